@@ -1,0 +1,30 @@
+// The module fastlm._cpu. Python passes addresses and sizes; the interpreter lock is released while threads work.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "launch.h"
+
+namespace py = pybind11;
+using namespace fastlm;
+using unlocked = py::call_guard<py::gil_scoped_release>;
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "fastlm's C++ kernels; see csrc/cpu/launch.h for what each takes. Called through fastlm.ops, which checks tensors.";
+    m.def("available", [] {
+        std::vector<std::string> names;
+        for (const Kernels* set : available()) names.push_back(set->name);
+        return names;
+    }, "Names of the instruction sets this processor has, best first.");
+    m.def("active", [] { return std::string(active().name); }, "Name of the instruction set in use.");
+    m.def("use", &use, "Use the instruction set of this name; raises ValueError if the processor lacks it.");
+    m.attr("openmp") =
+#if defined(_OPENMP)
+        true;
+#else
+        false;
+#endif
+    m.def("adamw", &launch_adamw, unlocked());
+    m.def("grad_stats", &launch_grad_stats, unlocked());
+    m.def("unscale", &launch_unscale, unlocked());
+    m.def("rotate", &launch_rotate, unlocked());
+}

@@ -1,0 +1,38 @@
+/*
+Launchers: they check what came from Python, cut lists of tensors into chunks, and share the chunks among threads.
+Results do not depend on the number of threads: every chunk is computed whole by one thread, and partial sums are added in chunk order.
+*/
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastlm {
+
+std::vector<const Kernels*> available();  // the sets this processor has, best first
+const Kernels& active();
+void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
+
+using Address = uintptr_t;                                // 0 for "not given"
+using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of dense tensors
+using Sizes = std::vector<int64_t>;                       // elements of each tensor
+
+// steps: addresses of fp32 scalars, advanced by one. coefficient, found_inf: fp32 scalars; found_inf ≠ 0 leaves every bit as it is.
+void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Tensors& v, const std::vector<Address>& steps, const Sizes& sizes,
+                  Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
+                  bool bias_correction, int threads);
+
+// stats: three fp32: [norm of g/scale, the factor that unscales and clips, found_inf]. scale: fp32 scalar or 0. max_norm ≤ 0: no clipping.
+void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads);
+
+// g ← g · factor; found_inf is set to 1 if an element was not finite, else left as it is.
+void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int threads);
+
+// x, out [B, H, L, D]: strides in elements, the last one 1. cos, sin [B or 1, L, R/2] dense; angle_stride: elements between rows of a batch, 0 to share.
+void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& x_strides,
+                   const std::vector<int64_t>& out_strides, Address cos, Address sin, int64_t angle_stride, int R, bool interleaved, int threads);
+
+}  // namespace fastlm

@@ -1,0 +1,218 @@
+"""Who computes: every operation of fastlm is one `Op`, and this file is the only place that chooses a backend.
+
+An Op starts as its definition: a plain PyTorch function that is at once the documentation, the reference in tests, the
+shape function under fake tensors, and the last resort on any device. Faster backends are registered beneath it, fastest
+first, and an Op becomes a `torch.library` custom operator, so `torch.compile`, `opcheck` and autograd know it:
+
+    @op
+    def scale(x: Tensor, by: float) -> Tensor:
+        return x * by
+
+    @scale.backend("cpp", devices=("cpu",), missing=native.missing, refuses=lambda x, by: ...)
+    def _(x, by): ...
+
+    @scale.gradient(save=...)
+    def _(ctx, grad): ...
+
+A call takes the first backend that serves the tensors' device, is present, and does not refuse the arguments. When a
+backend that is present refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what
+cannot be done that way raises `BackendError` with the reason. Nothing falls back in silence.
+"""
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+REFERENCE = "reference"
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot serve the call; the message says why and what would."""
+
+
+class SlowPathWarning(UserWarning):
+    """A fast backend is present but refused the arguments, and a slower one computed the result."""
+
+
+def _present(device: torch.device) -> str | None:
+    return None
+
+
+def _refuses_nothing(*args) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute an Op.
+
+    devices: device types on which it is chosen unasked. missing(device): why it cannot run there at all, or None.
+    refuses(*args): why it cannot compute these arguments, or None. differentiable: it is made of PyTorch operators that
+    carry their own gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
+    """
+
+    name: str
+    run: Callable
+    devices: tuple[str, ...]
+    missing: Callable[[torch.device], str | None] = _present
+    refuses: Callable[..., str | None] = _refuses_nothing
+    differentiable: bool = False
+
+
+OPS: dict[str, "Op"] = {}
+_forced: dict[str, str] = {}  # op name, or "" for every op → backend name
+
+
+@contextmanager
+def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
+    """Force a backend inside the `with` block: `use_backend("reference")` for every op, `use_backend(attention="triton")`
+    for one. The innermost choice wins; an op's own choice goes before the choice for every op.
+
+    Raises BackendError at once if no op has the backend; a call that the forced backend cannot serve raises it there.
+    The environment variable FASTLM_BACKEND sets the outermost choice for every op.
+    """
+    global _forced
+    wanted = ({"": name} if name is not None else {}) | ops
+    for op_name, backend_name in wanted.items():
+        _check_known(op_name, backend_name)
+    before = _forced
+    # A choice for every op made inside must not be outvoted by an op's own choice made outside.
+    _forced = wanted if name is not None else before | wanted
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _check_known(op_name: str, backend_name: str) -> None:
+    if op_name and op_name not in OPS:
+        raise BackendError(f"no op is named {op_name!r}; the ops are {', '.join(sorted(OPS))}")
+    known = OPS[op_name].names() if op_name else sorted({n for o in OPS.values() for n in o.names()})
+    if backend_name not in known:
+        raise BackendError(f"{op_name or 'no op'} has {'no ' if op_name else 'a '}backend {backend_name!r}; choose from {', '.join(known)}")
+
+
+def forced_backend(op_name: str) -> str | None:
+    """The backend name that `use_backend` or FASTLM_BACKEND asks for, or None for a free choice."""
+    return _forced.get(op_name) or _forced.get("") or os.environ.get("FASTLM_BACKEND")
+
+
+class Op:
+    """An operation with one definition, ranked backends, and one gradient. Made by the decorator `op`."""
+
+    def __init__(self, definition: Callable, mutates: tuple[str, ...] = ()):
+        self.name = definition.__name__
+        self.definition = definition
+        self.backends: list[Backend] = []
+        self.signature = inspect.signature(definition)
+        self.__doc__ = definition.__doc__
+        self._told: set[str] = set()
+        schema = torch.library.infer_schema(definition, mutates_args=mutates)
+        self.torch_op = torch.library.custom_op(f"fastlm::{self.name}", self._run, mutates_args=mutates, schema=schema)
+        self.torch_op.register_fake(definition)
+        OPS[self.name] = self
+
+    def backend(self, name: str, *, devices: tuple[str, ...], **traits) -> Callable:
+        """Register the decorated function, which takes the definition's arguments, as the next-ranked backend."""
+
+        def register(run: Callable) -> Callable:
+            self.backends.append(Backend(name, run, devices, **traits))
+            return run
+
+        return register
+
+    def gradient(self, save: Callable) -> Callable:
+        """Register the decorated `backward(ctx, *grads)`; `save(ctx, inputs, output)` keeps what it needs."""
+
+        def register(backward: Callable) -> Callable:
+            self.torch_op.register_autograd(backward, setup_context=save)
+            return backward
+
+        return register
+
+    def names(self) -> list[str]:
+        """Backend names, fastest first; the definition is always the last."""
+        return [b.name for b in self.backends] + [REFERENCE]
+
+    def __call__(self, *args):
+        for backend in self.backends:
+            if backend.differentiable and self.choose(*args) is backend:
+                return backend.run(*args)
+        return self.torch_op(*args)
+
+    def _run(self, *args):
+        run = self.choose(*args).run
+        device = device_of(args)
+        if torch.is_autocast_enabled(device.type):  # the arguments' dtypes were settled by the caller
+            with torch.autocast(device.type, enabled=False):
+                return run(*args)
+        return run(*args)
+
+    def choose(self, *args) -> Backend:
+        """The backend that will compute this call. Raises BackendError if a forced one cannot."""
+        device = device_of(args)
+        forced = forced_backend(self.name)
+        if forced is not None:
+            return self._forced_choice(forced, device, args)
+        for backend in self.backends:
+            if device.type not in backend.devices or backend.missing(device):
+                continue
+            reason = backend.refuses(*args)
+            if reason is None:
+                return backend
+            self._tell(backend, reason)
+        return self._reference
+
+    @property
+    def _reference(self) -> Backend:
+        return Backend(REFERENCE, self.definition, devices=())
+
+    def _forced_choice(self, name: str, device: torch.device, args: tuple) -> Backend:
+        if name == REFERENCE:
+            return self._reference
+        candidates = [b for b in self.backends if b.name == name]
+        if not candidates:
+            raise BackendError(f"{self.name} has no backend {name!r}; it has {', '.join(self.names())}")
+        reason = candidates[0].missing(device) or candidates[0].refuses(*args)
+        if reason:
+            raise BackendError(f"{self.name}: backend {name!r} cannot serve this call: {reason}")
+        return candidates[0]
+
+    def _tell(self, backend: Backend, reason: str) -> None:
+        if backend.differentiable or reason in self._told:  # a hand-over to PyTorch is a convenience, not a promise
+            return
+        self._told.add(reason)
+        warnings.warn(f"fastlm.{self.name}: backend {backend.name!r} refused: {reason}", SlowPathWarning, stacklevel=2)
+
+    def explain(self, device: torch.device) -> list[tuple[str, str | None]]:
+        """(backend name, why it is unavailable on `device` or None), fastest first. What `fastlm info` prints."""
+        rows = []
+        for b in self.backends:
+            reason = b.missing(device)
+            if reason is None and device.type not in b.devices:
+                reason = f"not chosen unasked on {device.type}"
+            rows.append((b.name, reason))
+        return [*rows, (REFERENCE, None)]
+
+
+def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = ()):
+    """Turn a plain PyTorch function with annotated arguments into an Op. `mutates` names arguments written in place."""
+    if definition is None:
+        return lambda d: Op(d, mutates)
+    return Op(definition, mutates)
+
+
+def device_of(args: tuple) -> torch.device:
+    """The device of the first tensor among the arguments, looking into lists."""
+    for a in args:
+        if isinstance(a, Tensor):
+            return a.device
+        if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor):
+            return a[0].device
+    return torch.device("cpu")

@@ -1,0 +1,222 @@
+"""Every positional scheme is one small class here, and nothing else in fastlm knows their names.
+
+A scheme says where it acts by the method it overrides:
+
+    embed(positions)     [L] → [L, dim]       added to the token embeddings (learned, sinusoidal)
+    angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64
+    bias(distance)       [n] → [H, n]         added to scores as a function of d = key - query position (ALiBi, T5, KERPLE)
+
+`bias` is a few lines of PyTorch: the kernels take its values as a table with one entry per distance and return the
+table's gradient, and autograd carries that on to whatever parameters made it. To add a scheme, subclass `Position` with a
+name, here or in your own code:
+
+    class Mine(Position, name="mine"):
+        def __init__(self, heads): ...
+        def bias(self, distance): ...
+
+The constructor's argument names say which facts of a model it wants, out of FACTS. Models, the command line, tests and
+benchmarks find it in SCHEMES.
+"""
+
+import inspect
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+SCHEMES: dict[str, type["Position"]] = {}
+FACTS = ("dim", "heads", "head_dim", "context", "causal")
+
+
+class Terms(NamedTuple):
+    """What a scheme contributes to attention calls of one size; make once, use in every layer.
+
+    rotate_q, rotate_k: (cos, sin) each [L, R/2] fp32, for `fastlm.rotate`; None for no rotation. layout: see there.
+    table: [H, Lq + Lk - 1] fp32 over distances, None for no bias.
+    """
+
+    rotate_q: tuple[Tensor, Tensor] | None = None
+    rotate_k: tuple[Tensor, Tensor] | None = None
+    layout: str = "half"
+    table: Tensor | None = None
+
+
+class Position(nn.Module):
+    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`."""
+
+    name: ClassVar[str]
+    layout: str = "half"
+
+    def __init_subclass__(cls, name: str, **kwargs):
+        super().__init_subclass__(**kwargs)
+        unknown = set(inspect.signature(cls).parameters) - set(FACTS) - _optional(cls)
+        if unknown:
+            raise TypeError(f"{cls.__name__} asks for {sorted(unknown)} without a default; a model knows {', '.join(FACTS)}")
+        cls.name = name
+        SCHEMES[name] = cls
+
+    def embed(self, positions: Tensor) -> Tensor | None:
+        """positions [L] → [L, dim] to add to token embeddings, or None."""
+        return None
+
+    def angles(self, positions: Tensor) -> Tensor | None:
+        """positions [L] fp64 → angles [L, R/2] fp64 in radians, or None."""
+        return None
+
+    def bias(self, distance: Tensor) -> Tensor | None:
+        """distance [n] int64, key position minus query position → [H, n] fp32, or None."""
+        return None
+
+    def terms(self, Lq: int, Lk: int, offset: int | None = None, device: torch.device | None = None) -> Terms:
+        """The rotation and the distance table for queries at positions offset … offset + Lq - 1 and keys at 0 … Lk - 1.
+
+        offset: Lk - Lq unless given, so that the last query stands at the last key.
+        """
+        offset = Lk - Lq if offset is None else offset
+        keys = torch.arange(Lk, device=device)
+        queries = torch.arange(offset, offset + Lq, device=device)
+        rotate_k = self._rotation(keys)
+        rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries)
+        table = self.bias(torch.arange(-(Lq - 1) - offset, Lk - offset, device=device))
+        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float())
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        angles = self.angles(positions.double())
+        return None if angles is None else (angles.cos().float(), angles.sin().float())
+
+
+def _optional(cls: type) -> set[str]:
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {n for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty or p.kind in free}
+
+
+def make(name: str, **facts) -> Position:
+    """Build the scheme called `name` for a model with these FACTS. Raises ValueError for a name nobody registered."""
+    if name not in SCHEMES:
+        raise ValueError(f"position {name!r} is unknown; choose from {', '.join(sorted(SCHEMES))}")
+    wanted = inspect.signature(SCHEMES[name]).parameters
+    return SCHEMES[name](**{fact: value for fact, value in facts.items() if fact in wanted})
+
+
+class NoPosition(Position, name="none"):
+    """No position information besides the causal mask (NoPE; Kazemnejad et al. 2023)."""
+
+
+class Learned(Position, name="learned"):
+    """A learned vector for each absolute position (GPT-2, BERT). Positions past `context` raise IndexError."""
+
+    def __init__(self, context: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(context, dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def embed(self, positions: Tensor) -> Tensor:
+        rows = self.weight.shape[0]
+        if positions.numel() > rows:  # shapes only: reading a value would wait for the device
+            raise IndexError(f"{positions.numel()} positions, but the model learned {rows}; use a scheme that extrapolates, such as alibi")
+        return self.weight[positions]
+
+
+class Sinusoidal(Position, name="sinusoidal"):
+    """Fixed sines and cosines, interleaved: PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i+1) = cos (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sinusoidal positions pair channels, so dim must be even; got {dim}")
+        self.dim = dim
+
+    def embed(self, positions: Tensor) -> Tensor:
+        angles = positions.double()[:, None] * _frequencies(self.dim, 10000.0, positions.device)
+        return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).float()
+
+
+class RoPE(Position, name="rope"):
+    """Rotary embedding (Su et al. 2021): q and k turn by position · base^(-2i/R), so scores see only differences.
+
+    layout: "half" (NeoX, Llama) or "interleaved" (the paper, GPT-J). fraction: the share of channels that turn (partial
+    rotary). Raises ValueError when the turning channels do not pair up.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0):
+        super().__init__()
+        self.rotated, self.base, self.layout = int(head_dim * fraction), base, layout
+        if self.rotated % 2 or self.rotated == 0:
+            raise ValueError(f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive")
+
+    def angles(self, positions: Tensor) -> Tensor:
+        return positions[:, None] * _frequencies(self.rotated, self.base, positions.device)
+
+
+class ALiBi(Position, name="alibi"):
+    """Attention with linear biases (Press et al. 2022): -slope · |distance|, not scaled by 1/√D.
+
+    Slopes are 2^(-8h/n) for n a power of two, filled up from the next power otherwise; learned=True trains them.
+    """
+
+    def __init__(self, heads: int, learned: bool = False):
+        super().__init__()
+        if learned:
+            self.slopes = nn.Parameter(alibi_slopes(heads))
+        else:
+            self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+
+    def bias(self, distance: Tensor) -> Tensor:
+        return -self.slopes[:, None] * distance.abs()
+
+
+class T5Bias(Position, name="t5"):
+    """A learned bias per head and bucket of distance (Raffel et al. 2020): exact near by, logarithmic to max_distance.
+
+    weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query; otherwise half
+    of them serve keys after it.
+    """
+
+    def __init__(self, heads: int, causal: bool = True, buckets: int = 32, max_distance: int = 128):
+        super().__init__()
+        self.causal, self.max_distance = causal, max_distance
+        self.weight = nn.Parameter(torch.empty(buckets, heads))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def bias(self, distance: Tensor) -> Tensor:
+        return self.weight[t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)].T
+
+
+class Kerple(Position, name="kerple"):
+    """Kernelised relative bias, logarithmic form (Chi et al. 2022, eq. 5): -r₁ · log(1 + r₂ · |distance|), r₁, r₂ > 0 learned."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.r1 = nn.Parameter(2 * torch.rand(heads))
+        self.r2 = nn.Parameter(torch.rand(heads))
+
+    def bias(self, distance: Tensor) -> Tensor:
+        r1, r2 = (r.clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
+        return -r1 * torch.log1p(r2 * distance.abs())
+
+
+def _frequencies(channels: int, base: float, device) -> Tensor:
+    """base^(-2i/channels) for i = 0 … channels/2 - 1, [channels/2] fp64."""
+    return base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """[heads] fp32. For n = 2^k heads: 2^(-8h/n), h = 1 … n; else those of the power below, then every second of the next."""
+    power = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
+    slopes += [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)][: heads - power]
+    return torch.tensor(slopes)
+
+
+def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
+    """distance [n] int64, key minus query → bucket [n] int64. The logarithm is fp32: its rounding sets the bin edges."""
+    if causal:
+        first, n = torch.zeros_like(distance), (-distance).clamp(min=0)
+    else:
+        buckets //= 2
+        first, n = (distance > 0) * buckets, distance.abs()
+    exact = buckets // 2
+    log_ratio = torch.log(n.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (log_ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return first + torch.where(n < exact, n, far)

@@ -1,0 +1,149 @@
+"""Flash attention with a distance table: one pass over the keys with a running softmax (Dao et al. 2022; Milakov & Gimelshein 2018).
+
+A program owns BLOCK_M queries of one head and walks the tiles of keys that the band and the key lengths leave visible,
+first the full tiles, without any mask arithmetic, then the edges. Inside, scores are in units of 1/scale: the table
+enters as the accumulator's first value, table/scale, which costs the softmax nothing, and exp(scale · x) is one
+exp2(x · scale · log₂e). Shapes and meanings: fastlm/ops/attention.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band
+
+NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device
+
+
+@triton.jit
+def key_count(p_lengths, b, Lk):
+    """How many of Lk keys row b of the batch has."""
+    return Lk if p_lengths is None else tl.minimum(tl.load(p_lengths + b).to(tl.int32), Lk)
+
+
+@triton.jit
+def scores(a, b, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE: tl.constexpr):
+    """a @ b + table/scale, -inf where invisible. o_i, o_j: places of queries and keys in the tile, one a row, one a column,
+    so that the same lines serve queries × keys and keys × queries. EDGE: the tile may hold what is not visible.
+    """
+    o_d = o_j - o_i
+    visible = None
+    if EDGE:
+        d = o_d + (j0 - i0 - offset)
+        visible = (d >= -left) & (d <= right) & (o_j < n_keys - j0) & (o_i < Lq - i0)
+    bias = None
+    if p_table is not None:
+        p_bias = p_table + (j0 - i0 + Lq - 1) + o_d
+        if EDGE:
+            p_bias = tl.where(visible, p_bias, p_table)
+        bias = look_up(p_bias) * (1.0 / scale)
+    x = dot(a, b, bias)
+    if EDGE:
+        x = tl.where(visible, x, float("-inf"))
+    return x
+
+
+@triton.jit
+def forward_tile(
+    q, acc, m, l, p_k, p_v, p_table, tile, i0, Lq, n_keys, left, right, offset, scale, stride_k, stride_v,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys into the running softmax: acc [M, D] = Σ p v, l [M] = Σ p, both relative to the maximum m [M]."""
+    j0 = tile * BLOCK_N
+    o_i, o_j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    k = load_rows(p_k, j0, n_keys, stride_k, D, BLOCK_N, BLOCK_D, EDGE)
+    x = scores(q, k.T, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE)
+    m_new = tl.maximum(m, tl.max(x, 1))
+    p = tl.exp2(x * (scale * LOG2E) - (m_new * (scale * LOG2E))[:, None])
+    rescale = tl.exp2((m - m_new) * (scale * LOG2E))
+    v = load_rows(p_v, j0, n_keys, stride_v, D, BLOCK_N, BLOCK_D, EDGE)
+    acc = dot(p.to(v.dtype), v, acc * rescale[:, None])
+    return acc, m_new, l * rescale + tl.sum(p, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernel
+
+
+@triton.jit(do_not_specialize=["Lq", "Lk", "left", "right", "offset"])
+def forward_kernel(
+    p_q, p_k, p_v, p_table, p_lengths, p_out, p_lse, q_strides, k_strides, v_strides, H, group, Lq, Lk, left, right, offset, scale,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    n_tiles = tl.cdiv(Lq, BLOCK_M)
+    i_bh = tl.program_id(0) // n_tiles
+    i0 = (n_tiles - 1 - tl.program_id(0) % n_tiles) * BLOCK_M  # under a causal mask the last queries have most to do
+    b, h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    p_q += b * q_strides[0] + h * q_strides[1]
+    p_k += b * k_strides[0] + h // group * k_strides[1]
+    p_v += b * v_strides[0] + h // group * v_strides[1]
+    if p_table is not None:
+        p_table += h * (Lq + Lk - 1)
+    n_keys = key_count(p_lengths, b, Lk)
+
+    q = load_rows(p_q, i0, Lq, q_strides[2], D, BLOCK_M, BLOCK_D, True)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    m, l = tl.full([BLOCK_M], NOTHING, tl.float32), tl.zeros([BLOCK_M], tl.float32)
+
+    last = tl.minimum(i0 + BLOCK_M, Lq) - 1
+    begin, full_begin, full_end, end = tiles_in_band(i0 + offset, last + offset, left, right, n_keys, BLOCK_N)
+    if i0 + BLOCK_M > Lq:  # a tile that hangs over the end is all edge: the table has no entries there
+        full_end = full_begin
+    for tile in range(full_begin, full_end):
+        acc, m, l = forward_tile(
+            q, acc, m, l, p_k, p_v, p_table, tile, i0, Lq, n_keys, left, right, offset, scale, k_strides[2], v_strides[2],
+            D, BLOCK_M, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+    for t in range(end - begin - (full_end - full_begin)):
+        acc, m, l = forward_tile(
+            q, acc, m, l, p_k, p_v, p_table, edge_tile(t, begin, full_begin, full_end), i0, Lq, n_keys, left, right, offset, scale,
+            k_strides[2], v_strides[2], D, BLOCK_M, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
+
+    o_i = tl.arange(0, BLOCK_M)
+    out = acc * (1.0 / tl.where(l == 0, 1.0, l))[:, None]
+    store_rows(out, p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D)
+    lse = tl.where(l == 0, float("-inf"), m * scale + tl.log(l))
+    tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launcher
+
+
+class Tiles(NamedTuple):
+    BLOCK_M: int  # queries
+    BLOCK_N: int  # keys
+    num_warps: int
+    num_stages: int  # depth of the pipeline that loads keys and values
+
+
+def block_d(D: int) -> int:
+    """The power of two that holds D channels; 16 is the least a tensor core takes."""
+    return max(16, triton.next_power_of_2(D))
+
+
+def forward_tiles(D: int, dtype: torch.dtype, architecture: int) -> Tiles:
+    """Tiles of the forward kernel."""
+    if dtype == torch.float32:
+        return Tiles(64, 32, 4, 2)
+    return Tiles(128, 64, 8, 3 if D <= 64 else 2)
+
+
+def forward(q, k, v, table, key_lengths, left, right, scale, offset) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel. Arguments and results: the op `attention`."""
+    (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
+    q, k, v = rows(q), rows(k), rows(v)
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(B, H, Lq, device=q.device)
+    tiles = forward_tiles(D, q.dtype, architecture())
+    with torch.cuda.device_of(q):
+        forward_kernel[(triton.cdiv(Lq, tiles.BLOCK_M) * H * B,)](
+            q, k, v, table, key_lengths, out, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3],
+            H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **tiles._asdict(),
+        )  # fmt: skip
+    return out, lse

@@ -1,0 +1,91 @@
+"""What the kernels share: a tile of rows, a matrix product, a look-up by distance, and which tiles a band makes visible.
+
+A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero and
+never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `rows` sees to it that they fit.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+LOG2E = tl.constexpr(1.4426950408889634)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device
+
+
+@triton.jit
+def load_rows(p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
+    """Rows row … row + BLOCK - 1 of the matrix [n_rows, D] at p. EDGE: some of them may lie past its end."""
+    o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    p_tile = p + tl.cast(row, tl.int64) * stride + (o_row[:, None] * stride + o_d[None, :])
+    if EDGE:
+        return tl.load(p_tile, mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :], other=0.0)
+    if D < BLOCK_D:
+        return tl.load(p_tile, mask=(o_d < D)[None, :], other=0.0)
+    return tl.load(p_tile)
+
+
+@triton.jit
+def store_rows(x, p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of load_rows, rounding x [BLOCK, BLOCK_D] to p's dtype."""
+    o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    p_tile = p + tl.cast(row, tl.int64) * stride + (o_row[:, None] * stride + o_d[None, :])
+    tl.store(p_tile, x.to(p.dtype.element_ty), mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :])
+
+
+@triton.jit
+def dot(a, b, acc=None):
+    """acc + a [M, K] @ b [K, N] in fp32: tensor cores for 16-bit inputs, true fp32 (never TF32) for fp32."""
+    if INTERPRETED:  # Triton's interpreter multiplies the bit patterns of bf16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def look_up(p):
+    """fp32 values at the pointers p [M, N], through the read-only cache.
+
+    A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through assembly
+    the compiler does not see a load, but does see that pointers which are equal for elements of one thread need one.
+    """
+    if INTERPRETED:
+        return tl.load(p)
+    return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def tiles_in_band(first, last, below, above, n, BLOCK: tl.constexpr):
+    """Which tiles of BLOCK positions out of n the positions first … last see, when x sees x - below … x + above.
+
+    Returns (begin, full_begin, full_end, end), counted in tiles: all of [begin, end) is seen by some, all of
+    [full_begin, full_end) by every one of them. begin ≤ full_begin ≤ full_end ≤ end.
+    """
+    begin = tl.maximum(first - below, 0) // BLOCK
+    end = tl.maximum(tl.cdiv(tl.maximum(tl.minimum(last + above + 1, n), 0), BLOCK), begin)
+    full_begin = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(last - below, 0), BLOCK), begin), end)
+    full_end = tl.maximum(tl.minimum(tl.maximum(tl.minimum(first + above + 1, n), 0) // BLOCK, end), full_begin)
+    return begin, full_begin, full_end, end
+
+
+@triton.jit
+def edge_tile(t, begin, full_begin, full_end):
+    """The t-th of the tiles seen by some but not by all: first those before full_begin, then those from full_end on."""
+    return begin + t + tl.where(begin + t < full_begin, 0, full_end - full_begin)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Host
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, D] itself if a kernel can read it in place: channels adjacent, a tile's rows within 32-bit reach."""
+    return x if x.stride(-1) == 1 and x.stride(-2) < 2**22 else x.contiguous()
+
+
+def architecture() -> int:
+    """The compute capability kernels will run on, such as 90; the interpreter takes the tiles of 90."""
+    return 90 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch

@@ -1,0 +1,183 @@
+"""Build fastlm's two extensions with ninja: _cpu from csrc/cpu for any C++17 compiler, _cuda from csrc/cuda where nvcc is found.
+
+A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition, and
+fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build serves
+every torch, and none is needed to build.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+WARNINGS = ["-Wall", "-Wextra"]
+OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+ISA_FLAGS = {"portable": []} | (
+    {
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+    }
+    if X86
+    else {}
+)
+PER_ISA = ("adamw", "unscale", "rotary", "table")  # the rest of csrc/cpu is compiled once
+CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
+
+
+class Missing(Exception):
+    """A tool or a step of the build failed: str(error) is the reason, `cure` what to do."""
+
+    def __init__(self, why: str, cure: str):
+        super().__init__(why)
+        self.cure = cure
+
+
+class NinjaBuild(build_ext):
+    """Build each extension by itself, write down how it went, and never fail the install."""
+
+    def run(self):
+        report = {}
+        for name, plan in (("cpu", plan_cpu), ("cuda", plan_cuda)):
+            target = Path(self.get_ext_fullpath(f"fastlm._{name}")).absolute()
+            try:
+                report[name] = {"built": True, **build(name, target, Path(self.build_temp).absolute(), plan)}
+            except Missing as error:
+                target.unlink(missing_ok=True)
+                report[name] = {"built": False, "why": str(error), "cure": error.cure}
+                print(f"fastlm: not building _{name}: {error}; cure: {error.cure}", file=sys.stderr)
+        folder = ROOT / "fastlm" if self.inplace else Path(self.build_lib) / "fastlm"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n")
+        self._built = [name for name, entry in report.items() if entry["built"]]
+
+    def get_outputs(self):
+        return [self.get_ext_fullpath(f"fastlm._{name}") for name in getattr(self, "_built", ())]
+
+    def get_output_mapping(self):
+        return {}
+
+
+def build(name: str, target: Path, temp: Path, plan) -> dict:
+    """Write temp/build.ninja for the plan, run ninja, return what `fastlm info` should know. Raises Missing."""
+    temp = temp / name
+    temp.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lines, facts = plan(target)
+    (temp / "build.ninja").write_text("\n".join(lines) + "\n")
+    done = subprocess.run([ninja(), "-C", str(temp)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        raise Missing(f"compiling failed: {last_error(done.stdout)}", "read the compiler's output with `pip install -v .`")
+    return facts
+
+
+def plan_cpu(target: Path) -> tuple[list[str], dict]:
+    compiler, version = cxx()
+    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g"] if os.environ.get("FASTLM_SANITIZE") else []
+    openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"]) else []
+    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *(["-DFASTLM_X86"] if X86 else [])]
+    lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
+    objects = []
+    for source in sorted(CPU.glob("*.cpp")):
+        sets = ISA_FLAGS if source.stem in PER_ISA else {"": []}
+        for isa, flags in sets.items():
+            objects.append(f"{source.stem}{'.' * bool(isa)}{isa}.o")
+            extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
+            lines += [f"build {objects[-1]}: cxx {escape(source)}", f"  flags = {shlex.join(extra)}"]
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    lines += rule("link", [*compiler, "-shared", *openmp, *sanitize, *undefined, "$in", "-o", "$out"])
+    lines += [f"build {escape(target)}: link {' '.join(objects)}"]
+    return lines, {"compiler": version, "openmp": bool(openmp), "isas": list(ISA_FLAGS)}
+
+
+def plan_cuda(target: Path) -> tuple[list[str], dict]:
+    sources = sorted(CUDA.glob("*.cu")) + sorted(CUDA.glob("*.cpp"))
+    compiler, version = nvcc()
+    host, _ = cxx()
+    gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
+    gencode += [f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}"]
+    flags = ["-std=c++17", "-O3", "-ccbin", host[0], "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart=static", "-Xptxas=-v", *gencode, *includes()]
+    lines = rule("nvcc", [compiler, "-MD", "-MF", "$out.d", *flags, "-c", "$in", "-o", "$out"], depfile=True)
+    lines += [f"build {s.stem}.o: nvcc {escape(s)}" for s in sources]
+    lines += rule("link", [compiler, "-shared", "-ccbin", host[0], "-cudart=static", "$in", "-o", "$out"])
+    lines += [f"build {escape(target)}: link {' '.join(f'{s.stem}.o' for s in sources)}"]
+    return lines, {"compiler": version, "targets": [f"sm_{t}" for t in CUDA_TARGETS]}
+
+
+def rule(name: str, command: list[str], depfile: bool = False) -> list[str]:
+    words = " ".join(w if w.startswith("$") else shlex.quote(w) for w in command)
+    return [f"rule {name}", f"  command = {words}", *(["  depfile = $out.d", "  deps = gcc"] if depfile else [])]
+
+
+def escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def includes() -> list[str]:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise Missing("pybind11 is not installed", "pip install pybind11 ninja, then build again") from error
+    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+
+
+def ninja() -> str:
+    try:
+        import ninja as package
+
+        return str(Path(package.BIN_DIR) / "ninja")
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise Missing("ninja is not installed", "pip install ninja, then build again") from None
+        return found
+
+
+def cxx() -> tuple[list[str], str]:
+    """The C++ compiler as a command, from CXX or the usual names, and its version. Raises Missing if none works."""
+    asked = os.environ.get("CXX")
+    candidates = [shlex.split(asked)] if asked else [[name] for name in ("c++", "g++", "clang++")]
+    for command in candidates:
+        if shutil.which(command[0]) and compiles(command, ["-std=c++17"]):
+            return command, subprocess.run([*command, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
+    names = " or ".join(shlex.join(c) for c in candidates)
+    raise Missing(f"no C++17 compiler that works ({names})", "install one (Debian: apt install g++), or set CXX, then reinstall")
+
+
+def compiles(compiler: list[str], flags: list[str]) -> bool:
+    probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
+    return subprocess.run(probe, input="#include <vector>\nint main() {}\n", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
+
+
+def nvcc() -> tuple[str, str]:
+    """The CUDA compiler from CUDA_HOME or PATH, and its version. Raises Missing if there is none."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+    if found is None:
+        raise Missing("nvcc was not found", "install the CUDA toolkit 12.8 or newer, or set CUDA_HOME, then reinstall; without a GPU nothing is lost")
+    return found, subprocess.run([found, "--version"], stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+
+
+def last_error(output: str) -> str:
+    errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
+    return (errors or output.strip().splitlines() or ["no output"])[0]
+
+
+setup(
+    packages=["fastlm", "fastlm.ops", "fastlm.kernels"],
+    package_dir={"": "."},
+    package_data={"fastlm": ["py.typed"]},
+    ext_modules=[Extension("fastlm._cpu", []), Extension("fastlm._cuda", [])],
+    cmdclass={"build_ext": NinjaBuild},
+)
