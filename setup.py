@@ -107,7 +107,7 @@ def plan_cuda(target: Path) -> tuple[list[str], dict]:
     host, _ = cxx()
     gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
     gencode += [f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}"]
-    flags = ["-std=c++17", "-O3", "-ccbin", host[0], "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart=static", "-Xptxas=-v", *gencode, *includes()]
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-ccbin", host[0], "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart=static", "-Xptxas=-v", *gencode, *includes()]
     lines = rule("nvcc", [compiler, "-MD", "-MF", "$out.d", *flags, "-c", "$in", "-o", "$out"], depfile=True)
     lines += [f"build {s.stem}.o: nvcc {escape(s)}" for s in sources]
     lines += rule("link", [compiler, "-shared", "-ccbin", host[0], "-cudart=static", "$in", "-o", "$out"])

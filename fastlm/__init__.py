@@ -1,8 +1,29 @@
-"""fastlm: any positional scheme, and any optimizer language models are trained with, at the speed of the plain kernel."""
+"""fastlm: any positional scheme, and any optimizer language models are trained with, at the speed of the plain kernel.
 
-from fastlm import positions
-from fastlm.dispatch import BackendError, SlowPathWarning, use_backend
-from fastlm.functional import attention, rotate
+Names are imported when they are first used, so that the command line can say something before torch is there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastlm import amp, nn, optim, positions
+    from fastlm.dispatch import BackendError, SlowPathWarning, use_backend
+    from fastlm.functional import attention, rotate
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "SlowPathWarning", "attention", "positions", "rotate", "use_backend"]
+__all__ = ["BackendError", "SlowPathWarning", "amp", "attention", "nn", "optim", "positions", "rotate", "use_backend"]
+_HOMES = {"dispatch": ("BackendError", "SlowPathWarning", "use_backend"), "functional": ("attention", "rotate")}
+
+
+def __getattr__(name: str):
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"fastlm.{home}"), name)
+    if name in __all__:
+        return import_module(f"fastlm.{name}")
+    raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -45,7 +45,7 @@ def attention(
     Lq, Lk, D = query.shape[2], key.shape[2], query.shape[3]
     offset = Lk - Lq if offset is None else offset
     scale = D**-0.5 if scale is None else scale
-    terms = position.terms(Lq, Lk, offset, query.device) if isinstance(position, Position) else position or Terms()
+    terms = _terms(position, Lq, Lk, offset, query.device)
     _check_table(terms.table, query.shape[1], Lq, Lk)
     if terms.rotate_q is not None:
         query = rotate(query, *terms.rotate_q, layout=terms.layout)
@@ -70,6 +70,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tens
     if 2 * cos.shape[-1] > x.shape[-1]:
         raise ValueError(f"cos and sin turn {2 * cos.shape[-1]} channels, but x has {x.shape[-1]}")
     return rotate_op(x, cos, sin, layout)
+
+
+def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, device: torch.device) -> Terms:
+    if not isinstance(position, Position):
+        return position or Terms()
+    if position.embeds:
+        raise ValueError(f"position {position.name!r} adds to token embeddings, which attention does not see: add position.embed(...) there, and pass none here")
+    return position.terms(Lq, Lk, offset, device)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -68,6 +68,11 @@ class Position(nn.Module):
         """distance [n] int64, key position minus query position → [H, n] fp32, or None."""
         return None
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
+        return type(self).embed is not Position.embed
+
     def terms(self, Lq: int, Lk: int, offset: int | None = None, device: torch.device | None = None) -> Terms:
         """The rotation and the distance table for queries at positions offset … offset + Lq - 1 and keys at 0 … Lk - 1.
 

@@ -94,3 +94,31 @@ ROTATE = _all(
     d128=_rotate(D=128, L=65),
     one=_rotate(B=1, H=1, L=1, D=32),
 )
+
+
+def _adamw(shapes=((64, 33), (7,), ()), coefficient=0.5, found_inf=0.0, transpose=False, correct=True):
+    def make(dtype, device):
+        g = torch.Generator().manual_seed(1)
+        draw = lambda shape: torch.randn(shape, generator=g)
+        params = [draw(s).to(device, dtype) for s in shapes]
+        grads = [(draw(s[::-1]).T if transpose and len(s) == 2 else draw(s)).to(device, dtype) for s in shapes]
+        exp_avgs = [0.1 * draw(s).to(device) for s in shapes]
+        exp_avg_sqs = [0.01 * draw(s).square().to(device) for s in shapes]
+        steps = [torch.full((), 3.0 + i, device=device) for i in range(len(shapes))]
+        scalars = [None if x is None else torch.tensor(x, device=device) for x in (coefficient, found_inf)]
+        return params, grads, exp_avgs, exp_avg_sqs, steps, *scalars, 1e-3, 0.9, 0.95, 1e-8, 0.1, correct
+
+    return make
+
+
+ADAMW = _all(
+    "adamw",
+    mixed_shapes=_adamw(),
+    bare=_adamw(coefficient=None, found_inf=None),
+    skipped=_adamw(found_inf=1.0),
+    transposed_gradient=_adamw(transpose=True),
+    uncorrected=_adamw(correct=False),
+    empty_tensors=_adamw(shapes=((0,), (3, 0), (5,))),
+    long=_adamw(shapes=((600_001,),)),
+    many=_adamw(shapes=((3,),) * 300),
+)

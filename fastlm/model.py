@@ -1,0 +1,169 @@
+"""One Transformer. What makes it a GPT-2 or a Llama is data: a row of `fastlm.presets`.
+
+    tokens → embedding (+ position.embed) → [norm → attention → +, norm → mlp → +] × layers → norm → head
+
+The positional scheme belongs to the model, not to a layer: its rotation and its distance table are made once a forward
+pass and every layer uses them, so a T5 table's gradient is summed over layers by autograd.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlm import positions
+from fastlm.nn import MLPS, NORMS, Attention, Cache
+from fastlm.positions import Terms
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder. Raises ValueError at once for values that do not fit together."""
+
+    vocab_size: int = 1024
+    """Rows of the embedding; the tokenizer's size."""
+    context: int = 128
+    """Tokens a training row holds."""
+    dim: int = 128
+    """Width of the residual stream."""
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None
+    """Key/value heads; None for as many as heads, fewer for grouped-query attention."""
+    hidden: int | None = None
+    """Width of the feed-forward layer; None for 4·dim, or 8/3·dim rounded up to a multiple of 32 when gated."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_eps: float = 1e-5
+    mlp: Literal["gelu", "swiglu"] = "swiglu"
+    bias: bool = False
+    """Biases in the linear layers and LayerNorms."""
+    position: str = "rope"
+    """A scheme of fastlm.positions."""
+    tie_embeddings: bool = True
+    """Whether the head is the embedding's matrix."""
+    dropout: float = 0.0
+    """On the embeddings and on each residual branch."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context", "dim", "layers", "heads", "kv_heads", "hidden"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.dim % self.heads:
+            raise ValueError(f"heads must divide dim; got dim {self.dim}, heads {self.heads}")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads must divide heads; got heads {self.heads}, kv_heads {self.kv_heads}")
+        for name, known in (("norm", NORMS), ("mlp", MLPS), ("position", positions.SCHEMES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(sorted(known))}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+        self.make_position()
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        if self.hidden is not None:
+            return self.hidden
+        return 4 * self.dim if self.mlp == "gelu" else -(-8 * self.dim // 96) * 32
+
+    def make_position(self) -> positions.Position:
+        return positions.make(
+            self.position, dim=self.dim, heads=self.heads, head_dim=self.head_dim, context=self.context, causal=True
+        )
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config.dim, config.heads, config.kv_heads, bias=config.bias)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, position: Terms, cache: Cache | None) -> Tensor:
+        x = x + self._drop(self.attention(self.attention_norm(x), position=position, cache=cache))
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model: tokens [B, L] int64 → logits [B, L, vocab_size]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.position = config.make_position()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), and N(0, 0.02/√N) for the N = 2·layers matrices that write to the residual
+        stream (Radford et al. 2019); biases zero, norms one."""
+        for name, p in self.named_parameters():
+            if name.startswith("position.") or p.ndim < 2:
+                continue
+            nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if name.endswith(".out.weight") else 0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """caches: one per layer from `new_caches`; tokens then continue what they hold."""
+        seen = len(caches[0]) if caches else 0
+        total = seen + tokens.shape[1]
+        x = self.embedding(tokens)
+        embedded = self.position.embed(torch.arange(seen, total, device=tokens.device))
+        if embedded is not None:
+            x = x + embedded.to(x.dtype)
+        x = F.dropout(x, self.config.dropout, self.training)
+        terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
+        for i, block in enumerate(self.blocks):
+            x = block(x, terms, caches[i] if caches else None)
+        return self.head(self.norm(x))
+
+    def new_caches(self) -> list[Cache]:
+        return [Cache() for _ in self.blocks]
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, n: int, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """tokens [B, L] → [B, L + n], sampled from softmax(logits / temperature); temperature 0 takes the likeliest.
+
+        Past `context` tokens, the model reads on from the last half of them: no scheme is asked for distances it did not train.
+        """
+        caches = self.new_caches()
+        new = tokens
+        for _ in range(n):
+            if len(caches[0]) + new.shape[1] > self.config.context:  # start over on half a context: cheap, and within what was trained
+                caches, new = self.new_caches(), tokens[:, -max(1, self.config.context // 2) :]
+            logits = self(new, caches)[:, -1].float()
+            if temperature == 0:
+                new = logits.argmax(-1, keepdim=True)
+            else:
+                new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            tokens = torch.cat((tokens, new), 1)
+        return tokens
+
+    def parameter_count(self) -> int:
+        """Numbers trained, a tied matrix counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    options = {"bias": config.bias} if config.norm == "layernorm" else {}
+    return NORMS[config.norm](config.dim, eps=config.norm_eps, **options)

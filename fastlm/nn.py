@@ -1,0 +1,101 @@
+"""Modules: attention with any positional scheme, and the feed-forward layers and norms language models are made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlm.functional import attention
+from fastlm.positions import Position, Terms, make
+
+
+class Cache:
+    """Keys and values of the tokens one attention layer has seen, for decoding: [B, Hk, L, D], kept as projected.
+
+    Positions enter when attention runs, from where a key stands, so every scheme decodes alike.
+    """
+
+    def __init__(self):
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.key is None else self.key.shape[2]
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens' keys and values; return all of them."""
+        if self.key is not None:
+            key, value = torch.cat((self.key, key), 2), torch.cat((self.value, value), 2)
+        self.key, self.value = key, value
+        return key, value
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, grouped if kv_heads < heads: [B, L, dim] → [B, L, dim].
+
+    position: a scheme of `fastlm.positions`, its name, or None if each call passes one (a model that shares a scheme among
+    its layers). Raises ValueError when heads do not divide dim, or kv_heads heads.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        position: str | Position | None = None,
+        causal: bool = True,
+        bias: bool = False,
+    ):
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if dim % heads or heads % kv_heads:
+            raise ValueError(f"heads must divide dim and kv_heads must divide heads; got dim {dim}, heads {heads}, kv_heads {kv_heads}")
+        self.head_dim, self.causal = dim // heads, causal
+        self.heads, self.kv_heads = heads, kv_heads
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=bias)
+        if isinstance(position, str):
+            position = make(position, dim=dim, heads=heads, head_dim=self.head_dim, causal=causal)
+        self.position = position
+
+    def forward(
+        self, x: Tensor, *, position: Position | Terms | None = None, key_lengths: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """x [B, L, dim]. position: overrides the module's own. key_lengths [B]: see `fastlm.attention`. cache: L new tokens
+        attend to it and join it."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        position = self.position if position is None else position
+        o = attention(q, k, v, position=position, causal=self.causal, key_lengths=key_lengths)
+        return self.out(o.transpose(1, 2).flatten(2))
+
+
+class GELU(nn.Module):
+    """The feed-forward layer of GPT-2: out(gelu(in(x))), tanh approximation."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool):
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden, bias=bias)
+        self.out = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.inner(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer of Llama: out(silu(gate(x)) · up(x)); Shazeer 2020. gate and up are one matrix."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool):
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.out = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.inner(x).chunk(2, -1)
+        return self.out(F.silu(gate) * up)
+
+
+MLPS = {"gelu": GELU, "swiglu": SwiGLU}
+NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

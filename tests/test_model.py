@@ -1,0 +1,176 @@
+"""The Transformer: shapes, initialisation, every scheme in every preset, decoding with a cache, and Hugging Face's own models."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastlm
+from fastlm import interop
+from fastlm.model import ModelConfig, Transformer
+from fastlm.positions import SCHEMES
+from fastlm.presets import PRESETS, preset
+
+TINY = dict(vocab_size=97, dim=32, layers=2, heads=4, context=24)
+
+
+def tokens(B=2, L=24, seed=0):
+    return torch.randint(97, (B, L), generator=torch.Generator().manual_seed(seed))
+
+
+def make(name="llama", **changes):
+    torch.manual_seed(0)
+    return Transformer(preset(name, **TINY | changes)).eval()
+
+
+@pytest.mark.parametrize("position", sorted(SCHEMES))
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_runs_with_every_scheme(name, position):
+    model = make(name, position=position, kv_heads=2)
+    full = model(tokens())
+    assert full.shape == (2, 24, 97)
+    caches = model.new_caches()
+    pieces = [model(tokens()[:, a:b], caches) for a, b in ((0, 10), (10, 11), (11, 24))]
+    torch.testing.assert_close(torch.cat(pieces, 1), full, rtol=1e-4, atol=1e-5)
+    F.cross_entropy(full.flatten(0, 1), tokens(seed=1).flatten()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("position", sorted(SCHEMES))
+def test_the_future_is_invisible(position):
+    model = make(position=position)
+    changed = tokens()
+    changed[:, 15:] = tokens(seed=9)[:, 15:]
+    assert torch.equal(model(tokens())[:, :15], model(changed)[:, :15])
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_initial_loss_is_ln_v(name):
+    model = make(name, vocab_size=1024, dim=64)
+    x = torch.randint(1024, (8, 25), generator=torch.Generator().manual_seed(0))
+    loss = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+    assert abs(loss.item() / math.log(1024) - 1) < 0.02
+
+
+def test_initialisation_is_gpt2s():
+    model = make("gpt", dim=256, layers=8, vocab_size=1000)
+    assert abs(model.blocks[0].mlp.inner.weight.std() / 0.02 - 1) < 0.05
+    assert abs(model.blocks[0].mlp.out.weight.std() / (0.02 / 4) - 1) < 0.05
+    assert not model.blocks[0].attention.qkv.bias.any()
+
+
+def test_parameter_count_of_gpt2():
+    assert Transformer(preset("gpt", vocab_size=50257, dim=768, layers=12, heads=12, context=1024)).parameter_count() == 124_439_808
+
+
+def test_generate():
+    model = make()
+    greedy = model.generate(tokens(1, 5), 40, temperature=0.0)
+    assert greedy.shape == (1, 45) and torch.equal(greedy[:, :5], tokens(1, 5))
+    draw = lambda: model.generate(tokens(1, 5), 10, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(draw(), draw())
+    assert torch.equal(greedy[:, 5], model(tokens(1, 5))[:, -1].argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(heads=3), "heads must divide dim; got dim 128, heads 3"),
+        (dict(kv_heads=3), "kv_heads must divide heads"),
+        (dict(position="rope2"), "position 'rope2' is unknown; choose from alibi"),
+        (dict(layers=0), "layers is 0"),
+        (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(dim=12, heads=4), "head_dim 3"),
+        (dict(mlp="relu"), "mlp 'relu' is unknown; choose from gelu, swiglu"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**changes)
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="preset 'bret' is unknown; choose from gpt, llama"):
+        preset("bret")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hugging Face
+
+SHAPES = [
+    ("llama", {}, "llama"),
+    ("llama", dict(kv_heads=2, tie_embeddings=False), "llama"),
+    ("gpt", {}, "gpt2"),
+    ("gpt", dict(position="t5"), "fastlm"),
+]
+
+
+@pytest.mark.parametrize("name, changes, kind", SHAPES, ids=str)
+def test_saved_models_come_back(tmp_path, name, changes, kind):
+    model = make(name, **changes)
+    assert interop.save_pretrained(model, tmp_path) == kind
+    assert torch.equal(interop.load_pretrained(tmp_path)(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "fastlm"])
+@pytest.mark.parametrize("name, changes, kind", SHAPES[:3], ids=str)
+def test_transformers_opens_them_and_agrees(tmp_path, name, changes, kind, implementation):
+    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
+    interop.register()
+    model = make(name, **changes)
+    interop.save_pretrained(model, tmp_path)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=implementation, output_loading_info=True)
+    assert not any(report.values())
+    transformers.AutoModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(theirs(tokens()).logits, model(tokens()), rtol=1e-5, atol=1e-5)
+    padded = torch.ones(2, 24, dtype=torch.long)
+    padded[1, 15:] = 0
+    torch.testing.assert_close(theirs(tokens(), attention_mask=padded).logits[1, :15], model(tokens())[1, :15], rtol=1e-5, atol=1e-5)
+    generated = theirs.generate(tokens()[:, :6], max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert torch.equal(generated, model.generate(tokens()[:, :6], 5, temperature=0.0))
+
+
+def test_what_the_door_does_not_serve_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
+    interop.register()
+    interop.save_pretrained(make(), tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="fastlm")
+    left = torch.ones(2, 24, dtype=torch.long)
+    left[1, :3] = 0
+    with pytest.raises(ValueError, match="padding_side = 'right'"):
+        model(tokens(), attention_mask=left)
+    t5 = transformers.T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, attn_implementation="fastlm")
+    with pytest.raises(NotImplementedError, match="position_bias"):
+        transformers.T5EncoderModel(t5)(tokens())
+
+
+def test_a_bert_runs_through_the_door():
+    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
+    interop.register()
+    config = dict(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_position_embeddings=24)
+    outputs = []
+    for implementation in ("eager", "fastlm"):
+        torch.manual_seed(0)
+        model = transformers.BertModel(transformers.BertConfig(**config, attn_implementation=implementation)).eval()
+        mask = torch.ones(2, 24, dtype=torch.long)
+        mask[0, 9:] = 0
+        outputs.append(model(tokens(), attention_mask=mask).last_hidden_state[:, :9])
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_that_is_not_ours_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config.json"):
+        interop.load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="has no 'fastlm' entry"):
+        interop.load_pretrained(tmp_path)
+
+
+def test_the_attention_module_stands_alone():
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    for position in ("t5", "alibi", None, fastlm.positions.RoPE(8)):
+        block = fastlm.nn.Attention(32, 4, 2, position=position)
+        block(x, key_lengths=torch.tensor([9, 4])).sum().backward()
+    with pytest.raises(ValueError, match="heads must divide dim"):
+        fastlm.nn.Attention(30, 4)
