@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band
+from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
 
 NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
 
@@ -30,21 +30,16 @@ def key_count(p_lengths, b, Lk):
 @triton.jit
 def scores(a, b, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE: tl.constexpr):
     """a @ b + table/scale, -inf where invisible. o_i, o_j: places of queries and keys in the tile, one a row, one a column,
-    so that the same lines serve queries × keys and keys × queries. EDGE: the tile may hold what is not visible.
+    so that the same lines serve queries × keys and keys × queries. EDGE: not all of the tile may be visible, or exist; but
+    rows of queries that do not exist are left as they are, for nobody reads them.
     """
-    o_d = o_j - o_i
-    visible = None
-    if EDGE:
-        d = o_d + (j0 - i0 - offset)
-        visible = (d >= -left) & (d <= right) & (o_j < n_keys - j0) & (o_i < Lq - i0)
     bias = None
     if p_table is not None:
-        p_bias = p_table + (j0 - i0 + Lq - 1) + o_d
-        if EDGE:
-            p_bias = tl.where(visible, p_bias, p_table)
-        bias = look_up(p_bias) * (1.0 / scale)
+        bias = look_up(p_table + (j0 - i0 + Lq - 1) + (o_j - o_i)) * (1.0 / scale)
     x = dot(a, b, bias)
     if EDGE:
+        nearest = o_i + (i0 + offset - j0)  # where in the tile the query itself would stand
+        visible = (o_j >= nearest - left) & (o_j <= tl.minimum(nearest + right, n_keys - 1 - j0))
         x = tl.where(visible, x, float("-inf"))
     return x
 
@@ -73,7 +68,7 @@ def forward_tile(
 
 @triton.jit(do_not_specialize=["Lq", "Lk", "left", "right", "offset"])
 def forward_kernel(
-    p_q, p_k, p_v, p_table, p_lengths, p_out, p_lse, q_strides, k_strides, v_strides, H, group, Lq, Lk, left, right, offset, scale,
+    p_q, p_k, p_v, p_table, p_lengths, p_out, p_lse, q_strides, k_strides, v_strides, table_stride, H, group, Lq, Lk, left, right, offset, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     n_tiles = tl.cdiv(Lq, BLOCK_M)
@@ -84,7 +79,7 @@ def forward_kernel(
     p_k += b * k_strides[0] + h // group * k_strides[1]
     p_v += b * v_strides[0] + h // group * v_strides[1]
     if p_table is not None:
-        p_table += h * (Lq + Lk - 1)
+        p_table += h * table_stride
     n_keys = key_count(p_lengths, b, Lk)
 
     q = load_rows(p_q, i0, Lq, q_strides[2], D, BLOCK_M, BLOCK_D, True)
@@ -93,23 +88,21 @@ def forward_kernel(
 
     last = tl.minimum(i0 + BLOCK_M, Lq) - 1
     begin, full_begin, full_end, end = tiles_in_band(i0 + offset, last + offset, left, right, n_keys, BLOCK_N)
-    if i0 + BLOCK_M > Lq:  # a tile that hangs over the end is all edge: the table has no entries there
-        full_end = full_begin
-    for tile in range(full_begin, full_end):
+    for tile in tl.range(full_begin, full_end, disable_licm=True):
         acc, m, l = forward_tile(
             q, acc, m, l, p_k, p_v, p_table, tile, i0, Lq, n_keys, left, right, offset, scale, k_strides[2], v_strides[2],
             D, BLOCK_M, BLOCK_N, BLOCK_D, False,
         )  # fmt: skip
-    for t in range(end - begin - (full_end - full_begin)):
+    for t in tl.range(end - begin - (full_end - full_begin), disable_licm=True):
         acc, m, l = forward_tile(
             q, acc, m, l, p_k, p_v, p_table, edge_tile(t, begin, full_begin, full_end), i0, Lq, n_keys, left, right, offset, scale,
             k_strides[2], v_strides[2], D, BLOCK_M, BLOCK_N, BLOCK_D, True,
         )  # fmt: skip
 
     o_i = tl.arange(0, BLOCK_M)
-    out = acc * (1.0 / tl.where(l == 0, 1.0, l))[:, None]
-    store_rows(out, p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D)
-    lse = tl.where(l == 0, float("-inf"), m * scale + tl.log(l))
+    seen = tl.where(l == 0, 1.0, l)
+    store_rows(acc * (1.0 / seen)[:, None], p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D)
+    lse = tl.where(l == 0, float("-inf"), m * scale + tl.log(seen))
     tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,11 +132,12 @@ def forward(q, k, v, table, key_lengths, left, right, scale, offset) -> tuple[Te
     """Launch the forward kernel. Arguments and results: the op `attention`."""
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
     q, k, v = rows(q), rows(k), rows(v)
+    table, table_stride = with_margins(table, Lq, Lk)
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(B, H, Lq, device=q.device)
     tiles = forward_tiles(D, q.dtype, architecture())
     with torch.cuda.device_of(q):
         forward_kernel[(triton.cdiv(Lq, tiles.BLOCK_M) * H * B,)](
             q, k, v, table, key_lengths, out, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3],
-            H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **tiles._asdict(),
+            table_stride, H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **tiles._asdict(),
         )  # fmt: skip
     return out, lse

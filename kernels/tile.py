@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+LARGEST_TILE = 128  # rows
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -84,6 +85,19 @@ def edge_tile(t, begin, full_begin, full_end):
 def rows(x: torch.Tensor) -> torch.Tensor:
     """x [B, H, L, D] itself if a kernel can read it in place: channels adjacent, a tile's rows within 32-bit reach."""
     return x if x.stride(-1) == 1 and x.stride(-2) < 2**22 else x.contiguous()
+
+
+def with_margins(table: torch.Tensor | None, Lq: int, Lk: int) -> tuple[torch.Tensor | None, int]:
+    """(table [H, Lq + Lk - 1], stride of a row), such that tiles hanging over the end may read past both ends of a row.
+
+    What they find there is the score of no query or no key. Only where tiles do hang over does this make a copy.
+    """
+    if table is None:
+        return None, 0
+    if Lq % LARGEST_TILE == 0 and Lk % LARGEST_TILE == 0:
+        return table.contiguous(), table.shape[1]
+    table = torch.nn.functional.pad(table, (LARGEST_TILE, LARGEST_TILE))
+    return table[:, LARGEST_TILE:], table.stride(0)
 
 
 def architecture() -> int:

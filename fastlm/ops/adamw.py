@@ -68,4 +68,5 @@ def _(*args):
 
 @adamw.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
 def _(params, *args):
-    _launch(native.cuda(), params, *args, *native.cuda_stream(params[0].device))
+    workspace = torch.empty(native.cuda().adamw_workspace(len(params)), dtype=torch.uint8, device=params[0].device)
+    _launch(native.cuda(), params, *args, workspace.data_ptr(), *native.cuda_stream(params[0].device))

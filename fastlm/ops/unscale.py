@@ -65,7 +65,8 @@ def _(*args):
 
 @grad_stats.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
 def _(grads, *args):
-    return _grad_stats(native.cuda(), grads, *args, *native.cuda_stream(grads[0].device))
+    workspace = torch.empty(native.cuda().grad_stats_workspace([g.numel() for g in grads]), dtype=torch.uint8, device=grads[0].device)
+    return _grad_stats(native.cuda(), grads, *args, workspace.data_ptr(), *native.cuda_stream(grads[0].device))
 
 
 @unscale.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)

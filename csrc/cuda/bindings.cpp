@@ -1,0 +1,18 @@
+// The module fastlm._cuda. Python passes addresses, sizes, a device and a stream; the interpreter lock is released during launches.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "launch.h"
+
+namespace py = pybind11;
+using namespace fastlm;
+using unlocked = py::call_guard<py::gil_scoped_release>;
+
+PYBIND11_MODULE(_cuda, m) {
+    m.doc() = "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks tensors.";
+    m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for this number of tensors.");
+    m.def("grad_stats_workspace", &grad_stats_workspace, "Bytes of workspace for tensors of these sizes.");
+    m.def("adamw", &launch_adamw, unlocked());
+    m.def("grad_stats", &launch_grad_stats, unlocked());
+    m.def("unscale", &launch_unscale, unlocked());
+}

@@ -1,0 +1,25 @@
+/*
+Launchers of the CUDA kernels: they check what came from Python and put work on a stream of a device, and neither wait nor allocate, so
+that a CUDA graph can capture them. Arguments are those of csrc/cpu/launch.h; addresses are the device's; in place of the number
+of threads come a workspace where one is needed, the device's index and the stream's address. Errors throw
+std::invalid_argument for arguments, std::runtime_error with CUDA's own name for what CUDA refused.
+*/
+#pragma once
+
+#include "batch.h"
+
+namespace fastlm {
+
+// Bytes of workspace that a launcher asks for. What it holds before and after is nobody's concern.
+int64_t adamw_workspace(int64_t tensors);
+int64_t grad_stats_workspace(const Sizes& sizes);
+
+void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Tensors& v, const std::vector<Address>& steps, const Sizes& sizes,
+                  Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
+                  bool bias_correction, Address workspace, int device, Address stream);
+
+void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, Address workspace, int device, Address stream);
+
+void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int device, Address stream);
+
+}  // namespace fastlm

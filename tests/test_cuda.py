@@ -1,0 +1,273 @@
+"""The CUDA list ops on a GPU: against the definition and, bit for bit, against the C++ backend, which shares their rule.
+
+Sizes straddle what the kernels treat apart: vectors of 4, chunks of 16384, batches of hundreds of tensors.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fastlm import amp, native, optim
+from fastlm.dispatch import use_backend
+from fastlm.ops.adamw import adamw
+from fastlm.ops.unscale import grad_stats, unscale
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU, or a CPU build of torch")
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SIZES = [1, 0, 3, 4, 5, 1023, 16383, 16384, 16385, 100003, 0]
+MIXES = {  # dtypes of p, g, m, v
+    "fp32": (F32, F32, F32, F32),
+    "bf16": (BF16, BF16, BF16, BF16),
+    "fp16": (F16, F16, F16, F16),
+    "bf16-grads": (F32, BF16, F32, F32),
+    "fp32-moments": (BF16, BF16, F32, F32),
+    "fp16-scaled": (F16, F16, F32, F32),
+    "all-different": (BF16, F16, F32, BF16),
+}
+SCALARS = (1e-2, 0.9, 0.95, 1e-8, 0.1, True)  # lr, β₁, β₂, eps, weight decay, bias correction
+
+
+@pytest.fixture(autouse=True)
+def cuda_backend():
+    missing = native.cuda_missing(CUDA)
+    if missing:
+        pytest.fail(missing)
+    with use_backend("cuda"):
+        yield
+
+
+def tensors(sizes, dtype, seed=0, shift=0) -> list[torch.Tensor]:
+    """Normal numbers on the CPU. shift: elements past the start of their memory, to spoil alignment."""
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(n + shift, generator=g).to(dtype)[shift:] for n in sizes]
+
+
+def state(sizes=SIZES, mix="fp32", shift=0, step=3.0) -> list[list[torch.Tensor]]:
+    """[params, grads, exp_avgs, exp_avg_sqs, steps] on the CPU."""
+    lists = [tensors(sizes, dtype, seed, shift) for seed, dtype in enumerate(MIXES[mix])]
+    lists[3] = [v.abs() for v in lists[3]]
+    return [*lists, [torch.tensor(step + i % 3) for i in range(len(sizes))]]
+
+
+def to(lists, device) -> list[list[torch.Tensor]]:
+    """Copies that keep the offset into their memory."""
+    move = lambda t: torch.empty(t.numel() + t.storage_offset(), dtype=t.dtype, device=device)[t.storage_offset() :].copy_(t) if t.ndim else t.to(device, copy=True)
+    return [[move(t) for t in ts] for ts in lists]
+
+
+def same_bits(got, expected) -> bool:
+    as_int = {2: torch.int16, 4: torch.int32}
+    flat = lambda lists: [t.cpu().view(as_int[t.element_size()]) for ts in lists for t in ts]
+    return all(torch.equal(a, b) for a, b in zip(flat(got), flat(expected), strict=True))
+
+
+def scalar(x, device=CUDA) -> torch.Tensor:
+    return torch.tensor(x, dtype=torch.float32, device=device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# AdamW
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("mix", MIXES)
+def test_adamw_has_the_bits_of_the_cpp_backend(mix, shift):
+    cpu = state(mix=mix, shift=shift)
+    gpu = to(cpu, CUDA)
+    for coefficient in (None, 0.37):
+        adamw(*gpu, None if coefficient is None else scalar(coefficient), scalar(0.0), *SCALARS)
+        with use_backend("cpp"):
+            adamw(*cpu, None if coefficient is None else scalar(coefficient, CPU), scalar(0.0, CPU), *SCALARS)
+        assert same_bits(gpu, cpu)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_adamw_follows_the_definition(mix):
+    gpu = to(state(mix=mix), CUDA)
+    truth = to(gpu, CUDA)
+    adamw(*gpu, scalar(0.5), None, *SCALARS)
+    adamw.definition(*truth, scalar(0.5), None, *SCALARS)
+    for got, expected in zip(itertools.chain(*gpu), itertools.chain(*truth), strict=True):
+        ulp = torch.finfo(got.dtype).eps
+        torch.testing.assert_close(got, expected, rtol=8 * ulp, atol=8 * ulp)
+
+
+@pytest.mark.parametrize("tensor_count", [2000, 10000])
+def test_adamw_on_many_small_tensors(tensor_count):
+    cpu = state([i % 97 for i in range(tensor_count)])
+    gpu = to(cpu, CUDA)
+    adamw(*gpu, None, None, *SCALARS)
+    with use_backend("cpp"):
+        adamw(*cpu, None, None, *SCALARS)
+    assert same_bits(gpu, cpu)
+
+
+@pytest.mark.parametrize("flag", [1.0, float("nan")])
+def test_found_inf_leaves_every_bit(flag):
+    gpu = to(state(mix="fp16-scaled"), CUDA)
+    before = to(gpu, CPU)
+    adamw(*gpu, scalar(float("inf")), scalar(flag), *SCALARS)
+    assert same_bits(gpu, before)
+
+
+def test_transposed_and_strided_parameters():
+    """Layouts with and without gaps: rows of an elementwise rule are taken in memory order, and copied where there are gaps."""
+    p, g = torch.randn(64, 48, device=CUDA).t(), torch.randn(48, 64, device=CUDA)
+    wide = torch.randn(48, 128, device=CUDA)
+    params, grads = [p, wide[:, ::2]], [g, torch.randn(48, 64, device=CUDA)]
+    m, v, steps = [torch.zeros_like(x) for x in params], [torch.zeros_like(x) for x in params], [scalar(0.0), scalar(0.0)]
+    gpu = [params, grads, m, v, steps]
+    truth = [[t.clone() for t in ts] for ts in gpu]
+    adamw(*gpu, None, None, *SCALARS)
+    adamw.definition(*truth, None, None, *SCALARS)
+    for got, expected in zip(itertools.chain(*gpu), itertools.chain(*truth), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# grad_stats and unscale
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_grad_stats(dtype, shift):
+    grads = to([tensors(SIZES, dtype, shift=shift)], CUDA)[0]
+    scale, max_norm = scalar(128.0), 0.01
+    norm, coefficient, found_inf = grad_stats(grads, scale, max_norm).tolist()
+    exact = sum(g.double().square().sum().item() for g in grads) ** 0.5 / 128
+    assert abs(norm - exact) <= 2e-7 * exact
+    assert abs(coefficient - max_norm / (exact + 1e-6) / 128) <= 4e-7 * coefficient
+    assert found_inf == 0
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-25, 1e25])
+def test_the_norm_survives_extreme_gradients(size):
+    grads = [size * torch.ones(5000, device=CUDA)]
+    norm, _, found_inf = grad_stats(grads, None, 0.0).tolist()
+    assert abs(norm - size * 5000**0.5) <= 1e-6 * norm and found_inf == 0
+
+
+def test_the_norm_is_deterministic_and_independent_of_alignment():
+    runs = [grad_stats(to([tensors([300001, 7, 65536], F32)], CUDA)[0], None, 1.0) for _ in range(3)]
+    shifted = torch.cat(tensors([300001, 7, 65536], F32)).to(CUDA)
+    flat = torch.empty(shifted.numel() + 1, device=CUDA)[1:].copy_(shifted)
+    runs.append(grad_stats(list(flat.split([300001, 7, 65536])), None, 1.0))
+    assert all(torch.equal(r, runs[0]) for r in runs)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_one_bad_element_anywhere_is_found(dtype, bad):
+    sizes = [5, 16385, 1, 4096]
+    for tensor, element in ((0, 0), (0, 4), (1, 16383), (1, 16384), (2, 0), (3, 2222)):
+        grads = to([tensors(sizes, dtype)], CUDA)[0]
+        grads[tensor][element] = bad
+        norm, _, found_inf = grad_stats(grads, None, 1.0).tolist()
+        assert found_inf == 1 and not math.isfinite(norm)
+        flag = scalar(0.0)
+        unscale(grads, scalar(0.5), flag)
+        assert flag.item() == 1
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_unscale_follows_the_definition(dtype, shift):
+    grads = to([tensors(SIZES, dtype, shift=shift)], CUDA)[0]
+    truth = [g.clone() for g in grads]
+    flag = scalar(0.0)
+    unscale(grads, scalar(0.3), flag)
+    unscale.definition([t for t in truth if t.numel()], scalar(0.3), scalar(0.0))
+    assert same_bits([grads], [truth]) and flag.item() == 0
+    flag.fill_(1.0)
+    unscale(grads, scalar(1.0), flag)
+    assert flag.item() == 1, "the flag stays set"
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 2**34, reason="needs 16 GiB of free GPU memory")
+def test_more_than_two_billion_elements():
+    n = 2**31 + 5
+    g = torch.ones(n, dtype=F16, device=CUDA)
+    norm = grad_stats([g], None, 0.0)[0].item()
+    assert abs(norm - n**0.5) <= 1e-6 * norm
+    flag = scalar(0.0)
+    unscale([g], scalar(0.5), flag)
+    assert flag.item() == 0 and g[-1].item() == 0.5 and g[2**31].item() == 0.5 and g[0].item() == 0.5
+    g[-1] = float("nan")
+    unscale([g], scalar(0.5), flag)
+    assert flag.item() == 1 and g[-2].item() == 0.25
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The chain
+
+
+def model_and_grads(seed=0):
+    torch.manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(n, device=CUDA)) for n in (1000, 16384, 33, 70001)]
+    for p in params:
+        p.grad = 1024 * torch.randn_like(p)
+    return params
+
+
+def test_a_graph_replay_equals_eager_steps():
+    eager, captured = model_and_grads(), model_and_grads()
+    a, b = (optim.AdamW(ps, lr=1e-2, max_grad_norm=1.0) for ps in (eager, captured))
+    a.step(), b.step()  # warm-up: states exist, kernels are loaded
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # captures a step, runs nothing
+        b.step()
+    for _ in range(3):
+        a.step(), graph.replay()
+    assert same_bits([eager], [captured])
+    assert all(b.state[p]["step"].item() == 4 for p in captured)
+
+
+def test_a_replay_reads_new_gradients_and_skips_on_overflow():
+    params = model_and_grads()
+    opt = optim.AdamW(params, lr=1e-2, max_grad_norm=1.0)
+    opt.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        opt.step()
+    before = [p.detach().clone() for p in params]
+    params[1].grad[77] = float("inf")
+    graph.replay()
+    assert same_bits([params], [before])
+    params[1].grad[77] = 1.0
+    graph.replay()
+    assert not torch.equal(params[1], before[1])
+
+
+def test_no_step_waits_for_the_device():
+    params = model_and_grads()
+    opt, scaler = optim.AdamW(params, lr=1e-2, max_grad_norm=1.0), amp.GradScaler("cuda", init_scale=1024.0)
+    scaler.scale(torch.zeros((), device=CUDA))  # makes the scale tensor, as the first loss does
+    scaler.step(opt), scaler.update()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            scaler.step(opt)
+            scaler.update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(opt.state[p]["step"].item() == 4 for p in params)
+
+
+def test_a_step_runs_on_the_current_stream():
+    params, reference = model_and_grads(), model_and_grads()
+    opt, other = optim.AdamW(params, lr=1e-2), optim.AdamW(reference, lr=1e-2)
+    other.step()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)  # clock ticks: about a tenth of a second
+        for p in params:
+            p.grad.mul_(1.0)
+        opt.step()
+    assert not side.query(), "the step must wait its turn on the side stream"
+    side.synchronize()
+    assert same_bits([params], [reference])
