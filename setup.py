@@ -31,7 +31,7 @@ ISA_FLAGS = {"portable": []} | (
     if X86
     else {}
 )
-PER_ISA = ("adamw", "unscale", "rotary", "table")  # the rest of csrc/cpu is compiled once
+PER_ISA = ("adafactor", "adam", "sgd", "unscale", "rotary", "table")  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 
@@ -175,7 +175,7 @@ def last_error(output: str) -> str:
 
 
 setup(
-    packages=["fastlm", "fastlm.ops", "fastlm.kernels"],
+    packages=["fastlm", "fastlm.ops", "fastlm.optim", "fastlm.kernels"],
     package_dir={"": "."},
     package_data={"fastlm": ["py.typed"]},
     ext_modules=[Extension("fastlm._cpu", []), Extension("fastlm._cuda", [])],

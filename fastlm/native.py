@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/rules/numeric.h
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}  # csrc/rules/numeric.h; int16: remainders of bf16
 REBUILD = "reinstall with `pip install .` (in a checkout: `python setup.py build_ext --inplace`)"
 
 
