@@ -10,6 +10,19 @@ static void update(float* __restrict p, const float* __restrict g, float* __rest
     for (int i = 0; i < n; i++) adam(p[i], coefficient * g[i], m[i], v[i], c);
 }
 
+// The same where all four are 16-bit: widened and rounded in registers, because buffers would double the work.
+template <typename T>
+static void update_as(void* pd, const void* gd, void* md, void* vd, int64_t n, float coefficient, const Adam& rule) {
+    T *__restrict p = static_cast<T*>(pd), *__restrict m = static_cast<T*>(md), *__restrict v = static_cast<T*>(vd);
+    const T* __restrict g = static_cast<const T*>(gd);
+    const Adam c = rule;
+    for (int64_t i = 0; i < n; i++) {
+        float pf = widen(p[i]), mf = widen(m[i]), vf = widen(v[i]);
+        adam(pf, coefficient * widen(g[i]), mf, vf, c);
+        narrow(pf, p[i]), narrow(mf, m[i]), narrow(vf, v[i]);
+    }
+}
+
 static void moments(const float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int n, float coefficient, const Adam& rule) {
     const Adam c = rule;
     for (int i = 0; i < n; i++) adam_moments(p[i], coefficient * g[i], m[i], v[i], c);
@@ -26,6 +39,9 @@ static void apply(float* __restrict p, const float* __restrict m, const float* _
 }
 
 void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
+    const bool alone = p.companion.data == nullptr && !p.stochastic;
+    if (alone && p.stored.dtype == BF16 && g.dtype == BF16 && m.dtype == BF16 && v.dtype == BF16)
+        return update_as<bf16>(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
     float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
     for (int64_t o = 0; o < n; o += BLOCK) {
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;
