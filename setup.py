@@ -23,15 +23,10 @@ CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 WARNINGS = ["-Wall", "-Wextra"]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-ISA_FLAGS = {"portable": []} | (
-    {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
-    }
-    if X86
-    else {}
-)
-PER_ISA = ("adamw", "unscale", "rotary", "table")  # the rest of csrc/cpu is compiled once
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]} if X86 else {})
+PER_ISA = ("adamw", "unscale", "rotary", "attention_forward", "attention_backward", "table")  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 

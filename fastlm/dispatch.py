@@ -141,8 +141,8 @@ class Op:
         return [b.name for b in self.backends] + [REFERENCE]
 
     def __call__(self, *args):
-        for backend in self.backends:
-            if backend.differentiable and self.choose(*args) is backend:
+        for rank, backend in enumerate(self.backends):  # no further than it must: torch.compile traces this choice
+            if backend.differentiable and forced_backend(self.name) in (None, backend.name) and self.choose(*args, best=rank + 1) is backend:
                 return backend.run(*args)
         return self.torch_op(*args)
 
@@ -154,13 +154,13 @@ class Op:
                 return run(*args)
         return run(*args)
 
-    def choose(self, *args) -> Backend:
-        """The backend that will compute this call. Raises BackendError if a forced one cannot."""
+    def choose(self, *args, best: int | None = None) -> Backend:
+        """The backend that will compute this call, out of the `best` ranked first. Raises BackendError if a forced one cannot."""
         device = device_of(args)
         forced = forced_backend(self.name)
         if forced is not None:
             return self._forced_choice(forced, device, args)
-        for backend in self.backends:
+        for backend in self.backends[:best]:
             if device.type not in backend.devices or backend.missing(device):
                 continue
             reason = backend.refuses(*args)

@@ -27,4 +27,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
     m.def("rotate", &launch_rotate, unlocked());
+    m.def("attention", &launch_attention, unlocked());
+    m.def("attention_backward", &launch_attention_backward, unlocked());
 }

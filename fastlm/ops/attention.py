@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlm import native
 from fastlm.dispatch import op
 from fastlm.masks import UNBOUNDED
 
@@ -109,6 +110,51 @@ def _(q, k, v, table, key_lengths, left, right, scale, offset):
     """PyTorch's own kernels (cuDNN, FlashAttention, CPU flash), which serve plain attention well. No lse."""
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=right == 0, scale=scale, enable_gqa=grouped), None
+
+
+def _cpp_refuses(q, k, v, table, key_lengths, left, right, scale, offset):
+    if q.dtype not in native.DTYPES:
+        return f"query is {q.dtype}; served are fp32, bf16 and fp16"
+    if not 1 <= q.shape[3] <= 256:
+        return f"the head dimension is {q.shape[3]}; served are 1 to 256"
+    if left + right < 0:
+        return f"the band from -{left} to {right} is empty"
+    return None
+
+
+def _cpp_backward_refuses(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad):
+    return _cpp_refuses(q, k, v, table, key_lengths, left, right, scale, offset)
+
+
+@attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
+def _(q, k, v, table, key_lengths, left, right, scale, offset):
+    q, k, v, table, key_lengths = _for_cpp(q, k, v, table, key_lengths)
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    native.cpu().attention(
+        *map(native.view, (q, k, v)), native.DTYPES[q.dtype], native.address(table), native.address(key_lengths),
+        (left, right, offset), scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out, lse
+
+
+@attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
+def _(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad):
+    q, k, v, table, key_lengths = _for_cpp(q, k, v, table, key_lengths)
+    grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dtable = lse.new_empty(q.shape[1], q.shape[2] + k.shape[2] - 1) if table_grad else None
+    native.cpu().attention_backward(
+        *map(native.view, (grad, q, k, v)), native.DTYPES[q.dtype], native.address(table), native.address(key_lengths),
+        (left, right, offset), scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+        native.address(dtable), torch.get_num_threads(),
+    )  # fmt: skip
+    return dq, dk, dv, lse.new_empty(0) if dtable is None else dtable
+
+
+def _for_cpp(q, k, v, table, key_lengths):
+    table = None if table is None else table.float().contiguous()
+    key_lengths = None if key_lengths is None else key_lengths.long().contiguous()
+    return *map(native.side_by_side, (q, k, v)), table, key_lengths
 
 
 # ---------------------------------------------------------------------------------------------------------------------
