@@ -5,9 +5,10 @@ A scheme says where it acts by the method it overrides:
     embed(positions)     [L] → [L, dim]       added to the token embeddings (learned, sinusoidal)
     angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64
     bias(distance)       [n] → [H, n]         added to scores as a function of d = key - query position (ALiBi, T5, KERPLE)
+    vectors(distance)    [n] → Vectors        met by queries, keys or probabilities at that distance (Shaw, Transformer-XL, DeBERTa)
 
-`bias` is a few lines of PyTorch: the kernels take its values as a table with one entry per distance and return the
-table's gradient, and autograd carries that on to whatever parameters made it. To add a scheme, subclass `Position` with a
+`bias` and `vectors` are a few lines of PyTorch: kernels take their values, one row per distance, and return the rows'
+gradients, and autograd carries those on to whatever parameters made them. To add a scheme, subclass `Position` with a
 name, here or in your own code:
 
     class Mine(Position, name="mine"):
@@ -29,8 +30,23 @@ SCHEMES: dict[str, type["Position"]] = {}
 FACTS = ("dim", "heads", "head_dim", "context", "causal")
 
 
+class Vectors(NamedTuple):
+    """Rows by distance, each [H, n, D] or None: what q meets, what k meets, what is added to v (fastlm/ops/attention.py).
+
+    content_bias, position_bias [H, D]: added to the queries that meet keys, and to those that meet query_vectors. terms:
+    how many products make a score, for a scale of 1/√(terms · D).
+    """
+
+    query_vectors: Tensor | None = None
+    key_vectors: Tensor | None = None
+    value_vectors: Tensor | None = None
+    content_bias: Tensor | None = None
+    position_bias: Tensor | None = None
+    terms: int = 1
+
+
 class Terms(NamedTuple):
-    """What a scheme contributes to attention calls of one size; make once, use in every layer.
+    """What a scheme contributes to attention calls of one size; make once, use in every layer that shares the scheme.
 
     rotate_q, rotate_k: (cos, sin) each [L, R/2] fp32, for `fastlm.rotate`; None for no rotation. layout: see there.
     table: [H, Lq + Lk - 1] fp32 over distances, None for no bias.
@@ -40,12 +56,17 @@ class Terms(NamedTuple):
     rotate_k: tuple[Tensor, Tensor] | None = None
     layout: str = "half"
     table: Tensor | None = None
+    vectors: Vectors = Vectors()
 
 
 class Position(nn.Module):
-    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`."""
+    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`, `vectors`.
+
+    per_layer: whether each layer of a model has a scheme of its own, with its own parameters, as the paper has it.
+    """
 
     name: ClassVar[str]
+    per_layer: ClassVar[bool] = False
     layout: str = "half"
 
     def __init_subclass__(cls, name: str, **kwargs):
@@ -68,6 +89,10 @@ class Position(nn.Module):
         """distance [n] int64, key position minus query position → [H, n] fp32, or None."""
         return None
 
+    def vectors(self, distance: Tensor) -> Vectors:
+        """distance [n] int64, key position minus query position → rows for each."""
+        return Vectors()
+
     @property
     def embeds(self) -> bool:
         """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
@@ -83,8 +108,9 @@ class Position(nn.Module):
         queries = torch.arange(offset, offset + Lq, device=device)
         rotate_k = self._rotation(keys)
         rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries)
-        table = self.bias(torch.arange(-(Lq - 1) - offset, Lk - offset, device=device))
-        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float())
+        distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
+        table = self.bias(distance)
+        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float(), self.vectors(distance))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         angles = self.angles(positions.double())
@@ -199,6 +225,87 @@ class Kerple(Position, name="kerple"):
     def bias(self, distance: Tensor) -> Tensor:
         r1, r2 = (r.clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
         return -r1 * torch.log1p(r2 * distance.abs())
+
+
+class Shaw(Position, name="shaw"):
+    """Learned vectors for each distance up to `reach`, met by queries and added to values (Shaw et al. 2018); farther
+    keys share the last one. key [2·reach + 1, D], value likewise, or None with values=False; shared by all heads."""
+
+    per_layer = True
+
+    def __init__(self, heads: int, head_dim: int, reach: int = 16, values: bool = True):
+        super().__init__()
+        self.heads, self.reach = heads, reach
+        self.key = nn.Parameter(torch.empty(2 * reach + 1, head_dim))
+        self.value = nn.Parameter(torch.empty(2 * reach + 1, head_dim)) if values else None
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.02)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        rows = distance.clamp(-self.reach, self.reach) + self.reach
+        of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
+        return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
+
+
+class TransformerXL(Position, name="transformer-xl"):
+    """Relative positions of Transformer-XL and XLNet (Dai et al. 2019, sec. 3.3): (q + u)·k + (q + v)·W r, r the sinusoid
+    of the distance, all sines first. clamp: distances beyond it count as it; 0 for no clamp."""
+
+    per_layer = True
+
+    def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
+        super().__init__()
+        self.clamp = clamp
+        self.project = nn.Linear(dim, heads * head_dim, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))
+        nn.init.normal_(self.project.weight, std=0.02)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        behind = -distance  # r counts from the query back
+        if self.clamp:
+            behind = behind.clamp(-self.clamp, self.clamp)
+        angles = behind.double()[:, None] * _frequencies(self.project.in_features, 10000.0, distance.device)
+        r = torch.cat((angles.sin(), angles.cos()), -1).to(self.project.weight.dtype)
+        rows = self.project(r).unflatten(-1, self.content_bias.shape).transpose(0, 1)
+        return Vectors(query_vectors=rows, content_bias=self.content_bias, position_bias=self.position_bias)
+
+
+class DeBERTa(Position, name="deberta"):
+    """Disentangled attention (He et al. 2021): q·k + q·K(d) + k·Q(d), over √(3D), the same d for both as in the released code.
+
+    A table [2·span, dim] of distances, projected to keys and queries of positions. span: distances reach it. buckets: v2
+    and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023); 0 for v1.
+    """
+
+    per_layer = True
+
+    def __init__(self, dim: int, heads: int, head_dim: int, span: int = 512, buckets: int = 0):
+        super().__init__()
+        self.heads, self.span, self.buckets = heads, span, buckets
+        self.table = nn.Parameter(torch.empty(2 * (buckets or span), dim))
+        self.key = nn.Linear(dim, heads * head_dim, bias=False)
+        self.query = nn.Linear(dim, heads * head_dim)
+        for p in (self.table, self.key.weight, self.query.weight):
+            nn.init.normal_(p, std=0.02)
+        nn.init.zeros_(self.query.bias)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        behind = -distance
+        reach = self.buckets or self.span
+        if self.buckets:
+            behind = deberta_bucket(behind, self.buckets, self.span)
+        rows = (behind + reach).clamp(0, 2 * reach - 1)
+        of_heads = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
+        return Vectors(query_vectors=of_heads(self.key(self.table)), key_vectors=of_heads(self.query(self.table)), terms=3)
+
+
+def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
+    """distance [n] int64 → signed bucket [n] int64: exact to ±buckets/2, then the logarithm rounded up."""
+    mid = buckets // 2
+    n = distance.abs().clamp(min=mid)
+    far = (torch.log(n / mid) / math.log((span - 1) / mid) * (mid - 1)).ceil().long() + mid
+    return torch.where(distance.abs() <= mid, distance, far * distance.sign())
 
 
 def _frequencies(channels: int, base: float, device) -> Tensor:
