@@ -3,7 +3,7 @@
 A scheme says where it acts by the method it overrides:
 
     embed(positions)     [L] → [L, dim]       added to the token embeddings (learned, sinusoidal)
-    angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64
+    angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64; cos and sin times `magnitude`
     bias(distance)       [n] → [H, n]         added to scores as a function of d = key - query position (ALiBi, T5, KERPLE)
     vectors(distance)    [n] → Vectors        met by queries, keys or probabilities at that distance (Shaw, Transformer-XL, DeBERTa)
 
@@ -25,6 +25,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fastlm import frequencies
+from fastlm.frequencies import Scaling
+from fastlm.ops.rotary import LAYOUTS
 
 SCHEMES: dict[str, type["Position"]] = {}
 FACTS = ("dim", "heads", "head_dim", "context", "causal")
@@ -68,6 +72,7 @@ class Position(nn.Module):
     name: ClassVar[str]
     per_layer: ClassVar[bool] = False
     layout: str = "half"
+    magnitude: float = 1.0
 
     def __init_subclass__(cls, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -114,7 +119,7 @@ class Position(nn.Module):
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         angles = self.angles(positions.double())
-        return None if angles is None else (angles.cos().float(), angles.sin().float())
+        return None if angles is None else ((self.magnitude * angles.cos()).float(), (self.magnitude * angles.sin()).float())
 
 
 def _optional(cls: type) -> set[str]:
@@ -159,25 +164,43 @@ class Sinusoidal(Position, name="sinusoidal"):
         self.dim = dim
 
     def embed(self, positions: Tensor) -> Tensor:
-        angles = positions.double()[:, None] * _frequencies(self.dim, 10000.0, positions.device)
+        angles = positions.double()[:, None] * frequencies.geometric(10000.0, self.dim).to(positions.device)
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).float()
 
 
 class RoPE(Position, name="rope"):
     """Rotary embedding (Su et al. 2021): q and k turn by position · base^(-2i/R), so scores see only differences.
 
-    layout: "half" (NeoX, Llama) or "interleaved" (the paper, GPT-J). fraction: the share of channels that turn (partial
-    rotary). Raises ValueError when the turning channels do not pair up.
+    layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
+    frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn (partial
+    rotary). scaling: see fastlm/frequencies.py. Raises ValueError when the turning channels do not pair up.
     """
 
-    def __init__(self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0):
+    def __init__(
+        self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0, scaling: Scaling = frequencies.unscaled
+    ):
         super().__init__()
-        self.rotated, self.base, self.layout = int(head_dim * fraction), base, layout
-        if self.rotated % 2 or self.rotated == 0:
+        rotated = int(head_dim * fraction)
+        if rotated % 2 or rotated == 0:
             raise ValueError(f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive")
+        if layout not in (*LAYOUTS, "proportional"):
+            raise ValueError(f"RoPE layout {layout!r} is unknown; choose from {', '.join(LAYOUTS)}, proportional")
+        proportional = layout == "proportional"
+        self.layout = "half" if proportional else layout
+        pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
+        if proportional:
+            pitch[rotated // 2 :] = 0
+        self.register_buffer("pitch", pitch, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Follow the module to a device, but keep the frequencies in fp64 whatever dtype the model is cast to."""
+        pitch = self.pitch
+        super()._apply(fn, recurse)
+        self.pitch = pitch.to(self.pitch.device)
+        return self
 
     def angles(self, positions: Tensor) -> Tensor:
-        return positions[:, None] * _frequencies(self.rotated, self.base, positions.device)
+        return positions[:, None] * self.pitch
 
 
 class ALiBi(Position, name="alibi"):
@@ -265,7 +288,7 @@ class TransformerXL(Position, name="transformer-xl"):
         behind = -distance  # r counts from the query back
         if self.clamp:
             behind = behind.clamp(-self.clamp, self.clamp)
-        angles = behind.double()[:, None] * _frequencies(self.project.in_features, 10000.0, distance.device)
+        angles = behind.double()[:, None] * frequencies.geometric(10000.0, self.project.in_features).to(distance.device)
         r = torch.cat((angles.sin(), angles.cos()), -1).to(self.project.weight.dtype)
         rows = self.project(r).unflatten(-1, self.content_bias.shape).transpose(0, 1)
         return Vectors(query_vectors=rows, content_bias=self.content_bias, position_bias=self.position_bias)
@@ -306,11 +329,6 @@ def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
     n = distance.abs().clamp(min=mid)
     far = (torch.log(n / mid) / math.log((span - 1) / mid) * (mid - 1)).ceil().long() + mid
     return torch.where(distance.abs() <= mid, distance, far * distance.sign())
-
-
-def _frequencies(channels: int, base: float, device) -> Tensor:
-    """base^(-2i/channels) for i = 0 … channels/2 - 1, [channels/2] fp64."""
-    return base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
 
 
 def alibi_slopes(heads: int) -> Tensor:
