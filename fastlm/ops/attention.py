@@ -88,13 +88,9 @@ def attention(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
-    score = _scores(a)
+    score = scores(a, torch.promote_types(q.dtype, torch.float32))
     lse = score.logsumexp(-1)
-    p = _dropped(_probabilities(score, lse), a)
-    out = p @ _per_query_head(v, q).to(p.dtype)
-    if value_vectors is not None:
-        out = out + _by_distance(p) @ value_vectors.to(p.dtype)
-    return out.to(q.dtype), lse
+    return values(_probabilities(score, lse), a).to(q.dtype), lse
 
 
 @op
@@ -121,8 +117,8 @@ def attention_backward(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
-    p = _probabilities(_scores(a), lse)
-    wide = p.dtype
+    wide = torch.promote_types(q.dtype, torch.float32)
+    p = _probabilities(scores(a, wide), lse)
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ _per_query_head(v, q).to(wide).mT
     if value_vectors is not None:
@@ -160,8 +156,8 @@ def attention_backward(
     ]
 
 
-def _scores(a: Arguments) -> Tensor:
-    wide = torch.promote_types(a.q.dtype, torch.float32)
+def scores(a: Arguments, wide: torch.dtype) -> Tensor:
+    """[B, H, Lq, Lk] in dtype `wide`, -inf where a key is not visible."""
     Lq, Lk = a.q.shape[2], a.k.shape[2]
     score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
     if a.query_vectors is not None:
@@ -178,6 +174,15 @@ def _scores(a: Arguments) -> Tensor:
     if a.same is not None:
         score = score + a.same.to(wide)[..., None] * _equal(a.q_groups, a.k_groups)
     return score.masked_fill(~_visible(a), -torch.inf)
+
+
+def values(p: Tensor, a: Arguments) -> Tensor:
+    """Probabilities [B, H, Lq, Lk] → [B, H, Lq, D]: dropped out, then the weighted sum of values."""
+    p = _dropped(p, a)
+    out = p @ _per_query_head(a.v, a.q).to(p.dtype)
+    if a.value_vectors is not None:
+        out = out + _by_distance(p) @ a.value_vectors.to(p.dtype)
+    return out
 
 
 def _visible(a: Arguments) -> Tensor:
@@ -208,7 +213,7 @@ def _probabilities(score: Tensor, lse: Tensor) -> Tensor:
 def _dropped(p: Tensor, a: Arguments) -> Tensor:
     if a.dropout == 0:
         return p
-    return p * kept(p.shape, a.dropout, a.seed, p.device) / (1 - a.dropout)
+    return p * kept(p.shape, a.dropout, a.seed, p.device).to(p.dtype) / (1 - a.dropout)
 
 
 def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:
