@@ -23,6 +23,7 @@ def attention(
     segments: Tensor | tuple[Tensor, Tensor] | None = None,
     key_lengths: Tensor | None = None,
     order: tuple[Tensor, Tensor] | None = None,
+    group_bias: tuple[Tensor, Tensor, Tensor] | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     scale: float | None = None,
@@ -33,7 +34,8 @@ def attention(
 
     query [B, H, Lq, D]; key, value [B, Hk, Lk, D] with H a multiple of Hk (grouped-query attention); fp32, bf16 or fp16.
     position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers.
-    bias [1|B, 1|H, 1|Lq, 1|Lk]: added to the scores; its gradient has its own shape.
+    bias [1|B, 1|H, 1|Lq, 1|Lk]: added to the scores; its gradient has its own shape. group_bias: (x [B, H, Lq] fp32, groups of
+    queries [B, Lq], groups of keys [B, Lk]); x is added where a query's and a key's groups are equal (XLNet's segments).
 
     Masks, which combine. causal: key j is visible to query i when j ≤ i + offset. window: (left, right) keys around the query,
     None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for queries and
@@ -58,12 +60,13 @@ def attention(
     scale = (vectors.terms * D) ** -0.5 if scale is None else scale
     segments = (segments, segments) if isinstance(segments, Tensor) else segments or (None, None)
     order = order or (None, None)
+    same, *groups = group_bias or (None, None, None)
     _check_numbers(scale, dropout)
     _check_table(terms.table, H, Lq, Lk)
     _check_bias(bias, (B, H, Lq, Lk))
     for name, of_batch in (("key_lengths", key_lengths), ("prefix", prefix)):
         _check_integers(name, of_batch, (B,))
-    for name, (of_queries, of_keys) in (("segments", segments), ("order", order)):
+    for name, (of_queries, of_keys) in (("segments", segments), ("order", order), ("group_bias", groups)):
         _check_integers(f"{name} of queries", of_queries, (B, Lq))
         _check_integers(f"{name} of keys", of_keys, (B, Lk))
         if (of_queries is None) != (of_keys is None):
@@ -81,7 +84,7 @@ def attention(
         seed = int(torch.randint(2**63 - 1, ()))
     out, lse = attention_op(
         query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors, vectors.value_vectors,
-        None, None, None, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, seed or 0, return_lse,
+        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, seed or 0, return_lse,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 

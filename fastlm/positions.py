@@ -307,11 +307,10 @@ class DeBERTa(Position, name="deberta"):
         super().__init__()
         self.heads, self.span, self.buckets = heads, span, buckets
         self.table = nn.Parameter(torch.empty(2 * (buckets or span), dim))
-        self.key = nn.Linear(dim, heads * head_dim, bias=False)
+        self.key = nn.Linear(dim, heads * head_dim, bias=buckets > 0)
         self.query = nn.Linear(dim, heads * head_dim)
-        for p in (self.table, self.key.weight, self.query.weight):
-            nn.init.normal_(p, std=0.02)
-        nn.init.zeros_(self.query.bias)
+        for p in self.parameters():
+            nn.init.zeros_(p) if p.ndim == 1 else nn.init.normal_(p, std=0.02)
 
     def vectors(self, distance: Tensor) -> Vectors:
         behind = -distance
