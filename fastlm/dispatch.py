@@ -48,13 +48,18 @@ def _refuses_nothing(*args) -> str | None:
     return None
 
 
+def _yields_nothing(*args) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute an Op.
 
     devices: device types on which it is chosen unasked. missing(device): why it cannot run there at all, or None.
-    refuses(*args): why it cannot compute these arguments, or None. differentiable: it is made of PyTorch operators that
-    carry their own gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
+    refuses(*args): why it cannot compute these arguments, or None. yields(*args): whether it could, but a backend ranked
+    after it is faster; torch.compile does not ask. differentiable: it is made of PyTorch operators that carry their own
+    gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Backend:
     devices: tuple[str, ...]
     missing: Callable[[torch.device], str | None] = _present
     refuses: Callable[..., str | None] = _refuses_nothing
+    yields: Callable[..., bool] = _yields_nothing
     differentiable: bool = False
 
 
@@ -164,9 +170,10 @@ class Op:
             if device.type not in backend.devices or backend.missing(device):
                 continue
             reason = backend.refuses(*args)
-            if reason is None:
+            if reason is not None:
+                self._tell(backend, reason)
+            elif torch.compiler.is_compiling() or not backend.yields(*args):
                 return backend
-            self._tell(backend, reason)
         return self._reference
 
     @property

@@ -132,12 +132,6 @@ def test_last_query_sees_what_a_full_pass_sees(scheme):
     torch.testing.assert_close(last, full[:, :, -3:])
 
 
-def plain(q, k, **changes) -> Arguments:
-    infinite = fastlm.masks.UNBOUNDED
-    numbers = dict(left=infinite, right=infinite, scale=1.0, offset=0, dropout=0.0, seed=0, return_lse=False)
-    return Arguments(**dict.fromkeys(Arguments._fields) | dict(q=q, k=k, v=k) | numbers | changes)
-
-
 def test_masks_against_a_dense_mask():
     q, k, v = (torch.randn(2, 2, 12, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
     i, j = torch.arange(12)[:, None], torch.arange(12)
@@ -211,9 +205,9 @@ def test_compiles_without_graph_breaks(scheme):
 
 def test_plain_attention_goes_to_torch():
     q = torch.randn(1, 2, 8, 16)
-    assert attention.choose(*plain(q, q, right=0)).name == "sdpa"
-    assert attention.choose(*plain(q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
-    assert attention.choose(*plain(q, q, return_lse=True)).name != "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, right=0)).name == "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ struct KeyTile {
     float *dk, *dv;               // [n, padded D] in the shared sums
     int64_t j0;
     int n;
-    bool fresh;                   // nobody has added to dk and dv yet: they hold no number
 };
 
 template <class Product>
@@ -65,24 +64,24 @@ static inline void begin_queries(const AttentionBackward& x, QueryTile& t, int64
     }
 }
 
-// P and dS as the products after this one take them.
+// P and dS as the products after this one take them, for n keys and `lanes` queries.
 template <class Product>
-static FASTLM_INLINE void narrow_tiles(const KeyTile& keys) {
+static FASTLM_INLINE void narrow_tiles(const KeyTile& keys, int first, int n, int lane, int lanes) {
 #if defined(__AVX512BF16__)
     if (Product::PAIR == 1) return;
-    for (int j = 0; j < keys.n; j++)
-        for (int c = 0; c < TILE; c += 2 * W) {
-            const float *p = keys.p + j * TILE + c, *ds = keys.ds + j * PITCH + c;
-            store(keys.p_words + (j * TILE + c) / 2, narrow_pair(load(p), load(p + W)));
-            store(keys.ds_words + (j * TILE + c) / 2, narrow_pair(load(ds), load(ds + W)));
+    for (int j = first; j < first + n; j++)
+        for (int i = lane; i < lane + lanes; i += 2 * W) {
+            const float *p = keys.p + j * TILE + i, *ds = keys.ds + j * PITCH + i;
+            store(keys.p_words + (j * TILE + i) / 2, narrow_pair(load(p), load(p + W)));
+            store(keys.ds_words + (j * TILE + i) / 2, narrow_pair(load(ds), load(ds + W)));
         }
-    for (int j = 0; j < keys.n; j += 2)
-        for (int c = 0; c < TILE; c += W) {
-            const float* ds = keys.ds + j * PITCH + c;
-            store(keys.ds_pairs + j / 2 * TILE + c, interleave(load(ds), j + 1 < keys.n ? load(ds + PITCH) : V{}));
+    for (int j = first; j < first + n; j += 2)
+        for (int i = lane; i < lane + lanes; i += W) {
+            const float* ds = keys.ds + j * PITCH + i;
+            store(keys.ds_pairs + j / 2 * TILE + i, interleave(load(ds), j + 1 < first + n ? load(ds + PITCH) : V{}));
         }
 #else
-    (void)keys;
+    (void)keys, (void)first, (void)n, (void)lane, (void)lanes;
 #endif
 }
 
@@ -96,30 +95,50 @@ static inline void add_diagonals(const KeyTile& keys, float* strip) {
     }
 }
 
-template <class Product, bool EDGE>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
-    const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), tile_words = words_in<Product>(TILE);
+// Queries at LANES vectors from `lane` on with the keys seen.begin … seen.end - 1 of the tile.
+template <class Product, bool EDGE, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+    constexpr int PAIR = Product::PAIR;
+    constexpr bool WIDE = PAIR == 1;
+    const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
+    float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
     const auto zero = [](int, int) FASTLM_LAMBDA { return V{}; };
-    matmul<Product>({keys.k, words, 1}, {t.q, TILE}, keys.n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
-        store(keys.p + j * TILE + c * W, exp2(scores.operator()<EDGE>(product, j, c * W) - load(t.lse + c * W)));
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        store(p + j * TILE + c * W, exp2(score - load(t.lse + lane + c * W)));
     });
-    matmul<Product>({keys.v, words, 1}, {t.grad, TILE}, keys.n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
-        store(keys.ds + j * PITCH + c * W, load(keys.p + j * TILE + c * W) * (product - load(t.delta + c * W)));
+    matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (product - load(t.delta + lane + c * W)));
     });
-    narrow_tiles<Product>(keys);
-    const auto add_to = [&](float* sum) FASTLM_LAMBDA {
-        return [sum, padded, fresh = keys.fresh](int j, int c) FASTLM_LAMBDA { return fresh ? V{} : load(sum + j * padded + c * W); };
+    narrow_tiles<Product>(keys, first, n, lane, LANES * W);
+
+    const Left p_rows = {WIDE ? p : keys.p_words + (first * TILE + lane) / 2, TILE / PAIR, 1};
+    const Left ds_rows = {WIDE ? ds : keys.ds_words + (first * TILE + lane) / 2, WIDE ? PITCH : TILE / 2, 1};
+    const auto add = [&](const Left& rows, const float* right, float* sum) FASTLM_LAMBDA {
+        matmul<Product>(rows, {right + lane / PAIR * padded, padded}, n, padded / W, LANES * W / PAIR,
+            [&](int j, int c) FASTLM_LAMBDA { return load(sum + (first + j) * padded + c * W); },
+            [&](int j, int c, V x) FASTLM_LAMBDA { store(sum + (first + j) * padded + c * W, x); });
     };
-    const auto write_to = [&](float* sum) FASTLM_LAMBDA {
-        return [sum, padded](int j, int c, V x) FASTLM_LAMBDA { store(sum + j * padded + c * W, x); };
-    };
-    const bool wide = Product::PAIR == 1;
-    matmul<Product>({wide ? keys.p : keys.p_words, tile_words, 1}, {t.grad_pairs, padded}, keys.n, padded / W, tile_words, add_to(keys.dv), write_to(keys.dv));
-    matmul<Product>({wide ? keys.ds : keys.ds_words, wide ? PITCH : tile_words, 1}, {t.q_pairs, padded}, keys.n, padded / W, tile_words, add_to(keys.dk),
-        write_to(keys.dk));
-    matmul<Product>({wide ? keys.k : keys.k_pairs, 1, D}, {wide ? keys.ds : keys.ds_pairs, wide ? PITCH : TILE}, D, LANES, words_in<Product>(keys.n),
-        [&](int d, int c) FASTLM_LAMBDA { return load(t.dq + d * TILE + c * W); },
-        [&](int d, int c, V dq) FASTLM_LAMBDA { store(t.dq + d * TILE + c * W, dq); });
+    add(p_rows, t.grad_pairs, keys.dv);
+    add(ds_rows, t.q_pairs, keys.dk);
+    matmul<Product>({(WIDE ? keys.k : keys.k_pairs) + first / PAIR * D, 1, D}, {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE},
+        D, LANES, words_in<Product>(n), [&](int d, int c) FASTLM_LAMBDA { return load(dq + d * TILE + c * W); },
+        [&](int d, int c, V x) FASTLM_LAMBDA { store(dq + d * TILE + c * W, x); });
+}
+
+template <class Product>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, float* strip) {
+    if (scores.full) {
+        attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+    } else {
+        for (int j = 0; strip && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
+            for (int i = 0; i < TILE; i++) keys.ds[j * PITCH + i] = 0.0f;
+        for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
+            const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
+            if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+        }
+    }
+    if (strip) add_diagonals(keys, strip);
 }
 
 template <typename T>
@@ -190,20 +209,17 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
         load_words<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         if (Product::PAIR == 2) load_pairs<Product>(keys.k_pairs, D, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         const int64_t first = bh_kv * a.Lk + keys.j0;
-        keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded, keys.fresh = before == 0;
+        keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded;
         int64_t* finished = x.finished + bh_kv * ceil_div(a.Lk, TILE) + tile;
         while (__atomic_load_n(finished, __ATOMIC_ACQUIRE) != before) sched_yield();
+        if (before == 0)
+            for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
-            if (mine.empty() || mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
-            const Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            if (scores.full) attend<Product, false>(a, tiles[t], keys, scores);
-            else attend<Product, true>(a, tiles[t], keys, scores);
-            keys.fresh = false;
-            if (x.dstrips) add_diagonals(keys, x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1);
+            if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
+            float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
+            attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n), strip);
         }
-        if (keys.fresh)
-            for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
         if (before + 1 == each * group) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
             store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, 1.0f);

@@ -35,46 +35,57 @@ static inline void begin_queries(const Attention& a, QueryTile& t, int64_t b, in
     for (int i = 0; i < TILE; i++) t.top[i] = -__FLT_MAX__, t.sum[i] = 0.0f;
 }
 
-// p ← 2^(s - top), and its column sums.
-template <class Product>
-static FASTLM_INLINE void probabilities(const KeyTile& keys, const V (&top)[LANES], V (&sum)[LANES]) {
-    for (int j = 0; j < keys.n; j += Product::PAIR)
+// p ← 2^(s - top) for n keys, and its column sums.
+template <class Product, int LANES>
+static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const V (&top)[LANES], V (&sum)[LANES]) {
+    for (int j = 0; j < n; j += Product::PAIR)
 #pragma GCC unroll 16
         for (int c = 0; c < LANES; c++) {
-            V p = exp2(load(keys.s + j * TILE + c * W) - top[c]);
+            V p = exp2(load(s + j * TILE + c * W) - top[c]);
             sum[c] += p;
 #if defined(__AVX512BF16__)
             if (Product::PAIR == 2) {
                 V next = {};
-                if (j + 1 < keys.n) next = exp2(load(keys.s + (j + 1) * TILE + c * W) - top[c]);
+                if (j + 1 < n) next = exp2(load(s + (j + 1) * TILE + c * W) - top[c]);
                 sum[c] += next;
                 p = interleave(p, next);
             }
 #endif
-            store(keys.p + j / Product::PAIR * TILE + c * W, p);
+            store(out + j / Product::PAIR * TILE + c * W, p);
         }
 }
 
-template <class Product, bool EDGE>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
-    const int words = words_in<Product>(a.D);
+// Queries at LANES vectors from `lane` on take in the keys seen.begin … seen.end - 1 of the tile.
+template <class Product, bool EDGE, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+    const int words = words_in<Product>(a.D), first = int(seen.begin), n = int(seen.end) - first;
+    float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
     V top[LANES], sum[LANES], rescale[LANES];
-    for (int c = 0; c < LANES; c++) top[c] = load(t.top + c * W), sum[c] = V{};
-    matmul<Product>({keys.k, words, 1}, {t.q, TILE}, keys.n, LANES, words, [](int, int) FASTLM_LAMBDA { return V{}; },
+    for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [](int, int) FASTLM_LAMBDA { return V{}; },
         [&](int j, int c, V product) FASTLM_LAMBDA {
-            const V s = scores.operator()<EDGE>(product, j, c * W);
-            top[c] = max(s, top[c]);
-            store(keys.s + j * TILE + c * W, s);
+            const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+            top[c] = max(score, top[c]);
+            store(s + j * TILE + c * W, score);
         });
     for (int c = 0; c < LANES; c++) {
-        rescale[c] = exp2(load(t.top + c * W) - top[c]);
-        store(t.top + c * W, top[c]);
+        rescale[c] = exp2(load(t.top + lane + c * W) - top[c]);
+        store(t.top + lane + c * W, top[c]);
     }
-    probabilities<Product>(keys, top, sum);
-    for (int c = 0; c < LANES; c++) store(t.sum + c * W, fma(load(t.sum + c * W), rescale[c], sum[c]));
-    matmul<Product>({keys.v, 1, a.D}, {keys.p, TILE}, a.D, LANES, words_in<Product>(keys.n),
-        [&](int d, int c) FASTLM_LAMBDA { return load(t.o + d * TILE + c * W) * rescale[c]; },
-        [&](int d, int c, V o) FASTLM_LAMBDA { store(t.o + d * TILE + c * W, o); });
+    probabilities<Product>(s, p, n, top, sum);
+    for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
+    matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
+        [&](int d, int c) FASTLM_LAMBDA { return load(o + d * TILE + c * W) * rescale[c]; },
+        [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, x); });
+}
+
+template <class Product>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
+    if (scores.full) return attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+    for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
+        const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
+        if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+    }
 }
 
 template <typename T>
@@ -119,10 +130,8 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
         load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
-            if (mine.empty() || mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
-            const Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            if (scores.full) attend<Product, false>(a, tiles[t], keys, scores);
-            else attend<Product, true>(a, tiles[t], keys, scores);
+            if (mine.begin < keys.j0 + keys.n && mine.end > keys.j0)
+                attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n));
         }
     }
     for (int t = 0; t < count; t++) end_queries(a, tiles[t], bh, keys.k);

@@ -13,6 +13,7 @@ namespace fastlm {
 namespace FASTLM_ISA {
 
 constexpr int LANES = TILE / W;  // vectors in a row of a tile
+constexpr int EDGE_LANES = 2;    // an edge tile is taken in parts of so many, each with the keys that it sees
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -99,6 +100,12 @@ struct Scores {
     int64_t step;
     int first, last;       // lanes that see the tile's first key; one more for each further key
     bool full;             // every lane sees every key: nothing to hide
+
+    // Keys, out of n, that any of `lanes` lanes from `lane` on sees; the first one even, so that pairs stay pairs.
+    FASTLM_INLINE Range keys_seen(int lane, int lanes, int n) const {
+        const int begin = (lane > last ? lane - last : 0) / 2 * 2, end = (lane + lanes - first + 1) / 2 * 2;
+        return {begin, end < n ? end : n};
+    }
 
     FASTLM_INLINE V bias(int key, int lane) const { return load(strip - key * step + lane); }
 

@@ -30,6 +30,14 @@ static bool has_avx512_bf16() {
 #endif
 }
 
+bool has_amx() {
+#if defined(FASTLM_X86)
+    return __builtin_cpu_supports("amx-bf16");
+#else
+    return false;
+#endif
+}
+
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> sets;
 #if defined(FASTLM_X86)

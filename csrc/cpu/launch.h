@@ -16,6 +16,7 @@ namespace fastlm {
 std::vector<const Kernels*> available();  // the sets this processor has, best first
 const Kernels& active();
 void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
+bool has_amx();  // matrix products of bf16 tiles, which PyTorch uses and fastlm does not
 
 using Address = uintptr_t;                                // 0 for "not given"
 using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of dense tensors

@@ -66,6 +66,12 @@ class Arguments(NamedTuple):
     seed: int
     return_lse: bool
 
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, **given) -> "Arguments":
+        """Plain attention, with what is given changed."""
+        numbers = dict(left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False)
+        return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | given)
+
 
 LEARNED = Arguments._fields[:11]  # what may want a gradient
 TENSORS = Arguments._fields[:19]
@@ -262,7 +268,16 @@ def _sdpa_refuses(*args):
     return None
 
 
-@attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, differentiable=True)
+def _sdpa_yields(*args):
+    """On CPUs the C++ kernels take half the time and less, but for calls so small that the custom operator's own 70 µs
+    count, and perhaps for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    a = Arguments(*args)
+    if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
+        return False
+    return a.q.numel() * a.k.shape[2] >= 2**20 and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
+
+
+@attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
 def _(*args):
     """PyTorch's own kernels (cuDNN, FlashAttention, CPU flash), which serve plain attention well. No lse."""
     a = Arguments(*args)
@@ -270,49 +285,61 @@ def _(*args):
     return F.scaled_dot_product_attention(a.q, a.k, a.v, is_causal=a.right == 0, scale=a.scale, enable_gqa=grouped), None
 
 
-def _cpp_refuses(q, k, v, table, key_lengths, left, right, scale, offset):
-    if q.dtype not in native.DTYPES:
-        return f"query is {q.dtype}; served are fp32, bf16 and fp16"
-    if not 1 <= q.shape[3] <= 256:
-        return f"the head dimension is {q.shape[3]}; served are 1 to 256"
-    if left + right < 0:
-        return f"the band from -{left} to {right} is empty"
+CPP_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+
+
+def _cpp_refuses(*args):
+    a = Arguments(*args)
+    unserved = [name for name in TENSORS if name not in CPP_TERMS and getattr(a, name) is not None]
+    if unserved or a.dropout:
+        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
+    if a.q.dtype not in native.DTYPES:
+        return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
+    if not 1 <= a.q.shape[3] <= 256:
+        return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    if a.left + a.right < 0:
+        return f"the band from -{a.left} to {a.right} is empty"
     return None
 
 
-def _cpp_backward_refuses(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad):
-    return _cpp_refuses(q, k, v, table, key_lengths, left, right, scale, offset)
+def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
+    *forward, wanted = args
+    return "the gradient of lse is served by the reference alone so far" if grad_lse is not None else _cpp_refuses(*forward)
 
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
-def _(q, k, v, table, key_lengths, left, right, scale, offset):
-    q, k, v, table, key_lengths = _for_cpp(q, k, v, table, key_lengths)
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _(*args):
+    a = _for_cpp(Arguments(*args))
+    out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
-        *map(native.view, (q, k, v)), native.DTYPES[q.dtype], native.address(table), native.address(key_lengths),
-        (left, right, offset), scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
 
 @attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
-def _(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad):
-    q, k, v, table, key_lengths = _for_cpp(q, k, v, table, key_lengths)
+def _(grad, grad_lse, out, lse, *args):
+    *forward, wanted = args
+    a = _for_cpp(Arguments(*forward))
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    dtable = lse.new_empty(q.shape[1], q.shape[2] + k.shape[2] - 1) if table_grad else None
+    dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
+    dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
     native.cpu().attention_backward(
-        *map(native.view, (grad, q, k, v)), native.DTYPES[q.dtype], native.address(table), native.address(key_lengths),
-        (left, right, offset), scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+        *map(native.view, (grad, a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
         native.address(dtable), torch.get_num_threads(),
     )  # fmt: skip
-    return dq, dk, dv, lse.new_empty(0) if dtable is None else dtable
+    made = {"q": dq, "k": dk, "v": dv, "table": dtable}
+    return [lse.new_empty(0) if made.get(name) is None else made[name] for name in LEARNED]
 
 
-def _for_cpp(q, k, v, table, key_lengths):
-    table = None if table is None else table.float().contiguous()
-    key_lengths = None if key_lengths is None else key_lengths.long().contiguous()
-    return *map(native.side_by_side, (q, k, v)), table, key_lengths
+def _for_cpp(a: Arguments) -> Arguments:
+    return a._replace(
+        **{name: native.side_by_side(getattr(a, name)) for name in ("q", "k", "v")},
+        table=None if a.table is None else a.table.float().contiguous(),
+        key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
