@@ -165,8 +165,9 @@ def nvcc() -> tuple[str, str]:
 
 
 def last_error(output: str) -> str:
-    errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
-    return (errors or output.strip().splitlines() or ["no output"])[0]
+    lines = [line.strip() for line in output.splitlines() if not line.startswith("ninja:")]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no output"])[0]
 
 
 setup(
