@@ -79,7 +79,7 @@ def build(name: str, target: Path, temp: Path, plan) -> dict:
 
 def plan_cpu(target: Path) -> tuple[list[str], dict]:
     compiler, version = cxx()
-    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g"] if os.environ.get("FASTLM_SANITIZE") else []
+    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g1", "-O1"] if os.environ.get("FASTLM_SANITIZE") else []
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"]) else []
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *(["-DFASTLM_X86"] if X86 else [])]
     lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
