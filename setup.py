@@ -23,15 +23,10 @@ CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 WARNINGS = ["-Wall", "-Wextra"]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-ISA_FLAGS = {"portable": []} | (
-    {
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
-    }
-    if X86
-    else {}
-)
-PER_ISA = ("adafactor", "adam", "sgd", "unscale", "rotary", "table")  # the rest of csrc/cpu is compiled once
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]} if X86 else {})
+PER_ISA = ("adafactor", "adam", "sgd", "unscale", "rotary", "attention_forward", "attention_backward", "table")  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 
@@ -84,7 +79,7 @@ def build(name: str, target: Path, temp: Path, plan) -> dict:
 
 def plan_cpu(target: Path) -> tuple[list[str], dict]:
     compiler, version = cxx()
-    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g"] if os.environ.get("FASTLM_SANITIZE") else []
+    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g1", "-O1"] if os.environ.get("FASTLM_SANITIZE") else []
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"]) else []
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *(["-DFASTLM_X86"] if X86 else [])]
     lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
@@ -170,8 +165,9 @@ def nvcc() -> tuple[str, str]:
 
 
 def last_error(output: str) -> str:
-    errors = [line.strip() for line in output.splitlines() if "error" in line.lower()]
-    return (errors or output.strip().splitlines() or ["no output"])[0]
+    lines = [line.strip() for line in output.splitlines() if not line.startswith("ninja:")]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no output"])[0]
 
 
 setup(

@@ -17,12 +17,11 @@ _HOMES = {"dispatch": ("BackendError", "SlowPathWarning", "use_backend"), "funct
 
 
 def __getattr__(name: str):
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"fastlm.{home}"), name)
-    if name in __all__:
-        return import_module(f"fastlm.{name}")
-    raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    globals()[name] = getattr(import_module(f"fastlm.{home}"), name) if home else import_module(f"fastlm.{name}")
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

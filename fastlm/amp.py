@@ -1,9 +1,17 @@
 """Loss scaling for fp16 training, without the host waiting for the device.
 
-`GradScaler` is torch's, with its interface and state dict, and two differences: a `fastlm.optim` optimizer does unscaling,
-overflow check, clipping and update in its own pass, so `step` reads the gradients once instead of three times; and fp16
-gradients are allowed. Dynamic scaling after Micikevicius et al. 2018.
+`GradScaler` is torch's, with its interface and state dict, and more:
+
+* a `fastlm.optim` optimizer does unscaling, overflow check, clipping and update in its own pass, so `step` reads the
+  gradients once instead of three times;
+* any other optimizer is stepped and, where a gradient overflowed, put back by a predicated copy, if its state lives on the
+  device; torch would wait for the flag instead;
+* fp16 gradients are allowed; hysteresis and a floor for the scale; overflow shared with other ranks.
+
+Dynamic scaling after Micikevicius et al. 2018.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,23 +20,75 @@ from torch.amp.grad_scaler import OptState
 from fastlm.ops.unscale import unscale
 from fastlm.optim import Optimizer
 
+PRESETS: dict[str, dict] = {
+    "torch": dict(init_scale=2.0**16, growth_interval=2000),
+    "fairseq": dict(init_scale=2.0**7, growth_interval=2**14, min_scale=1e-4),  # its interval is for one worker, one micro-batch
+    "deepspeed": dict(init_scale=2.0**16, growth_interval=1000, hysteresis=2, min_scale=1.0),
+    "megatron": dict(init_scale=2.0**32, growth_interval=1000, hysteresis=2, min_scale=1.0),
+}
+
 
 class GradScaler(torch.amp.GradScaler):
-    """Drop-in for torch.amp.GradScaler. Other optimizers than fastlm's are stepped as torch does it, which waits for the
-    device unless they are fused."""
+    """Drop-in for torch.amp.GradScaler.
+
+    hysteresis: overflows that are forgiven before the scale backs off, until the scale next grows; 1 forgives none.
+    min_scale: the scale never falls below it; `check()` raises once it would have. process_group: ranks that skip together;
+    None for this rank alone (sharded and replicated parameters need the group).
+    """
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+        *,
+        hysteresis: int = 1,
+        min_scale: float = 0.0,
+        process_group=None,
+    ):
+        super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
+        if hysteresis < 1:
+            raise ValueError(f"hysteresis is {hysteresis}; it must be at least 1, which forgives no overflow")
+        self.hysteresis, self.min_scale, self.process_group = hysteresis, min_scale, process_group
+        self._forgiven: Tensor | None = None  # overflows that may still be forgiven, and 1
+        self._exhausted: Tensor | None = None  # 1 once the scale would have fallen below the floor
+
+    @classmethod
+    def preset(cls, name: str, device: str = "cuda", **changes) -> "GradScaler":
+        """The scaler of torch, fairseq, deepspeed or megatron. Raises ValueError for another name."""
+        if name not in PRESETS:
+            raise ValueError(f"scaler preset {name!r} is unknown; choose from {', '.join(PRESETS)}")
+        return cls(device, **PRESETS[name] | changes)
 
     def step(self, optimizer: torch.optim.Optimizer, *args, **kwargs):
         """Unscale, check and step; skips on overflow. Call `update()` after all optimizers have stepped."""
-        if not self._enabled or not isinstance(optimizer, Optimizer):
-            return super().step(optimizer, *args, **kwargs)
+        if not self._enabled:
+            return optimizer.step(*args, **kwargs)
         self._check_scale_growth_tracker("step")
         state = self._per_optimizer_states[id(optimizer)]
         if state["stage"] is OptState.STEPPED:
             raise RuntimeError("step() has already been called since the last update()")
-        if state["stage"] is OptState.READY:
-            optimizer.grad_scale = self._scale
-        else:  # unscale_() was called, and looked
-            optimizer.found_inf = torch.stack(list(state["found_inf_per_device"].values())).amax()
+        if isinstance(optimizer, Optimizer):
+            result = self._step_ours(optimizer, state, *args, **kwargs)
+        elif getattr(optimizer, "_step_supports_amp_scaling", False) or "closure" in kwargs or not _predicable(optimizer):
+            return super().step(optimizer, *args, **kwargs)
+        else:
+            if state["stage"] is OptState.READY:
+                self.unscale_(optimizer)
+            result = _step_predicated(optimizer, _any(state["found_inf_per_device"].values()))
+        state["stage"] = OptState.STEPPED
+        return result
+
+    def _step_ours(self, optimizer: Optimizer, state: dict, *args, **kwargs):
+        if state["stage"] is OptState.READY and self.process_group is None:
+            optimizer.grad_scale = self._scale  # the optimizer unscales and looks by itself
+        else:
+            if state["stage"] is OptState.READY:
+                self.unscale_(optimizer)  # every rank must know before any steps
+            optimizer.found_inf = _any(state["found_inf_per_device"].values())
         try:
             result = optimizer.step(*args, **kwargs)
         finally:
@@ -36,15 +96,83 @@ class GradScaler(torch.amp.GradScaler):
             optimizer.__dict__.pop("found_inf", None)
         if optimizer.overflow is not None:
             state["found_inf_per_device"] = {optimizer.overflow.device: optimizer.overflow}
-        state["stage"] = OptState.STEPPED
         return result
 
     def _unscale_grads_(self, optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool) -> dict[torch.device, Tensor]:
         """torch's hook behind `unscale_`: multiply every gradient by inv_scale, and return the overflow flag of each device."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(g.is_sparse for g in grads):
-            return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
-        flags = {g.device: torch.zeros((), dtype=torch.float32, device=g.device) for g in grads}
-        for device, flag in flags.items():
-            unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
+            flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+        else:
+            flags = {g.device: torch.zeros((), dtype=torch.float32, device=g.device) for g in grads}
+            for device, flag in flags.items():
+                unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
+        if self.process_group is not None:
+            for flag in flags.values():
+                torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.process_group)
         return flags
+
+    def update(self, new_scale: float | Tensor | None = None) -> None:
+        """Grow or back off the scale by what the steps saw, on the device."""
+        if not self._enabled or new_scale is not None or (self.hysteresis == 1 and self.min_scale == 0):
+            return super().update(new_scale)
+        scale, growth = self._check_scale_growth_tracker("update")
+        flags = [f.to(scale.device) for state in self._per_optimizer_states.values() for f in state["found_inf_per_device"].values()]
+        if not flags:
+            raise AssertionError("update() was called before step() or unscale_() of any optimizer")
+        overflow = _any(flags) != 0
+        forgiven = torch.full_like(growth, self.hysteresis) if self._forgiven is None else self._forgiven
+        forgiven = forgiven - overflow.to(forgiven.dtype)
+        back = overflow & (forgiven <= 0)
+        good = torch.where(overflow, 0, growth + 1)
+        grow = good >= self._growth_interval
+        grown = scale * self._growth_factor
+        smaller = scale * self._backoff_factor
+        exhausted = (back & (smaller < self.min_scale)).float()
+        self._exhausted = exhausted if self._exhausted is None else torch.maximum(self._exhausted, exhausted)
+        scale.copy_(torch.where(back, smaller.clamp(min=self.min_scale), torch.where(grow & grown.isfinite(), grown, scale)))
+        growth.copy_(torch.where(grow, 0, good))
+        self._forgiven = torch.where(grow, self.hysteresis, forgiven)
+        self._per_optimizer_states.clear()
+
+    def check(self) -> None:
+        """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it when you log."""
+        if self._exhausted is not None and self._exhausted.item():
+            raise FloatingPointError(
+                f"the loss scale fell to its floor {self.min_scale:g}: gradients overflow whatever the scale; lower the learning rate, "
+                "clip, keep what overflows in fp32, or train in bf16"
+            )
+
+    def state_dict(self) -> dict:
+        """torch's, and how many overflows may still be forgiven where there is hysteresis."""
+        own = {} if self._forgiven is None else {"hysteresis": int(self._forgiven.item())}
+        return super().state_dict() | (own if self._enabled else {})
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "hysteresis"})
+        if "hysteresis" in state_dict:
+            self._forgiven = torch.full((), state_dict["hysteresis"], dtype=torch.int32, device=self._device)
+
+
+def _any(flags: Iterable[Tensor]) -> Tensor:
+    return torch.stack([f.reshape(()) for f in flags]).amax()
+
+
+def _predicable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step can be undone without asking the host: it has state already, all of it tensors beside the parameters."""
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [(p, v) for p in params for v in optimizer.state[p].values() if v is not None] if optimizer.state else []
+    return len({p.device for p in params}) == 1 and bool(states) and all(isinstance(v, Tensor) and v.device == p.device for p, v in states)
+
+
+@torch.no_grad()
+def _step_predicated(optimizer: torch.optim.Optimizer, found_inf: Tensor):
+    """Step, and where found_inf is set write everything back as it was."""
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    kept = [t for p in params for t in (p, *optimizer.state[p].values()) if isinstance(t, Tensor)]
+    before = [t.clone() for t in kept]
+    with torch.enable_grad():
+        result = optimizer.step()
+    for now, then in zip(kept, before, strict=True):
+        now.copy_(torch.where(found_inf != 0, then, now))
+    return result

@@ -48,13 +48,18 @@ def _refuses_nothing(*args) -> str | None:
     return None
 
 
+def _yields_nothing(*args) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute an Op.
 
     devices: device types on which it is chosen unasked. missing(device): why it cannot run there at all, or None.
-    refuses(*args): why it cannot compute these arguments, or None. differentiable: it is made of PyTorch operators that
-    carry their own gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
+    refuses(*args): why it cannot compute these arguments, or None. yields(*args): whether it could, but a backend ranked
+    after it is faster; torch.compile does not ask. differentiable: it is made of PyTorch operators that carry their own
+    gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Backend:
     devices: tuple[str, ...]
     missing: Callable[[torch.device], str | None] = _present
     refuses: Callable[..., str | None] = _refuses_nothing
+    yields: Callable[..., bool] = _yields_nothing
     differentiable: bool = False
 
 
@@ -141,8 +147,8 @@ class Op:
         return [b.name for b in self.backends] + [REFERENCE]
 
     def __call__(self, *args):
-        for backend in self.backends:
-            if backend.differentiable and self.choose(*args) is backend:
+        for rank, backend in enumerate(self.backends):  # no further than it must: torch.compile traces this choice
+            if backend.differentiable and forced_backend(self.name) in (None, backend.name) and self.choose(*args, best=rank + 1) is backend:
                 return backend.run(*args)
         return self.torch_op(*args)
 
@@ -154,19 +160,20 @@ class Op:
                 return run(*args)
         return run(*args)
 
-    def choose(self, *args) -> Backend:
-        """The backend that will compute this call. Raises BackendError if a forced one cannot."""
+    def choose(self, *args, best: int | None = None) -> Backend:
+        """The backend that will compute this call, out of the `best` ranked first. Raises BackendError if a forced one cannot."""
         device = device_of(args)
         forced = forced_backend(self.name)
         if forced is not None:
             return self._forced_choice(forced, device, args)
-        for backend in self.backends:
+        for backend in self.backends[:best]:
             if device.type not in backend.devices or backend.missing(device):
                 continue
             reason = backend.refuses(*args)
-            if reason is None:
+            if reason is not None:
+                self._tell(backend, reason)
+            elif torch.compiler.is_compiling() or not backend.yields(*args):
                 return backend
-            self._tell(backend, reason)
         return self._reference
 
     @property

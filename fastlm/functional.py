@@ -19,40 +19,74 @@ def attention(
     bias: Tensor | None = None,
     causal: bool = False,
     window: tuple[int | None, int | None] | int | None = None,
-    segments: Tensor | None = None,
+    prefix: Tensor | None = None,
+    segments: Tensor | tuple[Tensor, Tensor] | None = None,
     key_lengths: Tensor | None = None,
+    order: tuple[Tensor, Tensor] | None = None,
+    group_bias: tuple[Tensor, Tensor, Tensor] | None = None,
     dropout: float = 0.0,
     seed: int | None = None,
     scale: float | None = None,
     offset: int | None = None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with any positional scheme: [B, H, Lq, D] in query's dtype.
 
     query [B, H, Lq, D]; key, value [B, Hk, Lk, D] with H a multiple of Hk (grouped-query attention); fp32, bf16 or fp16.
-    position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers. causal: key j is visible to
-    query i when j ≤ i + offset. window: (left, right) keys around the query, None for no bound. key_lengths [B] int: keys
-    past a row's length are padding. scale: 1/√D unless given. offset: the first query's position, Lk - Lq unless given,
-    so that the last query stands at the last key and a decoding step needs no argument. Queries that see no key give zeros.
-    bias, segments, dropout and seed are part of the interface and not served yet.
+    position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers.
+    bias [1|B, 1|H, 1|Lq, 1|Lk]: added to the scores; its gradient has its own shape. group_bias: (x [B, H, Lq] fp32, groups of
+    queries [B, Lq], groups of keys [B, Lk]); x is added where a query's and a key's groups are equal (XLNet's segments).
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, NotImplementedError for what is not served yet.
+    Masks, which combine. causal: key j is visible to query i when j ≤ i + offset. window: (left, right) keys around the query,
+    None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for queries and
+    one for keys: a query sees keys of its own segment, so packed documents do not mix. key_lengths [B] int: keys past a row's
+    length are padding. order: (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not
+    rank below it. Queries that see no key give zeros, and zero gradients.
+
+    dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend. seed:
+    64-bit; drawn from torch's generator if None. scale: 1/√D unless given (1/√(3D) for DeBERTa's three products).
+    offset: the first query's position, Lk - Lq unless given, so that the last query stands at the last key and a decoding
+    step needs no argument. return_lse: also return log Σ exp(score), [B, H, Lq] fp32.
+
+    Raises ValueError for shapes, dtypes or values that do not fit.
     """
-    for name, asked in (("bias", bias is not None), ("segments", segments is not None), ("dropout", dropout != 0), ("seed", seed is not None)):
-        if asked:
-            raise NotImplementedError(f"fastlm.attention does not serve {name}= yet; torch's scaled_dot_product_attention takes a dense mask and dropout_p")
     query, key, value = _autocast(query, key, value)
-    _check_attention(query, key, value, key_lengths)
-    Lq, Lk, D = query.shape[2], key.shape[2], query.shape[3]
+    _check_attention(query, key, value)
+    B, H, Lq, D = query.shape
+    Lk = key.shape[2]
     offset = Lk - Lq if offset is None else offset
-    scale = D**-0.5 if scale is None else scale
     terms = _terms(position, Lq, Lk, offset, query.device)
-    _check_table(terms.table, query.shape[1], Lq, Lk)
+    vectors = terms.vectors
+    scale = (vectors.terms * D) ** -0.5 if scale is None else scale
+    segments = (segments, segments) if isinstance(segments, Tensor) else segments or (None, None)
+    order = order or (None, None)
+    same, *groups = group_bias or (None, None, None)
+    _check_numbers(scale, dropout)
+    _check_table(terms.table, H, Lq, Lk)
+    _check_bias(bias, (B, H, Lq, Lk))
+    for name, of_batch in (("key_lengths", key_lengths), ("prefix", prefix)):
+        _check_integers(name, of_batch, (B,))
+    for name, (of_queries, of_keys) in (("segments", segments), ("order", order), ("group_bias", groups)):
+        _check_integers(f"{name} of queries", of_queries, (B, Lq))
+        _check_integers(f"{name} of keys", of_keys, (B, Lk))
+        if (of_queries is None) != (of_keys is None):
+            raise ValueError(f"{name} must be given for queries and keys; one of the two is None")
     if terms.rotate_q is not None:
         query = rotate(query, *terms.rotate_q, layout=terms.layout)
         key = rotate(key, *terms.rotate_k, layout=terms.layout)
+    q_position = None
+    if vectors.position_bias is not None:
+        q_position = query + vectors.position_bias[:, None].to(query.dtype)
+    if vectors.content_bias is not None:
+        query = query + vectors.content_bias[:, None].to(query.dtype)
     left, right = masks.band(causal, window)
-    out, _ = attention_op(query, key, value, terms.table, key_lengths, left, right, scale, offset)
-    return out
+    if dropout and seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    out, lse = attention_op(
+        query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors, vectors.value_vectors,
+        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, seed or 0, return_lse,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tensor:
@@ -88,7 +122,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None) -> None:
+def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     shapes = f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"attention takes query [B, H, Lq, D] and key, value [B, Hk, Lk, D]; got {shapes}")
@@ -98,10 +132,25 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None
         raise ValueError(f"query, key and value must share one of fp32, bf16, fp16 (fp64 for the reference); got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):
         raise ValueError(f"query, key and value must be on one device; got {q.device}, {k.device}, {v.device}")
-    if key_lengths is not None and (key_lengths.shape != q.shape[:1] or key_lengths.is_floating_point()):
-        raise ValueError(f"key_lengths must be [{q.shape[0]}] integers; got {list(key_lengths.shape)} {key_lengths.dtype}")
+
+
+def _check_numbers(scale: float, dropout: float) -> None:
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; it must be positive")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
+
+
+def _check_integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x is not None and (x.shape != shape or x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}")
 
 
 def _check_table(table: Tensor | None, heads: int, Lq: int, Lk: int) -> None:
     if table is not None and table.shape != (heads, Lq + Lk - 1):
         raise ValueError(f"the position's table must be [heads, Lq + Lk - 1] = [{heads}, {Lq + Lk - 1}]; got {list(table.shape)}")
+
+
+def _check_bias(bias: Tensor | None, full: tuple[int, ...]) -> None:
+    if bias is not None and (bias.ndim != 4 or any(n not in (1, whole) for n, whole in zip(bias.shape, full, strict=True))):
+        raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(bias.shape)}")

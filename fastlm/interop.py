@@ -25,8 +25,8 @@ from fastlm.model import ModelConfig, Transformer
 
 
 def register() -> None:
-    """Make attn_implementation="fastlm" known to transformers. Causal and bidirectional attention, grouped heads,
-    right-padding and growing caches are served; what is not is refused in words."""
+    """Make attn_implementation="fastlm" known to transformers. Causal and bidirectional attention, grouped heads, dropout,
+    T5's position bias, right-padding and growing caches are served; what is not is refused in words."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -36,13 +36,14 @@ def register() -> None:
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs):
     """transformers' attention call: query [B, H, Lq, D], key, value [B, Hk, Lk, D] → ([B, Lq, H, D], no weights)."""
-    for name in ("position_bias", "softcap", "sliding_window", "s_aux"):
+    for name in ("softcap", "sliding_window", "s_aux"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attn_implementation='fastlm' does not serve {name} yet; use 'sdpa' or 'eager' for this model")
     if attention_mask is not None and attention_mask.ndim != 1:
         raise NotImplementedError(f"attn_implementation='fastlm' takes no dense mask; got one of shape {list(attention_mask.shape)}. Use 'sdpa' for it")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    out = attention(query, key, value, causal=causal, key_lengths=attention_mask, dropout=dropout, scale=scaling)
+    bias = kwargs.get("position_bias")  # T5's, which its model made dense
+    out = attention(query, key, value, bias=bias, causal=causal, key_lengths=attention_mask, dropout=dropout, scale=scaling)
     return out.transpose(1, 2), None
 
 

@@ -2,8 +2,8 @@
 
     tokens → embedding (+ position.embed) → [norm → attention → +, norm → mlp → +] × layers → norm → head
 
-The positional scheme belongs to the model, not to a layer: its rotation and its distance table are made once a forward
-pass and every layer uses them, so a T5 table's gradient is summed over layers by autograd.
+The positional scheme belongs to the model: its rotation and its distance table are made once a forward pass and every layer
+uses them, so a T5 table's gradient is summed over layers by autograd. Schemes that say `per_layer` belong to each layer.
 """
 
 from dataclasses import dataclass
@@ -72,6 +72,10 @@ class ModelConfig:
             return self.hidden
         return 4 * self.dim if self.mlp == "gelu" else -(-8 * self.dim // 96) * 32
 
+    @property
+    def position_per_layer(self) -> bool:
+        return positions.SCHEMES[self.position].per_layer
+
     def make_position(self) -> positions.Position:
         return positions.make(
             self.position, dim=self.dim, heads=self.heads, head_dim=self.head_dim, context=self.context, causal=True
@@ -84,12 +88,13 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config.dim, config.heads, config.kv_heads, bias=config.bias)
+        position = config.make_position() if config.position_per_layer else None
+        self.attention = Attention(config.dim, config.heads, config.kv_heads, position=position, bias=config.bias)
         self.mlp_norm = make_norm(config)
         self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, position: Terms, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, position: Terms | None, cache: Cache | None) -> Tensor:
         x = x + self._drop(self.attention(self.attention_norm(x), position=position, cache=cache))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
@@ -104,7 +109,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.position = config.make_position()
+        self.position = None if config.position_per_layer else config.make_position()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -116,7 +121,7 @@ class Transformer(nn.Module):
         """GPT-2's initialisation: N(0, 0.02), and N(0, 0.02/√N) for the N = 2·layers matrices that write to the residual
         stream (Radford et al. 2019); biases zero, norms one."""
         for name, p in self.named_parameters():
-            if name.startswith("position.") or p.ndim < 2:
+            if "position." in name or p.ndim < 2:  # schemes have their own
                 continue
             nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if name.endswith(".out.weight") else 0.02)
         for module in self.modules():
@@ -128,11 +133,12 @@ class Transformer(nn.Module):
         seen = len(caches[0]) if caches else 0
         total = seen + tokens.shape[1]
         x = self.embedding(tokens)
-        embedded = self.position.embed(torch.arange(seen, total, device=tokens.device))
-        if embedded is not None:
-            x = x + embedded.to(x.dtype)
+        terms = None
+        if self.position is not None:
+            embedded = self.position.embed(torch.arange(seen, total, device=tokens.device))
+            x = x if embedded is None else x + embedded.to(x.dtype)
+            terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
         x = F.dropout(x, self.config.dropout, self.training)
-        terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
         for i, block in enumerate(self.blocks):
             x = block(x, terms, caches[i] if caches else None)
         return self.head(self.norm(x))

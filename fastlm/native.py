@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}  # csrc/rules/numeric.h; int16: remainders of bf16
 REBUILD = "reinstall with `pip install .` (in a checkout: `python setup.py build_ext --inplace`)"
@@ -32,9 +33,12 @@ def _extension(name: str) -> ModuleType | str:
     if not report.get("built"):
         return f"{report.get('why', 'the extensions were not built')}; cure: {report.get('cure', REBUILD)}"
     try:
-        return importlib.import_module(f"fastlm._{name}")
+        module = importlib.import_module(f"fastlm._{name}")
     except ImportError as error:
         return f"fastlm._{name} was built but does not load ({error}); cure: {REBUILD}"
+    if name == "cpu" and os.environ.get("FASTLM_ISA"):
+        module.use(os.environ["FASTLM_ISA"])  # ValueError, naming what there is, if the processor lacks it
+    return module
 
 
 def cpu() -> ModuleType:
@@ -72,6 +76,20 @@ def triton_missing(device: torch.device) -> str | None:
     if device.type == "cuda" or (device.type == "cpu" and interpreting()):
         return None
     return f"Triton compiles for GPUs, and these tensors are on {device.type}; TRITON_INTERPRET=1 runs its interpreter, for tests"
+
+
+def view(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """(address, shape, strides in elements): a tensor as launchers take it. It must outlive the call."""
+    return x.data_ptr(), x.shape, x.stride()
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """x itself if its last dimension lies side by side in memory, else a copy where it does."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def cuda_stream(device: torch.device) -> tuple[int, int]:

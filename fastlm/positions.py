@@ -3,11 +3,12 @@
 A scheme says where it acts by the method it overrides:
 
     embed(positions)     [L] → [L, dim]       added to the token embeddings (learned, sinusoidal)
-    angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64
+    angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64; cos and sin times `magnitude`
     bias(distance)       [n] → [H, n]         added to scores as a function of d = key - query position (ALiBi, T5, KERPLE)
+    vectors(distance)    [n] → Vectors        met by queries, keys or probabilities at that distance (Shaw, Transformer-XL, DeBERTa)
 
-`bias` is a few lines of PyTorch: the kernels take its values as a table with one entry per distance and return the
-table's gradient, and autograd carries that on to whatever parameters made it. To add a scheme, subclass `Position` with a
+`bias` and `vectors` are a few lines of PyTorch: kernels take their values, one row per distance, and return the rows'
+gradients, and autograd carries those on to whatever parameters made them. To add a scheme, subclass `Position` with a
 name, here or in your own code:
 
     class Mine(Position, name="mine"):
@@ -25,12 +26,31 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastlm import frequencies
+from fastlm.frequencies import Scaling
+from fastlm.ops.rotary import LAYOUTS
+
 SCHEMES: dict[str, type["Position"]] = {}
 FACTS = ("dim", "heads", "head_dim", "context", "causal")
 
 
+class Vectors(NamedTuple):
+    """Rows by distance, each [H, n, D] or None: what q meets, what k meets, what is added to v (fastlm/ops/attention.py).
+
+    content_bias, position_bias [H, D]: added to the queries that meet keys, and to those that meet query_vectors. terms:
+    how many products make a score, for a scale of 1/√(terms · D).
+    """
+
+    query_vectors: Tensor | None = None
+    key_vectors: Tensor | None = None
+    value_vectors: Tensor | None = None
+    content_bias: Tensor | None = None
+    position_bias: Tensor | None = None
+    terms: int = 1
+
+
 class Terms(NamedTuple):
-    """What a scheme contributes to attention calls of one size; make once, use in every layer.
+    """What a scheme contributes to attention calls of one size; make once, use in every layer that shares the scheme.
 
     rotate_q, rotate_k: (cos, sin) each [L, R/2] fp32, for `fastlm.rotate`; None for no rotation. layout: see there.
     table: [H, Lq + Lk - 1] fp32 over distances, None for no bias.
@@ -40,13 +60,19 @@ class Terms(NamedTuple):
     rotate_k: tuple[Tensor, Tensor] | None = None
     layout: str = "half"
     table: Tensor | None = None
+    vectors: Vectors = Vectors()
 
 
 class Position(nn.Module):
-    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`."""
+    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`, `vectors`.
+
+    per_layer: whether each layer of a model has a scheme of its own, with its own parameters, as the paper has it.
+    """
 
     name: ClassVar[str]
+    per_layer: ClassVar[bool] = False
     layout: str = "half"
+    magnitude: float = 1.0
 
     def __init_subclass__(cls, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -68,6 +94,10 @@ class Position(nn.Module):
         """distance [n] int64, key position minus query position → [H, n] fp32, or None."""
         return None
 
+    def vectors(self, distance: Tensor) -> Vectors:
+        """distance [n] int64, key position minus query position → rows for each."""
+        return Vectors()
+
     @property
     def embeds(self) -> bool:
         """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
@@ -83,12 +113,13 @@ class Position(nn.Module):
         queries = torch.arange(offset, offset + Lq, device=device)
         rotate_k = self._rotation(keys)
         rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries)
-        table = self.bias(torch.arange(-(Lq - 1) - offset, Lk - offset, device=device))
-        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float())
+        distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
+        table = self.bias(distance)
+        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float(), self.vectors(distance))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         angles = self.angles(positions.double())
-        return None if angles is None else (angles.cos().float(), angles.sin().float())
+        return None if angles is None else ((self.magnitude * angles.cos()).float(), (self.magnitude * angles.sin()).float())
 
 
 def _optional(cls: type) -> set[str]:
@@ -133,25 +164,43 @@ class Sinusoidal(Position, name="sinusoidal"):
         self.dim = dim
 
     def embed(self, positions: Tensor) -> Tensor:
-        angles = positions.double()[:, None] * _frequencies(self.dim, 10000.0, positions.device)
+        angles = positions.double()[:, None] * frequencies.geometric(10000.0, self.dim).to(positions.device)
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).float()
 
 
 class RoPE(Position, name="rope"):
     """Rotary embedding (Su et al. 2021): q and k turn by position · base^(-2i/R), so scores see only differences.
 
-    layout: "half" (NeoX, Llama) or "interleaved" (the paper, GPT-J). fraction: the share of channels that turn (partial
-    rotary). Raises ValueError when the turning channels do not pair up.
+    layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
+    frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn (partial
+    rotary). scaling: see fastlm/frequencies.py. Raises ValueError when the turning channels do not pair up.
     """
 
-    def __init__(self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0):
+    def __init__(
+        self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0, scaling: Scaling = frequencies.unscaled
+    ):
         super().__init__()
-        self.rotated, self.base, self.layout = int(head_dim * fraction), base, layout
-        if self.rotated % 2 or self.rotated == 0:
+        rotated = int(head_dim * fraction)
+        if rotated % 2 or rotated == 0:
             raise ValueError(f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive")
+        if layout not in (*LAYOUTS, "proportional"):
+            raise ValueError(f"RoPE layout {layout!r} is unknown; choose from {', '.join(LAYOUTS)}, proportional")
+        proportional = layout == "proportional"
+        self.layout = "half" if proportional else layout
+        pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
+        if proportional:
+            pitch[rotated // 2 :] = 0
+        self.register_buffer("pitch", pitch, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """Follow the module to a device, but keep the frequencies in fp64 whatever dtype the model is cast to."""
+        pitch = self.pitch
+        super()._apply(fn, recurse)
+        self.pitch = pitch.to(self.pitch.device)
+        return self
 
     def angles(self, positions: Tensor) -> Tensor:
-        return positions[:, None] * _frequencies(self.rotated, self.base, positions.device)
+        return positions[:, None] * self.pitch
 
 
 class ALiBi(Position, name="alibi"):
@@ -201,9 +250,84 @@ class Kerple(Position, name="kerple"):
         return -r1 * torch.log1p(r2 * distance.abs())
 
 
-def _frequencies(channels: int, base: float, device) -> Tensor:
-    """base^(-2i/channels) for i = 0 … channels/2 - 1, [channels/2] fp64."""
-    return base ** (-torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
+class Shaw(Position, name="shaw"):
+    """Learned vectors for each distance up to `reach`, met by queries and added to values (Shaw et al. 2018); farther
+    keys share the last one. key [2·reach + 1, D], value likewise, or None with values=False; shared by all heads."""
+
+    per_layer = True
+
+    def __init__(self, heads: int, head_dim: int, reach: int = 16, values: bool = True):
+        super().__init__()
+        self.heads, self.reach = heads, reach
+        self.key = nn.Parameter(torch.empty(2 * reach + 1, head_dim))
+        self.value = nn.Parameter(torch.empty(2 * reach + 1, head_dim)) if values else None
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.02)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        rows = distance.clamp(-self.reach, self.reach) + self.reach
+        of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
+        return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
+
+
+class TransformerXL(Position, name="transformer-xl"):
+    """Relative positions of Transformer-XL and XLNet (Dai et al. 2019, sec. 3.3): (q + u)·k + (q + v)·W r, r the sinusoid
+    of the distance, all sines first. clamp: distances beyond it count as it; 0 for no clamp."""
+
+    per_layer = True
+
+    def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
+        super().__init__()
+        self.clamp = clamp
+        self.project = nn.Linear(dim, heads * head_dim, bias=False)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))
+        nn.init.normal_(self.project.weight, std=0.02)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        behind = -distance  # r counts from the query back
+        if self.clamp:
+            behind = behind.clamp(-self.clamp, self.clamp)
+        angles = behind.double()[:, None] * frequencies.geometric(10000.0, self.project.in_features).to(distance.device)
+        r = torch.cat((angles.sin(), angles.cos()), -1).to(self.project.weight.dtype)
+        rows = self.project(r).unflatten(-1, self.content_bias.shape).transpose(0, 1)
+        return Vectors(query_vectors=rows, content_bias=self.content_bias, position_bias=self.position_bias)
+
+
+class DeBERTa(Position, name="deberta"):
+    """Disentangled attention (He et al. 2021): q·k + q·K(d) + k·Q(d), over √(3D), the same d for both as in the released code.
+
+    A table [2·span, dim] of distances, projected to keys and queries of positions. span: distances reach it. buckets: v2
+    and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023); 0 for v1.
+    """
+
+    per_layer = True
+
+    def __init__(self, dim: int, heads: int, head_dim: int, span: int = 512, buckets: int = 0):
+        super().__init__()
+        self.heads, self.span, self.buckets = heads, span, buckets
+        self.table = nn.Parameter(torch.empty(2 * (buckets or span), dim))
+        self.key = nn.Linear(dim, heads * head_dim, bias=buckets > 0)
+        self.query = nn.Linear(dim, heads * head_dim)
+        for p in self.parameters():
+            nn.init.zeros_(p) if p.ndim == 1 else nn.init.normal_(p, std=0.02)
+
+    def vectors(self, distance: Tensor) -> Vectors:
+        behind = -distance
+        reach = self.buckets or self.span
+        if self.buckets:
+            behind = deberta_bucket(behind, self.buckets, self.span)
+        rows = (behind + reach).clamp(0, 2 * reach - 1)
+        of_heads = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
+        return Vectors(query_vectors=of_heads(self.key(self.table)), key_vectors=of_heads(self.query(self.table)), terms=3)
+
+
+def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
+    """distance [n] int64 → signed bucket [n] int64: exact to ±buckets/2, then the logarithm rounded up."""
+    mid = buckets // 2
+    n = distance.abs().clamp(min=mid)
+    far = (torch.log(n / mid) / math.log((span - 1) / mid) * (mid - 1)).ceil().long() + mid
+    return torch.where(distance.abs() <= mid, distance, far * distance.sign())
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -6,14 +6,13 @@ enters as the accumulator's first value, table/scale, which costs the softmax no
 exp2(x · scale · log₂e). Shapes and meanings: fastlm/ops/attention.py.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
+from fastlm.kernels.tiles import block_d, tiles
 
 NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
 
@@ -109,35 +108,16 @@ def forward_kernel(
 # Launcher
 
 
-class Tiles(NamedTuple):
-    BLOCK_M: int  # queries
-    BLOCK_N: int  # keys
-    num_warps: int
-    num_stages: int  # depth of the pipeline that loads keys and values
-
-
-def block_d(D: int) -> int:
-    """The power of two that holds D channels; 16 is the least a tensor core takes."""
-    return max(16, triton.next_power_of_2(D))
-
-
-def forward_tiles(D: int, dtype: torch.dtype, architecture: int) -> Tiles:
-    """Tiles of the forward kernel."""
-    if dtype == torch.float32:
-        return Tiles(64, 32, 4, 2)
-    return Tiles(128, 64, 8, 3 if D <= 64 else 2)
-
-
 def forward(q, k, v, table, key_lengths, left, right, scale, offset) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel. Arguments and results: the op `attention`."""
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
     q, k, v = rows(q), rows(k), rows(v)
     table, table_stride = with_margins(table, Lq, Lk)
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(B, H, Lq, device=q.device)
-    tiles = forward_tiles(D, q.dtype, architecture())
+    chosen = tiles("forward", D, q.dtype, architecture())
     with torch.cuda.device_of(q):
-        forward_kernel[(triton.cdiv(Lq, tiles.BLOCK_M) * H * B,)](
+        forward_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
             q, k, v, table, key_lengths, out, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3],
-            table_stride, H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **tiles._asdict(),
+            table_stride, H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **chosen._asdict(),
         )  # fmt: skip
     return out, lse

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.attention import Tiles, block_d, key_count, scores
+from fastlm.kernels.attention import key_count, scores
 from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
+from fastlm.kernels.tiles import block_d, tiles
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -204,12 +205,12 @@ def dtable_kernel(
         p_qh = p_q + b * q_strides[0] + h * q_strides[1]
         p_kh = p_k + b * k_strides[0] + h // group * k_strides[1]
         p_vh = p_v + b * v_strides[0] + h // group * v_strides[1]
-        for tile in range(begin, full_end, row_splits):
+        for tile in tl.range(begin, full_end, row_splits, disable_licm=True):
             acc = ds_tile(
                 acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
                 q_strides[2], k_strides[2], v_strides[2], D, BLOCK, BLOCK_D, False,
             )  # fmt: skip
-        for tile in range(begin + tl.cdiv(full_end - begin, row_splits) * row_splits, end, row_splits):
+        for tile in tl.range(begin + tl.cdiv(full_end - begin, row_splits) * row_splits, end, row_splits, disable_licm=True):
             acc = ds_tile(
                 acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
                 q_strides[2], k_strides[2], v_strides[2], D, BLOCK, BLOCK_D, True,
@@ -245,25 +246,6 @@ def dtable_sum_kernel(p_partial, p_dtable, n_distances, first, n_diagonals, spli
 # Launcher
 
 
-def dq_tiles(D: int, dtype: torch.dtype, architecture: int) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(64, 32, 4, 1)
-    return Tiles(128, 64, 8, 2)
-
-
-def dkdv_tiles(D: int, dtype: torch.dtype, architecture: int) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 128, 8, 2)
-
-
-def dtable_tiles(D: int, dtype: torch.dtype, architecture: int) -> Tiles:
-    """Square, so that tiles on one block diagonal share their distances."""
-    if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2)
-
-
 def backward(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the kernels. Arguments and results: the op `attention_backward`."""
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
@@ -275,13 +257,13 @@ def backward(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, of
     strides = q.stride()[:3], k.stride()[:3], v.stride()[:3]
     band = Lq, Lk, left, right, offset, scale
     with torch.cuda.device_of(q):
-        tiles = dq_tiles(D, q.dtype, arch)
-        dq_kernel[(triton.cdiv(Lq, tiles.BLOCK_M) * H * B,)](
-            q, k, v, table, key_lengths, grad, out, lse, log2, delta, dq, *strides, table_stride, H, H // Hk, *band, D, BLOCK_D=block_d(D), **tiles._asdict()
+        chosen = tiles("dq", D, q.dtype, arch)
+        dq_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
+            q, k, v, table, key_lengths, grad, out, lse, log2, delta, dq, *strides, table_stride, H, H // Hk, *band, D, BLOCK_D=block_d(D), **chosen._asdict()
         )
-        tiles = dkdv_tiles(D, q.dtype, arch)
-        dkdv_kernel[(triton.cdiv(Lk, tiles.BLOCK_N) * Hk * B,)](
-            q, k, v, table, key_lengths, grad, log2, delta, dk, dv, *strides, table_stride, Hk, H // Hk, *band, D, BLOCK_D=block_d(D), **tiles._asdict()
+        chosen = tiles("dkdv", D, q.dtype, arch)
+        dkdv_kernel[(triton.cdiv(Lk, chosen.BLOCK_N) * Hk * B,)](
+            q, k, v, table, key_lengths, grad, log2, delta, dk, dv, *strides, table_stride, Hk, H // Hk, *band, D, BLOCK_D=block_d(D), **chosen._asdict()
         )
         dtable = _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, right, scale, offset) if table_grad else lse.new_empty(0)
     return dq, dk, dv, dtable
@@ -289,7 +271,8 @@ def backward(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, of
 
 def _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, right, scale, offset) -> Tensor:
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
-    block, _, num_warps, num_stages = dtable_tiles(D, q.dtype, architecture())
+    chosen = tiles("dtable", D, q.dtype, architecture())
+    block = chosen.BLOCK_M
     n_rows, n_columns = triton.cdiv(Lq, block), triton.cdiv(Lk, block)
     # The block diagonals that hold a visible distance, numbered by column - row of their tiles.
     first = max(1 - n_rows, triton.cdiv(offset - left - (block - 1), block))
@@ -300,7 +283,7 @@ def _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, 
     dtable_kernel[(H * n_diagonals * splits,)](
         q, k, v, table, key_lengths, grad, log2, delta, partial, q.stride()[:3], k.stride()[:3], v.stride()[:3],
         table_stride, B, H, H // Hk, Lq, Lk, left, right, offset, scale, first, n_diagonals, batch_splits, row_splits,
-        D, BLOCK=block, BLOCK_D=block_d(D), num_warps=num_warps, num_stages=num_stages,
+        D, BLOCK=block, BLOCK_D=block_d(D), **chosen.options,
     )  # fmt: skip
     dtable_sum_kernel[(H * (n_rows + n_columns),)](partial, dtable, Lq + Lk - 1, first, n_diagonals, splits, n_rows, Lq, BLOCK=block)
     return dtable

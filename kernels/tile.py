@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-LARGEST_TILE = 128  # rows
+from fastlm.kernels.tiles import LARGEST
+
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -94,10 +95,10 @@ def with_margins(table: torch.Tensor | None, Lq: int, Lk: int) -> tuple[torch.Te
     """
     if table is None:
         return None, 0
-    if Lq % LARGEST_TILE == 0 and Lk % LARGEST_TILE == 0:
+    if Lq % LARGEST == 0 and Lk % LARGEST == 0:
         return table.contiguous(), table.shape[1]
-    table = torch.nn.functional.pad(table, (LARGEST_TILE, LARGEST_TILE))
-    return table[:, LARGEST_TILE:], table.stride(0)
+    table = torch.nn.functional.pad(table, (LARGEST, LARGEST))
+    return table[:, LARGEST:], table.stride(0)
 
 
 def architecture() -> int:

@@ -11,6 +11,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
+from fastlm.ops.attention import TENSORS, Arguments
 
 
 @dataclass(frozen=True)
@@ -23,26 +24,48 @@ class Case:
         return f"{self.op}-{self.name}"
 
 
-def _attention(B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, lengths=None, causal=False, window=None, offset=None):
-    """scheme: a name in positions.SCHEMES whose table is used, or None. lengths: key_lengths as a list of B ints."""
+def _attention(
+    B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False, groups=False,
+    causal=False, window=None, offset=None, dropout=0.0,
+):  # fmt: skip
+    """scheme: a name in positions.SCHEMES whose table or vectors are used. bias: its shape, by which of B, H, Lq, Lk it has,
+    such as "hqk". lengths, prefix: a list of B ints. segments: three to a row. order: a random one. groups: XLNet's two segments."""
 
     def make(dtype, device):
         g = torch.Generator().manual_seed(Lq * 1000 + Lk * 10 + D)
-        draw = lambda *shape: torch.randn(*shape, generator=g)
-        q, k, v = draw(B, H, Lq, D), draw(B, Hk, Lk, D), draw(B, Hk, Lk, D)
+        wide = torch.promote_types(dtype, torch.float32)
+        draw = lambda *shape, dtype=dtype: torch.randn(*shape, generator=g).to(device, dtype)
+        ints = lambda high, *shape: torch.randint(high, shape, generator=g).to(device)
+        a = dict.fromkeys(TENSORS)
+        a |= {"q": draw(B, H, Lq, D), "k": draw(B, Hk, Lk, D), "v": draw(B, Hk, Lk, D)}
         at = Lk - Lq if offset is None else offset
-        table = None
+        terms = 1
         if scheme is not None:
             torch.manual_seed(0)
-            position = positions.make(scheme, heads=H, head_dim=D, causal=causal)
+            position = positions.make(scheme, dim=H * D, heads=H, head_dim=D, causal=causal)
             with torch.no_grad():
                 for p in position.parameters():
-                    p.copy_(torch.randn(p.shape, generator=g).abs())
-                table = position.terms(Lq, Lk, at).table
-        key_lengths = None if lengths is None else torch.tensor(lengths, device=device)
+                    p.copy_(torch.randn(p.shape, generator=g).abs() / (D**0.5 if p.shape[-1] == H * D else 1))
+                made = position.terms(Lq, Lk, at)
+            vectors, terms = made.vectors, made.vectors.terms
+            a["table"] = None if made.table is None else made.table.to(device, wide)
+            for name in ("query_vectors", "key_vectors", "value_vectors"):
+                rows = getattr(vectors, name)
+                a[name] = None if rows is None else rows.to(device, dtype)
+            if vectors.position_bias is not None:
+                a["q_position"] = draw(B, H, Lq, D)
+        if bias is not None:
+            a["bias"] = draw(*(n if letter in bias else 1 for letter, n in zip("bhqk", (B, H, Lq, Lk), strict=True)))
+        if groups:
+            a |= {"same": draw(B, H, Lq, dtype=wide), "q_groups": ints(2, B, Lq), "k_groups": ints(2, B, Lk)}
+        a["key_lengths"] = None if lengths is None else torch.tensor(lengths, device=device)
+        a["prefix"] = None if prefix is None else torch.tensor(prefix, device=device)
+        if segments:
+            a |= {f"{side}_segments": ints(3, B, n).sort(-1).values for side, n in (("q", Lq), ("k", Lk))}
+        if order:
+            a |= {"q_ranks": ints(Lk, B, Lq), "k_ranks": ints(Lk, B, Lk)}
         left, right = band(causal, window)
-        table = None if table is None else table.to(device, torch.promote_types(dtype, torch.float32))
-        return *(t.to(device, dtype) for t in (q, k, v)), table, key_lengths, left, right, D**-0.5, at
+        return Arguments(**a, left=left, right=right, scale=(terms * D) ** -0.5, offset=at, dropout=dropout, seed=1234567890123, return_lse=False)
 
     return make
 
@@ -83,6 +106,23 @@ ATTENTION = _all(
     one=_attention(Lq=1, Lk=1, causal=True, scheme="t5"),
     d96=_attention(Lq=50, Lk=50, D=96, causal=True),
     d128=_attention(Lq=65, Lk=65, D=128, causal=True, scheme="alibi"),
+    shaw=_attention(Lq=70, Lk=70, scheme="shaw"),
+    shaw_causal_gqa=_attention(H=4, Hk=2, Lq=33, Lk=50, D=32, causal=True, scheme="shaw"),
+    transformer_xl=_attention(Lq=40, Lk=72, causal=True, scheme="transformer-xl"),
+    xlnet=_attention(Lq=48, Lk=48, D=32, scheme="transformer-xl", order=True, groups=True),
+    deberta=_attention(Lq=50, Lk=50, D=32, scheme="deberta", lengths=[50, 31]),
+    deberta_gqa=_attention(H=4, Hk=2, Lq=20, Lk=44, D=32, scheme="deberta"),
+    bias_full=_attention(bias="bhqk", causal=True),
+    bias_heads=_attention(bias="hqk", Lq=37, Lk=53),
+    bias_keys=_attention(bias="bk", Lq=37, Lk=53),
+    bias_queries=_attention(bias="q", Lq=37, Lk=53),
+    prefix=_attention(prefix=[9, 0], causal=True, Lq=70, Lk=70, scheme="t5"),
+    packed=_attention(segments=True, causal=True, Lq=150, Lk=150, scheme="alibi"),
+    packed_bidirectional=_attention(segments=True, lengths=[60, 64]),
+    order=_attention(order=True, scheme="kerple"),
+    every_mask=_attention(prefix=[5, 20], segments=True, lengths=[60, 30], order=True, causal=True, window=(25, 0), scheme="t5"),
+    dropout=_attention(dropout=0.2, causal=True, Lq=70, Lk=70, scheme="t5"),
+    dropout_odd=_attention(dropout=0.5, H=4, Hk=1, Lq=33, Lk=47, D=32),
     d256=_attention(B=1, Lq=40, Lk=40, D=256, causal=True, scheme="t5"),
 )
 

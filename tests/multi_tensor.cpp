@@ -65,7 +65,7 @@ static void alignment() {
 }
 
 struct Tensor {  // n elements, `shift` elements past an aligned address; reading or writing one more is an error that the sanitizer sees
-    Tensor(int n, int dtype, int shift) : memory(new char[(n + shift) * element_size(dtype)]), data(memory.get() + shift * element_size(dtype)), dtype(dtype) {}
+    Tensor(int n, int dtype, int shift) : memory(new char[(n + shift) * element_size(dtype)]), dtype(dtype) { data = memory.get() + shift * element_size(dtype); }
     float get(int i) const {
         if (dtype == F32) return reinterpret_cast<const float*>(data)[i];
         return dtype == BF16 ? widen(reinterpret_cast<const bf16*>(data)[i]) : widen(reinterpret_cast<const f16*>(data)[i]);

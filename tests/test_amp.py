@@ -66,6 +66,90 @@ def test_steps_any_other_optimizer_as_torch_does():
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.01, momentum=0.9), lambda p: torch.optim.Adagrad(p, 0.1), torch.optim.RMSprop], ids=["sgd", "adagrad", "rmsprop"])
+def test_skips_any_optimizer_by_a_predicated_copy(make):
+    """Every bit of parameters and state as it was, and the same results as torch, which reads the flag on the host."""
+    ours, theirs = model(), model()
+    options = dict(init_scale=8.0, growth_interval=3)
+    scaler = GradScaler("cpu", **options)
+    a, b = make(ours.parameters()), make(theirs.parameters())
+    train(scaler, a, ours, steps=2)
+    before = copy.deepcopy([list(ours.parameters()), a.state_dict()["state"]])
+    train(scaler, a, ours, steps=1, overflow_at=1)
+    for x, y in zip(tensors(before), tensors([list(ours.parameters()), a.state_dict()["state"]]), strict=True):
+        assert torch.equal(x, y)
+    ours.load_state_dict(model().state_dict())
+    a = make(ours.parameters())
+    assert train(GradScaler("cpu", **options), a, ours) == train(torch.amp.GradScaler("cpu", **options), b, theirs)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [t for x in (tree.values() if isinstance(tree, dict) else tree) for t in tensors(x)]
+
+
+def run_scale(scaler, overflows):
+    """The scale after each of a list of steps that overflow (1) or not (0)."""
+    p = nn.Parameter(torch.zeros(1))
+    optimizer, scales = torch.optim.SGD([p], 0.0), []
+    for overflow in overflows:
+        scaler.scale(torch.ones(()))
+        p.grad = torch.full((1,), torch.inf if overflow else 0.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return scales
+
+
+def test_hysteresis_forgives_until_the_scale_grows():
+    scaler = GradScaler("cpu", init_scale=8.0, growth_interval=3, hysteresis=2)
+    assert run_scale(scaler, [1, 1, 1, 0, 0, 0, 1, 1]) == [8, 4, 2, 2, 2, 4, 4, 2]
+
+
+def test_the_overflow_of_one_optimizer_counts_for_all():
+    scaler = GradScaler("cpu", init_scale=8.0, hysteresis=2)
+    params = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizers = [AdamW(params[:1]), torch.optim.SGD(params[1:], 0.1)]
+    for _ in range(2):
+        scaler.scale(torch.ones(()))
+        params[0].grad, params[1].grad = torch.full((1,), torch.inf), torch.ones(1)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 4 and params[0] == 0 and params[1] != 0
+
+
+def test_hysteresis_survives_a_state_dict():
+    scaler = GradScaler("cpu", init_scale=8.0, hysteresis=2)
+    run_scale(scaler, [1])
+    again = GradScaler("cpu", hysteresis=2)
+    again.load_state_dict(scaler.state_dict())
+    assert run_scale(again, [1]) == [4]
+
+
+def test_the_floor_holds_and_is_reported():
+    scaler = GradScaler("cpu", init_scale=4.0, min_scale=1.0)
+    assert run_scale(scaler, [1, 1]) == [2, 1]
+    scaler.check()
+    assert run_scale(scaler, [1]) == [1]
+    with pytest.raises(FloatingPointError, match=r"fell to its floor 1: .* train in bf16"):
+        scaler.check()
+
+
+@pytest.mark.parametrize(
+    "name, first, after",
+    [("torch", 2.0**16, [2.0**15, 2.0**14]), ("fairseq", 2.0**7, [64, 32]), ("deepspeed", 2.0**16, [2.0**16, 2.0**15]), ("megatron", 2.0**32, [2.0**32, 2.0**31])],
+)
+def test_presets(name, first, after):
+    scaler = GradScaler.preset(name, "cpu")
+    assert scaler.get_scale() == first and run_scale(scaler, [1, 1]) == after
+    with pytest.raises(ValueError, match="'apex' is unknown; choose from torch, fairseq"):
+        GradScaler.preset("apex")
+
+
 def test_fp16_gradients_are_allowed():
     net = nn.Linear(3, 1).half()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)

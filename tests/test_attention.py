@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import ATTENTION, ROTATE
-from tolerance import assert_attention_accurate
+from tolerance import assert_attention_accurate, leaves_of
 
 import fastlm
 from fastlm import positions
-from fastlm.ops.attention import attention, attention_backward
+from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward
 from fastlm.ops.rotary import rotate
 
 CPU = torch.device("cpu")
@@ -21,33 +21,108 @@ def test_definition_is_accurate(case, dtype):
         assert_attention_accurate(case.make(dtype, CPU))
 
 
-@pytest.mark.parametrize("case", ATTENTION[:3] + ATTENTION[6:9], ids=str)
+SOME = [case for case in ATTENTION if case.name in ("causal", "odd", "kerple_gqa", "transformer_xl", "deberta_gqa", "shaw", "every_mask", "bias_keys", "dropout")]
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
 def test_op_is_a_proper_operator(case):
-    q, k, v, table, *rest = case.make(torch.float32, CPU)
-    leaves = [None if t is None else t.requires_grad_() for t in (q, k, v, table)]
+    args = case.make(torch.float32, CPU)
     with fastlm.use_backend("reference"):
-        torch.library.opcheck(attention.torch_op, (*leaves, *rest), test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=tests)
 
 
-def test_gradients_against_finite_differences():
+def random_arguments(**changes) -> Arguments:
+    """Every term and every mask at once, small, in fp64."""
+    B, H, Hk, Lq, Lk, D = 2, 4, 2, 5, 7, 3
     g = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True)
-    leaves = draw(2, 4, 5, 3), draw(2, 2, 7, 3), draw(2, 2, 7, 3), draw(4, 11)
-    rest = torch.tensor([7, 0]), 3, 1, 0.4, 2
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    ints = lambda high, *shape: torch.randint(high, shape, generator=g)
+    n = Lq + Lk - 1
+    return Arguments(
+        q=draw(B, H, Lq, D), k=draw(B, Hk, Lk, D), v=draw(B, Hk, Lk, D), table=draw(H, n), bias=draw(1, H, 1, Lk),
+        q_position=draw(B, H, Lq, D), query_vectors=draw(H, n, D), k_position=draw(B, Hk, Lk, D), key_vectors=draw(H, n, D),
+        value_vectors=draw(H, n, D), same=draw(B, H, Lq), q_groups=ints(2, B, Lq), k_groups=ints(2, B, Lk),
+        key_lengths=torch.tensor([7, 6]), prefix=torch.tensor([3, 0]), q_segments=ints(2, B, Lq), k_segments=ints(2, B, Lk),
+        q_ranks=ints(9, B, Lq), k_ranks=ints(6, B, Lk), left=4, right=1, scale=0.4, offset=2, dropout=0.3, seed=5, return_lse=True,
+    )._replace(**changes)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, dict(q_position=None, k_position=None)], ids=["apart", "queries_and_keys_themselves"])
+def test_gradients_against_finite_differences(changes):
+    args = random_arguments(**changes)
+    leaves = leaves_of(args)
+
+    def call(*tensors):
+        out, lse = attention(*args._replace(**dict(zip(leaves, tensors, strict=True))))
+        return out, lse.clamp(min=-1e3)  # a difference of infinities is no number
+
     with fastlm.use_backend("reference"):
-        assert torch.autograd.gradcheck(lambda *a: attention(*a, *rest)[0], leaves)
+        assert torch.autograd.gradcheck(call, tuple(leaves.values()))
 
 
-def test_table_gradient_is_skipped_unless_asked():
-    q = torch.randn(1, 2, 8, 16, requires_grad=True)
-    table = torch.randn(2, 15)
+def test_the_whole_formula_against_einsum():
+    """The op's formula again, written over a dense [Lq, Lk] grid of distances."""
+    a = random_arguments(dropout=0.0)
+    i, j = torch.arange(5)[:, None], torch.arange(7)
+    d = j - i + 4
+    k, v, k_position = (x.repeat_interleave(2, 1) for x in (a.k, a.v, a.k_position))
+    score = torch.einsum("bhid,bhjd->bhij", a.q, k)
+    score = score + torch.einsum("bhid,hijd->bhij", a.q_position, a.query_vectors[:, d])
+    score = score + torch.einsum("bhjd,hijd->bhij", k_position, a.key_vectors[:, d])
+    score = a.scale * score + a.table[:, d] + a.bias
+    score = score + a.same[..., None] * (a.q_groups[:, None, :, None] == a.k_groups[:, None, None])
+    band = ((j - i - a.offset >= -a.left) & (j - i - a.offset <= a.right)) | (j < a.prefix[:, None, None, None])
+    visible = band & (j < a.key_lengths[:, None, None, None]) & (a.q_segments[:, None, :, None] == a.k_segments[:, None, None])
+    visible = visible & (a.k_ranks[:, None, None] <= a.q_ranks[:, None, :, None])
+    p = score.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
+    expected = torch.einsum("bhij,bhjd->bhid", p, v) + torch.einsum("bhij,hijd->bhid", p, a.value_vectors[:, d])
     with fastlm.use_backend("reference"):
-        out, lse = attention(q, q, q, table, None, 99, 99, 1.0, 0)
-        assert attention_backward(out, q, q, q, table, None, out, lse, 99, 99, 1.0, 0, False)[3].numel() == 0
-        out.sum().backward()
+        torch.testing.assert_close(attention(*a)[0], expected)
 
 
-@pytest.mark.parametrize("scheme", ["none", "rope", "alibi", "t5", "kerple"])
+def test_only_wanted_gradients_are_made():
+    case = next(c for c in ATTENTION if c.name == "odd")
+    args = case.make(torch.float32, CPU)
+    with fastlm.use_backend("reference"):
+        out, lse = attention(*args)
+        grads = attention_backward(out, None, out, lse, *args, [name == "k" for name in LEARNED])
+    assert [g.numel() > 0 for g in grads] == [name == "k" for name in LEARNED]
+
+
+def test_lse_and_its_gradient():
+    q, k, v = (torch.randn(1, 2, 6, 8, requires_grad=True) for _ in range(3))
+    out, lse = fastlm.attention(q, k, v, return_lse=True)
+    expected = (q @ k.mT / 8**0.5).logsumexp(-1)
+    torch.testing.assert_close(lse, expected)
+    mine = torch.autograd.grad(lse.square().sum(), (q, k))
+    for a, b in zip(mine, torch.autograd.grad(expected.square().sum(), (q, k)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dropout_is_a_function_of_the_seed():
+    q = torch.randn(2, 2, 50, 8)
+    draw = lambda seed: fastlm.attention(q, q, q, dropout=0.3, seed=seed)
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    ones = torch.ones(1, 1, 500, 8)
+    assert abs(fastlm.attention(ones, ones, ones, dropout=0.3, seed=0).mean() - 1) < 0.01
+    torch.manual_seed(0)
+    first = fastlm.attention(q, q, q, dropout=0.3)
+    torch.manual_seed(0)
+    assert torch.equal(first, fastlm.attention(q, q, q, dropout=0.3))
+
+
+def test_packed_documents_do_not_mix():
+    q, k, v = (torch.randn(1, 2, 30, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    segments = torch.tensor([[0] * 12 + [1] * 18])
+    for scheme in ("alibi", "t5", "shaw", "rope"):
+        position = positions.make(scheme, heads=2, head_dim=8, causal=True)
+        packed = fastlm.attention(q, k, v, position=position, causal=True, segments=segments)
+        alone = [fastlm.attention(q[:, :, s], k[:, :, s], v[:, :, s], position=position, causal=True) for s in (slice(0, 12), slice(12, 30))]
+        torch.testing.assert_close(packed, torch.cat(alone, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["none", "rope", "alibi", "t5", "kerple", "shaw", "transformer-xl", "deberta"])
 def test_last_query_sees_what_a_full_pass_sees(scheme):
     """Decoding: queries are the last ones, whatever the scheme, so a cached step equals the full forward."""
     q, k, v = (torch.randn(2, 4, 19, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
@@ -67,6 +142,7 @@ def test_masks_against_a_dense_mask():
         (dict(causal=True, window=(4, 4)), (j <= i) & (j >= i - 4)),
         (dict(key_lengths=torch.tensor([5, 12])), (j < torch.tensor([5, 12])[:, None, None, None])),
         (dict(causal=True, offset=-3), j <= i - 3),
+        (dict(causal=True, prefix=torch.tensor([0, 5])), (j <= i) | (j < torch.tensor([0, 5])[:, None, None, None])),
     ):
         with fastlm.use_backend("reference"):
             got = fastlm.attention(q, k, v, **options)
@@ -129,9 +205,9 @@ def test_compiles_without_graph_breaks(scheme):
 
 def test_plain_attention_goes_to_torch():
     q = torch.randn(1, 2, 8, 16)
-    infinite = fastlm.masks.UNBOUNDED
-    assert attention.choose(q, q, q, None, None, infinite, 0, 1.0, 0).name == "sdpa"
-    assert attention.choose(q, q, q, None, torch.tensor([3]), infinite, 0, 1.0, 0).name != "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, right=0)).name == "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
+    assert attention.choose(*Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +217,12 @@ def test_plain_attention_goes_to_torch():
         (dict(key=torch.zeros(1, 2, 4, 9)), r"got query \[1, 2, 4, 8\], key \[1, 2, 4, 9\]"),
         (dict(query=torch.zeros(1, 2, 4, 8, dtype=torch.int32)), "fp32, bf16, fp16"),
         (dict(key_lengths=torch.tensor([1.0])), r"key_lengths must be \[1\] integers"),
+        (dict(prefix=torch.zeros(2, dtype=torch.long)), r"prefix must be \[1\] integers; got \[2\]"),
+        (dict(segments=torch.zeros(1, 3, dtype=torch.long)), r"segments of queries must be \[1, 4\] integers"),
+        (dict(order=(None, torch.zeros(1, 4, dtype=torch.long))), "order must be given for queries and keys"),
+        (dict(bias=torch.zeros(1, 3, 4, 4)), r"bias must be \[B, H, Lq, Lk\] = \[1, 2, 4, 4\], each 1 to broadcast"),
+        (dict(scale=0.0), "scale is 0.0; it must be positive"),
+        (dict(dropout=1.0), "dropout is 1.0"),
         (dict(window=-1), "window left bound is -1"),
         (dict(position=positions.Sinusoidal(8)), "'sinusoidal' adds to token embeddings"),
         (dict(position=positions.ALiBi(3)), r"\[heads, Lq \+ Lk - 1\] = \[2, 7\]; got \[3, 7\]"),
@@ -150,13 +232,6 @@ def test_bad_arguments_are_named(change, message):
     x = torch.zeros(1, 2, 4, 8)
     with pytest.raises(ValueError, match=message):
         fastlm.attention(**({"query": x, "key": x, "value": x} | change))
-
-
-@pytest.mark.parametrize("name, value", [("bias", torch.zeros(1)), ("segments", torch.zeros(1)), ("dropout", 0.1), ("seed", 3)])
-def test_what_is_not_served_says_so(name, value):
-    x = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(NotImplementedError, match=f"does not serve {name}= yet"):
-        fastlm.attention(x, x, x, **{name: value})
 
 
 @pytest.mark.parametrize("backend", rotate.names())

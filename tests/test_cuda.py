@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from cases import ADAMW
 
 from fastlm import amp, native, optim
 from fastlm.dispatch import use_backend
@@ -54,9 +55,9 @@ def state(sizes=SIZES, mix="fp32", shift=0, step=3.0) -> list[list[torch.Tensor]
 
 
 def to(lists, device) -> list[list[torch.Tensor]]:
-    """Copies that keep the offset into their memory."""
-    move = lambda t: torch.empty(t.numel() + t.storage_offset(), dtype=t.dtype, device=device)[t.storage_offset() :].copy_(t) if t.ndim else t.to(device, copy=True)
-    return [[move(t) for t in ts] for ts in lists]
+    """Copies that keep the offset into their memory, which decides their alignment."""
+    room = lambda t: torch.empty(t.numel() + t.storage_offset(), dtype=t.dtype, device=device)[t.storage_offset() :]
+    return [[room(t).view(t.shape).copy_(t) for t in ts] for ts in lists]
 
 
 def same_bits(got, expected) -> bool:
@@ -71,6 +72,16 @@ def scalar(x, device=CUDA) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # AdamW
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("case", ADAMW, ids=str)
+def test_adamw_cases_have_the_bits_of_the_cpp_backend(case, dtype):
+    gpu, cpu = case.make(dtype, CUDA), case.make(dtype, CPU)
+    adamw(*gpu)
+    with use_backend("cpp"):
+        adamw(*cpu)
+    assert same_bits(gpu[:5], cpu[:5])
 
 
 @pytest.mark.parametrize("shift", [0, 1])

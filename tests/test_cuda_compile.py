@@ -84,7 +84,7 @@ def test_logic_on_the_host(tmp_path):
 def test_a_launch_without_a_driver_says_so(library):
     one = torch.ones(4).data_ptr()
     for launch in _launches(native.cuda(), one):
-        with pytest.raises(RuntimeError, match="cudaErrorInsufficientDriver|cudaErrorNoDevice"):
+        with pytest.raises(RuntimeError, match=r"cudaErrorInsufficientDriver|cudaErrorNoDevice"):
             launch()
 
 

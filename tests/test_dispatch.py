@@ -4,11 +4,12 @@ import warnings
 
 import pytest
 import torch
+from cases import ATTENTION
 from torch import Tensor
 
-import fastlm
 from fastlm import dispatch
 from fastlm.dispatch import BackendError, SlowPathWarning, op, use_backend
+from fastlm.ops.attention import attention
 
 
 @pytest.fixture
@@ -103,9 +104,9 @@ def test_explain_names_every_backend():
 
 
 def test_autocast_does_not_reach_into_definitions():
-    x = torch.randn(1, 1, 4, 8)
+    args = ATTENTION[0].make(torch.float32, torch.device("cpu"))
     with use_backend("reference"):
-        plain, _ = fastlm.ops.attention.attention(x, x, x, None, None, 2**30, 2**30, 1.0, 0)
+        plain, _ = attention(*args)
         with torch.autocast("cpu", torch.bfloat16):
-            inside, _ = fastlm.ops.attention.attention(x, x, x, None, None, 2**30, 2**30, 1.0, 0)
+            inside, _ = attention(*args)
     assert torch.equal(plain, inside)

@@ -140,9 +140,28 @@ def test_what_the_door_does_not_serve_is_refused(tmp_path):
     left[1, :3] = 0
     with pytest.raises(ValueError, match="padding_side = 'right'"):
         model(tokens(), attention_mask=left)
-    t5 = transformers.T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, attn_implementation="fastlm")
-    with pytest.raises(NotImplementedError, match="position_bias"):
-        transformers.T5EncoderModel(t5)(tokens())
+    mistral = transformers.MistralConfig(
+        vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        sliding_window=4, attn_implementation="fastlm",
+    )  # fmt: skip
+    with pytest.raises(NotImplementedError, match="windows"):
+        transformers.MistralModel(mistral)(tokens())
+
+
+def test_a_t5_trains_through_the_door():
+    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
+    interop.register()
+    results = []
+    for implementation in ("eager", "fastlm"):
+        torch.manual_seed(0)
+        shape = dict(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, dropout_rate=0.0, decoder_start_token_id=0)
+        model = transformers.T5ForConditionalGeneration(transformers.T5Config(**shape, attn_implementation=implementation))
+        mask = torch.ones(2, 24, dtype=torch.long)
+        mask[1, 11:] = 0
+        loss = model(input_ids=tokens(), attention_mask=mask, labels=tokens(L=7)).loss
+        loss.backward()
+        results.append((loss.detach(), model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_bert_runs_through_the_door():
@@ -165,6 +184,12 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="has no 'fastlm' entry"):
         interop.load_pretrained(tmp_path)
+
+
+def test_schemes_belong_to_the_model_or_to_each_layer():
+    assert make(position="t5").blocks[0].attention.position is None
+    model = make(position="shaw")
+    assert model.position is None and model.blocks[0].attention.position is not model.blocks[1].attention.position
 
 
 def test_the_attention_module_stands_alone():

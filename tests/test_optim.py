@@ -460,7 +460,7 @@ def test_copies_and_pickles_keep_the_clip():
         ("adafactor", dict(variant="keras"), "choose from 't5', 'huggingface', 'torch'"),
         ("adafactor", dict(lr=1e-3, relative_step=True), "do not go together"),
         ("adafactor", dict(lr=1e-3, warmup_init=True), "takes lr=None"),
-        ("adafactor", dict(weight_decay=0.1), "has no weight decay"),
+        ("adafactor", dict(variant="t5", weight_decay=0.1), "has no weight decay"),
         ("adafactor", dict(variant="torch", beta1=0.9), "has no momentum"),
         ("adafactor", dict(decay_rate=0.8), "at most 0"),
     ],

@@ -7,7 +7,21 @@ import torch
 
 import fastlm
 from fastlm import positions
-from fastlm.positions import SCHEMES, ALiBi, Kerple, Position, RoPE, Sinusoidal, T5Bias, alibi_slopes, t5_bucket
+from fastlm.positions import (
+    SCHEMES,
+    ALiBi,
+    DeBERTa,
+    Kerple,
+    Position,
+    RoPE,
+    Shaw,
+    Sinusoidal,
+    T5Bias,
+    TransformerXL,
+    alibi_slopes,
+    deberta_bucket,
+    t5_bucket,
+)
 
 CAUSAL_EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
 SYMMETRIC_EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
@@ -108,6 +122,88 @@ def test_sinusoidal_shift_is_a_rotation():
     shifted = torch.stack((sin * angles.cos() + cos * angles.sin(), cos * angles.cos() - sin * angles.sin()), -1)
     torch.testing.assert_close(shifted[:-3], pairs[3:], rtol=1e-5, atol=1e-5)
     assert pe.abs().max() <= 1
+
+
+def test_transformer_xl_matches_the_relative_shift():
+    """Dai et al. 2019, appendix B: a zero column, a reshape, and r counted from the farthest key."""
+    scheme = TransformerXL(64, 4, 16)
+    with torch.no_grad():
+        scheme.content_bias.normal_(), scheme.position_bias.normal_()
+    q, k, v = torch.randn(2, 4, 5, 16), torch.randn(2, 4, 8, 16), torch.randn(2, 4, 8, 16)
+    angles = torch.outer(torch.arange(7, -1, -1.0), 10000 ** (-torch.arange(0, 64, 2.0) / 64))
+    r = scheme.project(torch.cat((angles.sin(), angles.cos()), -1)).unflatten(-1, (4, 16))
+    content = torch.einsum("bhid,bhjd->bhij", q + scheme.content_bias[:, None], k)
+    position = torch.einsum("bhid,jhd->bhij", q + scheme.position_bias[:, None], r)
+    shifted = torch.cat((torch.zeros(2, 4, 5, 1), position), -1).view(2, 4, 9, 5)[:, :, 1:].reshape(2, 4, 5, 8)
+    future = torch.ones(5, 8).triu(4).bool()
+    expected = ((content + shifted) / 4).masked_fill(future, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=scheme, causal=True), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("buckets", [0, 16])
+def test_deberta_matches_transformers(buckets):
+    v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
+    config = v2.DebertaV2Config(
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=False,
+        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    theirs = v2.DisentangledSelfAttention(config)
+    ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)
+    with torch.no_grad():
+        ours.table.normal_()
+        if not buckets:
+            theirs.pos_key_proj.bias.zero_()
+    ours.key.load_state_dict({k: v for k, v in theirs.pos_key_proj.state_dict().items() if buckets or k == "weight"})
+    ours.query.load_state_dict(theirs.pos_query_proj.state_dict())
+    x = torch.randn(2, 60, 32)
+    q, k, v = (project(x).unflatten(-1, (4, 8)).transpose(1, 2) for project in (theirs.query_proj, theirs.key_proj, theirs.value_proj))
+    expected, _ = theirs(x, torch.ones(2, 1, 60, 60), rel_embeddings=ours.table)
+    got = fastlm.attention(q, k, v, position=ours).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_deberta_buckets():
+    published = {150: 143, 200: 169, 256: 192, 400: 233, 511: 255, 128: 128, 5: 5}
+    n = torch.tensor(list(published))
+    assert deberta_bucket(n, 256, 512).tolist() == list(published.values())
+    assert deberta_bucket(-n, 256, 512).tolist() == [-b for b in published.values()]
+
+
+def test_xlnet_matches_transformers():
+    """Both streams' ingredients: bidirectional distances, relative segments, and a visiting order."""
+    xlnet = pytest.importorskip("transformers.models.xlnet.modeling_xlnet", reason="pip install '.[test]'")
+    L, config = 12, xlnet.XLNetConfig(d_model=32, n_head=4, n_layer=1, dropout=0.0)
+    theirs, model = xlnet.XLNetRelativeAttention(config), xlnet.XLNetModel(config)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.2)
+    ours = TransformerXL(32, 4, 8)
+    with torch.no_grad():
+        ours.project.weight.copy_(theirs.r.flatten(1).T)
+        ours.content_bias.copy_(theirs.r_w_bias), ours.position_bias.copy_(theirs.r_r_bias)
+    x, segments, ranks = torch.randn(2, L, 32), torch.tensor([[0] * 5 + [1] * 7, [0] * L]), torch.stack([torch.randperm(L) for _ in range(2)])
+    project = lambda w: torch.einsum("bih,hnd->bnid", x, w)
+    q, k, v = project(theirs.q), project(theirs.k), project(theirs.v)
+    different = (segments[:, :, None] != segments[:, None, :]).permute(1, 2, 0)
+    hidden = (ranks[:, None, :] > ranks[:, :, None]).permute(1, 2, 0)[..., None].float()
+    r = model.relative_positional_encoding(L, L, bsz=2)
+    heads = lambda t: t.permute(2, 0, 1, 3)
+    seg_mat = torch.nn.functional.one_hot(different.long(), 2).float()
+    expected = theirs.rel_attn_core(heads(q), heads(k), heads(v), torch.einsum("ibh,hnd->ibnd", r, theirs.r), seg_mat=seg_mat, attn_mask=hidden)
+    same = torch.einsum("bnid,nd->bni", q + theirs.r_s_bias[:, None], theirs.seg_embed[0] - theirs.seg_embed[1]) * theirs.scale
+    got = fastlm.attention(q, k, v, position=ours, order=(ranks, ranks), group_bias=(same, segments, segments))
+    torch.testing.assert_close(heads(got), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shaw_matches_its_equations():
+    scheme = Shaw(2, 8, reach=3)
+    with torch.no_grad():
+        scheme.key.normal_(), scheme.value.normal_()
+    q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
+    rows = (torch.arange(9) - torch.arange(9)[:, None]).clamp(-3, 3) + 3
+    p = ((q @ k.mT + torch.einsum("bhid,ijd->bhij", q, scheme.key[rows])) / 8**0.5).softmax(-1)
+    expected = p @ v + torch.einsum("bhij,ijd->bhid", p, scheme.value[rows])
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=scheme), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_scheme_is_one_class():

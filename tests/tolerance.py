@@ -13,7 +13,7 @@ FlashAttention's tests, with the RMS line added: a max hides systematic error.)
 import torch
 from torch import Tensor
 
-from fastlm.ops.attention import _per_query_head, attention, attention_backward
+from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores, values
 
 
 def assert_accurate(name: str, got: Tensor, truth: Tensor, plains: list[Tensor], factor: float = 2.0) -> None:
@@ -36,62 +36,57 @@ def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def attention_truth(args: tuple, grad: Tensor) -> dict[str, Tensor]:
+def attention_truth(args: Arguments, grad: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp64, by autograd through the definition."""
-    q, k, v, table, *rest = args
-    leaves = [None if t is None else t.detach().double().requires_grad_() for t in (q, k, v, table)]
-    out, lse = attention.definition(*leaves, *rest)
-    return _with_gradients(out, leaves, grad.double()) | {"lse": lse.detach()}
+    leaves = leaves_of(args, torch.float64)
+    out, lse = attention.definition(*args._replace(**leaves))
+    return with_gradients(out, leaves, grad.double()) | {"lse": lse.detach()}
 
 
-def attention_plain(args: tuple, grad: Tensor, scale_first: bool) -> dict[str, Tensor]:
+def attention_plain(args: Arguments, grad: Tensor, scale_first: bool) -> dict[str, Tensor]:
     """out and every gradient by eager PyTorch in the inputs' own dtype; the order of scaling is the two orders' difference."""
-    q, k, v, table, key_lengths, left, right, scale, offset = args
-    q, k, v, table = leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (q, k, v, table)]
-    k, v = _per_query_head(k, q), _per_query_head(v, q)
-    score = (scale * q) @ k.mT if scale_first else scale * (q @ k.mT)
-    Lq, Lk = score.shape[-2:]
-    if table is not None:
-        score = score + table.unfold(-1, Lk, 1).flip(-2).to(score.dtype)
-    j = torch.arange(Lk, device=q.device)
-    d = j - (torch.arange(Lq, device=q.device)[:, None] + offset)
-    visible = (d >= -left) & (d <= right)
-    if key_lengths is not None:
-        visible = visible & (j < key_lengths[:, None, None, None])
-    p = score.masked_fill(~visible, torch.finfo(score.dtype).min).softmax(-1) * visible
-    return _with_gradients(p @ v, leaves, grad)
+    leaves = leaves_of(args)
+    a = args._replace(**leaves)
+    if scale_first:
+        positions = {name: None if getattr(a, name) is None else a.scale * getattr(a, name) for name in ("q_position", "k_position")}
+        if a.key_vectors is not None and a.k_position is None:
+            positions["k_position"] = a.scale * a.k
+        a = a._replace(q=a.scale * a.q, scale=1.0, **positions)
+    p = scores(a, a.q.dtype).softmax(-1).nan_to_num(0.0)
+    return with_gradients(values(p, a), leaves, grad)
 
 
-def attention_delta_form(args: tuple, grad: Tensor) -> dict[str, Tensor]:
+def attention_delta_form(args: Arguments, grad: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp32, the gradient through δ = ⟨grad, out⟩ as every flash attention computes it."""
-    q, k, v, table, *rest = args
-    q, k, v = q.float(), k.float(), v.float()
-    out, lse = attention.definition(q, k, v, table, *rest)
-    key_lengths, *scalars = rest
-    grads = attention_backward.definition(grad.float(), q, k, v, table, key_lengths, out, lse, *scalars, table is not None)
-    return {"out": out, **dict(zip(("dq", "dk", "dv", "dtable"), grads, strict=True))}
+    a = args._replace(**{name: t.detach() for name, t in leaves_of(args, torch.float32).items()})
+    out, lse = attention.definition(*a)
+    grads = attention_backward.definition(grad.float(), None, out, lse, *a, [getattr(a, name) is not None for name in LEARNED])
+    return {"out": out, **dict(zip(LEARNED, grads, strict=True))}
 
 
-def _with_gradients(out, leaves, grad):
-    wanted = [t for t in leaves if t is not None]
-    grads = iter(torch.autograd.grad(out, wanted, grad))
-    named = {n: next(grads) for n, t in zip(("dq", "dk", "dv", "dtable"), leaves, strict=True) if t is not None}
-    return {"out": out.detach(), **named}
+def leaves_of(args: Arguments, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The arguments that are learned, as leaves of a new graph."""
+    given = {name: getattr(args, name) for name in LEARNED if getattr(args, name) is not None}
+    return {name: t.detach().clone().to(dtype or t.dtype).requires_grad_() for name, t in given.items()}
 
 
-FACTORS = {"dtable": 3.0}
+def with_gradients(out: Tensor, leaves: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    return {"out": out.detach(), **dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))}
 
 
-def assert_attention_accurate(args: tuple, seed: int = 0) -> None:
+FACTORS = {name: 3.0 for name in ("table", "bias", "query_vectors", "key_vectors", "value_vectors")}  # long reductions
+
+
+def assert_attention_accurate(args: Arguments, seed: int = 0) -> None:
     """Forward and every gradient of `attention`, as computed by the backend in force, against the rule."""
-    grad = torch.randn(args[0].shape, generator=torch.Generator().manual_seed(seed)).to(args[0])
+    grad = torch.randn(args.q.shape, generator=torch.Generator().manual_seed(seed)).to(args.q)
     truth = attention_truth(args, grad)
     plains = [attention_plain(args, grad, True), attention_plain(args, grad, False), attention_delta_form(args, grad)]
-    q, k, v, table, *rest = args
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (q, k, v, table)]
-    out, lse = attention(*leaves, *rest)
-    got = _with_gradients(out, leaves, grad)
+    leaves = leaves_of(args)
+    out, lse = attention(*args._replace(**leaves))
+    got = with_gradients(out, leaves, grad)
     for name in got:
         assert_accurate(name, got[name], truth[name], [p[name] for p in plains], FACTORS.get(name, 2.0))
     if lse is not None:
-        torch.testing.assert_close(lse.double(), truth["lse"], rtol=1e-2 if q.dtype != torch.float32 else 1e-4, atol=1e-2 if q.dtype != torch.float32 else 1e-4)
+        loose = 1e-4 if args.q.dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(lse.detach().double(), truth["lse"], rtol=loose, atol=loose)

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_cpu, m) {
     }, "Names of the instruction sets this processor has, best first.");
     m.def("active", [] { return std::string(active().name); }, "Name of the instruction set in use.");
     m.def("use", &use, "Use the instruction set of this name; raises ValueError if the processor lacks it.");
+    m.attr("amx") = has_amx();
     m.attr("openmp") =
 #if defined(_OPENMP)
         true;
@@ -38,4 +39,6 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
     m.def("rotate", &launch_rotate, unlocked());
+    m.def("attention", &launch_attention, unlocked());
+    m.def("attention_backward", &launch_attention_backward, unlocked());
 }

@@ -22,9 +22,26 @@ static bool has_avx512() {
 #endif
 }
 
+static bool has_avx512_bf16() {
+#if defined(FASTLM_X86)
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+bool has_amx() {
+#if defined(FASTLM_X86)
+    return __builtin_cpu_supports("amx-bf16");
+#else
+    return false;
+#endif
+}
+
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> sets;
 #if defined(FASTLM_X86)
+    if (has_avx512_bf16()) sets.push_back(&avx512_bf16::kernels);
     if (has_avx512()) sets.push_back(&avx512::kernels);
     if (has_avx2()) sets.push_back(&avx2::kernels);
 #endif

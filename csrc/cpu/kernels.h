@@ -8,6 +8,7 @@ and checks are the launchers' (launch.cpp). To add a kernel: an entry here, a fi
 #include "../rules/adam.h"
 #include "../rules/numeric.h"
 #include "../rules/sgd.h"
+#include "attention.h"
 
 namespace fastlm {
 
@@ -70,11 +71,15 @@ struct Kernels {
     // g ← factor · g; true if an element was not finite before
     bool (*unscale)(Span g, int64_t n, float factor);
     void (*rotate)(const Rotation& row);
+    // one unit of work, of units(attention); workspace: forward_space, backward_space
+    void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
+    void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);
 };
 
 // Defined once per instruction set, by table.cpp.
 namespace portable { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
+namespace avx512_bf16 { extern const Kernels kernels; }
 
 }  // namespace fastlm

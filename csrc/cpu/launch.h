@@ -6,6 +6,7 @@ Results do not depend on the number of threads: every chunk is computed whole by
 
 #include <array>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -16,12 +17,15 @@ namespace fastlm {
 std::vector<const Kernels*> available();  // the sets this processor has, best first
 const Kernels& active();
 void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
+bool has_amx();  // matrix products of bf16 tiles, which PyTorch uses and fastlm does not
 
 using Address = uintptr_t;                                // 0 for "not given"
 using Addresses = std::vector<Address>;
 using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of dense tensors
 using Sizes = std::vector<int64_t>;                       // elements of each tensor
 using Shapes = std::vector<std::array<int64_t, 3>>;       // (matrices, rows, columns); columns 0: not factored, `rows` elements
+using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
+using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
 struct Parameters {             // see csrc/cpu/parameter.h
     Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
@@ -55,5 +59,14 @@ void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Addres
 // x, out [B, H, L, D]: strides in elements, the last one 1. cos, sin [B or 1, L, R/2] dense; angle_stride: elements between rows of a batch, 0 to share.
 void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& x_strides,
                    const std::vector<int64_t>& out_strides, Address cos, Address sin, int64_t angle_stride, int R, bool interleaved, int threads);
+
+// The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H, Lq + Lk - 1] fp32 or 0;
+// key_lengths [B] int64 or 0. Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense where no strides are given. D is at most 256.
+void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band, double scale, Address out,
+                      Address lse, int threads);
+
+// The op `attention_backward`: dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0.
+void launch_attention_backward(const View& grad, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
+                               double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable, int threads);
 
 }  // namespace fastlm

@@ -65,11 +65,12 @@ void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Te
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     const auto skip = reinterpret_cast<const float*>(found_inf);
     const auto rules = reinterpret_cast<AdamW*>(workspace);
+    const Hyper hyper{lr, beta1, beta2, eps, weight_decay, bias_correction};
     Steps steps;
     for (size_t begin = 0; begin < addresses.size(); begin += Steps::CAPACITY) {
         steps.tensors = int(std::min<size_t>(Steps::CAPACITY, addresses.size() - begin));
         for (int t = 0; t < steps.tensors; t++) steps.step[t] = reinterpret_cast<float*>(addresses[begin + t]);
-        advance<<<(steps.tensors + THREADS - 1) / THREADS, THREADS, 0, queue>>>(steps, {lr, beta1, beta2, eps, weight_decay, bias_correction}, skip, rules + begin);
+        advance<<<(steps.tensors + THREADS - 1) / THREADS, THREADS, 0, queue>>>(steps, hyper, skip, rules + begin);
         check(cudaGetLastError(), "launch adamw");
     }
     launch("adamw", {&p, &g, &m, &v}, sizes, ApplyAdamW{rules, reinterpret_cast<const float*>(coefficient), skip}, queue);

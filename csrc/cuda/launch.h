@@ -1,8 +1,10 @@
 /*
-Launchers of the CUDA kernels: they check what came from Python and put work on a stream of a device, and neither wait nor allocate, so
-that a CUDA graph can capture them. Arguments are those of csrc/cpu/launch.h; addresses are the device's; in place of the number
-of threads come a workspace where one is needed, the device's index and the stream's address. Errors throw
-std::invalid_argument for arguments, std::runtime_error with CUDA's own name for what CUDA refused.
+Launchers of the CUDA kernels: they check what came from Python and put work on a stream of a device. They neither wait nor
+allocate, so a CUDA graph can capture them, after one run outside it: CUDA loads a kernel at its first launch.
+
+Arguments are those of csrc/cpu/launch.h; addresses are the device's; in place of the number of threads come a workspace where one is
+needed, the device's index and the stream's address. Errors throw std::invalid_argument for arguments, std::runtime_error
+with CUDA's own name for what CUDA refused.
 */
 #pragma once
 
@@ -18,7 +20,8 @@ void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Te
                   Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
                   bool bias_correction, Address workspace, int device, Address stream);
 
-void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, Address workspace, int device, Address stream);
+void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
+                       Address workspace, int device, Address stream);
 
 void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int device, Address stream);
 

@@ -40,8 +40,10 @@ FASTLM_RULE void store_vector(void* data, int dtype, int i, Raw raw) {
 FASTLM_RULE Raw load_elements(const void* data, int dtype, int i, int n) {
     uint32_t x[VECTOR] = {};
 #pragma unroll
-    for (int e = 0; e < VECTOR; e++)
-        if (VECTOR * i + e < n) x[e] = dtype == F32 ? static_cast<const uint32_t*>(data)[VECTOR * i + e] : static_cast<const uint16_t*>(data)[VECTOR * i + e];
+    for (int e = 0; e < VECTOR; e++) {
+        const int o = VECTOR * i + e;
+        if (o < n) x[e] = dtype == F32 ? static_cast<const uint32_t*>(data)[o] : static_cast<const uint16_t*>(data)[o];
+    }
     return dtype == F32 ? Raw{x[0], x[1], x[2], x[3]} : Raw{x[0] | x[1] << 16, x[2] | x[3] << 16, 0, 0};
 }
 
@@ -49,11 +51,12 @@ FASTLM_RULE void store_elements(void* data, int dtype, int i, int n, Raw raw) {
     const uint32_t fp32[VECTOR] = {raw.x, raw.y, raw.z, raw.w}, half[VECTOR] = {raw.x, raw.x >> 16, raw.y, raw.y >> 16};
 #pragma unroll
     for (int e = 0; e < VECTOR; e++) {
-        if (VECTOR * i + e >= n) continue;
+        const int o = VECTOR * i + e;
+        if (o >= n) continue;
         if (dtype == F32)
-            static_cast<uint32_t*>(data)[VECTOR * i + e] = fp32[e];
+            static_cast<uint32_t*>(data)[o] = fp32[e];
         else
-            static_cast<uint16_t*>(data)[VECTOR * i + e] = uint16_t(half[e]);
+            static_cast<uint16_t*>(data)[o] = uint16_t(half[e]);
     }
 }
 
@@ -125,7 +128,8 @@ FASTLM_RULE void map(const Chunk<LISTS>& c, int thread, const F& f) {
             f(x);
 #pragma unroll
             for (int l = 0; l < LISTS; l++)
-                if ((WRITTEN >> l & 1) && i + k * THREADS < whole) store_vector(c.data[l], c.dtype[l], i + k * THREADS, narrow_vector(x[l], c.dtype[l]));
+                if ((WRITTEN >> l & 1) && i + k * THREADS < whole)
+                    store_vector(c.data[l], c.dtype[l], i + k * THREADS, narrow_vector(x[l], c.dtype[l]));
         }
     }
     for (int i = whole + (thread + THREADS - whole % THREADS) % THREADS; i * VECTOR < c.n; i += THREADS) {

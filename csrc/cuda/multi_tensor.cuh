@@ -32,16 +32,19 @@ static inline void check(bool ok, const std::string& what) {
 
 // Every CUDA call goes through here, kernel launches with cudaGetLastError() as the code.
 static inline void check(cudaError_t code, const std::string& doing) {
-    if (code != cudaSuccess) throw std::runtime_error("CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
+    if (code == cudaSuccess) return;
+    throw std::runtime_error("CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
 }
 
 static inline void check_list(const char* name, const Tensors& list, const Sizes& sizes) {
-    check(list.size() == sizes.size(), std::string(name) + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
+    const std::string who = name;
+    check(list.size() == sizes.size(), who + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
     for (size_t t = 0; t < list.size(); t++) {
+        const auto [address, dtype] = list[t];
         check(sizes[t] >= 0, "a size is negative");
-        check(list[t].first != 0 || sizes[t] == 0, std::string(name) + " holds a null address");
-        check(list[t].second >= F32 && list[t].second <= F16, std::string(name) + " holds a dtype that is not fp32, bf16 or fp16");
-        check(list[t].first % element_size(list[t].second) == 0, std::string(name) + " holds an address that is not a multiple of its element's size");
+        check(address != 0 || sizes[t] == 0, who + " holds a null address");
+        check(dtype >= F32 && dtype <= F16, who + " holds a dtype that is not fp32, bf16 or fp16");
+        check(address % element_size(dtype) == 0, who + " holds an address that is not a multiple of its element's size");
     }
 }
 

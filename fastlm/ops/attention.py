@@ -1,114 +1,387 @@
-"""Attention with a distance table and positional masks.
+"""Attention in which everything positional is a function of distance or of position, and nothing is an L×L tensor unless the
+caller brings one.
 
-    score[b, h, i, j] = scale · ⟨q[b, h, i], k[b, h, j]⟩ + table[h, j - i + Lq - 1]
-    out = softmax over visible j of score, times v
+    score[i, j] = scale · (⟨q[i], k[j]⟩ + ⟨q_position[i], query_vectors[d]⟩ + ⟨k_position[j], key_vectors[d]⟩)
+                + table[d] + bias[i, j] + same[i] · [q_groups[i] = k_groups[j]]
+    out[i] = Σ over visible j of p̂[i, j] · (v[j] + value_vectors[d])
 
-The table holds one number for each head and each distance d = j - (i + offset), so a T5 bias, ALiBi, KERPLE or any
-learned function of distance costs O(L) memory. A row with no visible key gives zeros, and zero gradients.
-Shapes: q [B, H, Lq, D]; k, v [B, Hk, Lk, D]; table [H, Lq + Lk - 1] fp32; key_lengths [B] int; lse [B, H, Lq] fp32.
+for each row of the batch and head, where d = j - i + Lq - 1 counts distances from the farthest key before the last query
+on, p = softmax of score over visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0 elsewhere.
+A scheme gives its vectors as rows by distance: one row of a learned table repeated over a bucket (Shaw, DeBERTa), or a
+row of its own for each (Transformer-XL); autograd carries their gradients on. So O(L) memory serves every scheme.
+
+Visible: -left ≤ j - (i + offset) ≤ right, or j < prefix; and j < key_lengths, q_segments[i] = k_segments[j], and
+k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradients.
+
+    q [B, H, Lq, D]  k, v [B, Hk, Lk, D]  table [H, n] fp32  bias [1|B, 1|H, 1|Lq, 1|Lk]  with n = Lq + Lk - 1
+    q_position [B, H, Lq, D] (q itself if None)   query_vectors [H, n, D]       Shaw et al. 2018, eq. 4; Dai et al. 2019
+    k_position [B, Hk, Lk, D] (k itself if None)  key_vectors [H, n, D]         He et al. 2021, position to content
+    value_vectors [H, n, D]                                                     Shaw et al. 2018, eq. 3
+    same [B, H, Lq] fp32  q_groups [B, Lq]  k_groups [B, Lk] int                Yang et al. 2019, relative segments
+    key_lengths, prefix [B] int  q_segments, q_ranks [B, Lq] int  k_segments, k_ranks [B, Lk] int
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlm import native
 from fastlm.dispatch import op
 from fastlm.masks import UNBOUNDED
+from fastlm.philox import kept
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
 
 
+class Arguments(NamedTuple):
+    """The op's arguments by name, in its order."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    table: Tensor | None
+    bias: Tensor | None
+    q_position: Tensor | None
+    query_vectors: Tensor | None
+    k_position: Tensor | None
+    key_vectors: Tensor | None
+    value_vectors: Tensor | None
+    same: Tensor | None
+    q_groups: Tensor | None
+    k_groups: Tensor | None
+    key_lengths: Tensor | None
+    prefix: Tensor | None
+    q_segments: Tensor | None
+    k_segments: Tensor | None
+    q_ranks: Tensor | None
+    k_ranks: Tensor | None
+    left: int
+    right: int
+    scale: float
+    offset: int
+    dropout: float
+    seed: int
+    return_lse: bool
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, **given) -> "Arguments":
+        """Plain attention, with what is given changed."""
+        numbers = dict(left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False)
+        return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | given)
+
+
+LEARNED = Arguments._fields[:11]  # what may want a gradient
+TENSORS = Arguments._fields[:19]
+
+
 @op
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, key_lengths: Tensor | None,
-    left: int, right: int, scale: float, offset: int,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, bias: Tensor | None,
+    q_position: Tensor | None, query_vectors: Tensor | None, k_position: Tensor | None, key_vectors: Tensor | None,
+    value_vectors: Tensor | None, same: Tensor | None, q_groups: Tensor | None, k_groups: Tensor | None,
+    key_lengths: Tensor | None, prefix: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
+    q_ranks: Tensor | None, k_ranks: Tensor | None,
+    left: int, right: int, scale: float, offset: int, dropout: float, seed: int, return_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (out [B, H, Lq, D] in q's dtype, lse [B, H, Lq]): the file's formula, in fp32 (fp64 for fp64 inputs).
 
-    lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none.
+    lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none. A backend may leave it
+    empty unless return_lse, or unless its own gradient needs it.
     """
-    score = _scores(q, k, table, key_lengths, left, right, scale, offset)
+    a = Arguments(
+        q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
+        key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
+    )  # fmt: skip
+    score = scores(a, torch.promote_types(q.dtype, torch.float32))
     lse = score.logsumexp(-1)
-    p = _probabilities(score, lse)
-    out = p @ _per_query_head(v, q).to(p.dtype)
-    return out.to(q.dtype), lse
+    return values(_probabilities(score, lse), a).to(q.dtype), lse
 
 
 @op
 def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, key_lengths: Tensor | None,
-    out: Tensor, lse: Tensor, left: int, right: int, scale: float, offset: int, table_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (dq, dk, dv, dtable) for grad = dL/dout.
+    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, bias: Tensor | None,
+    q_position: Tensor | None, query_vectors: Tensor | None, k_position: Tensor | None, key_vectors: Tensor | None,
+    value_vectors: Tensor | None, same: Tensor | None, q_groups: Tensor | None, k_groups: Tensor | None,
+    key_lengths: Tensor | None, prefix: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
+    q_ranks: Tensor | None, k_ranks: Tensor | None,
+    left: int, right: int, scale: float, offset: int, dropout: float, seed: int, return_lse: bool,
+    wanted: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the arguments in LEARNED, in their order and shapes, for grad = dL/dout and grad_lse = dL/dlse.
 
-    With P the probabilities and δ[i] = ⟨grad[i], out[i]⟩: dv = Pᵀ grad; dS = P ∘ (grad vᵀ - δ); dq = scale · dS k;
-    dk = scale · dSᵀ q; dtable[h, d] = Σ over b and all (i, j) at distance d of dS. dtable is empty unless table_grad.
+    wanted: which of them; the others come back empty. With δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
+
+        dp̂[i, j] = ⟨grad[i], v[j] + value_vectors[d]⟩     dS = p ∘ (dp̂ ∘ keep/(1 - dropout) - δ)
+        dq = scale · dS k    dk = scale · dSᵀ q    dv = p̂ᵀ grad    dtable[d] = Σ over b and (i, j) at d of dS
+
+    and the vectors' gradients are those of matrices whose rows are gathered by distance.
     """
-    p = _probabilities(_scores(q, k, table, key_lengths, left, right, scale, offset), lse)
-    wide = p.dtype
-    grad, out, q_, k_, v_ = (x.to(wide) for x in (grad, out, q, _per_query_head(k, q), _per_query_head(v, q)))
-    ds = p * (grad @ v_.mT - (grad * out).sum(-1, keepdim=True))
-    dq = scale * (ds @ k_)
-    dk = scale * (ds.mT @ q_)
-    dv = p.mT @ grad
-    dtable = _sum_by_distance(ds.sum(0)) if table_grad else lse.new_empty(0)
-    dk, dv = (g.unflatten(1, (k.shape[1], -1)).sum(2) for g in (dk, dv))
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dtable
-
-
-def _scores(q, k, table, key_lengths, left, right, scale, offset):
+    a = Arguments(
+        q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
+        key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
+    )  # fmt: skip
     wide = torch.promote_types(q.dtype, torch.float32)
-    score = scale * (q.to(wide) @ _per_query_head(k, q).to(wide).mT)
-    Lq, Lk = score.shape[-2:]
+    p = _probabilities(scores(a, wide), lse)
+    grad, out = grad.to(wide), out.to(wide)
+    dp = grad @ _per_query_head(v, q).to(wide).mT
+    if value_vectors is not None:
+        dp = dp + _at_pairs(grad @ value_vectors.to(wide).mT, k.shape[2])
+    delta = (grad * out).sum(-1) - (0 if grad_lse is None else grad_lse.to(wide))
+    ds = p * (_dropped(dp, a) - delta[..., None])
+    kept_p, ds_scaled = _dropped(p, a), scale * ds
+    q_, k_ = q.to(wide), _per_query_head(k, q).to(wide)
+    grads = {
+        "q": ds_scaled @ k_,
+        "k": _per_key_head(ds_scaled.mT @ q_, k),
+        "v": _per_key_head(kept_p.mT @ grad, v),
+    }
     if table is not None:
-        # unfold gives [h, s, j] = table[h, s + j]; row i needs s = Lq - 1 - i
-        score = score + table.to(wide).unfold(-1, Lk, 1).flip(-2)
-    j = torch.arange(Lk, device=q.device)
-    d = j - (torch.arange(Lq, device=q.device)[:, None] + offset)
-    visible = (d >= -left) & (d <= right)
-    if key_lengths is not None:
-        visible = visible & (j < key_lengths[:, None, None, None])
-    return score.masked_fill(~visible, -torch.inf)
+        grads["table"] = _by_distance(ds.sum(0)).sum(-2)
+    if bias is not None:
+        grads["bias"] = ds.sum_to_size(bias.shape)
+    if query_vectors is not None:
+        spread = _by_distance(ds_scaled)
+        to = "q" if q_position is None else "q_position"
+        grads[to] = grads.get(to, 0) + spread @ query_vectors.to(wide)
+        grads["query_vectors"] = (spread.mT @ (q if q_position is None else q_position).to(wide)).sum(0)
+    if key_vectors is not None:
+        spread = _by_distance(ds_scaled.flip(-1, -2).mT)  # seen from the keys, the last of which meets the same distances
+        to, like = ("k", k) if k_position is None else ("k_position", k_position)
+        grads[to] = grads.get(to, 0) + _per_key_head((spread @ key_vectors.to(wide)).flip(-2), like)
+        grads["key_vectors"] = (spread.mT @ _per_query_head(like, q).to(wide).flip(-2)).sum(0)
+    if value_vectors is not None:
+        grads["value_vectors"] = (_by_distance(kept_p).mT @ grad).sum(0)
+    if same is not None:
+        grads["same"] = (ds * _equal(q_groups, k_groups)).sum(-1)
+    return [
+        grads[name].to(getattr(a, name).dtype) if want and name in grads else lse.new_empty(0)
+        for name, want in zip(LEARNED, wanted, strict=True)
+    ]
 
 
-def _probabilities(score, lse):
+def scores(a: Arguments, wide: torch.dtype) -> Tensor:
+    """[B, H, Lq, Lk] in dtype `wide`, -inf where a key is not visible."""
+    Lq, Lk = a.q.shape[2], a.k.shape[2]
+    score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
+    if a.query_vectors is not None:
+        position = a.q if a.q_position is None else a.q_position
+        score = score + _at_pairs(position.to(wide) @ a.query_vectors.to(wide).mT, Lk)
+    if a.key_vectors is not None:
+        position = _per_query_head(a.k if a.k_position is None else a.k_position, a.q)
+        score = score + _at_pairs(position.to(wide).flip(-2) @ a.key_vectors.to(wide).mT, Lq).mT.flip(-1, -2)
+    score = a.scale * score
+    if a.table is not None:
+        score = score + _at_pairs(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
+    if a.bias is not None:
+        score = score + a.bias.to(wide)
+    if a.same is not None:
+        score = score + a.same.to(wide)[..., None] * _equal(a.q_groups, a.k_groups)
+    return score.masked_fill(~_visible(a), -torch.inf)
+
+
+def values(p: Tensor, a: Arguments) -> Tensor:
+    """Probabilities [B, H, Lq, Lk] → [B, H, Lq, D]: dropped out, then the weighted sum of values."""
+    p = _dropped(p, a)
+    out = p @ _per_query_head(a.v, a.q).to(p.dtype)
+    if a.value_vectors is not None:
+        out = out + _by_distance(p) @ a.value_vectors.to(p.dtype)
+    return out
+
+
+def _visible(a: Arguments) -> Tensor:
+    """[1|B, 1, Lq, Lk] bool."""
+    j = torch.arange(a.k.shape[2], device=a.q.device)
+    d = j - (torch.arange(a.q.shape[2], device=a.q.device)[:, None] + a.offset)
+    visible = ((d >= -a.left) & (d <= a.right))[None, None]
+    if a.prefix is not None:
+        visible = visible | (j < a.prefix[:, None, None, None])
+    if a.key_lengths is not None:
+        visible = visible & (j < a.key_lengths[:, None, None, None])
+    if a.q_segments is not None:
+        visible = visible & _equal(a.q_segments, a.k_segments)
+    if a.q_ranks is not None:
+        visible = visible & (a.k_ranks[:, None, None, :] <= a.q_ranks[:, None, :, None])
+    return visible
+
+
+def _equal(of_query: Tensor, of_key: Tensor) -> Tensor:
+    return of_query[:, None, :, None] == of_key[:, None, None, :]
+
+
+def _probabilities(score: Tensor, lse: Tensor) -> Tensor:
     """softmax from the log-sum-exp; a row with no visible key is all zeros instead of NaN."""
     return torch.exp(score - lse.masked_fill(lse == -torch.inf, 0.0)[..., None].to(score.dtype))
 
 
-def _per_query_head(kv, q):
+def _dropped(p: Tensor, a: Arguments) -> Tensor:
+    if a.dropout == 0:
+        return p
+    return p * kept(p.shape, a.dropout, a.seed, p.device).to(p.dtype) / (1 - a.dropout)
+
+
+def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:
     """Repeat each key/value head for the group of query heads that share it (grouped-query attention)."""
     return kv.repeat_interleave(q.shape[1] // kv.shape[1], dim=1)
 
 
-def _sum_by_distance(ds):
-    """[H, Lq, Lk] → [H, Lq + Lk - 1]: sum each diagonal. Padding every row by Lq and re-reading the buffer with rows
-    one shorter shifts row i right by i, which turns diagonals into columns: a fixed-order sum, no scatter."""
-    H, Lq, Lk = ds.shape
+def _per_key_head(x: Tensor, kv: Tensor) -> Tensor:
+    """The way back for gradients: sum over each group."""
+    return x.unflatten(1, (kv.shape[1], -1)).sum(2)
+
+
+def _at_pairs(x: Tensor, Lk: int) -> Tensor:
+    """[..., Lq, Lq + Lk - 1] → [..., Lq, Lk]: row i's entries for its keys, those at j - i + Lq - 1."""
+    Lq = x.shape[-2]
+    columns = torch.arange(Lk, device=x.device) - torch.arange(Lq, device=x.device)[:, None] + Lq - 1
+    return x.gather(-1, columns.expand(*x.shape[:-1], Lk))
+
+
+def _by_distance(x: Tensor) -> Tensor:
+    """[..., Lq, Lk] → [..., Lq, Lq + Lk - 1]: the transpose of `_at_pairs`, zero at distances a row does not have.
+
+    Padding every row by Lq and re-reading the buffer with rows one shorter shifts row i right by i: no scatter.
+    """
+    Lq, Lk = x.shape[-2:]
     width = Lq + Lk - 1
-    return F.pad(ds.flip(1), (0, Lq)).flatten(1)[:, : Lq * width].unflatten(1, (Lq, width)).sum(1)
+    padded = F.pad(x.flip(-2), (0, Lq)).flatten(-2)
+    return padded[..., : Lq * width].unflatten(-1, (Lq, width)).flip(-2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Backends
 
 
-def _sdpa_refuses(q, k, v, table, key_lengths, left, right, scale, offset):
-    if table is not None:
-        return "scaled_dot_product_attention takes a distance table only as an L×L tensor"
-    if key_lengths is not None:
-        return "scaled_dot_product_attention takes key lengths only as a mask tensor"
-    if (left, right) != (UNBOUNDED, UNBOUNDED) and not ((left, right) == (UNBOUNDED, 0) and offset == 0 and q.shape[2] == k.shape[2]):
+def _sdpa_refuses(*args):
+    a = Arguments(*args)
+    used = [name for name in TENSORS[3:] if getattr(a, name) is not None]
+    if used:
+        return f"scaled_dot_product_attention takes {used[0]} only as an L×L tensor, if at all"
+    if a.dropout or a.return_lse:
+        return "scaled_dot_product_attention has no dropout from a seed, and returns no lse"
+    causal = (a.left, a.right, a.offset) == (UNBOUNDED, 0, 0) and a.q.shape[2] == a.k.shape[2]
+    if not causal and (a.left, a.right) != (UNBOUNDED, UNBOUNDED):
         return "scaled_dot_product_attention knows no mask, or causal with as many queries as keys"
     return None
 
 
-@attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, differentiable=True)
-def _(q, k, v, table, key_lengths, left, right, scale, offset):
+def _sdpa_yields(*args):
+    """On CPUs the C++ kernels take half the time and less, but for calls so small that the custom operator's own 70 µs
+    count, and perhaps for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    a = Arguments(*args)
+    if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
+        return False
+    return a.q.numel() * a.k.shape[2] >= 2**20 and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
+
+
+@attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
+def _(*args):
     """PyTorch's own kernels (cuDNN, FlashAttention, CPU flash), which serve plain attention well. No lse."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=right == 0, scale=scale, enable_gqa=grouped), None
+    a = Arguments(*args)
+    grouped = a.q.shape[1] != a.k.shape[1]
+    return F.scaled_dot_product_attention(a.q, a.k, a.v, is_causal=a.right == 0, scale=a.scale, enable_gqa=grouped), None
+
+
+TRITON_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+
+
+def _triton_refuses(*args):
+    a = Arguments(*args)
+    unserved = [name for name in TENSORS if name not in TRITON_TERMS and getattr(a, name) is not None]
+    if unserved or a.dropout:
+        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
+    if a.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
+    if not 1 <= a.q.shape[3] <= 256:
+        return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    if a.scale <= 0:
+        return f"scale is {a.scale}; served are positive scales, so negate query"
+    return None
+
+
+def _triton_backward_refuses(grad, grad_lse, out, lse, *args):
+    return _triton_refuses(*args[:-1])
+
+
+@attention.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
+def _(*args):
+    from fastlm.kernels.attention import forward
+
+    a = Arguments(*args)
+    table = None if a.table is None else a.table.float()
+    return forward(a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset)
+
+
+@attention_backward.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_backward_refuses)
+def _(grad, grad_lse, out, lse, *args):
+    from fastlm.kernels.attention_backward import backward
+
+    *given, wanted = args
+    a, wanted = Arguments(*given), dict(zip(LEARNED, wanted, strict=True))
+    table = None if a.table is None else a.table.float()
+    grads = backward(grad, grad_lse, out, lse, a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset, wanted["table"])
+    made = dict(zip(("q", "k", "v", "table"), grads, strict=True))
+    return [made[name] if want and name in made else lse.new_empty(0) for name, want in wanted.items()]
+
+
+CPP_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+
+
+def _cpp_refuses(*args):
+    a = Arguments(*args)
+    unserved = [name for name in TENSORS if name not in CPP_TERMS and getattr(a, name) is not None]
+    if unserved or a.dropout:
+        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
+    if a.q.dtype not in native.DTYPES:
+        return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
+    if not 1 <= a.q.shape[3] <= 256:
+        return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    if a.left + a.right < 0:
+        return f"the band from -{a.left} to {a.right} is empty"
+    return None
+
+
+def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
+    *forward, wanted = args
+    return "the gradient of lse is served by the reference alone so far" if grad_lse is not None else _cpp_refuses(*forward)
+
+
+@attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
+def _(*args):
+    a = _for_cpp(Arguments(*args))
+    out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
+    native.cpu().attention(
+        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out, lse
+
+
+@attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
+def _(grad, grad_lse, out, lse, *args):
+    *forward, wanted = args
+    a = _for_cpp(Arguments(*forward))
+    grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
+    dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
+    dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
+    native.cpu().attention_backward(
+        *map(native.view, (grad, a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+        native.address(dtable), torch.get_num_threads(),
+    )  # fmt: skip
+    made = {"q": dq, "k": dk, "v": dv, "table": dtable}
+    return [lse.new_empty(0) if made.get(name) is None else made[name] for name in LEARNED]
+
+
+def _for_cpp(a: Arguments) -> Arguments:
+    return a._replace(
+        **{name: native.side_by_side(getattr(a, name)) for name in ("q", "k", "v")},
+        table=None if a.table is None else a.table.float().contiguous(),
+        key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,13 +389,16 @@ def _(q, k, v, table, key_lengths, left, right, scale, offset):
 
 
 def _save(ctx, inputs, output):
-    q, k, v, table, key_lengths, *ctx.scalars = inputs
-    ctx.save_for_backward(q, k, v, table, key_lengths, *output)
-    ctx.mark_non_differentiable(output[1])
+    a = Arguments(*inputs)
+    ctx.save_for_backward(*output, *a[: len(TENSORS)])
+    ctx.numbers = a[len(TENSORS) :]
+    ctx.set_materialize_grads(False)
 
 
 @attention.gradient(save=_save)
 def _(ctx, grad, grad_lse):
-    table_grad = ctx.needs_input_grad[3]
-    dq, dk, dv, dtable = attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.scalars, table_grad)
-    return dq, dk, dv, dtable if table_grad else None, None, None, None, None, None
+    out, *rest = ctx.saved_tensors
+    grad = torch.zeros_like(out) if grad is None else grad.contiguous()
+    wanted = list(ctx.needs_input_grad[: len(LEARNED)])
+    grads = attention_backward(grad, grad_lse, out, *rest, *ctx.numbers, wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(Arguments._fields) - len(LEARNED))

@@ -37,6 +37,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
 # Backends
 
 
+def _triton_refuses(x, cos, sin, layout):
+    return None if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else f"x is {x.dtype}; served are fp32, bf16 and fp16"
+
+
+@rotate.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
+def _(x, cos, sin, layout):
+    from fastlm.kernels.rotary import rotate as launch
+
+    return launch(x, cos, sin, layout)
+
+
 def _cpp_refuses(x, cos, sin, layout):
     return None if x.dtype in native.DTYPES else f"x is {x.dtype}; served are fp32, bf16 and fp16"
 

@@ -60,7 +60,7 @@ class Adafactor(Optimizer, name="adafactor"):
         relative_step: bool | None = None,
         warmup_init: bool = False,
         *,
-        variant: str = "t5",
+        variant: str = "huggingface",
         min_dim_size_to_factor: int | None = None,
         decay_offset: int = 0,
         beta2_decay: float | None = None,

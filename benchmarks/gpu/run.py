@@ -1,0 +1,89 @@
+"""Everything that needs a GPU, in one command of under ten minutes:
+
+    python benchmarks/gpu/run.py [--out FOLDER] [--smoke]
+
+builds the extensions in place, runs the GPU tests, measures the machine, times AdamW and attention, and prints one table. FOLDER,
+else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each block. Blocks are processes with a time cap
+each: one that fails or is cut short leaves the others alone. --smoke: tiny sizes on whatever device there is, to try it all.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import report  # noqa: E402
+
+TOTAL = 570  # seconds
+
+
+@dataclass(frozen=True)
+class Block:
+    name: str
+    cap: int  # seconds
+    command: list[str]
+    tail: int  # lines of its log to show
+
+
+def plan(out: Path, smoke: bool) -> list[Block]:
+    """In order of worth: what cannot be had anywhere but on a GPU comes before what a plot would be nicer with."""
+    python, blocks = sys.executable, str(ROOT / "benchmarks" / "gpu" / "blocks.py")
+    tests = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_triton.py") if (ROOT / "tests" / name).exists()]
+    extra = ["--smoke"] * smoke
+    timed = lambda name, cap, tail: Block(name, cap, [python, blocks, name, str(out), str(cap - 15), *extra], tail)
+    build = Block("build", 90, [python, "setup.py", "build_ext", "--inplace"], 3)
+    check = Block("tests", 120, [python, "-m", "pytest", "-q", "--maxfail=8", "-p", "no:cacheprovider", *tests], 25)
+    return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), timed("adamw", 110, 10), timed("attention", 280, 20)]
+
+
+def run(block: Block, log: Path, cap: float) -> str:
+    """Run it with its output in `log`; return how it went. Its whole process group ends with it."""
+    begin = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(block.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment())
+        try:
+            code = process.wait(cap)
+            how = "done" if code == 0 else f"FAILED with code {code}"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            how = f"CUT at its {cap:.0f} s"
+    return f"{how} in {time.monotonic() - begin:.0f} s"
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build, test and measure on a GPU.")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, on a CPU too; neither builds nor tests")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = arguments.out / "results.jsonl"
+    results.unlink(missing_ok=True)
+    end, good = time.monotonic() + TOTAL, True
+    for block in plan(arguments.out, arguments.smoke):
+        left = end - time.monotonic()
+        log = arguments.out / f"{block.name}.log"
+        how = run(block, log, min(block.cap, left)) if left > 5 else "SKIPPED: no time left"
+        good &= how.startswith("done")
+        print(f"\n== {block.name}: {how}", *(log.read_text().splitlines()[-block.tail :] if log.exists() else []), sep="\n", flush=True)
+    rows = report.load([results]) if results.exists() else []
+    (arguments.out / "report.md").write_text(report.markdown(rows))
+    print(report.markdown(rows))
+    if rows:
+        report.draw(rows, arguments.out)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

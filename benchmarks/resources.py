@@ -1,0 +1,175 @@
+"""What every Triton kernel costs a multiprocessor: registers, spills, shared memory, tensor-core instructions. No GPU needed.
+
+    python benchmarks/resources.py                      # the variants that CI checks
+    python benchmarks/resources.py --all --json FILE    # every dtype, head size and mask, and the table as JSON
+
+The real launchers are called on tensors without storage, under a Triton driver that stands for a GPU of a given
+architecture, compiles what it is asked to launch, and launches nothing: so what is measured here is what runs there.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fastlm.kernels import attention, attention_backward, rotary  # noqa: E402
+from fastlm.masks import UNBOUNDED  # noqa: E402
+
+ARCHITECTURES = (80, 90, 100)
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have; the multiprocessor has 1 KiB more for each block
+REGISTERS = 65_536
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor. tensor_core: instructions."""
+
+    case: str
+    kernel: str
+    arch: int
+    tile: str
+    num_warps: int
+    num_stages: int
+    registers: int
+    spills: int
+    shared: int
+    blocks: int
+    instructions: int
+    tensor_core: int
+
+
+class PaperGPU:
+    """A Triton driver for a GPU that is not there. `compiled` collects (constants, metadata, cubin) of what was launched."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+        self.compiled: list[tuple[dict, object, bytes]] = []
+        self.utils = SimpleNamespace(load_binary=self._load, get_device_properties=lambda device: {"max_shared_mem": sys.maxsize})
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, source, metadata) -> Callable:
+        self._loading = {source.fn.arg_names[place[0]]: value for place, value in source.constants.items()}, metadata
+        return lambda *args: None
+
+    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple:
+        self.compiled.append((*self._loading, cubin))
+        return None, None, 0, 0, 1024
+
+
+def measure(case: str, arch: int, constants: dict, metadata, cubin: bytes) -> Resources:
+    """Read a compiled kernel with the disassemblers in Triton's own package."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        Path(path).write_bytes(cubin)
+        usage = _run("cuobjdump", "--dump-resource-usage", path)
+        code = _run("nvdisasm", "-c", path)
+    registers, spills = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    per_warp = -(-registers * 32 // 256) * 256  # registers are handed out 256 at a time
+    return Resources(
+        case, metadata.name, arch, "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
+        metadata.num_warps, metadata.num_stages, registers, spills, metadata.shared,
+        blocks=min(REGISTERS // (per_warp * metadata.num_warps), (SHARED[arch] + 1024) // (metadata.shared + 1024), 64 // metadata.num_warps),
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
+        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)", code)),
+    )  # fmt: skip
+
+
+def _run(tool: str, *args: str) -> str:
+    return subprocess.run([TOOLS / tool, *args], capture_output=True, text=True, check=True).stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cases
+
+
+def attention_case(dtype: torch.dtype, D: int, table: bool, lengths: bool = False) -> Callable:
+    """Launch forward and backward for 8 heads on 4 key heads at 4096 positions; Lq, Lk and the band are run-time numbers."""
+
+    def launch() -> None:
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.empty(*shape, dtype=dtype, device="meta")
+
+        B, H, Hk, L = 2, 8, 4, 4096
+        q, k, v = empty(B, H, L, D), empty(B, Hk, L, D), empty(B, Hk, L, D)
+        position = empty(H, 2 * L - 1, dtype=torch.float32) if table else None, empty(B, dtype=torch.int32) if lengths else None
+        numbers = UNBOUNDED, 0, D**-0.5, 0
+        out, lse = attention.forward(q, k, v, *position, *numbers)
+        attention_backward.backward(out, q, k, v, *position, out, lse, *numbers, table)
+
+    return launch
+
+
+def rotate_case(dtype: torch.dtype, D: int, R: int, layout: str) -> Callable:
+    def launch() -> None:
+        x, angle = torch.empty(2, 8, 4096, D, dtype=dtype, device="meta"), torch.empty(4096, R // 2, device="meta")
+        rotary.rotate(x, angle, angle, layout)
+
+    return launch
+
+
+def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
+    """(name, launch): what CI checks, or every dtype, head size and layout."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        for D in (32, 64, 80, 96, 128, 256) if everything else (64, 128):
+            for table in (False, True):
+                yield f"{name} D={D}{' table' if table else ''}", attention_case(dtype, D, table)
+        if everything:
+            yield f"{name} D=64 table lengths", attention_case(dtype, 64, True, lengths=True)
+        for layout in ("half", "interleaved"):
+            for R in (128, 32) if everything else (128,):
+                yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)
+
+
+def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resources]:
+    """Compile every case for every architecture. A kernel that a case shares with an earlier one is listed once."""
+    for arch in architectures:
+        gpu = PaperGPU(arch)
+        driver.set_active(gpu)
+        for case, launch in cases(everything):
+            launch()
+            for compiled in gpu.compiled:
+                yield measure(case, arch, *compiled)
+            gpu.compiled.clear()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--all", action="store_true", help="every dtype, head size and layout")
+    parser.add_argument("--json", type=Path, help="write the table to this file as well")
+    options = parser.parse_args()
+    print(f"Triton {triton.__version__}")
+    print(f"{'sm':>3} {'case':24} {'kernel':18} {'tile':>8} {'warps':>5} {'stages':>6} {'regs':>4} {'spills':>6} {'shared':>7} {'blocks':>6} {'instr':>6} {'mma':>4}")
+    lines = []
+    for r in report(tuple(options.arch), options.all):
+        lines.append(r)
+        print(f"{r.arch:3} {r.case:24} {r.kernel:18} {r.tile:>8} {r.num_warps:5} {r.num_stages:6} {r.registers:4} {r.spills:6} {r.shared:7} {r.blocks:6} {r.instructions:6} {r.tensor_core:4}", flush=True)  # fmt: skip
+    if options.json:
+        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in lines]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+/*
+Flash attention, backward (Dao et al. 2022, algorithm 4), probabilities recomputed from lse.
+
+    Pᵀ = 2^(K Qᵀ + bias - lse)      dSᵀ = Pᵀ ∘ (V gradᵀ - δ)      dv += Pᵀ grad      dk += dSᵀ q      dqᵀ += Kᵀ dSᵀ
+
+A unit is a few tiles of queries of one head; dq is its own, dk and dv are shared with the other units of the key head and
+are added to in turn (attention.h). The table's gradient sums dS over diagonals.
+*/
+#include <sched.h>
+
+#include "attention_tile.h"
+
+namespace fastlm {
+namespace FASTLM_ISA {
+
+constexpr int PITCH = TILE + 16;  // of dSᵀ in fp32: zeros between rows, for reading along diagonals
+
+struct QueryTile {
+    float *q, *grad;              // [words of D, TILE]
+    float *q_pairs, *grad_pairs;  // [words of TILE, padded D]
+    float *dq;                    // [D, TILE]
+    float *lse, *delta;           // [TILE], lse in units of log 2
+    int64_t i0;
+    int n;
+};
+
+struct KeyTile {
+    float *k, *v;                 // [TILE, words of D]
+    float *k_pairs;               // [words of TILE, D]
+    float *p, *ds;                // [TILE, TILE] and [TILE, PITCH]
+    float *p_words, *ds_words;    // [TILE, words of TILE]
+    float *ds_pairs;              // [words of TILE, TILE]
+    float *dk, *dv;               // [n, padded D] in the shared sums
+    int64_t j0;
+    int n;
+};
+
+template <class Product>
+static inline void begin_queries(const AttentionBackward& x, QueryTile& t, int64_t b, int64_t h, float* staging) {
+    const Attention& a = x.forward;
+    const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D));
+    const Rows out = {a.out, a.H * a.Lq * D * size_of(a.dtype), a.Lq * D * size_of(a.dtype), D * size_of(a.dtype)};
+    const char *q = row_at(a.q, b, h, t.i0), *grad = row_at(x.grad, b, h, t.i0);
+    for (int i = 0; i < TILE * words; i++) staging[i] = 0.0f;
+    load_words<Product>(staging, q, a.q.row, a.dtype, t.n, D);
+    transpose(t.q, TILE, staging, words, TILE, words);
+    load_words<Product>(staging, grad, x.grad.row, a.dtype, t.n, D);
+    transpose(t.grad, TILE, staging, words, TILE, words);
+    for (int i = 0; i < words_in<Product>(TILE) * padded; i++) t.q_pairs[i] = t.grad_pairs[i] = 0.0f;
+    load_pairs<Product>(t.q_pairs, padded, q, a.q.row, a.dtype, t.n, D);
+    load_pairs<Product>(t.grad_pairs, padded, grad, x.grad.row, a.dtype, t.n, D);
+    for (int i = 0; i < D * TILE; i++) t.dq[i] = 0.0f;
+    float grad_row[MAX_D] = {}, out_row[MAX_D] = {};
+    for (int i = 0; i < TILE; i++) {
+        t.delta[i] = 0.0f, t.lse[i] = __builtin_inff();  // 2^(S - ∞) = 0: a query that sees nothing, or is not there
+        if (i >= t.n) continue;
+        const float lse = a.lse[(b * a.H + h) * a.Lq + t.i0 + i];
+        if (lse != -__builtin_inff()) t.lse[i] = lse * LOG2E;
+        widen_rows(grad_row, D, grad + i * x.grad.row, 0, a.dtype, 1, D);
+        widen_rows(out_row, D, row_at(out, b, h, t.i0 + i), 0, a.dtype, 1, D);
+        V sum = {};
+        for (int d = 0; d < padded; d += W) sum = fma(load(grad_row + d), load(out_row + d), sum);
+        for (int l = 0; l < W; l++) t.delta[i] += sum[l];
+    }
+}
+
+// P and dS as the products after this one take them, for n keys and `lanes` queries.
+template <class Product>
+static FASTLM_INLINE void narrow_tiles(const KeyTile& keys, int first, int n, int lane, int lanes) {
+#if defined(__AVX512BF16__)
+    if (Product::PAIR == 1) return;
+    for (int j = first; j < first + n; j++)
+        for (int i = lane; i < lane + lanes; i += 2 * W) {
+            const float *p = keys.p + j * TILE + i, *ds = keys.ds + j * PITCH + i;
+            store(keys.p_words + (j * TILE + i) / 2, narrow_pair(load(p), load(p + W)));
+            store(keys.ds_words + (j * TILE + i) / 2, narrow_pair(load(ds), load(ds + W)));
+        }
+    for (int j = first; j < first + n; j += 2)
+        for (int i = lane; i < lane + lanes; i += W) {
+            const float* ds = keys.ds + j * PITCH + i;
+            store(keys.ds_pairs + j / 2 * TILE + i, interleave(load(ds), j + 1 < first + n ? load(ds + PITCH) : V{}));
+        }
+#else
+    (void)keys, (void)first, (void)n, (void)lane, (void)lanes;
+#endif
+}
+
+// strip[x] += Σ dS over the tile's elements with query - key = x, for all x at once in a run of W.
+static inline void add_diagonals(const KeyTile& keys, float* strip) {
+    for (int x = -TILE; x < TILE; x += W) {
+        const int begin = -x - W + 1 > 0 ? -x - W + 1 : 0, end = TILE - x < keys.n ? TILE - x : keys.n;
+        V sum = {};
+        for (int j = begin; j < end; j++) sum += load(keys.ds + j * PITCH + x + j);
+        store(strip + x, load(strip + x) + sum);
+    }
+}
+
+// Queries at LANES vectors from `lane` on with the keys seen.begin … seen.end - 1 of the tile.
+template <class Product, bool EDGE, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+    constexpr int PAIR = Product::PAIR;
+    constexpr bool WIDE = PAIR == 1;
+    const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
+    float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
+    const auto zero = [](int, int) FASTLM_LAMBDA { return V{}; };
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        store(p + j * TILE + c * W, exp2(score - load(t.lse + lane + c * W)));
+    });
+    matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (product - load(t.delta + lane + c * W)));
+    });
+    narrow_tiles<Product>(keys, first, n, lane, LANES * W);
+
+    const Left p_rows = {WIDE ? p : keys.p_words + (first * TILE + lane) / 2, TILE / PAIR, 1};
+    const Left ds_rows = {WIDE ? ds : keys.ds_words + (first * TILE + lane) / 2, WIDE ? PITCH : TILE / 2, 1};
+    const auto add = [&](const Left& rows, const float* right, float* sum) FASTLM_LAMBDA {
+        matmul<Product>(rows, {right + lane / PAIR * padded, padded}, n, padded / W, LANES * W / PAIR,
+            [&](int j, int c) FASTLM_LAMBDA { return load(sum + (first + j) * padded + c * W); },
+            [&](int j, int c, V x) FASTLM_LAMBDA { store(sum + (first + j) * padded + c * W, x); });
+    };
+    add(p_rows, t.grad_pairs, keys.dv);
+    add(ds_rows, t.q_pairs, keys.dk);
+    matmul<Product>({(WIDE ? keys.k : keys.k_pairs) + first / PAIR * D, 1, D}, {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE},
+        D, LANES, words_in<Product>(n), [&](int d, int c) FASTLM_LAMBDA { return load(dq + d * TILE + c * W); },
+        [&](int d, int c, V x) FASTLM_LAMBDA { store(dq + d * TILE + c * W, x); });
+}
+
+template <class Product>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, float* strip) {
+    if (scores.full) {
+        attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+    } else {
+        for (int j = 0; strip && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
+            for (int i = 0; i < TILE; i++) keys.ds[j * PITCH + i] = 0.0f;
+        for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
+            const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
+            if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+        }
+    }
+    if (strip) add_diagonals(keys, strip);
+}
+
+template <typename T>
+static inline void narrow_rows(char* out, const float* x, int64_t pitch, int n, int D, float scale) {
+    for (int r = 0; r < n; r++)
+        for (int d = 0; d < D; d++) narrow(scale * x[r * pitch + d], reinterpret_cast<T*>(out)[r * D + d]);
+}
+
+// Round n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
+static inline void store_rows(char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
+    out += first * D * size_of(dtype);
+    if (dtype == BF16) narrow_rows<bf16>(out, x, pitch, n, D, scale);
+    else if (dtype == F16) narrow_rows<f16>(out, x, pitch, n, D, scale);
+    else narrow_rows<float>(out, x, pitch, n, D, scale);
+}
+
+template <class Product>
+static inline void backward(const AttentionBackward& x, int64_t unit, float* workspace) {
+    const Attention& a = x.forward;
+    const int D = a.D, most = query_tiles(D), words = words_in<Product>(D), padded = int(pad_channels(D));
+    const int64_t kv_heads = a.B * a.Hk, group = a.H / a.Hk;
+    const int64_t bh_kv = unit % kv_heads, b = bh_kv / a.Hk, h_kv = bh_kv % a.Hk;
+    const int64_t blocks = query_blocks(a.Lq, D), turn = unit / kv_heads, h = h_kv * group + turn / blocks, block = turn % blocks;
+    const auto seen_by = [&](int64_t block) {
+        const int64_t begin = block * most * TILE, end = begin + most * TILE;
+        return keys_seen(a, b, {begin, end < a.Lq ? end : a.Lq});
+    };
+    // Tiles of keys where a block takes its turn: those it sees, and on to the next block's first, so that neighbours meet
+    // in one at least, and the order of all that was added before is settled there.
+    const auto turns_of = [&](int64_t block) {
+        const Range seen = seen_by(block), next = block + 1 < blocks ? seen_by(block + 1) : Range{0, 0};
+        if (seen.empty()) return Range{0, 0};
+        const int64_t end = ceil_div(seen.end, TILE), meeting = next.empty() ? 0 : next.begin / TILE + 1;
+        return Range{seen.begin / TILE, end > meeting ? end : meeting};
+    };
+
+    Space space{workspace};
+    KeyTile keys = {};
+    keys.k = space.take(TILE * words), keys.v = space.take(TILE * words), keys.k_pairs = space.take(TILE * D);
+    keys.p = space.take(TILE * TILE), keys.p_words = space.take(TILE * TILE / 2), keys.ds_words = space.take(TILE * TILE / 2);
+    keys.ds_pairs = space.take(TILE * TILE / 2);
+    float* ds = space.take((TILE + 1) * PITCH);
+    for (int i = 0; i < (TILE + 1) * PITCH; i++) ds[i] = 0.0f;
+    keys.ds = ds + 16;
+    float* staging = space.take(TILE * padded);
+    QueryTile tiles[4];
+    int count = 0;
+    for (int64_t i0 = block * most * TILE; count < most && i0 < a.Lq; i0 += TILE) {
+        QueryTile& t = tiles[count++];
+        t.q = space.take(TILE * words), t.grad = space.take(TILE * words);
+        t.q_pairs = space.take(TILE * padded), t.grad_pairs = space.take(TILE * padded), t.dq = space.take(TILE * D);
+        t.lse = space.take(TILE), t.delta = space.take(TILE), t.i0 = i0, t.n = int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE);
+        begin_queries<Product>(x, t, b, h, staging);
+    }
+
+    const Range turns = turns_of(block);
+    const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
+    for (int64_t tile = turns.begin; tile < turns.end; tile++) {
+        keys.j0 = tile * TILE, keys.n = int(n_keys - keys.j0 < TILE ? n_keys - keys.j0 : TILE);
+        int64_t each = 0, before = 0;  // turns at this tile: of each query head, and before this unit's
+        for (int64_t other = 0; other < blocks; other++) {
+            const Range theirs = turns_of(other);
+            const bool takes = theirs.begin <= tile && tile < theirs.end;
+            each += takes, before += takes && other < block;
+        }
+        before += each * (turn / blocks);
+        load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
+        load_words<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
+        if (Product::PAIR == 2) load_pairs<Product>(keys.k_pairs, D, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
+        const int64_t first = bh_kv * a.Lk + keys.j0;
+        keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded;
+        int64_t* finished = x.finished + bh_kv * ceil_div(a.Lk, TILE) + tile;
+        while (__atomic_load_n(finished, __ATOMIC_ACQUIRE) != before) sched_yield();
+        if (before == 0)
+            for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
+        for (int t = 0; t < count; t++) {
+            const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
+            if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
+            float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
+            attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n), strip);
+        }
+        if (before + 1 == each * group) {
+            store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
+            store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, 1.0f);
+        }
+        __atomic_store_n(finished, before + 1, __ATOMIC_RELEASE);
+    }
+    for (int t = 0; t < count; t++) {
+        transpose(staging, D, tiles[t].dq, TILE, D, tiles[t].n);
+        store_rows(x.dq, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
+    }
+}
+
+void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
+#if defined(__AVX512BF16__)
+    if (x.forward.dtype == BF16) return backward<Bf16Dot>(x, unit, workspace);
+#endif
+    backward<Fma>(x, unit, workspace);
+}
+
+}  // namespace FASTLM_ISA
+}  // namespace fastlm

@@ -1,0 +1,148 @@
+/*
+Flash attention, forward (Dao et al. 2022): one pass over the keys with a running softmax (Milakov & Gimelshein 2018).
+
+A unit is a few tiles of queries of one head. For every tile of keys its rows are laid out once, then each tile of queries
+takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = 2^(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ Pᵀ.
+*/
+#include "attention_tile.h"
+
+namespace fastlm {
+namespace FASTLM_ISA {
+
+struct QueryTile {
+    float *q;             // [words of D, TILE]
+    float *o;             // [D, TILE], relative to the maximum
+    float *top, *sum;     // [TILE] running maximum, and sum of 2^(S - maximum)
+    int64_t i0;
+    int n;
+};
+
+struct KeyTile {
+    float *k;             // [TILE, words of D]
+    float *v;             // [words of TILE, D]
+    float *s, *p;         // [TILE, TILE] scores, [words of TILE, TILE] probabilities
+    int64_t j0;
+    int n;
+};
+
+template <class Product>
+static inline void begin_queries(const Attention& a, QueryTile& t, int64_t b, int64_t h, float* staging) {
+    const int words = words_in<Product>(a.D);
+    for (int i = 0; i < TILE * words; i++) staging[i] = 0.0f;
+    load_words<Product>(staging, row_at(a.q, b, h, t.i0), a.q.row, a.dtype, t.n, a.D);
+    transpose(t.q, TILE, staging, words, TILE, words);
+    for (int i = 0; i < a.D * TILE; i++) t.o[i] = 0.0f;
+    for (int i = 0; i < TILE; i++) t.top[i] = -__FLT_MAX__, t.sum[i] = 0.0f;
+}
+
+// p ← 2^(s - top) for n keys, and its column sums.
+template <class Product, int LANES>
+static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const V (&top)[LANES], V (&sum)[LANES]) {
+    for (int j = 0; j < n; j += Product::PAIR)
+#pragma GCC unroll 16
+        for (int c = 0; c < LANES; c++) {
+            V p = exp2(load(s + j * TILE + c * W) - top[c]);
+            sum[c] += p;
+#if defined(__AVX512BF16__)
+            if (Product::PAIR == 2) {
+                V next = {};
+                if (j + 1 < n) next = exp2(load(s + (j + 1) * TILE + c * W) - top[c]);
+                sum[c] += next;
+                p = interleave(p, next);
+            }
+#endif
+            store(out + j / Product::PAIR * TILE + c * W, p);
+        }
+}
+
+// Queries at LANES vectors from `lane` on take in the keys seen.begin … seen.end - 1 of the tile.
+template <class Product, bool EDGE, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+    const int words = words_in<Product>(a.D), first = int(seen.begin), n = int(seen.end) - first;
+    float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
+    V top[LANES], sum[LANES], rescale[LANES];
+    for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [](int, int) FASTLM_LAMBDA { return V{}; },
+        [&](int j, int c, V product) FASTLM_LAMBDA {
+            const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+            top[c] = max(score, top[c]);
+            store(s + j * TILE + c * W, score);
+        });
+    for (int c = 0; c < LANES; c++) {
+        rescale[c] = exp2(load(t.top + lane + c * W) - top[c]);
+        store(t.top + lane + c * W, top[c]);
+    }
+    probabilities<Product>(s, p, n, top, sum);
+    for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
+    matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
+        [&](int d, int c) FASTLM_LAMBDA { return load(o + d * TILE + c * W) * rescale[c]; },
+        [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, x); });
+}
+
+template <class Product>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
+    if (scores.full) return attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+    for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
+        const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
+        if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+    }
+}
+
+template <typename T>
+static inline void narrow_rows(char* out, const float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) narrow(x[i], reinterpret_cast<T*>(out)[i]);
+}
+
+// out = o / sum, and lse; a query that saw nothing gets zeros and -∞.
+static inline void end_queries(const Attention& a, const QueryTile& t, int64_t bh, float* staging) {
+    for (int i = 0; i < TILE; i++) {
+        const bool nothing = t.sum[i] == 0.0f;
+        if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : LN2 * t.top[i] + __builtin_logf(t.sum[i]);
+        t.sum[i] = nothing ? 0.0f : 1.0f / t.sum[i];
+    }
+    for (int d = 0; d < a.D; d++)
+        for (int i = 0; i < TILE; i++) t.o[d * TILE + i] *= t.sum[i];
+    transpose(staging, a.D, t.o, TILE, a.D, t.n);
+    const int64_t first = (bh * a.Lq + t.i0) * a.D, n = int64_t(t.n) * a.D;
+    if (a.dtype == BF16) narrow_rows<bf16>(a.out + 2 * first, staging, n);
+    else if (a.dtype == F16) narrow_rows<f16>(a.out + 2 * first, staging, n);
+    else narrow_rows<float>(a.out + 4 * first, staging, n);
+}
+
+template <class Product>
+static inline void forward(const Attention& a, int64_t unit, float* workspace) {
+    const int D = a.D, most = query_tiles(D);
+    const int64_t blocks = query_blocks(a.Lq, D), bh = unit / blocks, b = bh / a.H, h = bh % a.H;
+    const int64_t start = (blocks - 1 - unit % blocks) * most * TILE;  // under a causal mask the last queries have most to do
+    Space space{workspace};
+    KeyTile keys = {space.take(TILE * D), space.take(TILE * D), space.take(TILE * TILE), space.take(TILE * TILE), 0, 0};
+    QueryTile tiles[4];
+    int count = 0;
+    for (int64_t i0 = start; count < most && i0 < a.Lq; i0 += TILE) {
+        tiles[count] = {space.take(TILE * D), space.take(TILE * D), space.take(TILE), space.take(TILE), i0, int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE)};
+        begin_queries<Product>(a, tiles[count++], b, h, keys.k);
+    }
+    const int64_t h_kv = h / (a.H / a.Hk);
+    const Range seen = keys_seen(a, b, {start, tiles[count - 1].i0 + tiles[count - 1].n});
+    for (keys.j0 = seen.begin; keys.j0 < seen.end; keys.j0 += TILE) {
+        keys.n = int(seen.end - keys.j0 < TILE ? seen.end - keys.j0 : TILE);
+        load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
+        load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
+        for (int t = 0; t < count; t++) {
+            const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
+            if (mine.begin < keys.j0 + keys.n && mine.end > keys.j0)
+                attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n));
+        }
+    }
+    for (int t = 0; t < count; t++) end_queries(a, tiles[t], bh, keys.k);
+}
+
+void attention_forward(const Attention& a, int64_t unit, float* workspace) {
+#if defined(__AVX512BF16__)
+    if (a.dtype == BF16) return forward<Bf16Dot>(a, unit, workspace);
+#endif
+    forward<Fma>(a, unit, workspace);
+}
+
+}  // namespace FASTLM_ISA
+}  // namespace fastlm

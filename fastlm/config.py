@@ -1,0 +1,120 @@
+"""Everything a run can be asked for: one dataclass, from which the command line's flags are made."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fastlm.data import SPECIALS
+from fastlm.model import ModelConfig
+from fastlm.objectives import OBJECTIVES
+from fastlm.optim import OPTIMIZERS
+from fastlm.positions import SCHEMES
+from fastlm.presets import DEFAULT, PRESETS, preset
+from fastlm.schedule import SCHEDULES
+from fastlm.words import Refusal, did_you_mean
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REGISTRIES = {"preset": PRESETS, "position": ("preset", *SCHEMES), "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+AT_LEAST = {"vocab": 256 + len(SPECIALS), "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0,
+            "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a language model from nothing. Without a flag: two minutes on Python's own source code, on the machine at hand."""
+
+    preset: Literal[tuple(PRESETS)] = DEFAULT
+    """The model's kind; the flags below change its shape."""
+    position: Literal[("preset", *SCHEMES)] = "preset"
+    """Positional scheme; preset for the preset's own."""
+    optimizer: Literal[tuple(OPTIMIZERS)] = "adamw"
+    objective: Literal[tuple(OBJECTIVES)] = "causal"
+    data: tuple[Path, ...] = ()
+    """Files and folders of .txt, .md, .py, .jsonl, each also as .gz; nothing for the standard library's sources."""
+    minutes: float = 2.0
+    """Wall time to train for. The first seconds are measured and fix the number of steps."""
+    steps: int | None = None
+    """Train for exactly this many updates instead."""
+    seed: int = 0
+    out: Path | None = None
+    """Folder to write; None for runs/<date-time>."""
+
+    vocab: int = 2048
+    """Size of the byte-level BPE vocabulary."""
+    context: int | None = None
+    """Tokens in a row; this and the next four: None for the preset's."""
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    dropout: float | None = None
+
+    batch: int = 8
+    """Rows in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches in an update."""
+    lr: float = 2.5e-3
+    """Peak learning rate."""
+    schedule: Literal[tuple(SCHEDULES)] = "cosine"
+    warmup: float = 0.05
+    """Share of the steps on which the rate climbs."""
+    floor: float = 0.1
+    """Share of the peak rate at which the schedule ends."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    dtype: Literal[tuple(DTYPES)] = "fp32"
+    """What matrix products are computed in; parameters stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    """CPU threads; None to try one and all cores."""
+    evaluations: int = 12
+    """How often to look at held-out text; at each quarter in any case."""
+    save_every: float = 30.0
+    """Seconds between checkpoints. Results do not depend on it."""
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
+        changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
+        changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
+        return preset(self.preset, vocab_size=vocab_size, **changes)
+
+    def torch_device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+    def check(self) -> None:
+        """Raises Refusal, naming the flag and the cure, for values no run can have."""
+        for name, known in REGISTRIES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise Refusal(f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):  # NaN is refused too
+                raise Refusal(f"--{name.replace('_', '-')} is {value}; it must be at least {least}, and finite")
+        if not 0 < self.minutes < float("inf"):
+            raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
+        for name in ("warmup", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refusal(f"--{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")
+        try:
+            self.model(self.vocab)
+        except ValueError as error:
+            raise Refusal(str(error)) from error
+
+    def to_json(self) -> dict:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"data": [str(p) for p in self.data], "out": None if self.out is None else str(self.out)}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Config":
+        paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
+        return cls(**values | paths | {"betas": tuple(values["betas"])})

@@ -1,0 +1,77 @@
+"""`fastlm info`: versions, devices, instruction sets, which backend each op takes on each device, and what is missing.
+
+Needs torch alone.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fastlm import dispatch, native, ops
+from fastlm.words import say
+
+EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib", "transformers")
+
+
+def describe() -> None:
+    """Print all of it."""
+    say("python", platform.python_version(), platform.platform(terse=True))
+    say("torch", torch.__version__, f"{torch.get_num_threads()} threads")
+    say("triton", _version("triton") or "not installed; CUDA builds of torch bring it")
+    say("extra", *(f"{name} {_version(name) or 'missing'}" for name in EXTRA))
+    if any(_version(name) is None for name in EXTRA[:-1]):
+        say("cure", "pip install 'fastlm[train]' brings what pretraining needs")
+    for device in devices():
+        say("device", device_name(device))
+    if native.cpp_missing(torch.device("cpu")) is None:
+        say("cpu", f"instruction sets {', '.join(native.cpu().available())}", f"in use {native.cpu().active()}")
+    for name, built in native.build_report().items():
+        detail = built.get("compiler", "") if built["built"] else f"{built['why']}; cure: {built['cure']}"
+        say("build", f"{name} {'built' if built['built'] else 'not built'}", *([detail] if detail else []))
+    if not native.build_report():
+        say("build", f"nothing was compiled; cure: {native.REBUILD}")
+    describe_ops()
+
+
+def describe_ops() -> None:
+    """For each device: the backends of each op in the order they are tried, and below them why the others are not there."""
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+    for device in devices():
+        reasons: dict[str, str] = {}
+        for name, op in sorted(dispatch.OPS.items()):
+            rows = op.explain(device)
+            say(device.type, f"{name:<20} {' → '.join(backend for backend, reason in rows if reason is None)}")
+            reasons |= {backend: reason for backend, reason in rows if reason is not None}
+        for backend, reason in reasons.items():
+            say("", f"{backend}: {reason}")
+
+
+def devices() -> list[torch.device]:
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+
+
+def device_name(device: torch.device) -> str:
+    """The device's type and what its maker calls it."""
+    if device.type == "cpu":
+        return f"cpu ({_processor()})"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{device} ({torch.cuda.get_device_name(device)}, sm_{major}{minor})"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,128 @@
+"""What a run says while it runs: lines on the terminal, and rows in metrics.jsonl.
+
+On a terminal one line is updated in place; elsewhere a plain line appears every few seconds. No colours, no escape codes.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fastlm import words
+from fastlm.checkpoint import flush, write_file
+from fastlm.trainer import Update
+
+PERIOD = {True: 0.2, False: 5.0}  # seconds between progress lines, on a terminal and elsewhere
+
+
+class Console:
+    """Labelled lines, and one progress line that stays below them on a terminal."""
+
+    def __init__(self):
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+        self._shown = ""
+        self._next = 0.0
+
+    def say(self, label: str, *parts: str) -> None:
+        """A labelled line above the progress line."""
+        if self._shown:
+            print("\r" + " " * len(self._shown) + "\r", end="")
+            self._shown = ""
+        words.say(label, *parts)
+
+    def due(self) -> bool:
+        """Whether the progress line is old."""
+        return time.monotonic() >= self._next
+
+    def progress(self, text: str) -> None:
+        """Show how far the run is."""
+        self._next = time.monotonic() + PERIOD[self.live]
+        if not self.live:
+            print(text, flush=True)
+            return
+        text = text[: shutil.get_terminal_size().columns - 1]
+        print("\r" + text.ljust(len(self._shown)), end="", flush=True)
+        self._shown = text
+
+
+class Metrics:
+    """metrics.jsonl: a row for each update, and rows for evaluations and samples, each with the step it belongs to.
+
+    Rows of updates wait as device tensors until `flush`, so that logging does not keep the device idle. Opening the file for
+    a run at `step` drops the rows after it, and a last line that a kill left unfinished.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
+        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.last: dict = {name: value for row in kept for name, value in row.items()}  # field → newest value
+        self._waiting: list[tuple[dict, Update]] = []
+        self._before = self.last.get("seconds", 0.0)
+
+    def add(self, step: int, seconds: float, update: Update) -> None:
+        """A row for the update that made `step`, `seconds` into training."""
+        speed = update.tokens / max(1e-9, seconds - self._before)
+        self._before = seconds  # evaluations and samples are part of the next update's time
+        row = {"step": step, "tokens": step * update.tokens, "seconds": round(seconds, 3), "tokens_per_second": round(speed),
+               "memory": resident_bytes(), "lr": update.lr, "targets": update.targets}  # fmt: skip
+        self._waiting.append((row, update))
+
+    def write(self, row: dict) -> None:
+        """A row after those that wait."""
+        self.flush()
+        self._append([row])
+
+    def flush(self, to_disk: bool = False) -> None:
+        """Write the rows that wait; the numbers of all of them come from the device in one transfer."""
+        if self._waiting:
+            names = [*self._waiting[0][1].losses, "grad_norm", "loss_scale", "skipped"]
+            table = torch.stack([_numbers(update) for _, update in self._waiting]).tolist()
+            self._append([row | dict(zip(names, numbers, strict=True)) for (row, _), numbers in zip(self._waiting, table, strict=True)])
+            self._waiting = []
+        if to_disk:
+            flush(self.path)
+
+    def series(self, *names: str) -> list[tuple]:
+        """The rows written so far that have all these fields, as tuples of them."""
+        return [tuple(row[n] for n in names) for row in read_rows(self.path) if all(n in row for n in names)]
+
+    def _append(self, rows: list[dict]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            self.last |= row
+
+
+def _numbers(update: Update) -> torch.Tensor:
+    """Losses, gradient norm, loss scale, and 1 if the update was skipped; 0 for what the update did not look at."""
+    zero = update.scale.new_zeros(())
+    others = (zero if x is None else x for x in (update.norm, update.scale, update.overflow))
+    return torch.stack([x.float() for x in (*update.losses.values(), *others)])
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The whole rows of a metrics.jsonl; what follows a line that was cut is not read."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (its peak, where only that is known; 0 where nothing is)."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

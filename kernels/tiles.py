@@ -1,0 +1,67 @@
+"""How large a tile each kernel takes: the one table to edit when tuning. `benchmarks/resources.py` prints what every entry costs.
+
+Chosen so that registers hold everything (head sizes up to 128 in 16 bits spill nothing in the hot loops), for as many warps a
+multiprocessor as that allows. Row 80 keeps to 99 KB of shared memory, so that it serves sm_86, sm_89 and sm_120 too.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+LARGEST = 128  # rows
+
+
+class Tiles(NamedTuple):
+    """Queries and keys of a tile; warps of a program; depth of its pipeline of loads; a cap on registers, for a second program beside it."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None = None
+
+    @property
+    def options(self) -> dict:
+        """What the compiler is told, without the tile itself."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
+
+
+# kernel → GPU (fp32 computes without tensor cores, the same everywhere) → head size up to → tiles
+TABLE = {
+    "forward": {
+        "fp32": {64: Tiles(64, 32, 8, 2), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 32, 8, 3), 256: Tiles(64, 32, 8, 2)},
+        90: {64: Tiles(128, 64, 8, 3, maxnreg=128), 128: Tiles(128, 64, 8, 3), 256: Tiles(128, 32, 8, 2)},
+        100: {64: Tiles(128, 64, 8, 3), 128: Tiles(128, 64, 8, 3), 256: Tiles(128, 32, 8, 2)},
+    },
+    "dq": {
+        "fp32": {64: Tiles(64, 32, 8, 2), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(128, 32, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(64, 64, 4, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 2)},
+        100: {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2), 256: Tiles(64, 32, 8, 1)},
+    },
+    "dkdv": {
+        "fp32": {64: Tiles(32, 32, 8, 2), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(32, 128, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
+        100: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},
+    },
+    "dtable": {  # square: tiles on one block diagonal hold the same distances
+        "fp32": {64: Tiles(32, 32, 8, 1), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},
+        100: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
+    },
+}
+
+
+def tiles(kernel: str, D: int, dtype: torch.dtype, architecture: int) -> Tiles:
+    """The entry of TABLE for head size D ≤ 256 on a GPU of that compute capability."""
+    row = "fp32" if dtype == torch.float32 else {9: 90, 10: 100}.get(architecture // 10, 80)
+    return next(entry for largest, entry in TABLE[kernel][row].items() if D <= largest)
+
+
+def block_d(D: int) -> int:
+    """The power of two that holds D channels; 16 is the least that a tensor core takes."""
+    return max(16, triton.next_power_of_2(D))
