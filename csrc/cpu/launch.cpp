@@ -12,7 +12,7 @@ void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, doub
     const std::vector<Chunk> chunks = cut(sizes);
     std::vector<double> partial(chunks.size());
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) { partial[i] = k.sum_of_squares(span(g, chunks[i]), chunks[i].n); });
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) { partial[i] = k.sum_of_squares(span(g, chunks[i]), chunks[i].n); });
     double sum = 0.0;
     for (double x : partial) sum += x;
     const double unscale = 1.0 / scalar(scale, 1.0f);
@@ -29,7 +29,7 @@ void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Addres
     const float f = scalar(factor, 1.0f);
     std::atomic<bool> bad{false};
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) {
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) {
         if (k.unscale(span(g, chunks[i]), chunks[i].n, f)) bad.store(true, std::memory_order_relaxed);
     });
     if (bad) *reinterpret_cast<float*>(found_inf) = 1.0f;

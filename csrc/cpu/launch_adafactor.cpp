@@ -195,7 +195,7 @@ void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& ro
         if (pass == 0) work[group].finish_statistics();
         if (pass == 1) work[group].finish_steps();
     };
-    pipeline(3, counts, threads, run, finish);
+    pipeline(3, counts, team(sizes, threads), run, finish);
 }
 
 }  // namespace fastlm

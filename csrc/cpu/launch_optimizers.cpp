@@ -14,7 +14,7 @@ void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) {
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) {
         const Chunk& c = chunks[i];
         k.adamw(parameter(p, now[c.tensor], c.tensor, c.begin), span(g, c), span(m, c), span(v, c), c.n, factor, rules[c.tensor]);
     });
@@ -55,7 +55,7 @@ void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const 
             rules[t] = with_ratio(rules[t], sums.p, sums.r, double(sizes[t]), ratio);
         }
     };
-    pipeline(2, counts, threads, run, finish);
+    pipeline(2, counts, team(sizes, threads), run, finish);
 }
 
 void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
@@ -69,7 +69,7 @@ void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, c
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) {
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) {
         const Chunk& c = chunks[i];
         const Span buffer = buffers.empty() ? Span{nullptr, F32} : span(buffers, c);
         k.sgd(parameter(p, now[c.tensor], c.tensor, c.begin), span(g, c), buffer, c.n, factor, rules[c.tensor]);

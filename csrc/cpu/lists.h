@@ -79,6 +79,14 @@ static inline std::vector<Group> groups(const Sizes& sizes) {
     return all;
 }
 
+// As many threads as have WORTH elements each: waking another costs some ten microseconds, and much more on a busy machine.
+static inline int team(const Sizes& sizes, int threads) {
+    constexpr int64_t WORTH = 65536;
+    int64_t elements = 0;
+    for (int64_t size : sizes) elements += size;
+    return int(std::min<int64_t>(threads, elements / WORTH + 1));
+}
+
 static inline Span span(const Tensors& list, size_t tensor, int64_t begin) {
     const auto [address, dtype] = list[tensor];
     return {reinterpret_cast<char*>(address) + begin * (dtype == F32 ? 4 : 2), dtype};
