@@ -216,8 +216,9 @@ def _like(value: Tensor, p: Tensor, shape: torch.Size, dtype: torch.dtype) -> Te
     value = value.detach()
     if value.numel() == shape.numel():
         value = value.reshape(shape)
-    out = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format) if value.shape == p.shape else torch.empty(value.shape, dtype=dtype, device=p.device)
-    return out.copy_(value)
+    if value.shape == p.shape:
+        return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value)
+    return value.to(p.device, dtype, copy=True)
 
 
 def _checked_grad(p: Tensor) -> Tensor:
