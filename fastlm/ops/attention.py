@@ -269,8 +269,8 @@ def _sdpa_refuses(*args):
 
 
 def _sdpa_yields(*args):
-    """On CPUs the C++ kernels take half the time and less, but for calls so small that the custom operator's own 70 µs
-    count, and perhaps for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's
+    own 70 µs count, nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
     a = Arguments(*args)
     if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
         return False
@@ -286,6 +286,17 @@ def _(*args):
 
 
 TRITON_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+
+
+def _triton_missing(device: torch.device) -> str | None:
+    missing = native.triton_missing(device)
+    if missing or device.type != "cuda":
+        return missing
+    if torch.version.hip:
+        return "the Triton kernels of attention hold NVIDIA assembly, and this is a ROCm build of torch"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"the Triton kernels of attention need compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+    return None
 
 
 def _triton_refuses(*args):
@@ -306,7 +317,7 @@ def _triton_backward_refuses(grad, grad_lse, out, lse, *args):
     return _triton_refuses(*args[:-1])
 
 
-@attention.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
+@attention.backend("triton", devices=("cuda",), missing=_triton_missing, refuses=_triton_refuses)
 def _(*args):
     from fastlm.kernels.attention import forward
 
@@ -315,7 +326,7 @@ def _(*args):
     return forward(a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset)
 
 
-@attention_backward.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_backward_refuses)
+@attention_backward.backend("triton", devices=("cuda",), missing=_triton_missing, refuses=_triton_backward_refuses)
 def _(grad, grad_lse, out, lse, *args):
     from fastlm.kernels.attention_backward import backward
 
@@ -345,8 +356,7 @@ def _cpp_refuses(*args):
 
 
 def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
-    *forward, wanted = args
-    return "the gradient of lse is served by the reference alone so far" if grad_lse is not None else _cpp_refuses(*forward)
+    return _cpp_refuses(*args[:-1])
 
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
@@ -365,10 +375,12 @@ def _(grad, grad_lse, out, lse, *args):
     *forward, wanted = args
     a = _for_cpp(Arguments(*forward))
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
     dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
     native.cpu().attention_backward(
-        *map(native.view, (grad, a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        native.view(grad), native.address(grad_lse), *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
+        native.address(a.table), native.address(a.key_lengths),
         (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
         native.address(dtable), torch.get_num_threads(),
     )  # fmt: skip
