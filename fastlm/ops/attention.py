@@ -95,6 +95,7 @@ def attention(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
+    a = _without_padding(a)
     score = scores(a, torch.promote_types(q.dtype, torch.float32))
     lse = score.logsumexp(-1)
     return values(_probabilities(score, lse), a).to(q.dtype), lse
@@ -124,7 +125,8 @@ def attention_backward(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
-    wide = torch.promote_types(q.dtype, torch.float32)
+    a = _without_padding(a)
+    k, v, wide = a.k, a.v, torch.promote_types(q.dtype, torch.float32)
     p = _probabilities(scores(a, wide), lse)
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ _per_query_head(v, q).to(wide).mT
@@ -161,6 +163,15 @@ def attention_backward(
         grads[name].to(getattr(a, name).dtype) if want and name in grads else lse.new_empty(0)
         for name, want in zip(LEARNED, wanted, strict=True)
     ]
+
+
+def _without_padding(a: Arguments) -> Arguments:
+    """Keys and values past a row's length as zeros: what padding holds, be it NaN, is nobody's concern."""
+    if a.key_lengths is None:
+        return a
+    present = (torch.arange(a.k.shape[2], device=a.k.device) < a.key_lengths[:, None])[:, None, :, None]
+    padded = {name: getattr(a, name).where(present, 0) for name in ("k", "v", "k_position") if getattr(a, name) is not None}
+    return a._replace(**padded)
 
 
 def scores(a: Arguments, wide: torch.dtype) -> Tensor:
