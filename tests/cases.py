@@ -85,6 +85,8 @@ def _all(op: str, **makes) -> list[Case]:
     return [Case(op, name, make) for name, make in makes.items()]
 
 
+INF = float("inf")
+
 ATTENTION = _all(
     "attention",
     plain=_attention(),
@@ -136,29 +138,139 @@ ROTATE = _all(
 )
 
 
-def _adamw(shapes=((64, 33), (7,), ()), coefficient=0.5, found_inf=0.0, transpose=False, correct=True):
+# How a parameter is kept, beside its dtype: nothing, a master copy, 16 more bits, or noise (bf16).
+KEPT = (None, "fp32", "remainder", "stochastic")
+
+
+def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dtype=torch.float32):
+    """[params, companions, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for bf16 alone."""
+    g = torch.Generator().manual_seed(1)
+    draw = lambda shape: torch.randn(shape, generator=g)
+    kept = kept if dtype == torch.bfloat16 else None
+    params = [draw(s).to(device, dtype) for s in shapes]
+    companions = {
+        "fp32": lambda: [p.float() + 1e-3 * draw(p.shape).to(device) * p.abs().float() for p in params],
+        "remainder": lambda: [torch.randint(-(2**15), 2**15, p.shape, generator=g).to(device, torch.int16) for p in params],
+    }.get(kept, list)()
+    keys = [7 << 32 | i for i in range(len(shapes))] if kept == "stochastic" else []
+    grads = [(draw(s[::-1]).T if transpose and len(s) == 2 else draw(s)).to(device, dtype) for s in shapes]
+    moments = [[0.1 * draw(s).to(device, state_dtype) for s in shapes], [0.01 * draw(s).square().to(device, state_dtype) for s in shapes]]
+    steps = [torch.full((), 3.0 + i, device=device) for i in range(len(shapes))]
+    return [params, companions, keys, grads, *moments[:states]], steps
+
+
+def _flags(device, coefficient, found_inf):
+    return [None if x is None else torch.tensor(x, device=device) for x in (coefficient, found_inf)]
+
+
+MIXED = ((64, 33), (7,), ())
+
+
+def _adamw(shapes=MIXED, coefficient=0.5, found_inf=0.0, correct=True, decoupled=True, **options):
     def make(dtype, device):
-        g = torch.Generator().manual_seed(1)
-        draw = lambda shape: torch.randn(shape, generator=g)
-        params = [draw(s).to(device, dtype) for s in shapes]
-        grads = [(draw(s[::-1]).T if transpose and len(s) == 2 else draw(s)).to(device, dtype) for s in shapes]
-        exp_avgs = [0.1 * draw(s).to(device) for s in shapes]
-        exp_avg_sqs = [0.01 * draw(s).square().to(device) for s in shapes]
-        steps = [torch.full((), 3.0 + i, device=device) for i in range(len(shapes))]
-        scalars = [None if x is None else torch.tensor(x, device=device) for x in (coefficient, found_inf)]
-        return params, grads, exp_avgs, exp_avg_sqs, steps, *scalars, 1e-3, 0.9, 0.95, 1e-8, 0.1, correct
+        lists, steps = _lists(shapes, dtype, device, **options)
+        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-3, 0.9, 0.95, 1e-8, 0.1, correct, decoupled
 
     return make
 
 
-ADAMW = _all(
-    "adamw",
-    mixed_shapes=_adamw(),
-    bare=_adamw(coefficient=None, found_inf=None),
-    skipped=_adamw(found_inf=1.0),
-    transposed_gradient=_adamw(transpose=True),
-    uncorrected=_adamw(correct=False),
-    empty_tensors=_adamw(shapes=((0,), (3, 0), (5,))),
-    long=_adamw(shapes=((600_001,),)),
-    many=_adamw(shapes=((3,),) * 300),
+def _lamb(shapes=MIXED, coefficient=0.5, found_inf=0.0, correction=1, decay=0.1, ratio=(True, False, 0.0, INF, 0.0, INF), **options):
+    def make(dtype, device):
+        lists, steps = _lists(shapes, dtype, device, **options)
+        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-2, 0.9, 0.95, 1e-6, decay, correction, *ratio
+
+    return make
+
+
+def _sgd(shapes=MIXED, coefficient=0.5, found_inf=0.0, momentum=0.9, dampening=0.1, nesterov=False, first=False, **options):
+    def make(dtype, device):
+        lists, steps = _lists(shapes, dtype, device, states=1 if momentum else 0, **options)
+        lists = lists if momentum else [*lists, []]
+        steps = [torch.zeros_like(step) for step in steps] if first else steps
+        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-2, momentum, dampening, 0.1, nesterov
+
+    return make
+
+
+def _adafactor(
+    shapes=((64, 33), (7,), (), (3, 20, 50)), coefficient=0.5, found_inf=0.0, tiny=1.0, momentum=0.0, lr=1e-2, relative=True, ramp=INF, offset=0.0,
+    eps=(1e-30, 0.0), scaled=True, decay=0.1, by_step=True, first=False, dead=False, **options,
+):  # fmt: skip
+    """tiny: what gradients and factors are scaled by. dead: a row and a column of each matrix have no gradient, and never had."""
+
+    def make(dtype, device):
+        (params, companions, keys, grads, exp_avgs), steps = _lists(shapes, dtype, device, states=1, **options)
+        squares = [(tiny * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))).square().to(device) for p in params]
+        for p, g, v in zip(params, grads, squares, strict=True):
+            g.mul_(tiny)
+            if dead and p.ndim > 1 and p.numel():
+                for x in (g, v):
+                    x[..., 1, :], x[..., :, 2] = 0.0, 0.0
+        factored = [p.ndim > 1 and p.numel() > 0 for p in params]
+        rows = [v.mean(-1) if f else v for v, f in zip(squares, factored, strict=True)]
+        cols = [v.mean(-2) if f else v.new_empty(0) for v, f in zip(squares, factored, strict=True)]
+        if first:
+            rows, cols, steps = [torch.zeros_like(x) for x in rows], [torch.zeros_like(x) for x in cols], [torch.zeros_like(x) for x in steps]
+        lists = params, companions, keys, grads, rows, cols, exp_avgs if momentum else []
+        scalars = lr, relative, ramp, 0.8, offset, *eps, 1e-3, scaled, 0.05, 1.0, momentum, decay, by_step
+        return *lists, steps, *_flags(device, coefficient, found_inf), *scalars
+
+    return make
+
+
+ODD = dict(
+    bare=dict(coefficient=None, found_inf=None),
+    skipped=dict(found_inf=1.0),
+    transposed_gradient=dict(transpose=True),
+    empty_tensors=dict(shapes=((0,), (3, 0), (0, 3), (5,))),
+    long=dict(shapes=((600_001,),)),
+    many=dict(shapes=((3,),) * 300),
+    masters=dict(kept="fp32"),
+    remainders=dict(kept="remainder"),
+    by_noise=dict(kept="stochastic", shapes=((64, 33), (7,), (), (2051,))),
 )
+STATES = dict(bf16_states=dict(state_dtype=torch.bfloat16))
+
+
+def _odd(make, more: dict) -> dict[str, Callable]:
+    return {"mixed_shapes": make()} | {name: make(**options) for name, options in (ODD | more).items()}
+
+
+ADAMW = _all("adamw", **_odd(_adamw, STATES | dict(uncorrected=dict(correct=False), l2=dict(decoupled=False))))
+LAMB = _all(
+    "lamb",
+    **_odd(
+        _lamb,
+        STATES
+        | dict(
+            uncorrected=dict(correction=0, ratio=(False, False, 0.0, INF, 0.0, INF)),
+            corrected_step=dict(correction=2, ratio=(True, False, 0.0, INF, 0.01, 10.0)),
+            bounded_norm=dict(ratio=(True, False, 2.0, 3.0, 0.0, INF)),
+            rms=dict(ratio=(True, True, 0.0, INF, 1e-3, INF)),
+            several_groups=dict(shapes=((1000, 1500), (40,), (1100, 1000), (30, 20))),
+        ),
+    ),
+)
+SGD = _all("sgd", **_odd(_sgd, STATES | dict(plain=dict(momentum=0.0), nesterov=dict(nesterov=True, dampening=0.0), first=dict(first=True))))
+ADAFACTOR = _all(
+    "adafactor",
+    **_odd(
+        _adafactor,
+        dict(
+            first_step=dict(first=True),
+            momentum=dict(momentum=0.9),
+            bf16_momentum=dict(momentum=0.9, state_dtype=torch.bfloat16),
+            bounded=dict(eps=(0.0, 1.2e-7), by_step=False),
+            bound_binds=dict(eps=(0.0, 1.2e-7), tiny=2e-7),
+            bound_and_dead_rows=dict(eps=(0.0, 1.2e-7), dead=True),
+            dead_rows=dict(dead=True, first=True),
+            given_step=dict(relative=False, lr=3e-3, scaled=False),
+            warmup=dict(lr=INF, ramp=1e-6),
+            offset=dict(offset=2.0),
+            wide=dict(shapes=((5, 3001), (3, 2, 1100))),
+            tall=dict(shapes=((3001, 5), (1025, 1))),
+            several_groups=dict(shapes=((1000, 1500), (40,), (1100, 1000), (30, 20))),
+        ),
+    ),
+)
+OPTIMIZERS = ADAMW + LAMB + SGD + ADAFACTOR

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../rules/options.h"
+#include "../rules/philox.h"
 #include "launch.h"
 
 namespace py = pybind11;
@@ -24,7 +26,16 @@ PYBIND11_MODULE(_cpu, m) {
 #else
         false;
 #endif
+    bind_options(m);
+    py::class_<Parameters>(m, "Parameters", py::module_local()).def(py::init<Tensors, Tensors, std::vector<int64_t>>());
+    m.def("philox", [](std::array<uint32_t, 4> counter, uint64_t key) {
+        const Philox w = philox({{counter[0], counter[1], counter[2], counter[3]}}, key);
+        return std::array<uint32_t, 4>{w.x[0], w.x[1], w.x[2], w.x[3]};
+    }, "The four words of Philox4x32-10.");
     m.def("adamw", &launch_adamw, unlocked());
+    m.def("lamb", &launch_lamb, unlocked());
+    m.def("sgd", &launch_sgd, unlocked());
+    m.def("adafactor", &launch_adafactor, unlocked());
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
     m.def("rotate", &launch_rotate, unlocked());

@@ -4,8 +4,10 @@ and checks are the launchers' (launch.cpp). To add a kernel: an entry here, a fi
 */
 #pragma once
 
-#include "../rules/adamw.h"
+#include "../rules/adafactor.h"
+#include "../rules/adam.h"
 #include "../rules/numeric.h"
+#include "../rules/sgd.h"
 #include "attention.h"
 
 namespace fastlm {
@@ -14,6 +16,30 @@ struct Span {  // a run of elements of one tensor
     void* data;
     int dtype;
 };
+
+struct Parameter {  // a run of elements of one parameter, and what completes it to fp32 (isa.h: load, store)
+    Span stored;
+    Span companion;   // fp32 masters, or the 16-bit remainders of bf16; data is null where there is neither
+    bool stochastic;  // bf16 without companion: round by noise
+    uint64_t key;     // of the parameter's noise
+    uint32_t step;
+    int64_t first;    // number of the run's first element in the parameter
+};
+
+struct Squares { double p, r; };  // Σ θ², Σ r² over a run
+
+struct Panel {  // rows [rows, columns] of one matrix, dense; and what they add to its statistics
+    Parameter p;
+    Span g, m;  // m.data is null without momentum
+    int64_t rows, columns;
+    float* R;          // [rows], a part of the matrix's state
+    float* c;          // [columns] Σ_i G², of this panel
+    float* w;          // [columns] Σ_i G²/R_i
+    const float* b;    // [columns] 1/√C, in the second pass
+    double mean;       // mean(R), in the second pass
+};
+
+struct PanelSums { double p, R, smallest_R; };  // Σ θ², Σ R_i, min R_i
 
 struct Rotation {  // one row [D] of x and of the result, with its angles [R/2]
     const void* x;
@@ -27,7 +53,19 @@ struct Rotation {  // one row [D] of x and of the result, with its angles [R/2]
 struct Kernels {
     const char* name;
     // p, m, v updated in place from g · coefficient
-    void (*adamw)(Span p, Span g, Span m, Span v, int64_t n, float coefficient, const AdamW& c);
+    void (*adamw)(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
+    // LAMB, first pass: m and v updated; second pass: p from m and v
+    Squares (*lamb_moments)(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
+    void (*lamb_apply)(const Parameter& p, Span m, Span v, int64_t n, const Adam& c);
+    // b.data is null without momentum
+    void (*sgd)(const Parameter& p, Span g, Span b, int64_t n, float coefficient, const Sgd& c);
+    // Adafactor, first pass: R updated, c and w written; then Σ U² by reading g again, where the bound may bind; then p
+    PanelSums (*adafactor_measure)(const Panel& panel, float coefficient, const Adafactor& c);
+    double (*adafactor_bounded)(const Panel& panel, float coefficient, const Adafactor& c);
+    void (*adafactor_apply)(const Panel& panel, float coefficient, const Adafactor& c);
+    // The same for a run of a tensor that is not factored: v updated, Σ θ² and Σ U² returned; then p
+    Squares (*adafactor_measure_run)(const Parameter& p, Span g, float* v, int64_t n, float coefficient, const Adafactor& c);
+    void (*adafactor_apply_run)(const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
     // Σ g² in fp64; not finite when an element is not
     double (*sum_of_squares)(Span g, int64_t n);
     // g ← factor · g; true if an element was not finite before

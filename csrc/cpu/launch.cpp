@@ -1,77 +1,18 @@
-// See launch.h.
-#include "launch.h"
-
-#include <algorithm>
+// Reading gradients, unscaling and the rotary embedding; see launch.h.
 #include <atomic>
 #include <cmath>
-#include <stdexcept>
 
+#include "lists.h"
 #include "parallel.h"
 
 namespace fastlm {
-
-constexpr int64_t CHUNK = 262144;  // elements: long enough to hide the hand-over, short enough to share evenly
-
-struct Chunk {
-    size_t tensor;
-    int64_t begin, n;
-};
-
-static void check(bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-static void check_list(const char* name, const Tensors& list, const Sizes& sizes) {
-    check(list.size() == sizes.size(), std::string(name) + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
-    for (size_t t = 0; t < list.size(); t++) {
-        check(sizes[t] >= 0, "a size is negative");
-        check(list[t].first != 0 || sizes[t] == 0, std::string(name) + " holds a null address");
-        check(list[t].second >= F32 && list[t].second <= F16, std::string(name) + " holds a dtype that is not fp32, bf16 or fp16");
-    }
-}
-
-static std::vector<Chunk> cut(const Sizes& sizes) {
-    std::vector<Chunk> chunks;
-    for (size_t t = 0; t < sizes.size(); t++)
-        for (int64_t o = 0; o < sizes[t]; o += CHUNK) chunks.push_back({t, o, std::min(CHUNK, sizes[t] - o)});
-    return chunks;
-}
-
-static Span span(const Tensors& list, const Chunk& c) {
-    const auto [address, dtype] = list[c.tensor];
-    return {reinterpret_cast<char*>(address) + c.begin * (dtype == F32 ? 4 : 2), dtype};
-}
-
-static float scalar(Address address, float otherwise) { return address ? *reinterpret_cast<const float*>(address) : otherwise; }
-
-void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Tensors& v, const std::vector<Address>& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
-                  bool bias_correction, int threads) {
-    check_list("params", p, sizes), check_list("grads", g, sizes), check_list("exp_avgs", m, sizes), check_list("exp_avg_sqs", v, sizes);
-    check(steps.size() == sizes.size(), "steps and params differ in number");
-    if (scalar(found_inf, 0.0f) != 0.0f) return;
-    std::vector<AdamW> rules;
-    for (Address step : steps) {
-        check(step != 0, "steps holds a null address");
-        float& t = *reinterpret_cast<float*>(step);
-        t += 1.0f;
-        rules.push_back(make_adamw(t, lr, beta1, beta2, eps, weight_decay, bias_correction));
-    }
-    const float factor = scalar(coefficient, 1.0f);
-    const std::vector<Chunk> chunks = cut(sizes);
-    const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) {
-        const Chunk& c = chunks[i];
-        k.adamw(span(p, c), span(g, c), span(m, c), span(v, c), c.n, factor, rules[c.tensor]);
-    });
-}
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads) {
     check_list("grads", g, sizes), check(stats != 0, "stats is null");
     const std::vector<Chunk> chunks = cut(sizes);
     std::vector<double> partial(chunks.size());
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) { partial[i] = k.sum_of_squares(span(g, chunks[i]), chunks[i].n); });
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) { partial[i] = k.sum_of_squares(span(g, chunks[i]), chunks[i].n); });
     double sum = 0.0;
     for (double x : partial) sum += x;
     const double unscale = 1.0 / scalar(scale, 1.0f);
@@ -88,7 +29,7 @@ void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Addres
     const float f = scalar(factor, 1.0f);
     std::atomic<bool> bad{false};
     const Kernels& k = active();
-    parallel_for(int64_t(chunks.size()), threads, [&](int64_t i) {
+    parallel_for(int64_t(chunks.size()), team(sizes, threads), [&](int64_t i) {
         if (k.unscale(span(g, chunks[i]), chunks[i].n, f)) bad.store(true, std::memory_order_relaxed);
     });
     if (bad) *reinterpret_cast<float*>(found_inf) = 1.0f;

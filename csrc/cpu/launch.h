@@ -4,6 +4,7 @@ Results do not depend on the number of threads: every chunk is computed whole by
 */
 #pragma once
 
+#include <array>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -19,15 +20,35 @@ void use(const std::string& name);  // throws std::invalid_argument for a set it
 bool has_amx();  // matrix products of bf16 tiles, which PyTorch uses and fastlm does not
 
 using Address = uintptr_t;                                // 0 for "not given"
+using Addresses = std::vector<Address>;
 using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of dense tensors
 using Sizes = std::vector<int64_t>;                       // elements of each tensor
+using Shapes = std::vector<std::array<int64_t, 3>>;       // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
-// steps: addresses of fp32 scalars, advanced by one. coefficient, found_inf: fp32 scalars; found_inf ≠ 0 leaves every bit as it is.
-void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Tensors& v, const std::vector<Address>& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
-                  bool bias_correction, int threads);
+struct Parameters {             // see csrc/cpu/parameter.h
+    Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
+    std::vector<int64_t> keys;   // empty, or one for each: round by noise under this key
+};
+
+// Of every optimizer: steps are addresses of fp32 scalars, advanced by one; coefficient, what g is multiplied by, and found_inf are
+// addresses of fp32 scalars or 0; found_inf ≠ 0 leaves every bit as it is.
+
+void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
+                  Address coefficient, Address found_inf, const AdamOptions& options, int threads);
+
+void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
+                 Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, int threads);
+
+// buffers: empty without momentum.
+void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
+                Address coefficient, Address found_inf, const SgdOptions& options, int threads);
+
+// rows, columns: fp32, the factors [matrices, rows], [matrices, columns] of each tensor; for one that is not factored, rows holds its
+// whole average of squares. m: empty without momentum.
+void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
+                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, int threads);
 
 // stats: three fp32: [norm of g/scale, the factor that unscales and clips, found_inf]. scale: fp32 scalar or 0. max_norm ≤ 0: no clipping.
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads);

@@ -7,14 +7,24 @@
 namespace fastlm {
 namespace FASTLM_ISA {
 
-void adamw_chunk(Span p, Span g, Span m, Span v, int64_t n, float coefficient, const AdamW& c);
+void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
+Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
+void lamb_apply_chunk(const Parameter& p, Span m, Span v, int64_t n, const Adam& c);
+void sgd_chunk(const Parameter& p, Span g, Span buffer, int64_t n, float coefficient, const Sgd& c);
+PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const Adafactor& c);
+double adafactor_bounded_panel(const Panel& panel, float coefficient, const Adafactor& c);
+void adafactor_apply_panel(const Panel& panel, float coefficient, const Adafactor& c);
+Squares adafactor_measure_run(const Parameter& p, Span g, float* v, int64_t n, float coefficient, const Adafactor& c);
+void adafactor_apply_run(const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
 double sum_of_squares_chunk(Span g, int64_t n);
 bool unscale_chunk(Span g, int64_t n, float factor);
 void rotate_row(const Rotation& row);
 void attention_forward(const Attention& a, int64_t unit, float* workspace);
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace);
 
-extern const Kernels kernels = {FASTLM_NAME(FASTLM_ISA), adamw_chunk, sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward};
+extern const Kernels kernels = {FASTLM_NAME(FASTLM_ISA), adamw_chunk, lamb_moments_chunk, lamb_apply_chunk, sgd_chunk,
+                                adafactor_measure_panel, adafactor_bounded_panel, adafactor_apply_panel, adafactor_measure_run, adafactor_apply_run,
+                                sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward};
 
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

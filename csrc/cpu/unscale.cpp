@@ -4,24 +4,14 @@
 namespace fastlm {
 namespace FASTLM_ISA {
 
-// Sixteen sums side by side, each in fp64: one AVX-512 register pair, the same order on every instruction set, and no
-// overflow for any finite fp32.
-constexpr int LANES = 16;
-
 double sum_of_squares_chunk(Span g, int64_t n) {
-    double sums[LANES] = {};
+    double sum = 0.0;
     float buffer[BLOCK];
     for (int64_t o = 0; o < n; o += BLOCK) {
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;
-        const float* x = load(at(g.data, g.dtype, o), g.dtype, buffer, b);
-        int i = 0;
-        for (; i + LANES <= b; i += LANES)
-            for (int l = 0; l < LANES; l++) sums[l] += double(x[i + l]) * double(x[i + l]);
-        for (; i < b; i++) sums[i % LANES] += double(x[i]) * double(x[i]);
+        sum += squares(load(g, o, buffer, b), b);
     }
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
-    return sums[0];
+    return sum;
 }
 
 bool unscale_chunk(Span g, int64_t n, float factor) {

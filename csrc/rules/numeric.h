@@ -18,7 +18,7 @@ the linker does with two copies of an ordinary inline function.
 namespace fastlm {
 
 // fastlm/native.py: DTYPES
-enum Dtype : int { F32 = 0, BF16 = 1, F16 = 2 };
+enum Dtype : int { F32 = 0, BF16 = 1, F16 = 2, I16 = 3 };  // I16: only the remainders of bf16 parameters
 
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
@@ -41,12 +41,11 @@ FASTLM_RULE float widen(f16 x) {
 
 FASTLM_RULE void narrow(float x, float& out) { out = x; }
 
-// Round to nearest, ties to even, as hardware does; NaN stays NaN.
+// Round to nearest, ties to even, as hardware does; NaN becomes the usual one.
 FASTLM_RULE void narrow(float x, bf16& out) {
     const uint32_t u = as_bits(x);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-    out.bits = uint16_t(nan ? (u >> 16) | 0x40u : rounded);
+    out.bits = uint16_t(x != x ? 0x7fc0u : rounded);
 }
 
 FASTLM_RULE void narrow(float x, f16& out) {

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastlm.native import DTYPES
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def refuses_lists(**lists: list[Tensor]) -> str | None:
     """The first tensor no launcher can take, in words, or None."""
@@ -16,7 +18,7 @@ def refuses_lists(**lists: list[Tensor]) -> str | None:
         for i, t in enumerate(tensors):
             if t.layout != torch.strided:
                 return f"{name}[{i}] has layout {t.layout}; only dense (strided) tensors are served"
-            if t.dtype not in DTYPES:
+            if t.dtype not in FLOATS:
                 return f"{name}[{i}] is {t.dtype}; served are fp32, bf16 and fp16"
             if t.device != tensors[0].device:
                 return f"{name}[{i}] is on {t.device} and {name}[0] on {tensors[0].device}; call once per device"
@@ -40,6 +42,36 @@ def _dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+class Lists:
+    """A parameter list with its companions and other lists, laid out alike for a launcher.
+
+    Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number them in
+    row-major order. `write_back` copies results into those tensors that had to be laid out anew.
+    """
+
+    def __init__(self, params: list[Tensor], companions: list[Tensor], keys: list[int], *others: list[Tensor], row_major: bool = False):
+        self.params = [p.contiguous() if row_major or keys else dense_like(p, p) for p in params]
+        like = lambda xs: [dense_like(x, p) for x, p in zip(xs, self.params, strict=True)]
+        self.companions, self.others = like(companions) if companions else [], [like(xs) if xs else [] for xs in others]
+        self.keys = keys
+        self._laid_out = list(zip((params, companions, *others), (self.params, self.companions, *self.others), strict=True))
+
+    def sizes(self) -> list[int]:
+        return [p.numel() for p in self.params]
+
+    def arguments(self, module) -> tuple:
+        """Parameters and the other lists as the launchers of `module` take them."""
+        return module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys), *map(cpp_list, self.others)
+
+    def write_back(self) -> None:
+        for originals, dense in self._laid_out:
+            write_back(originals, dense)
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:

@@ -1,0 +1,134 @@
+"""Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, and AdamW over bf16 parameters. One step after the gradients are there.
+
+    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, loop and foreach; transformers.Adafactor; and torch's fused AdamW
+    lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
+    bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters
+    masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
+
+Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, bf16 14, masters 30 with the
+norm's read.
+"""
+
+from collections.abc import Callable
+
+import torch
+from adamw import make_params
+from shapes import Shapes, elements
+from timing import compare
+from torch import Tensor, nn
+
+from fastlm import optim
+
+BYTES = {"adafactor": 12, "lamb": 28, "bf16": 14, "masters": 30}
+BF16 = torch.bfloat16
+LR, MAX_NORM, DECAY = 1e-3, 1.0, 0.01
+
+Step = Callable[[], None]
+
+
+def cast(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    out = [nn.Parameter(p.detach().to(dtype, copy=True)) for p in params]
+    for p, q in zip(params, out, strict=True):
+        q.grad = p.grad.to(dtype, copy=True)
+    return out
+
+
+def foreach_lamb(params: list[Tensor], betas=(0.9, 0.999), eps=1e-6) -> Step:
+    """LAMB as one would write it for speed in PyTorch: every line one foreach call, no host sync."""
+    m, v = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    t = 0
+
+    @torch.no_grad()
+    def step() -> None:
+        nonlocal t
+        t += 1
+        grads = [p.grad for p in params]
+        torch._foreach_lerp_(m, grads, 1 - betas[0])
+        torch._foreach_mul_(v, betas[1])
+        torch._foreach_addcmul_(v, grads, grads, 1 - betas[1])
+        r = torch._foreach_sqrt(v)
+        torch._foreach_div_(r, (1 - betas[1] ** t) ** 0.5)
+        torch._foreach_add_(r, eps)
+        r = torch._foreach_div(m, r)
+        torch._foreach_div_(r, 1 - betas[0] ** t)
+        torch._foreach_add_(r, params, alpha=DECAY)
+        ratios = [a / b for a, b in zip(torch._foreach_norm(params), torch._foreach_norm(r), strict=True)]
+        torch._foreach_mul_(r, ratios)
+        torch._foreach_add_(params, r, alpha=-LR)
+
+    return step
+
+
+def torch_masters(params: list[Tensor]) -> Step:
+    masters = [nn.Parameter(p.detach().float()) for p in params]
+    for p in masters:
+        p.grad = torch.empty_like(p)
+    opt = torch.optim.AdamW(masters, lr=LR, fused=True)
+
+    @torch.no_grad()
+    def step() -> None:
+        nn.utils.clip_grad_norm_(params, MAX_NORM)
+        torch._foreach_copy_([p.grad for p in masters], [p.grad for p in params])
+        opt.step()
+        torch._foreach_copy_(params, masters)
+
+    return step
+
+
+def hugging_face(params: list[Tensor]) -> Step:
+    from transformers.optimization import Adafactor
+
+    return Adafactor(params).step
+
+
+# kind → (dtype, {who: parameters → step}); ours first, then the one whose numbers are checked
+STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] = {
+    "adafactor": (
+        torch.float32,
+        {
+            "fastlm": lambda ps: optim.Adafactor(ps).step,
+            "transformers": hugging_face,
+            "torch": lambda ps: torch.optim.Adafactor(ps).step,
+            "torch foreach": lambda ps: torch.optim.Adafactor(ps, foreach=True).step,
+            "torch fused AdamW": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step,
+        },
+    ),
+    "lamb": (torch.float32, {"fastlm": lambda ps: optim.LAMB(ps, lr=LR, weight_decay=DECAY).step, "torch foreach": foreach_lamb}),
+    "bf16": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, state_dtype="bf16").step, "torch fused": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step}),
+    "masters": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step, "torch": torch_masters}),
+}
+
+
+def check(shapes: Shapes, kind: str) -> float:
+    """‖ours - theirs‖ / ‖their change‖ after one step from the same start. Raises AssertionError where rounding cannot explain it.
+
+    Dimensions are cut to 1024, because PyTorch's own norm on a CPU, of which Adafactor and LAMB are made, is wrong by 0.2 % for the
+    38 million elements of the embedding. bf16 parameters move in whole ulps: most must be the same.
+    """
+    shapes = [tuple(min(size, 1024) for size in shape) for shape in shapes]
+    dtype, who = STEPS[kind]
+    start = cast(make_params(shapes, torch.device("cpu"), 0, 1.0), dtype)
+    for p in start:
+        with torch.no_grad():
+            p.add_(0.02 * p.sign())  # norms and biases of zero would hide a ratio
+    ends = []
+    for make in list(who.values())[:2]:
+        ends.append(cast(start, dtype))
+        make(ends[-1])()
+    far, moved = (sum((a.double() - b.double()).square().sum() for a, b in zip(x, y, strict=True)).sqrt() for x, y in ((ends[0], ends[1]), (start, ends[1])))
+    error, allowed = (far / moved).item(), 1e-4 if dtype == torch.float32 else 0.3
+    assert error <= allowed, f"{kind}: fastlm and {list(who)[1]} differ by {error:.1e} of the change"
+    return error
+
+
+def contestants(shapes: Shapes, kind: str) -> dict[str, Callable[[], list[Step]]]:
+    """For timing.compare."""
+    dtype, who = STEPS[kind]
+    start = lambda: cast(make_params(shapes, torch.device("cpu"), 0, 1e-2), dtype)
+    return {name: lambda make=make: [make(start())] for name, make in who.items()}
+
+
+def measure(name: str, shapes: Shapes, kind: str, copy: float, **limits) -> dict:
+    """One row of results. copy: the machine's own copy rate in bytes per second."""
+    facts = {"kind": kind, "shapes": name, "step": "bare", "tensors": len(shapes), "bytes": BYTES[kind] * elements(shapes), "copy": copy}
+    return compare(contestants(shapes, kind), "clock", **limits).row(**facts)

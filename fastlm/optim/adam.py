@@ -1,0 +1,102 @@
+"""Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019), as torch.optim has them, and two variants that language models use."""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastlm.ops.adamw import adamw
+from fastlm.ops.lamb import CORRECTIONS, lamb
+from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
+
+VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
+RMS_FLOOR = 1e-3
+
+
+class Adam(Optimizer, name="adam"):
+    """Adam, as torch.optim.Adam, whose state dict it reads and writes: weight_decay is an L2 penalty, part of the gradient.
+
+    lr may change between steps. foreach, fused and capturable are accepted and change nothing: every step is one fused pass.
+    common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError for values
+    out of range and for amsgrad or differentiable, which are not served.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # of a group, besides these
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **common,
+    ):
+        if differentiable:
+            raise ValueError(f"fastlm.optim does not serve differentiable; torch.optim.{type(self).__name__} does")
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
+        super().__init__(params, defaults | {name: common.pop(name) for name in self.OPTIONS}, **common)
+
+    def check(self, group):
+        super().check(group)
+        check_range(lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"])
+        check_betas(group["betas"])
+        if group["amsgrad"]:
+            raise ValueError(f"fastlm.optim does not serve amsgrad; torch.optim.{type(self).__name__} does")
+
+    def layout(self, p, group):
+        return moments_layout(p, group)
+
+    def update(self, group, part, coefficient, found_inf):
+        adamw(*self._lists(part, coefficient, found_inf), *self._scalars(group), True, False)
+
+    def _lists(self, part, coefficient, found_inf):
+        return *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
+
+    def _scalars(self, group):
+        return number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
+
+
+class AdamW(Adam, name="adamw"):
+    """AdamW, as torch.optim.AdamW, whose state dict it reads and writes.
+
+    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms: the step, but not the
+    decay, is multiplied by max(1e-3, RMS(θ)) of each tensor, which lets T5 learn (AdamWScale of nanoT5); it takes a second
+    pass over p, m and v. The rest is Adam's.
+    """
+
+    OPTIONS = ("variant", "scale_by_rms")
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        variant: str = "torch",
+        scale_by_rms: bool = False,
+        **options,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, variant=variant, scale_by_rms=scale_by_rms, **options)
+
+    def check(self, group):
+        super().check(group)
+        check_variant(group["variant"], VARIANTS)
+
+    def update(self, group, part, coefficient, found_inf):
+        lists, scalars, corrected = self._lists(part, coefficient, found_inf), self._scalars(group), VARIANTS[group["variant"]]
+        if group["scale_by_rms"]:
+            lamb(*lists, *scalars, CORRECTIONS["moments" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf)
+        else:
+            adamw(*lists, *scalars, corrected, True)

@@ -1,0 +1,55 @@
+"""Parameter groups: which tensors decay, and lower layers that learn more slowly."""
+
+import re
+
+from torch import Tensor, nn
+
+RECIPES = ("gpt", "bert")
+
+
+def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> list[dict]:
+    """Two groups: tensors that decay and tensors that do not. Frozen parameters are left out.
+
+    recipe "gpt": what has two or more dimensions decays, embeddings too; vectors and scalars (norms, biases, slopes) do not, as in
+    GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers and biases, as in Google's BERT.
+    """
+    decays = _decays(model, recipe)
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in params if p in decays], "weight_decay": weight_decay},
+        {"params": [p for p in params if p not in decays], "weight_decay": 0.0},
+    ]
+
+
+def layer_groups(model: nn.Module, lr: float, layer_decay: float, weight_decay: float, recipe: str = "gpt") -> list[dict]:
+    """Groups with lr · layer_decay^depth-from-the-top (ELECTRA's and BEiT's fine-tuning), each split as `decay_groups` splits.
+
+    A parameter's layer is the first number in its name; what stands before the first layer in the model, the embeddings, is one
+    below it, and everything else (final norm, head) is at the top with the full lr.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    layers = [_layer(name) for name, _ in named]
+    top = max((layer for layer in layers if layer is not None), default=-1) + 1
+    first = next((i for i, layer in enumerate(layers) if layer is not None), 0)
+    depth = [layer if layer is not None else -1 if i < first else top for i, layer in enumerate(layers)]
+    decays, groups = _decays(model, recipe), {}
+    for (_, p), level in zip(named, depth, strict=True):
+        groups.setdefault((level, p in decays), []).append(p)
+    return [
+        {"params": params, "lr": lr * layer_decay ** (top - level), "weight_decay": weight_decay if decayed else 0.0}
+        for (level, decayed), params in groups.items()
+    ]
+
+
+def _layer(name: str) -> int | None:
+    found = re.search(r"(?:^|\.)(\d+)\.", name)
+    return int(found.group(1)) if found else None
+
+
+def _decays(model: nn.Module, recipe: str) -> set[Tensor]:
+    if recipe == "gpt":
+        return {p for p in model.parameters() if p.ndim >= 2}
+    if recipe == "bert":
+        owned = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
+        return {p for module, name, p in owned if name != "bias" and "norm" not in type(module).__name__.lower()}
+    raise ValueError(f"recipe is {recipe!r}; choose from {', '.join(map(repr, RECIPES))}")

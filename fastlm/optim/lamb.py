@@ -1,0 +1,80 @@
+"""LAMB (You et al. 2020), in the four forms that are in use."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlm.ops.lamb import CORRECTIONS, lamb
+from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
+
+
+class Variant(NamedTuple):
+    correction: str  # where bias correction goes: "none", "moments", "step"
+    adapts_undecayed: bool  # whether the ratio also scales groups with weight_decay 0
+    clips: str  # what `bounds` holds: "norm" of the parameter, or "ratio"
+    bounds: tuple[float, float]
+
+
+VARIANTS = {
+    "paper": Variant("moments", True, "norm", (0.0, torch.inf)),
+    "google": Variant("none", False, "ratio", (0.0, torch.inf)),
+    "apex": Variant("moments", False, "ratio", (0.0, torch.inf)),
+    "deepspeed": Variant("step", True, "ratio", (0.01, 10.0)),
+}
+
+
+class LAMB(Optimizer, name="lamb"):
+    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; the ratio is 1 where a norm is 0.
+
+    variant     bias correction        ratio                                      after
+    paper       of m and v             φ(‖θ‖)/‖r‖, φ clips to `bounds` if given   You et al. 2020, algorithm 2
+    google      none                   1 in groups with weight_decay 0            ALBERT's lamb_optimizer.py
+    apex        of m and v             1 in groups with weight_decay 0            apex.optimizers.FusedLAMB
+    deepspeed   a factor of the step   clipped to `bounds`, (0.01, 10)            DeepSpeed's FusedLamb
+
+    adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant. bounds: other bounds
+    than the variant's. Norms are per tensor: fused or stacked weights share one. apex clips the global norm to 1 unless told
+    otherwise: give max_grad_norm=1.0. foreach, fused and capturable are accepted and change nothing. common: max_grad_norm,
+    master, state_dtype, seed of every fastlm optimizer (`Optimizer`).
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        *,
+        variant: str = "paper",
+        bounds: tuple[float, float] | None = None,
+        adapt: bool | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        fused: bool | None = None,
+        **common,
+    ):
+        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, variant=variant, bounds=bounds, adapt=adapt, maximize=maximize)
+        super().__init__(params, defaults, **common)
+
+    def check(self, group):
+        super().check(group)
+        check_range(lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"])
+        check_betas(group["betas"])
+        check_variant(group["variant"], VARIANTS)
+        if group["bounds"] is not None and not 0 <= group["bounds"][0] <= group["bounds"][1]:
+            raise ValueError(f"bounds are {group['bounds']}; give (low, high) with 0 ≤ low ≤ high, or None for the variant's")
+
+    def layout(self, p, group):
+        return moments_layout(p, group)
+
+    def update(self, group, part, coefficient, found_inf):
+        variant = VARIANTS[group["variant"]]
+        bounds, free = tuple(group["bounds"] or variant.bounds), (0.0, torch.inf)
+        adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
+        lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
+        scalars = number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
+        lamb(*lists, *scalars, adapt, False, *(bounds + free if variant.clips == "norm" else free + bounds))

@@ -1,0 +1,68 @@
+"""What training keeps in memory besides activations: parameters, gradients, masters and states, for every optimizer."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastlm.optim.base import COMPANIONS, MASTERS, OPTIMIZERS, Optimizer
+
+MASTERED = {name for name, _ in COMPANIONS.values()}
+
+
+class Row(NamedTuple):
+    """Bytes that one choice of optimizer keeps."""
+
+    optimizer: str
+    master: str | None
+    parameters: int
+    gradients: int
+    masters: int
+    states: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.masters + self.states
+
+
+class MemoryTable(list[Row]):
+    """Rows, printed as a table in MB with bytes per parameter."""
+
+    def __init__(self, rows: list[Row], elements: int):
+        super().__init__(rows)
+        self.elements = elements
+
+    def __str__(self) -> str:
+        lines = [f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {'total':>10}  bytes/param"]
+        for r in self:
+            sizes = "".join(f"{size / 1e6:>9.1f} " for size in (r.parameters, r.gradients, r.masters, r.states))
+            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {r.total / max(1, self.elements):.2f}")
+        return "\n".join(lines)
+
+
+def memory_table(model: nn.Module, optimizers: tuple[str, ...] | None = None) -> MemoryTable:
+    """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it can keep this
+    model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor state.
+    """
+    params = list(model.parameters())
+    trained = [p for p in params if p.requires_grad]
+    dtypes = {p.dtype for p in trained}
+    masters = [m for m in MASTERS if m is None or (dtypes & {torch.bfloat16, torch.float16} and not (m != "fp32" and torch.float16 in dtypes))]
+    rows = []
+    for name in optimizers or sorted(OPTIMIZERS):
+        for master in masters if trained else [None]:
+            masters_bytes, states = _state_bytes(OPTIMIZERS[name](trained, master=master) if trained else None)
+            rows.append(Row(name, master, _bytes(params), _bytes(trained), masters_bytes, states))
+    return MemoryTable(rows, sum(p.numel() for p in trained))
+
+
+def _bytes(tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _state_bytes(optimizer: Optimizer | None) -> tuple[int, int]:
+    """(masters, states) from what each parameter's state will look like; nothing is allocated."""
+    if optimizer is None:
+        return 0, 0
+    kept = [(name, shape.numel() * dtype.itemsize) for group in optimizer.param_groups for p in group["params"] for name, (shape, dtype) in optimizer.full_layout(p, group).items()]
+    return sum(size for name, size in kept if name in MASTERED), sum(size for name, size in kept if name not in MASTERED)

@@ -1,0 +1,54 @@
+"""SGD with momentum, as torch.optim has it: so that "SGD does not train Transformers" can be seen with one word changed."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fastlm.ops.sgd import sgd
+from fastlm.optim.base import STATE_DTYPES, Optimizer, check_range, number
+
+
+class SGD(Optimizer, name="sgd"):
+    """SGD, as torch.optim.SGD, whose state dict it reads and writes; weight_decay is an L2 penalty, part of the gradient.
+
+    foreach and fused are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer
+    (`Optimizer`). Raises ValueError for values out of range, for Nesterov without momentum, and for differentiable, which is not served.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **common,
+    ):
+        if differentiable:
+            raise ValueError("fastlm.optim does not serve differentiable; torch.optim.SGD does")
+        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize)
+        super().__init__(params, defaults, **common)
+
+    def check(self, group):
+        super().check(group)
+        check_range(lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"])
+        if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
+            raise ValueError(f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}")
+
+    def layout(self, p, group):
+        return {"momentum_buffer": (p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
+
+    def update(self, group, part, coefficient, found_inf):
+        scalars = number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
+        sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)
+
+    def translate(self, state_dict):
+        """torch's SGD counts no steps, and a buffer that is there has seen at least one."""
+        state = {i: {k: v for k, v in values.items() if v is not None} for i, values in state_dict["state"].items()}
+        return state_dict | {"state": {i: {"step": 1.0, **values} if values else values for i, values in state.items()}}
