@@ -54,6 +54,8 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self, params, defaults: dict, *, max_grad_norm: float | None = None, master: str | None = None, state_dtype: str = "fp32", seed: int = 0
     ):  # fmt: skip
+        self.grad_norm: Tensor | None = None
+        self.overflow: Tensor | None = None
         super().__init__(params, defaults | dict(master=master, state_dtype=state_dtype))
         self.max_grad_norm = max_grad_norm
         if not 0 <= seed < 2**31:
@@ -88,6 +90,8 @@ class Optimizer(torch.optim.Optimizer):
         for p in group["params"]:
             if p.is_complex():
                 raise ValueError(f"a parameter of shape {list(p.shape)} is complex; fastlm's optimizers take real ones (torch.view_as_real gives a view)")
+            if p.dtype == torch.float64:
+                raise ValueError(f"a parameter of shape {list(p.shape)} is fp64, and fastlm's optimizers compute in fp32; torch.optim's compute in fp64")
             if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
                 raise ValueError(f"a parameter of shape {list(p.shape)} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
             if p.dtype == torch.float16 and group["master"] in ("remainder", "stochastic"):
@@ -234,8 +238,8 @@ def check_range(**values: float | Tensor) -> None:
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are {betas}; each must lie in [0, 1)")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are {betas}; give two, each in [0, 1)")
 
 
 def check_variant(variant: str, variants) -> None:
