@@ -19,11 +19,13 @@ from fastlm.schedule import SCHEDULES
 from fastlm.words import Refusal, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REGISTRIES = {"preset": PRESETS, "position": ChainMap(SCHEMES, {"preset": None}), "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+REGISTRIES = {"preset": PRESETS, "position": ChainMap(SCHEMES, {"preset": None}), "objective": OBJECTIVES, "optimizer": OPTIMIZERS,
+              "schedule": SCHEDULES}  # fmt: skip
 AT_LEAST = {"vocab": 256 + len(SPECIALS), "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0,
             "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0}  # fmt: skip
 AT_MOST = {"seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}  # OpenMP dies of far too many threads
-LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 2e-2, "lamb": 1e-2, "sgd": 0.5}  # peak rates for a small model
+LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model; else 1e-3
+DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest; else 0.1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Config:
     floor: float = 0.1
     """Share of the peak rate at which the schedule ends."""
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
+    """None for the optimizer's."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     dtype: Literal[tuple(DTYPES)] = "fp32"
@@ -97,8 +100,9 @@ class Config:
         """The same with what the machine, the folder or another flag decides written out, so that it can be repeated."""
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
-        lr = LR.get(self.optimizer, 1e-3) if self.lr is None else self.lr
-        return replace(self, device=self.torch_device().type, lr=lr, **paths)
+        optimizer = {"lr": LR.get(self.optimizer, 1e-3), "weight_decay": DECAY.get(self.optimizer, 0.1)}
+        optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
+        return replace(self, device=self.torch_device().type, **paths, **optimizer)
 
     def check(self) -> None:
         """Raises Refusal, naming the flag and the cure, for values no run can have."""

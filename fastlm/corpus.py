@@ -68,7 +68,7 @@ class Corpus:
 
     @property
     def split(self) -> str:
-        return f"held out {'whole documents' if self.whole else 'the end of each document'}"
+        return f"held out: {'whole documents' if self.whole else 'the end of each document'}"
 
     def documents(self, held_out: bool) -> Iterator[str]:
         """The train side's documents, or the held-out side's, in the order of the files' names.

@@ -164,17 +164,14 @@ def _place(made: Path, folder: Path, facts: Facts, tokenizer_file: Path | None) 
     another process that was faster. Every rename is one step: nobody meets half an entry."""
     if (others := _valid_facts(folder, tokenizer_file)) is not None:
         return others
-    damaged = made.with_name(f"{made.name}-damaged")
     with suppress(FileNotFoundError):
-        folder.rename(damaged)
+        shutil.rmtree(folder.rename(made.with_name(f"{made.name}-damaged")))
     try:
         made.rename(folder)
     except OSError:
         if (others := _valid_facts(folder, tokenizer_file)) is None:
             raise
         return others
-    finally:
-        shutil.rmtree(damaged, ignore_errors=True)
     return facts
 
 

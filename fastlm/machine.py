@@ -5,10 +5,9 @@ Needs torch alone.
 
 import importlib
 import importlib.util
-import pkgutil
 import os
+import pkgutil
 import platform
-from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,16 +42,22 @@ def describe() -> None:
 def describe_ops() -> None:
     """For each device: the backends of each op in the order they are tried, and below them why the others are not there.
 
-    Raises BackendError if FASTLM_BACKEND names none.
+    Raises BackendError if FASTLM_BACKEND names a backend that no op has.
     """
     for module in pkgutil.iter_modules(ops.__path__):
         importlib.import_module(f"{ops.__name__}.{module.name}")
+    forced = os.environ.get("FASTLM_BACKEND")
+    with dispatch.use_backend(forced or None):
+        pass  # it was only asked whether some op has it
     for device in devices():
         reasons: dict[str, str] = {}
         for name, op in sorted(dispatch.OPS.items()):
             rows = op.explain(device)
-            say(device.type, f"{name:<20} {' → '.join(backend for backend, reason in rows if reason is None)}")
             reasons |= {backend: reason for backend, reason in rows if reason is not None}
+            chosen = " → ".join(backend for backend, reason in rows if reason is None)
+            if forced:
+                chosen = f"{forced} (forced by FASTLM_BACKEND)" if forced in op.names() else f"no {forced}, which FASTLM_BACKEND forces: calls fail"
+            say(device.type, f"{name:<20} {chosen}")
         for backend, reason in reasons.items():
             say("", f"{backend}: {reason}")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import Tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}  # csrc/rules/numeric.h; int16: remainders of bf16
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/rules/numeric.h
 REBUILD = "reinstall with `pip install .` (in a checkout: `python setup.py build_ext --inplace`)"
 
 

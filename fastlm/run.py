@@ -207,7 +207,7 @@ class Run:
         self.console.say("done", "held out " + " = ".join(self._held_out()), f"zlib -9 {self.tokens.facts.zlib_bits:.3f} bits/byte",
                          f"{count(seen)} tokens", clock(self.elapsed))  # fmt: skip
         self.console.say("wrote", f"{self.folder}/ {artefacts.FILES}")
-        self.console.say("next", f"fastlm sample {self.folder}", artefacts.opened_by(self.trainer.model.config, self.folder))
+        self.console.say("next", f"fastlm sample {self.folder}", "weights open with " + artefacts.opened_by(self.trainer.model.config, self.folder))
         return self._verdict(self.metrics.last["held_out_loss"], self.tokens.facts.unigram_nats)
 
     def _verdict(self, loss: float, unigram: float) -> int:

@@ -13,7 +13,7 @@ from fastlm import run
 from fastlm.config import Config
 from fastlm.report import read_rows
 
-TINY = dict(vocab=300, context=16, dim=32, layers=1, heads=2, batch=4, threads=1, steps=12, evaluations=3, lr=5e-3)
+TINY = dict(vocab=300, context=16, dim=32, layers=1, heads=2, batch=4, threads=1, steps=12, evaluations=3, lr=5e-3, weight_decay=0.1)
 CLOCK = ("seconds", "tokens_per_second", "memory")  # fields of a row that a clock or the machine's load makes
 
 

@@ -1,6 +1,7 @@
 """Whatever happens to a run or to its files, it goes on to the same bits, or says in one line why it cannot."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,9 +11,9 @@ import torch
 from runs import TINY, config, flags, python, repeatable, train, write_text
 from safetensors import safe_open
 
-from fastlm import checkpoint, run
+from fastlm import checkpoint, plan, run
 from fastlm.trainer import Trainer
-from fastlm.words import Refusal
+from fastlm.words import Failure, Refusal
 
 LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint after every step
 
@@ -107,6 +108,49 @@ def test_fp16_resumes_with_its_loss_scale(text, tmp_path):
 def test_when_checkpoints_are_written_changes_nothing(text, tmp_path, whole):
     train(text, tmp_path / "rarely", **LONG | dict(save_every=1e9))
     assert repeatable(tmp_path / "rarely") == repeatable(whole)
+
+
+@pytest.mark.parametrize("clip", (0.0, 1.0))
+def test_what_diverged_is_never_a_checkpoint(text, tmp_path, monkeypatch, clip):
+    """Weights that are not finite end the run before they push the last good ones out; and what is written stays JSON."""
+    real = Trainer.update
+
+    def update(trainer):
+        if trainer.steps == LONG["steps"] and trainer.step == 9:
+            trainer.model.norm.weight.data.fill_(math.nan)
+        return real(trainer)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    with pytest.raises(Failure, match="start a new run with a lower --lr"):
+        train(text, tmp_path / "run", **LONG | dict(clip=clip, evaluations=0))
+    assert [p.name for p in checkpoint.saved(tmp_path / "run" / "state")] == ["step-9", "step-8"]
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text()
+    last = json.loads(rows.splitlines()[-1])
+    assert "NaN" not in rows and last["step"] == 10 and last["loss"] is last["grad_norm"] is None and last["skipped"] == (1 if clip else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no flock")
+def test_a_run_belongs_to_one_process(text, tmp_path):
+    stop_at(tmp_path / "run", text, 3)
+    with plan.locked(tmp_path / "run"), pytest.raises(Refusal, match="another process is at work"):
+        run.resume(tmp_path / "run")
+    with plan.new_folder(tmp_path / "new"):
+        for _ in range(2):  # the one that was refused takes nothing away
+            with pytest.raises(Refusal, match="another process is at work"):
+                train(text, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan.time, "strftime", lambda how: "now")
+    with plan.new_folder(None) as one, plan.new_folder(None) as two:
+        (two / "run.json").write_text("{}")
+    assert (one.name, two.name) == ("now", "now-2") and os.listdir("runs") == ["now-2"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,12 @@ import torch
 from runs import config, flags, python
 
 import fastlm
-from fastlm import cli
+from fastlm import cli, native
 from fastlm.config import Config
+from fastlm.interop import save_pretrained
+from fastlm.model import Transformer
 from fastlm.positions import SCHEMES
+from fastlm.presets import preset
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,10 +45,14 @@ def fail(capsys, *argv: str) -> str:
     (["pretrain", "--optimizer", "adafacto"], "did you mean adafactor?"),
     (["pretrain", "--dtype", "fp8"], "choose from fp32, bf16, fp16"),
     (["pretrain", "--steps", "many"], "--steps many is not a value it takes"),
-    (["pretrain", "--lr", "x"], "--lr: could not convert"),
+    (["pretrain", "--lr", "x"], "--lr x is not a value it takes"),
     (["pretrain", "--seed"], "--seed"),
     (["pretrain", "stray"], "stray"),
     (["pretrain", "--steps", "0"], "--steps is 0; it must be at least 1"),
+    (["pretrain", "--threads", "100000"], "--threads is 100000; it must be at most"),
+    (["pretrain", "--seed", str(2**63)], "it must be at most 9223372036854775807"),
+    (["pretrain", "--plugin", "nowhere.py"], "--plugin nowhere.py cannot be imported"),
+    (["pretrain", "--plugin=no_such_module", "--seed", "1"], "No module named 'no_such_module'"),
     (["pretrain", "--minutes", "0"], "--minutes is 0"),
     (["pretrain", "--minutes", "nan"], "--minutes is nan"),
     (["pretrain", "--batch", "-1"], "--batch is -1"),
@@ -59,10 +66,14 @@ def fail(capsys, *argv: str) -> str:
     (["pretrain", "--dim", "12", "--heads", "4"], "head_dim 3"),
     (["pretrain", "--data", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
     (["pretrain", "--out", str(ROOT)], "is not an empty folder"),
+    (["pretrain", "--out", "/dev/null/x"], "--out /dev/null/x cannot be made"),
     (["resume"], "the run's folder"),
     (["resume", "/nowhere"], "holds no run"),
     (["sample", "/nowhere"], "holds no trained model"),
-    (["sample", "/nowhere", "--tokens", "0"], "--tokens must be at least 1"),
+    (["sample", "/nowhere", "--tokens", "0"], "--tokens is 0; it must be at least 1"),
+    (["sample", "/nowhere", "--temperature", "1e-40"], "--temperature is 1e-40"),
+    (["sample", "/nowhere", "--temperature", "nan"], "--temperature is nan"),
+    (["sample", "/nowhere", "--seed", "99999999999999999999999"], "--seed is 99999999999999999999999"),
     (["info", "more"], "info takes no arguments"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_in_one_line(capsys, tmp_path, monkeypatch, argv, words):
@@ -81,13 +92,37 @@ def test_an_empty_text_is_refused(capsys, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_text("\n")
     assert "of 1 files 1 empty" in fail(capsys, "pretrain", "--data", "empty.txt")
     (tmp_path / "short.txt").write_text("word\n" * 30)
-    assert "give more text or a smaller --context" in fail(capsys, "pretrain", "--data", "short.txt")
+    assert "the train side of the text has" in fail(capsys, "pretrain", "--data", "short.txt")
+    (tmp_path / "short.txt").write_text("word\n" * 300)
+    short = fail(capsys, "pretrain", "--data", "short.txt", "--context", "100")
+    assert "the held-out side of the text has" in short and "give more text or a smaller --context" in short
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_is_not_overwritten(capsys, tmp_path):
     (tmp_path / "run.json").write_text("{}")
     assert "already holds a run" in fail(capsys, "pretrain", "--out", str(tmp_path))
+
+
+def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLM_BACKEND", "foo")
+    assert "has no backend 'foo'" in fail(capsys, "pretrain", *flags(config(text, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["info"]) == 2 and "no op has a backend 'foo'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not native.build_report().get("cpu", {}).get("built"), reason="the C++ extension is not built: pip install .")
+def test_an_unknown_instruction_set_is_one_line():
+    said = python("import sys; from fastlm.cli import main; sys.exit(main(['info']))", cwd=ROOT, env=os.environ | {"FASTLM_ISA": "foo"})
+    assert said.returncode == 2 and said.stderr.startswith("fastlm: FASTLM_ISA: instruction set 'foo'") and said.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, content", (("config.json", "{"), ("model.safetensors", "cut"), ("tokenizer.json", "{"), ("tokenizer.json", None)))
+def test_what_a_sample_cannot_read_is_named(capsys, tmp_path, name, content):
+    save_pretrained(Transformer(preset("llama", vocab_size=300, dim=32, layers=1, heads=2, context=16)), tmp_path)
+    if content:
+        (tmp_path / name).write_text(content)
+    assert f"{tmp_path / name} cannot be read (" in fail(capsys, "sample", str(tmp_path))
 
 
 def test_a_missing_extra_is_one_line_with_the_command(capsys, monkeypatch):
@@ -124,6 +159,24 @@ def test_help(capsys, argv):
     except SystemExit as end:
         assert end.code == 0
     assert "usage: fastlm" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"fastlm {fastlm.__version__}\n"
+
+
+def test_info_says_what_is_forced(capsys, monkeypatch):
+    monkeypatch.setenv("FASTLM_BACKEND", "reference")
+    assert cli.main(["info"]) == 0
+    assert re.search(r"cpu +attention +reference \(forced by FASTLM_BACKEND\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end differently on Windows")
+def test_a_reader_that_goes_away_is_no_error():
+    with subprocess.Popen([sys.executable, "-m", "fastlm", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
 
 
 def test_no_command_shows_the_usage(capsys):
@@ -180,12 +233,33 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
     assert labels.count("sample") == 4
     assert re.search(r"100% ━+ .* step 12  loss \d", done.stdout)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {"run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
+    assert files == {".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
                      "loss.png", "sample.txt", "report.md"}  # fmt: skip
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "run" / "report.md").read_text()
-    for words in ("held-out bits per byte", "zlib -9", "SHA-256", "--vocab 300", torch.__version__):
+    for words in ("held-out bits per byte", "zlib -9", "SHA-256", "--vocab 300", torch.__version__, "AutoModelForCausalLM.from_pretrained"):
         assert words in report
+
+
+PLUGIN = """
+from fastlm.positions import ALiBi
+class Mine(ALiBi, name="mine"):
+    pass
+"""
+
+
+def test_a_plugin_is_chosen_remembered_and_imported_again(text, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "fastlm"]
+    environment = dict(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--plugin", "mine.py"]
+    begun = subprocess.run([*command, "pretrain", *asked], **environment)
+    assert begun.returncode == 0, begun.stderr
+    assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout
+    (tmp_path / "run" / "report.md").unlink()
+    for again in (["resume", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--tokens", "3"]):
+        done = subprocess.run([*command, *again], **environment)
+        assert done.returncode == 0, done.stderr
 
 
 def test_on_a_terminal_one_line_is_updated(text, tmp_path):

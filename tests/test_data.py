@@ -124,9 +124,13 @@ def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
     (tmp_path / "bad.jsonl").write_text('{"no": "text"}\n')
+    pipes = {"not a regular file": 1} if hasattr(os, "mkfifo") else {}
+    if pipes:
+        os.mkfifo(tmp_path / "pipe.txt")
     found = corpus.find((tmp_path,))
     assert [s.name for s in found.sources] == ["good.txt"]
-    assert found.skipped == {"empty": 2, "not UTF-8": 1, "unreadable (EOFError)": 1, '.jsonl without a "text" string in line 1': 1}
+    faults = {"empty": 2, "not UTF-8": 1, "unreadable (EOFError)": 1, '.jsonl without a "text" string in line 1': 1}
+    assert found.skipped == faults | pipes
 
 
 @pytest.mark.parametrize("make, words", [
@@ -226,6 +230,40 @@ def test_unwritable_cache_is_refused(text, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(text.parent / "file"))
     with pytest.raises(Refusal, match="set XDG_CACHE_HOME"):
         data.tokenize(corpus.find((text,)), 300)
+
+
+def test_a_text_that_changes_meanwhile_is_refused(many):
+    found = corpus.find((many,))
+    write_text(many / "150.txt", seed=77, lines=20)
+    with pytest.raises(Refusal, match=r"150\.txt changed while the text was being read"):
+        data.tokenize(found, 300)
+    assert not list(data.cache_folder().iterdir())
+
+
+@pytest.mark.parametrize("damaged", (False, True), ids=("there", "damaged"))
+def test_of_two_builders_one_entry_stays(text, monkeypatch, damaged):
+    """The other builder's entry appears while ours is being finished."""
+    found = corpus.find((text,))
+    folder = data.tokenize(found, 300).folder
+    made = folder.with_name(".tmp-ours")
+    shutil.copytree(folder, made)
+    facts = data._valid_facts(made, None)
+    if damaged:
+        cut(folder / "train.bin")
+    assert data._place(made, folder, facts, None) == facts and data._valid_facts(folder, None) == facts
+    shutil.rmtree(made, ignore_errors=True)
+    assert list(data.cache_folder().iterdir()) == [folder]
+
+
+def test_what_dead_builders_left_goes_after_a_day(text):
+    dead, alive = (data.cache_folder() / f".tmp-{name}" for name in ("dead", "alive"))
+    for left in (dead, alive):
+        left.mkdir(parents=True)
+        (left / "train.bin").write_bytes(b"half")
+        os.utime(left, (0, 0))
+    os.utime(dead / "train.bin", (0, 0))
+    data.tokenize(corpus.find((text,)), 300)
+    assert not dead.exists() and alive.exists()
 
 
 def test_nothing_is_left_behind_by_a_failure(text, monkeypatch):

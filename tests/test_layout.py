@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Lowest first; a module imports only from levels below its own. A package is one level: its files may share helpers.
 LEVELS = [
     {"native", "masks", "philox", "frequencies", "schedule", "words"},
-    {"dispatch", "noise"},
+    {"dispatch", "noise", "plugins"},
     {"ops"},
     {"positions"},
     {"functional"},

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,14 @@ from safetensors.torch import load_file
 
 from fastlm import run, schedule
 from fastlm.budget import measure
+from fastlm.config import LR
 from fastlm.corpus import find
 from fastlm.data import tokenize
+from fastlm.dispatch import SlowPathWarning
 from fastlm.objectives import IGNORED, OBJECTIVES, Causal
+from fastlm.optim import OPTIMIZERS
 from fastlm.positions import SCHEMES
-from fastlm.report import read_rows
+from fastlm.report import Console, read_rows
 from fastlm.trainer import Trainer, total
 from fastlm.words import Failure
 
@@ -107,7 +111,7 @@ def test_a_trainer_continues_at_any_step(tokens, text):
 
 def test_gradient_is_clipped_and_reported_before_clipping(tokens, text):
     free, clipped = make(tokens, text, clip=0.0), make(tokens, text, clip=1e-3)
-    assert free.update().norm is None
+    assert free.update().norm is None  # null in metrics.jsonl
     assert clipped.update().norm > 1e-3
 
 
@@ -208,7 +212,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(text, tmp_path):
 
 
 def test_divergence_is_a_failure_in_words(text, tmp_path):
-    with pytest.raises(Failure, match="lower --lr"):
+    with pytest.raises(Failure, match=r"start a new run with a lower --lr \(1e\+30\)"):
         train(text, tmp_path / "run", lr=1e30, clip=0.0, warmup=0.0)
 
 
@@ -223,8 +227,35 @@ def test_a_run_that_learns_succeeds(text, tmp_path):
 
 
 def test_minutes_fix_the_steps(tokens, text):
-    short, long = (measure(replace(config(text), steps=None, minutes=m), tokens).steps for m in (0.001, 0.3))
-    assert short == 1 and long > 50
+    short, long = (measure(replace(config(text), steps=None, minutes=m), tokens) for m in (0.001, 0.3))
+    assert short.steps == 1 and not short.fits and long.steps > 50 and long.fits
+
+
+def test_a_budget_that_is_too_small_is_said(text, tmp_path, capsys):
+    train(text, tmp_path / "run", steps=None, minutes=0.001)
+    assert "--minutes 0.001 is too short for one step" in capsys.readouterr().out
+
+
+def test_rate_and_decay_are_the_optimizers_unless_asked(text):
+    sgd = config(text, optimizer="sgd", lr=None, weight_decay=None).settled()
+    assert (sgd.lr, sgd.weight_decay) == (LR["sgd"], 0.0)
+    asked = config(text, optimizer="sgd", lr=0.0, weight_decay=0.2).settled()
+    assert (asked.lr, asked.weight_decay) == (0.0, 0.2)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_every_optimizer_trains_at_its_own_rate(text, tmp_path, optimizer):
+    assert train(text, tmp_path / "run", optimizer=optimizer, lr=None, weight_decay=None, steps=20) == 0
+    losses = [row["loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_warnings_are_labelled_lines(capsys):
+    with Console().warnings(), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("slow\n  path", SlowPathWarning, stacklevel=1)
+    shown = capsys.readouterr()
+    assert shown.out == "warning  slow path\n" and not shown.err
 
 
 def test_threads_are_probed(tokens, text):

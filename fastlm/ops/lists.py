@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm.native import DTYPES
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+NUMBERS = DTYPES | {torch.int16: 3}  # and the remainders of bf16 parameters
 
 
 def refuses_lists(**lists: list[Tensor]) -> str | None:
@@ -18,7 +18,7 @@ def refuses_lists(**lists: list[Tensor]) -> str | None:
         for i, t in enumerate(tensors):
             if t.layout != torch.strided:
                 return f"{name}[{i}] has layout {t.layout}; only dense (strided) tensors are served"
-            if t.dtype not in FLOATS:
+            if t.dtype not in DTYPES:
                 return f"{name}[{i}] is {t.dtype}; served are fp32, bf16 and fp16"
             if t.device != tensors[0].device:
                 return f"{name}[{i}] is on {t.device} and {name}[0] on {tensors[0].device}; call once per device"
@@ -83,4 +83,4 @@ def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
 
 def cpp_list(tensors: list[Tensor]) -> list[tuple[int, int]]:
     """(address, dtype number) of each tensor, as the launchers take them."""
-    return [(t.data_ptr(), DTYPES[t.dtype]) for t in tensors]
+    return [(t.data_ptr(), NUMBERS[t.dtype]) for t in tensors]
