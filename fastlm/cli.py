@@ -37,6 +37,8 @@ class Resume:
 
     folder: Path
     """The run's folder."""
+    plugin: tuple[str, ...] = ()
+    """The plugins it was made with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Sample:
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     seed: int = 0
+    plugin: tuple[str, ...] = ()
+    """The plugins the run was made with."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,15 +126,17 @@ def pretrain(argv: list[str]) -> int:
 
 def resume(argv: list[str]) -> int:
     _check_extra()
+    plugins.load(_plugins(argv))
     from fastlm import run
 
     asked = parse(Resume, "resume", argv)
     with _machine():
-        return run.resume(asked.folder)
+        return run.resume(asked.folder, asked.plugin)
 
 
 def sample(argv: list[str]) -> int:
     _check_extra()
+    plugins.load(_plugins(argv))
     asked = parse(Sample, "sample", argv)
     if asked.tokens < 1:
         raise Refusal(f"--tokens is {asked.tokens}; it must be at least 1")
@@ -143,7 +149,7 @@ def sample(argv: list[str]) -> int:
     import torch
 
     with _machine():
-        model, tokenizer = _open(asked.folder)
+        model, tokenizer = _open(asked.folder, asked.plugin)
         from fastlm.data import EOS
 
         prompt = tokenizer.encode(asked.prompt).ids or [EOS]
@@ -153,7 +159,7 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
-def _open(folder: Path):
+def _open(folder: Path, given: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or damaged."""
     from safetensors import SafetensorError
 
@@ -162,7 +168,7 @@ def _open(folder: Path):
     from fastlm.plan import Plan
 
     if (folder / "run.json").exists():
-        plugins.load(Plan.read(folder).config.plugin)
+        plugins.require(Plan.read(folder).config.plugin, given, folder)
     with _reading(folder / "config.json"):
         json.loads((folder / "config.json").read_text())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):

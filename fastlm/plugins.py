@@ -1,6 +1,7 @@
 """A user's own positions, optimizers, objectives and schedules: modules that register them when they are imported.
 
-`fastlm pretrain --plugin mine.py --position mine`. The run remembers its plugins, and whoever opens it imports them again.
+`fastlm pretrain --plugin mine.py --position mine`. The run remembers their names, and who opens it gives them again: a folder that
+came from somewhere else must not choose what code runs here.
 """
 
 import importlib
@@ -20,6 +21,13 @@ def load(names: Iterable[str]) -> None:
             _load_file(Path(name).resolve()) if is_file(name) else importlib.import_module(name)
         except (FileNotFoundError, ModuleNotFoundError) as error:
             raise Refusal(f"--plugin {name} cannot be imported ({error}); give the path of a .py file, or a module that Python finds") from error
+
+
+def require(recorded: Iterable[str], given: Iterable[str], folder: Path) -> None:
+    """Raises Refusal if a run was made with plugins and none are given now."""
+    if recorded and not given:
+        asked = " ".join(f"--plugin {name}" for name in recorded)
+        raise Refusal(f"{folder} was made with {asked}; give it again if you trust that code")
 
 
 def is_file(name: str) -> bool:

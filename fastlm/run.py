@@ -66,13 +66,16 @@ def _begin(folder: Path, config: Config, command: list[str], console: Console) -
     return Run(folder, plan, trainer, tokens, corpus, console, Metrics(folder / "metrics.jsonl", 0), 0.0)
 
 
-def resume(folder: Path) -> int:
-    """Go on with an interrupted run, exactly as if it had not been; return the exit status. Raises Refusal, Failure."""
+def resume(folder: Path, given: tuple[str, ...] = ()) -> int:
+    """Go on with an interrupted run, exactly as if it had not been; return the exit status. Raises Refusal, Failure.
+
+    given: the plugins that were imported for it.
+    """
     console, plan = Console(), Plan.read(folder)
     if (folder / "report.md").exists():
         console.say("done", f"{folder} is finished: all {plan.steps} steps are trained; `fastlm sample {folder}` shows what it learned")
         return 0
-    plugins.load(plan.config.plugin)
+    plugins.require(plan.config.plugin, given, folder)
     plan.config.check()
     with locked(folder), console.warnings():
         return _go_on(folder, plan, console).train()

@@ -248,7 +248,7 @@ class Mine(ALiBi, name="mine"):
 """
 
 
-def test_a_plugin_is_chosen_remembered_and_imported_again(text, tmp_path):
+def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "fastlm"]
     environment = dict(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
@@ -258,7 +258,9 @@ def test_a_plugin_is_chosen_remembered_and_imported_again(text, tmp_path):
     assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout
     (tmp_path / "run" / "report.md").unlink()
     for again in (["resume", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--tokens", "3"]):
-        done = subprocess.run([*command, *again], **environment)
+        refused = subprocess.run([*command, *again], **environment)
+        assert refused.returncode == 2 and "mine.py; give it again if you trust that code" in refused.stderr
+        done = subprocess.run([*command, *again, "--plugin", "mine.py"], **environment)
         assert done.returncode == 0, done.stderr
 
 
