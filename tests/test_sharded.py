@@ -118,9 +118,10 @@ def precisions_equal(rank, world):
             if name is None:  # a state that is rounded may fall to the other side
                 assert_same(whole, divided, a, b, rtol=2**-7, atol=1e-3)
             else:
-                exact = lambda optimizer, p: Parameter(full(p.detach()), full(optimizer.state[p][name]), None).read()
                 for p, q in zip(whole, divided, strict=True):
-                    torch.testing.assert_close(exact(b, q), exact(a, p), **EXACT)  # noqa: B023
+                    exact = Parameter(p.detach(), a.state[p][name], None).read()
+                    here = Parameter(q.to_local().detach(), b.state[q][name].to_local(), None).read()
+                    torch.testing.assert_close(here, distribute_tensor(exact, mesh, q.placements).to_local(), **EXACT)
 
 
 @on(2)
@@ -199,3 +200,161 @@ def rounds_equal(rank, world):
 @on(2)
 def test_many_rounds_of_sums(ranks):
     ranks.run(rounds_equal)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models under FSDP2, tensor parallelism, DDP and ZeRO
+
+
+class Model(nn.Module):
+    """Uneven in every way, with a parameter that the loss may not reach."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.up, self.down, self.norm = nn.Embedding(11, 6), nn.Linear(6, 9), nn.Linear(9, 6), nn.LayerNorm(6)
+        self.unused = nn.Linear(6, 5, bias=False)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        x = self.norm(x + self.down(torch.tanh(self.up(x))))
+        return x @ self.embed.weight.T
+
+
+def batch(step, rank=0, world=1, rows=12):
+    """This rank's rows of a global batch."""
+    ids = torch.randint(11, (rows, 5), generator=torch.Generator().manual_seed(step))
+    return ids.chunk(world)[rank]
+
+
+def loss_of(model, ids):
+    return nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def fsdp(mesh, model=None):
+    from torch.distributed.fsdp import fully_shard
+
+    model = model or Model()
+    for layer in (model.up, model.down):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def train(model, optimizer, rank=0, world=1, steps=range(5), scaler=None, overflow_at=None):
+    for step in steps:
+        optimizer.zero_grad()
+        loss = loss_of(model, batch(step, rank, world))
+        if step == overflow_at and rank == world - 1:
+            loss = loss * torch.inf
+        if scaler is None:
+            loss.backward(), optimizer.step()
+        else:
+            scaler.scale(loss).backward(), scaler.step(optimizer), scaler.update()
+
+
+def assert_models_equal(sharded, single, **tolerance):
+    for (name, q), p in zip(sharded.named_parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(full(q.detach()), p.detach(), **tolerance or dict(rtol=1e-5, atol=2e-6), msg=lambda m, name=name: f"{name}: {m}")
+
+
+def fsdp_equals_one_process(rank, world):
+    for choice in KINDS:
+        sharded, single = fsdp(mesh_of(world)), Model()
+        b, a = make(choice, sharded.parameters(), max_grad_norm=0.5), make(choice, single.parameters(), max_grad_norm=0.5)
+        train(sharded, b, rank, world), train(single, a)
+        torch.testing.assert_close(b.grad_norm, a.grad_norm, rtol=1e-5, atol=1e-6)
+        assert_models_equal(sharded, single)
+        assert all(isinstance(v, DTensor) for p in sharded.parameters() for k, v in b.state[p].items() if k != "step")
+        assert sharded.unused.weight not in b.state
+
+
+@on(2, 3)
+def test_fsdp2_gives_what_one_process_gives(ranks):
+    ranks.run(fsdp_equals_one_process)
+
+
+def scalers_agree(rank, world, kind):
+    """One rank's overflow skips the step of all; bits stay."""
+    build = {"fastlm": GradScaler, "torch": torch.amp.GradScaler}[kind]
+    others = [lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9)] if kind == "fastlm" else []
+    for make_optimizer in [*[lambda ps, c=c, clip=clip: make(c, ps, max_grad_norm=clip) for c in KINDS[-3:] for clip in (None, 0.5)], *others]:
+        sharded, single = fsdp(mesh_of(world)), Model()
+        b, a = make_optimizer(sharded.parameters()), make_optimizer(single.parameters())
+        scalers = [build("cpu", init_scale=8.0, growth_interval=2) for _ in range(2)]
+        train(sharded, b, rank, world, range(2), scalers[1]), train(single, a, 0, 1, range(2), scalers[0])
+        before = copy.deepcopy([p.to_local() for p in sharded.parameters()])
+        train(sharded, b, rank, world, range(2, 3), scalers[1], overflow_at=2)
+        assert all(torch.equal(p.to_local(), then) for p, then in zip(sharded.parameters(), before, strict=True))
+        train(single, a, 0, 1, range(2, 3), scalers[0], overflow_at=2)
+        train(sharded, b, rank, world, range(3, 5), scalers[1]), train(single, a, 0, 1, range(3, 5), scalers[0])
+        assert scalers[0].get_scale() == scalers[1].get_scale() == 16.0
+        assert_models_equal(sharded, single)
+
+
+@on(2, 3)
+@pytest.mark.parametrize("kind", ["fastlm", "torch"])
+def test_loss_scaling_agrees_over_ranks(ranks, kind):
+    ranks.run(scalers_agree, kind)
+
+
+def tensor_parallel(rank, world):
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+
+    mesh = mesh_of(2, world // 2)
+    for choice in KINDS[-5:]:
+        model, single = Model(), Model()
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        sharded = fsdp(mesh["data"], parallelize_module(model, mesh["model"], plan)) if world > 2 else None
+        sharded = sharded or parallelize_module(model, mesh["data"], plan)
+        b, a = make(choice, sharded.parameters(), max_grad_norm=0.5), make(choice, single.parameters(), max_grad_norm=0.5)
+        where = (mesh["data"].get_local_rank(), 2) if world > 2 else (0, 1)
+        train(sharded, b, *where), train(single, a)
+        assert_models_equal(sharded, single)
+    del SequenceParallel
+
+
+@on(2, 4)
+def test_tensor_parallel_and_with_fsdp2(ranks):
+    ranks.run(tensor_parallel)
+
+
+def ddp_equals_a_double_batch(rank, world):
+    for choice in KINDS:
+        model, single = Model(), Model()
+        del model.unused, single.unused
+        b, a = make(choice, model.parameters(), max_grad_norm=0.5), make(choice, single.parameters(), max_grad_norm=0.5)
+        train(nn.parallel.DistributedDataParallel(model), b, rank, world, scaler=GradScaler("cpu"), overflow_at=2)
+        train(single, a, scaler=GradScaler("cpu"), overflow_at=2)
+        assert_models_equal(model, single)
+
+
+@on(2)
+def test_ddp_gives_what_one_process_gives_for_the_whole_batch(ranks):
+    ranks.run(ddp_equals_a_double_batch)
+
+
+def zero_equals_one_process(rank, world):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    for choice in KINDS:
+        for scaled in (False, True):
+            model, single = Model(), Model()
+            del model.unused, single.unused
+            options = choice.options | dict(max_grad_norm=0.5)
+            b = ZeroRedundancyOptimizer(model.parameters(), optim.OPTIMIZERS[choice.optimizer], process_group=dist.group.WORLD, **options)
+            b.optim.defaults["process_group"] = dist.group.WORLD
+            a = optim.OPTIMIZERS[choice.optimizer](single.parameters(), **options)
+            scalers = [GradScaler("cpu") if scaled else None for _ in range(2)]
+            overflow_at = 2 if scaled else None
+            train(nn.parallel.DistributedDataParallel(model), b, rank, world, scaler=scalers[0], overflow_at=overflow_at)
+            train(single, a, scaler=scalers[1], overflow_at=overflow_at)
+            assert_models_equal(model, single)
+            assert len(b.optim.state) < len(list(model.parameters()))
+            b.consolidate_state_dict(to=0)
+            if rank == 0:  # a state dict of whole parameters, in one optimizer's numbers
+                a.load_state_dict(b.state_dict())
+
+
+@on(2)
+def test_zero_redundancy_optimizer(ranks):
+    ranks.run(zero_equals_one_process)

@@ -235,7 +235,7 @@ def _zeros(p: Tensor, kept: Kept) -> Tensor:
     """Zeros in the parameter's memory order and on its mesh, where they have anything of its shape."""
     if kept.lost is not None:
         return sharding.zeros(p, *kept)
-    if kept.shape == p.shape and kept.shape:
+    if kept.shape == p.shape:
         return torch.zeros_like(p, dtype=kept.dtype, memory_format=torch.preserve_format)
     return torch.zeros(kept.shape, dtype=kept.dtype, device=p.device)
 
