@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int16: 3}  # csrc/rules/numeric.h; int16: remainders of bf16
 REBUILD = "reinstall with `pip install .` (in a checkout: `python setup.py build_ext --inplace`)"
@@ -95,6 +96,12 @@ def side_by_side(x: Tensor) -> Tensor:
 def cuda_stream(device: torch.device) -> tuple[int, int]:
     """(device index, address of PyTorch's current stream there): where a CUDA launcher is to work."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+def cuda_workspace(op: str, tensors: list[Tensor]) -> Tensor:
+    """Memory that the CUDA launcher of `op` asks for, for a list of tensors; it may be freed once the launch is queued."""
+    size = getattr(cuda(), f"{op}_workspace")([t.numel() for t in tensors])
+    return torch.empty(size, dtype=torch.uint8, device=tensors[0].device)
 
 
 def interpreting() -> bool:

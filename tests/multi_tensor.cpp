@@ -1,4 +1,4 @@
-// Runs the host and device code of csrc/cuda (batch.h, map.h, squares.h) on the host, under sanitizers. Prints the first failure.
+// Runs the host and device code of csrc/cuda (batch.h, map.h, parameter.h, squares.h) on the host, under sanitizers. Prints the first failure.
 #include <cfloat>
 #include <cmath>
 #include <cstdio>
@@ -8,6 +8,7 @@
 #include <random>
 
 #include "../csrc/cuda/map.h"
+#include "../csrc/cuda/parameter.h"
 #include "../csrc/cuda/squares.h"
 
 using namespace fastlm;
@@ -31,7 +32,7 @@ static void chunks_cover_every_element_once(const Sizes& sizes) {
             const Chunk<LISTS> c = chunk_at(batch, i);
             while (done == sizes[tensor]) tensor++, done = 0;
             REQUIRE(c.tensor == tensor && c.index == index++);
-            REQUIRE(c.n == std::min(CHUNK, sizes[tensor] - done));
+            REQUIRE(c.n == std::min(CHUNK, sizes[tensor] - done) && c.begin == done);
             for (int l = 0; l < LISTS; l++) {
                 REQUIRE(c.dtype[l] == lists[l][tensor].second);
                 REQUIRE(reinterpret_cast<Address>(c.data[l]) == lists[l][tensor].first + done * element_size(c.dtype[l]));
@@ -85,9 +86,9 @@ template <int FLIGHT>
 static void every_element_is_mapped_once(int n, int mix, int shift) {
     Tensor a(n, mix % 3, shift % 4), b(n, mix / 3 % 3, shift / 4 % 4), c(n, mix / 9, shift / 16);
     for (int i = 0; i < n; i++) a.set(i, i % 50), b.set(i, i % 70), c.set(i, i % 90);
-    const Chunk<3> chunk{{a.data, b.data, c.data}, {a.dtype, b.dtype, c.dtype}, n, 0, 0};
+    const Chunk<3> chunk{{a.data, b.data, c.data}, {a.dtype, b.dtype, c.dtype}, n, 0, 0, 0};
     for (int thread = 0; thread < THREADS; thread++)
-        map<0b101, FLIGHT>(chunk, thread, [](float (&x)[3][VECTOR]) {
+        map<0b101, FLIGHT>(chunk, thread, [](float (&x)[3][VECTOR], int) {
             for (int e = 0; e < VECTOR; e++) x[0][e] += 2 * x[1][e], x[1][e] = 77, x[2][e] = -x[2][e];
         });
     for (int i = 0; i < n; i++) REQUIRE(a.get(i) == i % 50 + 2 * (i % 70) && b.get(i) == i % 70 && c.get(i) == -(i % 90));
@@ -108,12 +109,67 @@ static void order() {
             for (int i = 0; i < n; i++) a.set(i, i + 1);
             for (int thread = 0; thread < THREADS; thread++) {
                 seen[shift].emplace_back();
-                map<0, 4>(Chunk<1>{{a.data}, {F32}, n, 0, 0}, thread, [&](float (&x)[1][VECTOR]) {
+                map<0, 4>(Chunk<1>{{a.data}, {F32}, n, 0, 0, 0}, thread, [&](float (&x)[1][VECTOR], int) {
                     if (x[0][0] != 0) seen[shift].back().insert(seen[shift].back().end(), x[0], x[0] + VECTOR);
                 });
             }
         }
         REQUIRE(seen[0] == seen[1]);
+    }
+}
+
+// A parameter goes up by a third: what is stored is what rules/philox.h makes of each element by itself.
+template <Kept KEPT>
+static void parameters_are_kept(int n, int dtype, int companion_dtype, int64_t begin) {
+    Tensor p(n, dtype, 0), companion(n, companion_dtype, 0);
+    const auto low = [&](int i) -> int16_t& { return reinterpret_cast<int16_t*>(companion.data)[i]; };
+    for (int i = 0; i < n; i++) {
+        p.set(i, float(i % 90) + 0.5f);
+        if (companion_dtype == I16) low(i) = int16_t(i * 7919);
+        if (companion_dtype == F32) companion.set(i, float(i % 90) + 0.501f);
+    }
+    std::vector<float> expected;
+    for (int i = 0; i < n; i++) {
+        const float theta = KEPT != COMPANION ? p.get(i) : companion_dtype == F32 ? companion.get(i) : join(reinterpret_cast<bf16*>(p.data)[i], low(i));
+        expected.push_back(theta + 1.0f / 3);
+    }
+    const auto step = [&](auto chunk) {
+        for (int thread = 0; thread < THREADS; thread++)
+            map<WRITTEN<KEPT, 0>, 2>(chunk, thread, [&](auto& x, int i) {
+                float theta[VECTOR];
+                for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(x, e, companion_dtype) + 1.0f / 3;
+                write<KEPT>(theta, x, companion_dtype, chunk.begin + VECTOR * i, 5, 77);
+            });
+    };
+    if constexpr (KEPT == COMPANION)
+        step(Chunk<2>{{p.data, companion.data}, {dtype, companion_dtype}, n, 0, 0, begin});
+    else
+        step(Chunk<1>{{p.data}, {dtype}, n, 0, 0, begin});
+    for (int i = 0; i < n; i++) {
+        if (KEPT == NOISE) {
+            const int64_t element = begin + i;
+            const uint32_t word = noise(element / DRAWS, 5, 77).x[element % DRAWS / 2];
+            bf16 exact;
+            narrow_stochastically(expected[i], element % 2 ? word >> 16 : word & 0xffffu, exact);
+            REQUIRE(p.get(i) == widen(exact));
+        } else if (companion_dtype == I16 && KEPT == COMPANION) {
+            REQUIRE(join(reinterpret_cast<bf16*>(p.data)[i], low(i)) == expected[i]);
+        } else if (KEPT == COMPANION) {
+            REQUIRE(companion.get(i) == expected[i]);
+        } else {
+            Tensor rounded(1, dtype, 0);
+            rounded.set(0, expected[i]);
+            REQUIRE(p.get(i) == rounded.get(0));
+        }
+    }
+}
+
+static void keeping() {
+    for (int n : {1, 4, 7, 1030}) {
+        for (int dtype : {F32, BF16, F16}) parameters_are_kept<OWN>(n, dtype, F32, 0);
+        for (int64_t begin : {int64_t(0), CHUNK, int64_t(1) << 36}) parameters_are_kept<NOISE>(n, BF16, F32, begin);
+        for (int dtype : {BF16, F16}) parameters_are_kept<COMPANION>(n, dtype, F32, 0);
+        parameters_are_kept<COMPANION>(n, BF16, I16, 0);
     }
 }
 
@@ -153,4 +209,4 @@ static void stats() {
     }
 }
 
-int main() { cover(), alignment(), mapping(), order(), squares(), stats(); }
+int main() { cover(), alignment(), mapping(), order(), keeping(), squares(), stats(); }

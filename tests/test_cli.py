@@ -39,7 +39,7 @@ def fail(capsys, *argv: str) -> str:
     (["pretrain", "--weight_decy=1"], "did you mean --weight-decay?"),
     (["pretrain", "--position", "rop"], "did you mean rope?; choose from preset, none,"),
     (["pretrain", "--preset", "lama"], "did you mean llama?"),
-    (["pretrain", "--optimizer", "adam"], "did you mean adamw?"),
+    (["pretrain", "--optimizer", "adafacto"], "did you mean adafactor?"),
     (["pretrain", "--dtype", "fp8"], "choose from fp32, bf16, fp16"),
     (["pretrain", "--steps", "many"], "--steps many is not a value it takes"),
     (["pretrain", "--lr", "x"], "--lr: could not convert"),

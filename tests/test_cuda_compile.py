@@ -16,7 +16,7 @@ from fastlm import native
 TESTS = Path(__file__).parent
 CUDA = torch.device("cuda")
 TARGETS = ("sm_80", "sm_90a", "sm_100", "sm_120")
-KERNELS = ("ApplyAdamW", "advance", "Unscale", "SumOfSquares", "finish")
+KERNELS = ("ApplyAdamW", "ApplySgd", "ApplyMomentum", "LambMoments", "lamb_ratio", "LambApply", "advance", "Unscale", "SumOfSquares", "finish")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def cuobjdump(*arguments) -> str:
 
 
 def test_no_kernel_spills(library):
-    """Registers only, no stack, on every target; and few enough registers for half of the threads a processor can hold."""
+    """Registers only, no stack, on every target; and few enough registers for three blocks on a processor, whose loads, up to 16 bytes of
+    five lists for each of 768 threads, cover the wait for memory."""
     rows = re.findall(r"arch = (\w+)|Function (\w+):|REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", cuobjdump("-res-usage", library))
     target = kernel = None
     seen = set()
@@ -51,14 +52,14 @@ def test_no_kernel_spills(library):
         if registers:
             seen |= {(target, name) for name in KERNELS if name in kernel}
             assert (stack, local) == ("0", "0"), f"{kernel} for {target} uses {stack} bytes of stack and {local} of local memory"
-            assert int(registers) <= 64, f"{kernel} for {target} uses {registers} registers"
+            assert int(registers) <= 80, f"{kernel} for {target} uses {registers} registers"
     assert seen >= {(target, name) for target in TARGETS for name in KERNELS}
 
 
 def test_vector_loads_and_stores(library):
     """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v; no generic or local access."""
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_90a", library))
-    adamw, squares = (next(f for f in functions if name in f.splitlines()[0]) for name in ("ApplyAdamW", "SumOfSquares"))
+    adamw, squares = (next(f for f in functions if name in f.splitlines()[0]) for name in ("ApplyAdamWILNS_4KeptE0E", "SumOfSquares"))
     count = lambda code, name: len(re.findall(rf"\b{re.escape(name)}\b", code))
     assert (count(adamw, "LDG.E.128"), count(adamw, "STG.E.128")) == (4, 3)
     assert count(squares, "LDG.E.128") == 4
@@ -88,12 +89,22 @@ def test_a_launch_without_a_driver_says_so(library):
             launch()
 
 
+def parameters(m, tensors, companions=(), keys=()):
+    return m.Parameters(tensors, list(companions), list(keys))
+
+
+def adam(m):
+    return m.AdamOptions(1e-3, 0.9, 0.99, 1e-8, 0.1, 1, True)
+
+
 def _launches(m, at):
     tensors = [(at, 0)]
     return (
         lambda: m.unscale(tensors, [4], at, at, 0, 0),
         lambda: m.grad_stats(tensors, [4], 0, 1.0, at, at, 0, 0),
-        lambda: m.adamw(tensors, tensors, tensors, tensors, [at], [4], 0, 0, 1e-3, 0.9, 0.99, 1e-8, 0.1, True, at, 0, 0),
+        lambda: m.adamw(parameters(m, tensors), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), at, 0, 0),
+        lambda: m.lamb(parameters(m, tensors), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), m.RatioOptions(True, False, 0, 9, 0, 9), at, 0, 0),
+        lambda: m.sgd(parameters(m, tensors), tensors, [], [at], [4], 0, 0, m.SgdOptions(1e-3, 0, 0, 0, False), at, 0, 0),
     )
 
 
@@ -113,5 +124,13 @@ def test_launchers_refuse_in_words(library):
         m.unscale([(at, 0)], [4], 0, at, 0, 0)
     with pytest.raises(ValueError, match="workspace is null"):
         m.grad_stats([(at, 0)], [4], 0, 1.0, at, 0, 0, 0)
-    with pytest.raises(ValueError, match="steps and params differ in number"):
-        m.adamw(*[[(at, 0)]] * 4, [], [4], 0, 0, 1e-3, 0.9, 0.99, 1e-8, 0.1, True, at, 0, 0)
+    state = [[(at, 0)]] * 3
+    for companions, keys, steps, workspace, message in (
+        ((), (), [], at, "steps and params differ in number"),
+        ((), (), [at], 0, "workspace is null"),
+        ((), (), [0], at, "steps holds a null address"),
+        ([(at, 0)], (), [at], at, "companions are fp32 of 16-bit parameters, or int16 of bf16"),
+        ((), [7], [at], at, "stochastic rounding is for bf16 parameters without companion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            m.adamw(parameters(m, [(at, 0)], companions, keys), *state, steps, [4], 0, 0, adam(m), workspace, 0, 0)

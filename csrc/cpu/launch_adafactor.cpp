@@ -173,7 +173,7 @@ void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& ro
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
     Lists lists{p, g, rows, columns, m, shapes, options, now, {}};
-    for (float step : now) lists.rules.push_back(make_adafactor(step, options));
+    for (float step : now) lists.rules.push_back(make_rule(step, options));
     const float factor = scalar(coefficient, 1.0f);
     const Kernels& k = active();
     std::vector<Work> work;

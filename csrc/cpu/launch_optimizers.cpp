@@ -10,7 +10,7 @@ void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
     std::vector<Adam> rules;
-    for (float step : now) rules.push_back(make_adam(step, options));
+    for (float step : now) rules.push_back(make_rule(step, options));
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();
@@ -28,7 +28,7 @@ void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const 
     const float factor = scalar(coefficient, 1.0f);
     const Kernels& k = active();
     std::vector<Adam> rules;
-    for (float step : now) rules.push_back(make_adam(step, options));
+    for (float step : now) rules.push_back(make_rule(step, options));
     const std::vector<Group> all = groups(sizes);
     std::vector<std::vector<Chunk>> chunks;
     std::vector<std::vector<Squares>> partial;
@@ -65,7 +65,7 @@ void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, c
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
     std::vector<Sgd> rules;
-    for (float step : now) rules.push_back(make_sgd(step, options));
+    for (float step : now) rules.push_back(make_rule(step, options));
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();

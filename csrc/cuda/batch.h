@@ -44,6 +44,7 @@ struct Chunk {  // n elements that start at data[l] in each list
     int dtype[LISTS];
     int n;
     int64_t tensor, index;  // counted over all batches
+    int64_t begin;          // the first element's number in its tensor
 };
 
 FASTLM_RULE int element_size(int dtype) { return dtype == F32 ? 4 : 2; }
@@ -73,6 +74,7 @@ FASTLM_RULE Chunk<LISTS> chunk_at(const Batch<LISTS>& batch, uint32_t chunk) {
     c.n = int(left < CHUNK ? left : CHUNK);
     c.tensor = batch.tensors_before + t;
     c.index = batch.chunks_before + chunk;
+    c.begin = begin;
     return c;
 }
 

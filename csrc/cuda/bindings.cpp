@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../rules/options.h"
 #include "launch.h"
 
 namespace py = pybind11;
@@ -10,9 +11,15 @@ using unlocked = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks tensors.";
-    m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for this number of tensors.");
+    bind_options(m);
+    py::class_<Parameters>(m, "Parameters", py::module_local()).def(py::init<Tensors, Tensors, std::vector<int64_t>>());
+    m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for tensors of these sizes.");
+    m.def("lamb_workspace", &lamb_workspace, "Bytes of workspace for tensors of these sizes.");
+    m.def("sgd_workspace", &sgd_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("grad_stats_workspace", &grad_stats_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("adamw", &launch_adamw, unlocked());
+    m.def("lamb", &launch_lamb, unlocked());
+    m.def("sgd", &launch_sgd, unlocked());
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
 }

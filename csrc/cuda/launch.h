@@ -8,17 +8,33 @@ with CUDA's own name for what CUDA refused.
 */
 #pragma once
 
+#include "../rules/adam.h"
+#include "../rules/sgd.h"
 #include "batch.h"
 
 namespace fastlm {
 
+using Addresses = std::vector<Address>;
+
+struct Parameters {  // as in csrc/cpu/launch.h
+    Tensors stored, companions;
+    std::vector<int64_t> keys;
+};
+
 // Bytes of workspace that a launcher asks for. What it holds before and after is nobody's concern.
-int64_t adamw_workspace(int64_t tensors);
+int64_t adamw_workspace(const Sizes& sizes);
+int64_t lamb_workspace(const Sizes& sizes);
+int64_t sgd_workspace(const Sizes& sizes);
 int64_t grad_stats_workspace(const Sizes& sizes);
 
-void launch_adamw(const Tensors& p, const Tensors& g, const Tensors& m, const Tensors& v, const std::vector<Address>& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, double lr, double beta1, double beta2, double eps, double weight_decay,
-                  bool bias_correction, Address workspace, int device, Address stream);
+void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
+                  Address coefficient, Address found_inf, const AdamOptions& options, Address workspace, int device, Address stream);
+
+void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
+                 Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream);
+
+void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
+                Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream);
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
                        Address workspace, int device, Address stream);

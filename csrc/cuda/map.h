@@ -92,6 +92,8 @@ FASTLM_RULE uint32_t narrow_pair(float low, float high, int dtype) {
 FASTLM_RULE void widen_vector(Raw raw, int dtype, float (&x)[VECTOR]) {
     if (dtype == F32)
         x[0] = as_float(raw.x), x[1] = as_float(raw.y), x[2] = as_float(raw.z), x[3] = as_float(raw.w);
+    else if (dtype == I16)  // bits, not a number: the low half of each word
+        x[0] = as_float(raw.x & 0xffffu), x[1] = as_float(raw.x >> 16), x[2] = as_float(raw.y & 0xffffu), x[3] = as_float(raw.y >> 16);
     else if (dtype == BF16)
         x[0] = as_float(raw.x << 16), x[1] = as_float(raw.x & 0xffff0000u), x[2] = as_float(raw.y << 16), x[3] = as_float(raw.y & 0xffff0000u);
     else
@@ -100,14 +102,15 @@ FASTLM_RULE void widen_vector(Raw raw, int dtype, float (&x)[VECTOR]) {
 
 FASTLM_RULE Raw narrow_vector(const float (&x)[VECTOR], int dtype) {
     if (dtype == F32) return {as_bits(x[0]), as_bits(x[1]), as_bits(x[2]), as_bits(x[3])};
+    if (dtype == I16) return {(as_bits(x[0]) & 0xffffu) | as_bits(x[1]) << 16, (as_bits(x[2]) & 0xffffu) | as_bits(x[3]) << 16, 0, 0};
     return {narrow_pair(x[0], x[1], dtype), narrow_pair(x[2], x[3], dtype), 0, 0};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The loop
 
-// One thread's part of a chunk: call f(x), where x[l][e] are the elements of each list in fp32, on VECTOR elements at a time, and store
-// the lists whose bit is set in WRITTEN. FLIGHT vectors of each list are loaded before the first is used. Past the end x is zero
+// One thread's part of a chunk: call f(x, i), where x[l][e] are the elements of each list in fp32 and i is the vector's number in the
+// chunk, on VECTOR elements at a time, and store the lists whose bit is set in WRITTEN. FLIGHT vectors of each list are loaded before the first is used. Past the end x is zero
 // and nothing is stored. Vector i always goes to thread i % THREADS, in order: a sum has the same bits whether or not addresses
 // are aligned.
 template <unsigned WRITTEN, int FLIGHT, int LISTS, typename F>
@@ -125,7 +128,7 @@ FASTLM_RULE void map(const Chunk<LISTS>& c, int thread, const F& f) {
             float x[LISTS][VECTOR];
 #pragma unroll
             for (int l = 0; l < LISTS; l++) widen_vector(raw[k][l], c.dtype[l], x[l]);
-            f(x);
+            f(x, i + k * THREADS);
 #pragma unroll
             for (int l = 0; l < LISTS; l++)
                 if ((WRITTEN >> l & 1) && i + k * THREADS < whole)
@@ -136,7 +139,7 @@ FASTLM_RULE void map(const Chunk<LISTS>& c, int thread, const F& f) {
         float x[LISTS][VECTOR];
 #pragma unroll
         for (int l = 0; l < LISTS; l++) widen_vector(load_elements(c.data[l], c.dtype[l], i, c.n), c.dtype[l], x[l]);
-        f(x);
+        f(x, i);
 #pragma unroll
         for (int l = 0; l < LISTS; l++)
             if (WRITTEN >> l & 1) store_elements(c.data[l], c.dtype[l], i, c.n, narrow_vector(x[l], c.dtype[l]));

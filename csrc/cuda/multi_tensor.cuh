@@ -23,6 +23,18 @@ __global__ void __launch_bounds__(THREADS) each_chunk(const __grid_constant__ Ba
     rule(chunk_at(batch, blockIdx.x));
 }
 
+// The sum of x over all threads of a block of N, the same bits whenever the x are; valid in thread 0.
+template <int N>
+static __device__ double block_sum(double x) {
+    __shared__ double warps[N / 32];
+    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_down_sync(0xffffffffu, x, distance);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int w = 1; w < N / 32; w++) x += warps[w];
+    return x;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
 
@@ -36,7 +48,7 @@ static inline void check(cudaError_t code, const std::string& doing) {
     throw std::runtime_error("CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
 }
 
-static inline void check_list(const char* name, const Tensors& list, const Sizes& sizes) {
+static inline void check_list(const char* name, const Tensors& list, const Sizes& sizes, int last_dtype = F16) {
     const std::string who = name;
     check(list.size() == sizes.size(), who + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
     for (size_t t = 0; t < list.size(); t++) {

@@ -16,24 +16,12 @@ namespace fastlm {
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels
 
-// The sum of x over all threads of a block of N, the same bits whenever the x are; valid in thread 0.
-template <int N>
-static __device__ double block_sum(double x) {
-    __shared__ double warps[N / 32];
-    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_down_sync(0xffffffffu, x, distance);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    if (threadIdx.x == 0)
-        for (int w = 1; w < N / 32; w++) x += warps[w];
-    return x;
-}
-
 struct SumOfSquares {
     double* sums;  // one for each chunk
 
     __device__ void operator()(const Chunk<1>& chunk) const {
         double sum = 0.0;
-        map<0, 4>(chunk, threadIdx.x, [&](float (&x)[1][VECTOR]) { sum += sum_of_squares(x[0]); });
+        map<0, 4>(chunk, threadIdx.x, [&](float (&x)[1][VECTOR], int) { sum += sum_of_squares(x[0]); });
         sum = block_sum<THREADS>(sum);
         if (threadIdx.x == 0) sums[chunk.index] = sum;
     }
@@ -55,7 +43,7 @@ struct Unscale {
     __device__ void operator()(const Chunk<1>& chunk) const {
         const float f = *factor;
         bool bad = false;
-        map<0b1, 4>(chunk, threadIdx.x, [&](float (&x)[1][VECTOR]) {
+        map<0b1, 4>(chunk, threadIdx.x, [&](float (&x)[1][VECTOR], int) {
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
                 bad |= (as_bits(x[0][e]) & 0x7f800000u) == 0x7f800000u;  // an exponent of all ones is inf or NaN

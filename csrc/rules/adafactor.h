@@ -44,7 +44,7 @@ struct Adafactor {
     float decay, step_size;           // known after the first pass
 };
 
-FASTLM_RULE Adafactor make_adafactor(double step, const AdafactorOptions& o) {
+FASTLM_RULE Adafactor make_rule(double step, const AdafactorOptions& o) {
     const double t = fmax(step - o.decay_offset, 1.0), one_beta2 = pow(t, -o.decay_rate);
     return {float(1.0 - one_beta2), float(one_beta2), float(o.eps_square), o.eps_bound > 0.0 ? float(1.0 / o.eps_bound) : HUGE_VALF,
             float(o.beta1), float(1.0 - o.beta1), 1.0f, 0.0f};

@@ -40,7 +40,7 @@ struct Adam {
 };
 
 // step: the number of this update, from 1.
-FASTLM_RULE Adam make_adam(double step, const AdamOptions& o) {
+FASTLM_RULE Adam make_rule(double step, const AdamOptions& o) {
     const double bias1 = o.correction == UNCORRECTED ? 1.0 : 1.0 - pow(o.beta1, step);
     const double bias2 = o.correction == UNCORRECTED ? 1.0 : 1.0 - pow(o.beta2, step);
     const bool moments = o.correction == CORRECT_MOMENTS;

@@ -74,3 +74,9 @@ def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, step
 @adamw.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=refuses_moments)
 def _(*args):
     _launch(native.cpu(), *args, (torch.get_num_threads(),))
+
+
+@adamw.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=refuses_moments)
+def _(params, *args):
+    workspace = native.cuda_workspace("adamw", params)
+    _launch(native.cuda(), params, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))

@@ -65,7 +65,7 @@ def _(*args):
 
 @grad_stats.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
 def _(grads, *args):
-    workspace = torch.empty(native.cuda().grad_stats_workspace([g.numel() for g in grads]), dtype=torch.uint8, device=grads[0].device)
+    workspace = native.cuda_workspace("grad_stats", grads)
     return _grad_stats(native.cuda(), grads, *args, workspace.data_ptr(), *native.cuda_stream(grads[0].device))
 
 

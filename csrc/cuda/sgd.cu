@@ -1,0 +1,68 @@
+// SGD over lists of tensors: 12 bytes an element in fp32, 20 with momentum.
+#include "optimizer.cuh"
+
+namespace fastlm {
+
+template <Kept KEPT>
+struct ApplySgd {
+    const Now<Sgd>* now;
+    Flags flags;
+
+    __device__ void operator()(const Chunk<REST<KEPT> + 1>& chunk) const {
+        constexpr int G = REST<KEPT>;
+        if (flags.skip()) return;
+        const float factor = flags.factor();
+        const Now<Sgd> c = now[chunk.tensor];
+        map<WRITTEN<KEPT, 0>, 2>(chunk, threadIdx.x, [&](float (&x)[G + 1][VECTOR], int i) {
+            float theta[VECTOR];
+#pragma unroll
+            for (int e = 0; e < VECTOR; e++) {
+                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                sgd(theta[e], factor * x[G][e], c.rule);
+            }
+            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+        });
+    }
+};
+
+template <Kept KEPT>
+struct ApplyMomentum {
+    const Now<Sgd>* now;
+    Flags flags;
+
+    __device__ void operator()(const Chunk<REST<KEPT> + 2>& chunk) const {
+        constexpr int G = REST<KEPT>, B = G + 1;
+        if (flags.skip()) return;
+        const float factor = flags.factor();
+        const Now<Sgd> c = now[chunk.tensor];
+        map<WRITTEN<KEPT, 0b10>, 1>(chunk, threadIdx.x, [&](float (&x)[B + 1][VECTOR], int i) {
+            float theta[VECTOR];
+#pragma unroll
+            for (int e = 0; e < VECTOR; e++) {
+                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                sgd(theta[e], factor * x[G][e], x[B][e], c.rule);
+            }
+            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+        });
+    }
+};
+
+int64_t sgd_workspace(const Sizes& sizes) { return int64_t(sizes.size() * sizeof(Now<Sgd>)); }
+
+void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
+                Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream) {
+    check_parameters(p, sizes), check_list("grads", g, sizes), check_steps(steps, sizes, workspace);
+    if (!buffers.empty()) check_list("momentum_buffers", buffers, sizes);
+    if (sizes.empty()) return;
+    const OnDevice on(device);
+    const auto queue = reinterpret_cast<cudaStream_t>(stream);
+    const auto now = reinterpret_cast<Now<Sgd>*>(workspace);
+    const Flags flags = flags_at(coefficient, found_inf);
+    launch_advance(p, steps, options, flags, now, queue);
+    if (buffers.empty())
+        launch_kept<ApplySgd>("sgd", p, {&g}, sizes, queue, now, flags);
+    else
+        launch_kept<ApplyMomentum>("sgd", p, {&g, &buffers}, sizes, queue, now, flags);
+}
+
+}  // namespace fastlm
