@@ -66,9 +66,10 @@ class Optimizer(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True  # torch's GradScaler hands grad_scale and found_inf over instead of unscaling
 
-    def __init_subclass__(cls, name: str, **kwargs):
+    def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
-        OPTIMIZERS[name] = cls
+        if name is not None:  # trainers wrap an optimizer in a subclass without one
+            OPTIMIZERS[name] = cls
 
     def __init__(
         self, params, defaults: dict, *, max_grad_norm: float | None = None, master: str | None = None, state_dtype: str = "fp32", seed: int = 0,
