@@ -118,6 +118,7 @@ class Optimizer(torch.optim.Optimizer):
     # -----------------------------------------------------------------------------------------------------------------
     # The step
 
+    @torch._disable_dynamo  # the ops are opaque to torch.compile, which would compile a step again for every new lr
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient. closure: re-evaluates the model and returns the loss."""
