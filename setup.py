@@ -1,4 +1,4 @@
-"""Build fastlm's two extensions with ninja: _cpu from csrc/cpu for any C++17 compiler, _cuda from csrc/cuda where nvcc is found.
+"""Build fastlm's two extensions with ninja: _cpu from csrc/cpu with GCC or Clang, _cuda from csrc/cuda where nvcc is found.
 
 A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition, and
 fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build serves
@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -81,11 +82,13 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     compiler, version = cxx()
     sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g1", "-O1"] if os.environ.get("FASTLM_SANITIZE") else []
     openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"]) else []
-    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *(["-DFASTLM_X86"] if X86 else [])]
+    known = {isa: flags for isa, flags in ISA_FLAGS.items() if compiles(compiler, flags)}  # an old compiler lacks the newest sets
+    defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
+    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *defines]
     lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
     objects = []
     for source in sorted(CPU.glob("*.cpp")):
-        sets = ISA_FLAGS if source.stem in PER_ISA else {"": []}
+        sets = known if source.stem in PER_ISA else {"": []}
         for isa, flags in sets.items():
             objects.append(f"{source.stem}{'.' * bool(isa)}{isa}.o")
             extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
@@ -93,21 +96,25 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     lines += rule("link", [*compiler, "-shared", *openmp, *sanitize, *undefined, "$in", "-o", "$out"])
     lines += [f"build {escape(target)}: link {' '.join(objects)}"]
-    return lines, {"compiler": version, "openmp": bool(openmp), "isas": list(ISA_FLAGS)}
+    return lines, {"compiler": version, "openmp": bool(openmp), "isas": list(known)}
 
 
 def plan_cuda(target: Path) -> tuple[list[str], dict]:
     sources = sorted(CUDA.glob("*.cu")) + sorted(CUDA.glob("*.cpp"))
     compiler, version = nvcc()
     host, _ = cxx()
-    gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
-    gencode += [f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}"]
+    listing = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    targets = [t for t in CUDA_TARGETS if f"sm_{t}" in listing or f"sm_{t.rstrip('a')}" in listing]  # an older toolkit lacks the newest
+    if not targets:
+        raise Missing(f"nvcc ({version}) compiles for none of {', '.join(CUDA_TARGETS)}", "install the CUDA toolkit 12.8 or newer, then reinstall")
+    gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
+    gencode += [f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
     flags = ["-std=c++17", "-O3", "-fmad=false", "-ccbin", host[0], "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart=static", "-Xptxas=-v", *gencode, *includes()]
     lines = rule("nvcc", [compiler, "-MD", "-MF", "$out.d", *flags, "-c", "$in", "-o", "$out"], depfile=True)
     lines += [f"build {s.stem}.o: nvcc {escape(s)}" for s in sources]
     lines += rule("link", [compiler, "-shared", "-ccbin", host[0], "-cudart=static", "$in", "-o", "$out"])
     lines += [f"build {escape(target)}: link {' '.join(f'{s.stem}.o' for s in sources)}"]
-    return lines, {"compiler": version, "targets": [f"sm_{t}" for t in CUDA_TARGETS]}
+    return lines, {"compiler": version, "targets": [f"sm_{t}" for t in targets]}
 
 
 def rule(name: str, command: list[str], depfile: bool = False) -> list[str]:
@@ -151,8 +158,10 @@ def cxx() -> tuple[list[str], str]:
 
 
 def compiles(compiler: list[str], flags: list[str]) -> bool:
-    probe = [*compiler, *flags, "-x", "c++", "-fsyntax-only", "-"]
-    return subprocess.run(probe, input="#include <vector>\nint main() {}\n", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
+    """Whether a small library compiles and links with these flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = [*compiler, *flags, "-shared", "-fPIC", "-x", "c++", "-", "-o", str(Path(folder) / "probe")]
+        return subprocess.run(probe, input="#include <vector>\nint probe() { return 0; }\n", text=True, capture_output=True).returncode == 0
 
 
 def nvcc() -> tuple[str, str]:

@@ -94,7 +94,13 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
         },
     ),
     "lamb": (torch.float32, {"fastlm": lambda ps: optim.LAMB(ps, lr=LR, weight_decay=DECAY).step, "torch foreach": foreach_lamb}),
-    "bf16": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, state_dtype="bf16").step, "torch fused": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step}),
+    "bf16": (
+        BF16,
+        {
+            "fastlm": lambda ps: optim.AdamW(ps, lr=LR, state_dtype="bf16").step,
+            "torch fused": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step,
+        },
+    ),
     "masters": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step, "torch": torch_masters}),
 }
 

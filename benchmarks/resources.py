@@ -36,7 +36,10 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Resources:
-    """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor. tensor_core: instructions."""
+    """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor.
+
+    tensor_core: products on tensor cores, counted as instructions. warp_group: they are those of a whole warp group (wgmma, sm_90).
+    """
 
     case: str
     kernel: str
@@ -50,6 +53,7 @@ class Resources:
     blocks: int
     instructions: int
     tensor_core: int
+    warp_group: bool
 
 
 class PaperGPU:
@@ -88,11 +92,12 @@ def measure(case: str, arch: int, constants: dict, metadata, cubin: bytes) -> Re
     registers, spills = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     per_warp = -(-registers * 32 // 256) * 256  # registers are handed out 256 at a time
     return Resources(
-        case, metadata.name, arch, "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
+        case, metadata.name.removesuffix("_kernel"), arch, "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
         metadata.num_warps, metadata.num_stages, registers, spills, metadata.shared,
         blocks=min(REGISTERS // (per_warp * metadata.num_warps), (SHARED[arch] + 1024) // (metadata.shared + 1024), 64 // metadata.num_warps),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
-        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)", code)),
+        tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code)),
+        warp_group="HGMMA" in code,
     )  # fmt: skip
 
 
@@ -116,7 +121,7 @@ def attention_case(dtype: torch.dtype, D: int, table: bool, lengths: bool = Fals
         position = empty(H, 2 * L - 1, dtype=torch.float32) if table else None, empty(B, dtype=torch.int32) if lengths else None
         numbers = UNBOUNDED, 0, D**-0.5, 0
         out, lse = attention.forward(q, k, v, *position, *numbers)
-        attention_backward.backward(out, q, k, v, *position, out, lse, *numbers, table)
+        attention_backward.backward(out, None, out, lse, q, k, v, *position, *numbers, table)
 
     return launch
 
@@ -155,6 +160,12 @@ def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resourc
             gpu.compiled.clear()
 
 
+WIDTHS = {
+    "arch": 4, "case": 29, "kernel": 17, "tile": 7, "num_warps": 9, "num_stages": 10, "registers": 9, "spills": 6, "shared": 7, "blocks": 6,
+    "instructions": 12, "tensor_core": 11,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
@@ -162,13 +173,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
     options = parser.parse_args()
     print(f"Triton {triton.__version__}")
-    print(f"{'sm':>3} {'case':24} {'kernel':18} {'tile':>8} {'warps':>5} {'stages':>6} {'regs':>4} {'spills':>6} {'shared':>7} {'blocks':>6} {'instr':>6} {'mma':>4}")
-    lines = []
-    for r in report(tuple(options.arch), options.all):
-        lines.append(r)
-        print(f"{r.arch:3} {r.case:24} {r.kernel:18} {r.tile:>8} {r.num_warps:5} {r.num_stages:6} {r.registers:4} {r.spills:6} {r.shared:7} {r.blocks:6} {r.instructions:6} {r.tensor_core:4}", flush=True)  # fmt: skip
+    print(" ".join(f"{name:>{width}}" for name, width in WIDTHS.items()))
+    kernels = []
+    for resources in report(tuple(options.arch), options.all):
+        kernels.append(asdict(resources))
+        print(" ".join(f"{kernels[-1][name]:>{width}}" for name, width in WIDTHS.items()), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in lines]}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

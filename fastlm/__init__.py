@@ -19,6 +19,7 @@ _HOMES = {"dispatch": ("BackendError", "SlowPathWarning", "use_backend"), "funct
 def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
+    import_module("fastlm.ops")  # all of them, for use_backend to know
     home = next((home for home, names in _HOMES.items() if name in names), None)
     globals()[name] = getattr(import_module(f"fastlm.{home}"), name) if home else import_module(f"fastlm.{name}")
     return globals()[name]

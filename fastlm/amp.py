@@ -4,8 +4,8 @@
 
 * a `fastlm.optim` optimizer does unscaling, overflow check, clipping and update in its own pass, so `step` reads the
   gradients once instead of three times;
-* any other optimizer is stepped and, where a gradient overflowed, put back by a predicated copy, if its state lives on the
-  device; torch would wait for the flag instead;
+* any other optimizer is stepped and, where a gradient overflowed, put back by a predicated copy; torch would wait for the flag
+  first. Only a step that makes, replaces or counts state in Python still waits for it, as an optimizer's first does;
 * fp16 gradients are allowed; hysteresis and a floor for the scale; overflow shared with other ranks.
 
 Dynamic scaling after Micikevicius et al. 2018.
@@ -73,7 +73,7 @@ class GradScaler(torch.amp.GradScaler):
             raise RuntimeError("step() has already been called since the last update()")
         if isinstance(optimizer, Optimizer):
             result = self._step_ours(optimizer, state, *args, **kwargs)
-        elif getattr(optimizer, "_step_supports_amp_scaling", False) or "closure" in kwargs or not _predicable(optimizer):
+        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs or not optimizer.state:  # a wrapper's state is hidden
             return super().step(optimizer, *args, **kwargs)
         else:
             if state["stage"] is OptState.READY:
@@ -158,21 +158,46 @@ def _any(flags: Iterable[Tensor]) -> Tensor:
     return torch.stack([f.reshape(()) for f in flags]).amax()
 
 
-def _predicable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step can be undone without asking the host: it has state already, all of it tensors beside the parameters."""
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    states = [(p, v) for p in params for v in optimizer.state[p].values() if v is not None] if optimizer.state else []
-    return len({p.device for p in params}) == 1 and bool(states) and all(isinstance(v, Tensor) and v.device == p.device for p, v in states)
-
-
 @torch.no_grad()
 def _step_predicated(optimizer: torch.optim.Optimizer, found_inf: Tensor):
-    """Step, and where found_inf is set write everything back as it was."""
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    kept = [sharding.local(t) for p in params for t in (p, *optimizer.state[p].values()) if isinstance(t, Tensor)]
-    before = [t.clone() for t in kept]
+    """Step, and where found_inf is set have everything as it was."""
+    before = _Snapshot(optimizer)
     with torch.enable_grad():
         result = optimizer.step()
-    for now, then in zip(kept, before, strict=True):
-        now.copy_(torch.where(found_inf != 0, then, now))
+    if before.in_place(found_inf.device):
+        before.put_back_where(found_inf)
+    elif found_inf.item():
+        before.put_back()
     return result
+
+
+class _Snapshot:
+    """An optimizer's parameters, state and options before a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
+        self.groups = [dict(group) for group in optimizer.param_groups]
+        places = [*(p for p in params if p.grad is not None), *(x for state in self.states.values() for x in state.values() if isinstance(x, Tensor))]
+        self.copies = [(place, place.clone()) for place in map(sharding.local, places)]
+
+    def in_place(self, device: torch.device) -> bool:
+        """Whether the step wrote into tensors that were there, on this device, and nothing else."""
+        same = lambda now, then: now.keys() == then.keys() and all(now[k] is then[k] for k in then)
+        states = self.optimizer.state.keys() == self.states.keys() and all(same(self.optimizer.state[p], s) for p, s in self.states.items())
+        groups = all(same(now, then) for now, then in zip(self.optimizer.param_groups, self.groups, strict=True))
+        return states and groups and all(place.device == device for place, _ in self.copies)
+
+    def put_back_where(self, found_inf: Tensor) -> None:
+        for place, copy in self.copies:
+            place.copy_(torch.where(found_inf != 0, copy, place))
+
+    def put_back(self) -> None:
+        for place, copy in self.copies:
+            place.copy_(copy)
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self.states)
+        for group, before in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group.clear()
+            group.update(before)

@@ -8,7 +8,8 @@ from pathlib import Path
 from fastlm.checkpoint import write_file
 from fastlm.corpus import Corpus
 from fastlm.data import EOS, SPECIALS, Tokens
-from fastlm.interop import save_pretrained
+from fastlm.interop import model_type, save_pretrained
+from fastlm.model import ModelConfig
 from fastlm.plan import Plan
 from fastlm.report import Metrics
 from fastlm.trainer import Trainer
@@ -29,6 +30,12 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": trainer.train.context, "clean_up_tokenization_spaces": False,
               "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
+
+
+def opened_by(model: ModelConfig, folder: Path) -> str:
+    """The call that opens the weights: fastlm's own where transformers has no such model."""
+    opener = "fastlm.interop.load_pretrained" if model_type(model) == "fastlm" else "transformers.AutoModelForCausalLM.from_pretrained"
+    return f'{opener}("{folder}")'
 
 
 def write_samples(metrics: Metrics, path: Path) -> None:
@@ -75,12 +82,13 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "steps": f"{plan.steps:,}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
+        "weights open with": f"`{opened_by(trainer.model.config, path.parent)}`",
     }
     data = {
         "text": f"{corpus.name}, {len(corpus.sources)} files, {corpus.bytes:,} bytes",
         "SHA-256": corpus.fingerprint,
         "split": corpus.split,
-        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out",
+        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out ({tokens.held_out_share:.1%} of the text)",
     }
     model = {"parameters": f"{trainer.model.parameter_count():,}"} | asdict(trainer.model.config)
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}

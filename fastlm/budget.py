@@ -23,11 +23,13 @@ SAMPLES = 4  # on the way, at each quarter
 
 @dataclass(frozen=True)
 class Budget:
-    """threads: CPU threads to use. steps: updates to train for. speeds: threads → tokens per second, where measured.
+    """threads: CPU threads to use. steps: updates to train for. fits: whether they fit in the minutes; one is done in any case.
+    speeds: threads → tokens per second, where measured.
     state_bytes: memory of the optimizer's state. backends: op → who computed it in an update."""
 
     threads: int
     steps: int
+    fits: bool
     speeds: dict[int, float]
     state_bytes: int
     backends: dict[str, str]
@@ -45,14 +47,15 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     state = trainer.optimizer.state_dict()["state"]
     state_bytes = sum(value.nbytes for values in state.values() for value in values.values())
     if len(candidates) == 1 and config.steps:
-        return Budget(candidates[0], config.steps, {}, state_bytes, backends)
+        return Budget(candidates[0], config.steps, True, {}, state_bytes, backends)
     seconds: dict[int, float] = {}
     for threads in candidates:
         seconds[threads] = _seconds_per_update(trainer, threads, min(seconds.values(), default=float("inf")))
     threads = min(seconds, key=seconds.get)
     torch.set_num_threads(threads)
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
-    return Budget(threads, config.steps or _steps(trainer, seconds[threads], begun), speeds, state_bytes, backends)
+    steps = config.steps or _steps(trainer, seconds[threads], begun)
+    return Budget(threads, max(1, steps), steps >= 1, speeds, state_bytes, backends)
 
 
 @contextmanager
@@ -106,7 +109,7 @@ def _timed(trainer: Trainer, least: float) -> float:
 
 
 def _steps(trainer: Trainer, seconds_per_update: float, begun: float) -> int:
-    """Updates that fit in the minutes beside the evaluations, the samples and what measuring took."""
+    """Updates that fit in the minutes beside the evaluations, the samples and what measuring took; below 1 if none does."""
     config = trainer.config
     at = time.perf_counter()
     trainer.evaluate()
@@ -117,4 +120,4 @@ def _steps(trainer: Trainer, seconds_per_update: float, begun: float) -> int:
     whole = glance * max(1.0, trainer.held_out.windows / GLANCE)
     spent = time.perf_counter() - begun
     free = MARGIN * 60 * config.minutes - spent - whole - (config.evaluations + 1) * glance - SAMPLES * sample
-    return max(1, int(free / seconds_per_update))
+    return int(free / seconds_per_update)

@@ -5,20 +5,23 @@ work; a run that fails has status 1, and one that was stopped 128 plus the signa
 printed before anything heavy is imported.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
+import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
-from fastlm import __version__
+from fastlm import __version__, plugins
 from fastlm.words import Failure, Refusal, did_you_mean
 
-USAGE = """usage: fastlm COMMAND [--help]
+USAGE = """usage: fastlm COMMAND [--help] | --version
 
   pretrain      train a language model from nothing; without a flag, for two minutes on Python's own sources
   resume DIR    go on with an interrupted run, exactly where it was
@@ -56,24 +59,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal without ━ shows ? instead of failing
-    print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0 if argv else 2
     try:
-        return _run(argv[0], argv[1:])
+        print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
     except (Refusal, Failure) as error:
         print(f"fastlm: {error}", file=sys.stderr)
         return 2 if isinstance(error, Refusal) else 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read us is gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 1
 
 
-def _run(command: str, argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:  # said already
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    command, *rest = argv
     if command not in COMMANDS:
         raise Refusal(f"no command is named {command}{did_you_mean(command, COMMANDS)}; choose from {', '.join(COMMANDS)}")
-    return COMMANDS[command](argv)
+    return COMMANDS[command](rest)
+
+
+@contextlib.contextmanager
+def _machine() -> Iterator[None]:
+    """What FASTLM_ISA and FASTLM_BACKEND ask for is there, or a Refusal says that it is not."""
+    import torch
+
+    from fastlm.dispatch import BackendError
+    from fastlm.native import cpp_missing
+
+    try:
+        cpp_missing(torch.device("cpu"))
+    except ValueError as error:
+        raise Refusal(f"FASTLM_ISA: {error}") from error
+    try:
+        yield
+    except BackendError as error:
+        raise Refusal(str(error)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,41 +111,72 @@ def _run(command: str, argv: list[str]) -> int:
 
 def pretrain(argv: list[str]) -> int:
     _check_extra()
+    plugins.load(_plugins(argv))  # before Config, whose choices are what is registered
     from fastlm import run
     from fastlm.config import Config
 
-    return run.pretrain(parse(Config, "pretrain", argv), ["fastlm", "pretrain", *argv])
+    config = parse(Config, "pretrain", argv)
+    with _machine():
+        return run.pretrain(config, ["fastlm", "pretrain", *argv])
 
 
 def resume(argv: list[str]) -> int:
     _check_extra()
     from fastlm import run
 
-    return run.resume(parse(Resume, "resume", argv).folder)
+    asked = parse(Resume, "resume", argv)
+    with _machine():
+        return run.resume(asked.folder)
 
 
 def sample(argv: list[str]) -> int:
     _check_extra()
     asked = parse(Sample, "sample", argv)
-    if asked.tokens < 1 or not asked.temperature >= 0:
-        raise Refusal(f"--tokens must be at least 1 and --temperature at least 0; got {asked.tokens} and {asked.temperature}")
+    if asked.tokens < 1:
+        raise Refusal(f"--tokens is {asked.tokens}; it must be at least 1")
+    if not (asked.temperature == 0 or asked.temperature >= 0.01):  # NaN is refused too
+        raise Refusal(f"--temperature is {asked.temperature:g}; it must be 0, for the likeliest token each time, or at least 0.01")
+    if not 0 <= asked.seed < 2**63:
+        raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
     if not (asked.folder / "model.safetensors").exists():
         raise Refusal(f"{asked.folder} holds no trained model (no model.safetensors); `fastlm resume {asked.folder}` finishes a run")
     import torch
 
-    from fastlm.data import EOS, load_tokenizer
-    from fastlm.interop import load_pretrained
+    with _machine():
+        model, tokenizer = _open(asked.folder)
+        from fastlm.data import EOS
 
-    try:
-        model = load_pretrained(asked.folder)
-    except ValueError as error:
-        raise Refusal(str(error)) from error
-    tokenizer = load_tokenizer(asked.folder / "tokenizer.json")
-    prompt = tokenizer.encode(asked.prompt).ids or [EOS]
-    generator = torch.Generator().manual_seed(asked.seed)
-    tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator)
-    print(tokenizer.decode(tokens[0].tolist()))
+        prompt = tokenizer.encode(asked.prompt).ids or [EOS]
+        generator = torch.Generator().manual_seed(asked.seed)
+        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator)
+        print(tokenizer.decode(tokens[0].tolist()))
     return 0
+
+
+def _open(folder: Path):
+    """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or damaged."""
+    from safetensors import SafetensorError
+
+    from fastlm.data import load_tokenizer
+    from fastlm.interop import load_pretrained
+    from fastlm.plan import Plan
+
+    if (folder / "run.json").exists():
+        plugins.load(Plan.read(folder).config.plugin)
+    with _reading(folder / "config.json"):
+        json.loads((folder / "config.json").read_text())
+    with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
+        model = load_pretrained(folder)
+    with _reading(folder / "tokenizer.json", Exception):  # tokenizers raises nothing narrower
+        return model, load_tokenizer(folder / "tokenizer.json")
+
+
+@contextlib.contextmanager
+def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, *errors) as error:
+        raise Refusal(f"{path} cannot be read ({' '.join(str(error).split())}); it is missing, damaged or another program's") from error
 
 
 def info(argv: list[str]) -> int:
@@ -127,7 +187,8 @@ def info(argv: list[str]) -> int:
         raise Refusal(f"info takes no arguments; got {' '.join(argv)}")
     from fastlm import machine
 
-    machine.describe()
+    with _machine():
+        machine.describe()
     return 0
 
 
@@ -142,6 +203,13 @@ def _check_extra() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags
+
+
+def _plugins(argv: list[str]) -> list[str]:
+    """What --plugin names, read ahead of all other flags."""
+    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ahead.add_argument("--plugin", nargs="*", default=[])
+    return ahead.parse_known_args(argv)[0].plugin
 
 
 def parse(kind: type, command: str, argv: list[str]):

@@ -1,11 +1,14 @@
 """Everything a run can be asked for: one dataclass, from which the command line's flags are made."""
 
-from dataclasses import dataclass, fields
+import os
+from collections import ChainMap
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from fastlm import plugins
 from fastlm.data import SPECIALS
 from fastlm.model import ModelConfig
 from fastlm.objectives import OBJECTIVES
@@ -16,9 +19,11 @@ from fastlm.schedule import SCHEDULES
 from fastlm.words import Refusal, did_you_mean
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REGISTRIES = {"preset": PRESETS, "position": ("preset", *SCHEMES), "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+REGISTRIES = {"preset": PRESETS, "position": ChainMap(SCHEMES, {"preset": None}), "objective": OBJECTIVES, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 AT_LEAST = {"vocab": 256 + len(SPECIALS), "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0,
             "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0}  # fmt: skip
+AT_MOST = {"seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}  # OpenMP dies of far too many threads
+LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 2e-2, "lamb": 1e-2, "sgd": 0.5}  # peak rates for a small model
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Config:
     """Positional scheme; preset for the preset's own."""
     optimizer: Literal[tuple(OPTIMIZERS)] = "adamw"
     objective: Literal[tuple(OBJECTIVES)] = "causal"
+    plugin: tuple[str, ...] = ()
+    """Modules or .py files to import first; what they register can be chosen here."""
     data: tuple[Path, ...] = ()
     """Files and folders of .txt, .md, .py, .jsonl, each also as .gz; nothing for the standard library's sources."""
     minutes: float = 2.0
@@ -54,8 +61,8 @@ class Config:
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in an update."""
-    lr: float = 2.5e-3
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; None for the optimizer's."""
     schedule: Literal[tuple(SCHEDULES)] = "cosine"
     warmup: float = 0.05
     """Share of the steps on which the rate climbs."""
@@ -86,6 +93,13 @@ class Config:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
+    def settled(self) -> "Config":
+        """The same with what the machine, the folder or another flag decides written out, so that it can be repeated."""
+        paths = {"data": tuple(p.resolve() for p in self.data)}
+        paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
+        lr = LR.get(self.optimizer, 1e-3) if self.lr is None else self.lr
+        return replace(self, device=self.torch_device().type, lr=lr, **paths)
+
     def check(self) -> None:
         """Raises Refusal, naming the flag and the cure, for values no run can have."""
         for name, known in REGISTRIES.items():
@@ -96,6 +110,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN is refused too
                 raise Refusal(f"--{name.replace('_', '-')} is {value}; it must be at least {least}, and finite")
+        for name, most in AT_MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise Refusal(f"--{name} is {getattr(self, name)}; it must be at most {most}")
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
         for name in ("warmup", "floor"):
@@ -117,4 +134,4 @@ class Config:
     @classmethod
     def from_json(cls, values: dict) -> "Config":
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
-        return cls(**values | paths | {"betas": tuple(values["betas"])})
+        return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})

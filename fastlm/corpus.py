@@ -68,12 +68,15 @@ class Corpus:
 
     @property
     def split(self) -> str:
-        return f"held out {HELD_OUT:.0%}, " + ("whole documents" if self.whole else "the end of each document")
+        return f"held out {'whole documents' if self.whole else 'the end of each document'}"
 
     def documents(self, held_out: bool) -> Iterator[str]:
-        """The train side's documents, or the held-out side's, in the order of the files' names."""
+        """The train side's documents, or the held-out side's, in the order of the files' names.
+
+        Raises Refusal if a file is no longer what it was when it was found.
+        """
         for source in self.sources:
-            for document in read_documents(source.path):
+            for document in _unchanged(source):
                 if not self.whole:
                     cut = _tail(document)
                     yield document[cut:] if held_out else document[:cut]
@@ -88,6 +91,8 @@ def find(paths: tuple[Path, ...]) -> Corpus:
 
 def read_documents(path: Path) -> list[str]:
     """The documents of a file: its whole text, or one a line for .jsonl. Raises Refusal with the reason to skip it."""
+    if path.exists() and not path.is_file():  # a pipe or a device is read once, or waits forever
+        raise Refusal("not a regular file")
     try:
         text = _bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -155,15 +160,28 @@ def _survey(name: str, files: list[tuple[Path, str]]) -> Corpus:
         except Refusal as reason:
             skipped[str(reason)] += 1
             continue
-        data = "\0".join(documents).encode()
-        held = sum(len(document.encode()) for document in documents if chosen(document))
-        sources.append(Source(path, short, len(data), held, hashlib.sha256(data).hexdigest()))
+        size, held = (sum(len(d.encode()) for d in some) for some in (documents, filter(chosen, documents)))
+        sources.append(Source(path, short, size, held, _sha(documents)))
         for document in documents:
             lines.add(document)
     if not sources:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise Refusal(f"no text in {name}: of {len(files)} files {reasons}")
     return Corpus(name, tuple(sources), dict(skipped), lines.repeated)
+
+
+def _unchanged(source: Source) -> list[str]:
+    try:
+        documents = read_documents(source.path)
+    except Refusal:
+        documents = []
+    if _sha(documents) != source.sha:
+        raise Refusal(f"{source.path} changed while the text was being read; run again when nobody writes to it")
+    return documents
+
+
+def _sha(documents: list[str]) -> str:
+    return hashlib.sha256("\0".join(documents).encode()).hexdigest()
 
 
 class _Lines:

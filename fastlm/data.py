@@ -6,7 +6,8 @@ ids and decodes back exactly. Ids are memory-mapped, 16 bits each where the voca
     ~/.cache/fastlm/<hash of the text and the vocabulary's size>/   (XDG_CACHE_HOME is respected)
         tokenizer.json  train.bin  held_out.bin  facts.json         facts.json has the SHA-256 of the others and of itself
 
-An entry is written to a temporary folder and renamed; one that does not match its facts is built again.
+An entry is written to a temporary folder and renamed; one that does not match its facts is built again. What builders that
+were killed left behind is removed when it is a day old.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +33,8 @@ SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
 EOS = SPECIALS.index("<eos>")
 FORMAT = 1  # raise it when the files' meaning changes
 FILES = ("tokenizer.json", "train.bin", "held_out.bin")
+TEMPORARY = ".tmp-"
+DAY = 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class Tokens:
     def bytes_per_token(self) -> float:
         return self.facts.train_bytes / len(self.train)
 
+    @property
+    def held_out_share(self) -> float:
+        """Share of the text's bytes that are held out."""
+        return self.facts.held_out_bytes / (self.facts.held_out_bytes + self.facts.train_bytes)
+
     def bytes_of(self) -> np.ndarray:
         """[V] int64: how many bytes of text each id stands for; 0 for the special ids."""
         tokenizer = load_tokenizer(self.tokenizer_file)
@@ -86,7 +95,7 @@ def tokenize(corpus: Corpus, vocab: int, tokenizer_file: Path | None = None, bui
     """The corpus as ids, from the cache if they are there. tokenizer_file: use this one instead of training one; building: is
     called if they are not there, before the work.
 
-    Raises Refusal if the cache cannot be written.
+    Raises Refusal if the cache cannot be written, or a file of the text changes meanwhile.
     """
     made_from = json.dumps([corpus.fingerprint, corpus.split, vocab, FORMAT])
     folder = cache_folder() / hashlib.sha256(made_from.encode()).hexdigest()[:16]
@@ -129,7 +138,8 @@ def load_tokenizer(path: Path):
 
 def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None) -> Facts:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    _sweep(folder.parent)
+    made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         if tokenizer_file is None:
             _train_tokenizer(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
@@ -144,14 +154,36 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
         files = {name: ((made / name).stat().st_size, sha256(made / name)) for name in FILES}
         facts = Facts(size, train_bytes, held_out_bytes, 8 * packed / held_out_bytes, float(unigram), files)
         (made / "facts.json").write_text(json.dumps({"facts": asdict(facts), "sha256": _digest(asdict(facts))}, indent=1))
-        if (others := _valid_facts(folder, tokenizer_file)) is not None:  # another process was faster
-            return others
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+        return _place(made, folder, facts, tokenizer_file)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _place(made: Path, folder: Path, facts: Facts, tokenizer_file: Path | None) -> Facts:
+    """Rename a built entry to where it belongs; return the facts of the entry that is there then, which may be the work of
+    another process that was faster. Every rename is one step: nobody meets half an entry."""
+    if (others := _valid_facts(folder, tokenizer_file)) is not None:
+        return others
+    damaged = made.with_name(f"{made.name}-damaged")
+    with suppress(FileNotFoundError):
+        folder.rename(damaged)
+    try:
+        made.rename(folder)
+    except OSError:
+        if (others := _valid_facts(folder, tokenizer_file)) is None:
+            raise
+        return others
+    finally:
+        shutil.rmtree(damaged, ignore_errors=True)
     return facts
+
+
+def _sweep(cache: Path) -> None:
+    """Remove temporary folders in which nothing was written for a day: their builders are dead."""
+    for left in cache.glob(f"{TEMPORARY}*"):
+        with suppress(FileNotFoundError):  # a builder is done with it at this moment
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > DAY:
+                shutil.rmtree(left)
 
 
 def _train_tokenizer(documents: Iterator[str], vocab: int, path: Path) -> None:

@@ -14,8 +14,8 @@ first, and an Op becomes a `torch.library` custom operator, so `torch.compile`, 
     @scale.gradient(save=...)
     def _(ctx, grad): ...
 
-A call takes the first backend that serves the tensors' device, is present, and does not refuse the arguments. When a
-backend that is present refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what
+A call takes the first backend that serves the tensors' device, is present, and does not refuse the arguments. When one is
+missing or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what
 cannot be done that way raises `BackendError` with the reason. Nothing falls back in silence.
 """
 
@@ -37,7 +37,7 @@ class BackendError(RuntimeError):
 
 
 class SlowPathWarning(UserWarning):
-    """A fast backend is present but refused the arguments, and a slower one computed the result."""
+    """A fast backend is missing or refused the arguments, and a slower one computed the result."""
 
 
 def _present(device: torch.device) -> str | None:
@@ -72,28 +72,26 @@ class Backend:
 
 
 OPS: dict[str, "Op"] = {}
-_forced: dict[str, str] = {}  # op name, or "" for every op → backend name
+_forced: list[dict[str, str]] = []  # op name, or "" for every op → backend name; the last that speaks of an op decides
 
 
 @contextmanager
 def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
     """Force a backend inside the `with` block: `use_backend("reference")` for every op, `use_backend(attention="triton")`
-    for one. The innermost choice wins; an op's own choice goes before the choice for every op.
+    for one. The innermost choice wins; in one call, an op's own choice goes before the choice for every op. It holds for the whole
+    process, since backward passes run on threads of their own.
 
     Raises BackendError at once if no op has the backend; a call that the forced backend cannot serve raises it there.
     The environment variable FASTLM_BACKEND sets the outermost choice for every op.
     """
-    global _forced
     wanted = ({"": name} if name is not None else {}) | ops
     for op_name, backend_name in wanted.items():
         _check_known(op_name, backend_name)
-    before = _forced
-    # A choice for every op made inside must not be outvoted by an op's own choice made outside.
-    _forced = wanted if name is not None else before | wanted
+    _forced.append(wanted)
     try:
         yield
     finally:
-        _forced = before
+        _forced[:] = [choice for choice in _forced if choice is not wanted]  # not always the last: another thread may be inside
 
 
 def _check_known(op_name: str, backend_name: str) -> None:
@@ -106,7 +104,10 @@ def _check_known(op_name: str, backend_name: str) -> None:
 
 def forced_backend(op_name: str) -> str | None:
     """The backend name that `use_backend` or FASTLM_BACKEND asks for, or None for a free choice."""
-    return _forced.get(op_name) or _forced.get("") or os.environ.get("FASTLM_BACKEND")
+    for choice in reversed(_forced):
+        if op_name in choice or "" in choice:
+            return choice.get(op_name) or choice[""]
+    return os.environ.get("FASTLM_BACKEND")
 
 
 class Op:
@@ -118,7 +119,7 @@ class Op:
         self.backends: list[Backend] = []
         self.signature = inspect.signature(definition)
         self.__doc__ = definition.__doc__
-        self._told: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
         schema = torch.library.infer_schema(definition, mutates_args=mutates)
         self.torch_op = torch.library.custom_op(f"fastlm::{self.name}", self._run, mutates_args=mutates, schema=schema)
         self.torch_op.register_fake(definition)
@@ -167,11 +168,15 @@ class Op:
         if forced is not None:
             return self._forced_choice(forced, device, args)
         for backend in self.backends[:best]:
-            if device.type not in backend.devices or backend.missing(device):
+            if device.type not in backend.devices:
+                continue
+            reason = backend.missing(device)
+            if reason is not None:
+                self._tell(backend, "is missing", reason)
                 continue
             reason = backend.refuses(*args)
             if reason is not None:
-                self._tell(backend, reason)
+                self._tell(backend, "refused", reason)
             elif torch.compiler.is_compiling() or not backend.yields(*args):
                 return backend
         return self._reference
@@ -191,11 +196,12 @@ class Op:
             raise BackendError(f"{self.name}: backend {name!r} cannot serve this call: {reason}")
         return candidates[0]
 
-    def _tell(self, backend: Backend, reason: str) -> None:
-        if backend.differentiable or reason in self._told:  # a hand-over to PyTorch is a convenience, not a promise
+    def _tell(self, backend: Backend, what: str, reason: str) -> None:
+        """Warn, once for each backend and reason, that a slower one computes."""
+        if backend.differentiable or (backend.name, reason) in self._told:  # a hand-over to PyTorch is a convenience, not a promise
             return
-        self._told.add(reason)
-        warnings.warn(f"fastlm.{self.name}: backend {backend.name!r} refused: {reason}", SlowPathWarning, stacklevel=2)
+        self._told.add((backend.name, reason))
+        warnings.warn(f"fastlm.{self.name}: backend {backend.name!r} {what}: {reason}", SlowPathWarning, stacklevel=2)
 
     def explain(self, device: torch.device) -> list[tuple[str, str | None]]:
         """(backend name, why it is unavailable on `device` or None), fastest first. What `fastlm info` prints."""

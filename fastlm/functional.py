@@ -44,11 +44,11 @@ def attention(
     rank below it. Queries that see no key give zeros, and zero gradients.
 
     dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend. seed:
-    64-bit; drawn from torch's generator if None. scale: 1/√D unless given (1/√(3D) for DeBERTa's three products).
+    0 … 2⁶³ - 1; drawn from torch's generator if None. scale: 1/√D unless given (1/√(3D) for DeBERTa's three products).
     offset: the first query's position, Lk - Lq unless given, so that the last query stands at the last key and a decoding
     step needs no argument. return_lse: also return log Σ exp(score), [B, H, Lq] fp32.
 
-    Raises ValueError for shapes, dtypes or values that do not fit.
+    Differentiable once. Raises ValueError for shapes, dtypes, devices or values that do not fit.
     """
     query, key, value = _autocast(query, key, value)
     _check_attention(query, key, value)
@@ -61,8 +61,8 @@ def attention(
     segments = (segments, segments) if isinstance(segments, Tensor) else segments or (None, None)
     order = order or (None, None)
     same, *groups = group_bias or (None, None, None)
-    _check_numbers(scale, dropout)
-    _check_table(terms.table, H, Lq, Lk)
+    _check_numbers(scale, dropout, seed)
+    _check_terms(terms, H, Lq, Lk, D)
     _check_bias(bias, (B, H, Lq, Lk))
     for name, of_batch in (("key_lengths", key_lengths), ("prefix", prefix)):
         _check_integers(name, of_batch, (B,))
@@ -71,6 +71,9 @@ def attention(
         _check_integers(f"{name} of keys", of_keys, (B, Lk))
         if (of_queries is None) != (of_keys is None):
             raise ValueError(f"{name} must be given for queries and keys; one of the two is None")
+    if same is not None and same.shape != (B, H, Lq):
+        raise ValueError(f"group_bias must begin with [B, H, Lq] = [{B}, {H}, {Lq}]; got {list(same.shape)}")
+    _check_devices(query, key_lengths=key_lengths, prefix=prefix, bias=bias, table=terms.table, group_bias=same, segments=segments[0], order=order[0])
     if terms.rotate_q is not None:
         query = rotate(query, *terms.rotate_q, layout=terms.layout)
         key = rotate(key, *terms.rotate_k, layout=terms.layout)
@@ -84,7 +87,7 @@ def attention(
         seed = int(torch.randint(2**63 - 1, ()))
     out, lse = attention_op(
         query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors, vectors.value_vectors,
-        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, seed or 0, return_lse,
+        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, 0 if seed is None else seed, return_lse,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -107,9 +110,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tens
 
 
 def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, device: torch.device) -> Terms:
+    if position is None or Lq + Lk == 0:
+        return Terms()
+    if isinstance(position, Terms):
+        return position
     if not isinstance(position, Position):
-        return position or Terms()
-    if position.embeds:
+        raise ValueError(f"position is {position!r}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms")
+    if position.embeds():
         raise ValueError(f"position {position.name!r} adds to token embeddings, which attention does not see: add position.embed(...) there, and pass none here")
     return position.terms(Lq, Lk, offset, device)
 
@@ -117,7 +124,7 @@ def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, dev
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's dtype where autocast is on, as torch's own attention does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors
     return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
@@ -126,6 +133,8 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     shapes = f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"attention takes query [B, H, Lq, D] and key, value [B, Hk, Lk, D]; got {shapes}")
+    if q.shape[3] == 0:
+        raise ValueError(f"the head dimension is 0; got {shapes}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads; got {shapes}")
     if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -134,11 +143,13 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"query, key and value must be on one device; got {q.device}, {k.device}, {v.device}")
 
 
-def _check_numbers(scale: float, dropout: float) -> None:
+def _check_numbers(scale: float, dropout: float, seed: int | None) -> None:
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2⁶³)")
 
 
 def _check_integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -146,11 +157,24 @@ def _check_integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None
         raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}")
 
 
-def _check_table(table: Tensor | None, heads: int, Lq: int, Lk: int) -> None:
-    if table is not None and table.shape != (heads, Lq + Lk - 1):
-        raise ValueError(f"the position's table must be [heads, Lq + Lk - 1] = [{heads}, {Lq + Lk - 1}]; got {list(table.shape)}")
+def _check_terms(terms: Terms, heads: int, Lq: int, Lk: int, D: int) -> None:
+    n = Lq + Lk - 1
+    if terms.table is not None and terms.table.shape != (heads, n):
+        raise ValueError(f"the position's table must be [heads, Lq + Lk - 1] = [{heads}, {n}]; got {list(terms.table.shape)}")
+    for name in ("query_vectors", "key_vectors", "value_vectors"):
+        rows = getattr(terms.vectors, name)
+        if rows is not None and rows.shape != (heads, n, D):
+            raise ValueError(f"the position's {name} must be [heads, Lq + Lk - 1, D] = [{heads}, {n}, {D}]; got {list(rows.shape)}")
+
+
+def _check_devices(query: Tensor, **others: Tensor | None) -> None:
+    for name, x in others.items():
+        if x is not None and x.device != query.device:
+            raise ValueError(f"{name} is on {x.device} and query on {query.device}; move it there")
 
 
 def _check_bias(bias: Tensor | None, full: tuple[int, ...]) -> None:
     if bias is not None and (bias.ndim != 4 or any(n not in (1, whole) for n, whole in zip(bias.shape, full, strict=True))):
         raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(bias.shape)}")
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"bias is {bias.dtype}, and it is added to scores; make a mask a bias by torch.where(mask, 0.0, -torch.inf)")

@@ -6,7 +6,9 @@ Needs torch alone.
 import importlib
 import importlib.util
 import pkgutil
+import os
 import platform
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,7 +41,10 @@ def describe() -> None:
 
 
 def describe_ops() -> None:
-    """For each device: the backends of each op in the order they are tried, and below them why the others are not there."""
+    """For each device: the backends of each op in the order they are tried, and below them why the others are not there.
+
+    Raises BackendError if FASTLM_BACKEND names none.
+    """
     for module in pkgutil.iter_modules(ops.__path__):
         importlib.import_module(f"{ops.__name__}.{module.name}")
     for device in devices():

@@ -15,12 +15,13 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
     """(left, right) of the visible band.
 
     window: (left, right) in keys, None on a side for no bound; one int w for (w, w). Causal caps right at 0.
-    Raises ValueError for a negative bound.
+    Raises ValueError for anything else and for a negative bound.
     """
-    left, right = (window, window) if isinstance(window, int) else (window or (None, None))
-    for side, bound in (("left", left), ("right", right)):
+    both = (window, window) if isinstance(window, int) else (window or (None, None))
+    if isinstance(window, bool) or len(both) != 2 or not all(bound is None or isinstance(bound, int) for bound in both):
+        raise ValueError(f"window is {window!r}; give (left, right) in keys, None for no bound on a side, or one int for both")
+    for side, bound in zip(("left", "right"), both, strict=True):
         if bound is not None and bound < 0:
             raise ValueError(f"window {side} bound is {bound}; give a count of keys ≥ 0, or None for no bound")
-    left = UNBOUNDED if left is None else left
-    right = UNBOUNDED if right is None else right
+    left, right = (UNBOUNDED if bound is None else min(bound, UNBOUNDED) for bound in both)
     return left, 0 if causal else right

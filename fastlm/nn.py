@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.functional import attention
-from fastlm.positions import Position, Terms, make
+from fastlm.positions import SCHEMES, Position, Terms, make
 
 
 class Cache:
@@ -48,13 +48,15 @@ class Attention(nn.Module):
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        if dim % heads or heads % kv_heads:
+        if heads < 1 or kv_heads < 1 or dim % heads or heads % kv_heads:
             raise ValueError(f"heads must divide dim and kv_heads must divide heads; got dim {dim}, heads {heads}, kv_heads {kv_heads}")
         self.head_dim, self.causal = dim // heads, causal
         self.heads, self.kv_heads = heads, kv_heads
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         if isinstance(position, str):
+            if position in SCHEMES and SCHEMES[position].embeds():
+                raise ValueError(f"position {position!r} adds to token embeddings, which a layer does not see; it belongs to the model")
             position = make(position, dim=dim, heads=heads, head_dim=self.head_dim, causal=causal)
         self.position = position
 

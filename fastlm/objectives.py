@@ -40,7 +40,7 @@ class Objective:
     def __init__(self, tokens: np.ndarray, context: int):
         self.tokens, self.context = tokens, context
         if len(tokens) < context + 1:
-            raise Refusal(f"{len(tokens)} tokens are fewer than one row of {context} + 1; give more text or a smaller --context")
+            raise Refusal(f"{len(tokens)} tokens, fewer than one row of {context} + 1; give more text or a smaller --context")
 
     def __len__(self) -> int:
         """Samples in an epoch."""

@@ -74,8 +74,12 @@ class Position(nn.Module):
     layout: str = "half"
     magnitude: float = 1.0
 
-    def __init_subclass__(cls, name: str, **kwargs):
+    def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
+        if name is None:  # a relative of a scheme, for its author's own use
+            return
+        if name in SCHEMES and (SCHEMES[name].__module__, SCHEMES[name].__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"a scheme named {name!r} exists already: {SCHEMES[name].__module__}.{SCHEMES[name].__qualname__}; choose another name")
         unknown = set(inspect.signature(cls).parameters) - set(FACTS) - _optional(cls)
         if unknown:
             raise TypeError(f"{cls.__name__} asks for {sorted(unknown)} without a default; a model knows {', '.join(FACTS)}")
@@ -98,10 +102,10 @@ class Position(nn.Module):
         """distance [n] int64, key position minus query position → rows for each."""
         return Vectors()
 
-    @property
-    def embeds(self) -> bool:
+    @classmethod
+    def embeds(cls) -> bool:
         """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
-        return type(self).embed is not Position.embed
+        return cls.embed is not Position.embed
 
     def terms(self, Lq: int, Lk: int, offset: int | None = None, device: torch.device | None = None) -> Terms:
         """The rotation and the distance table for queries at positions offset … offset + Lq - 1 and keys at 0 … Lk - 1.
@@ -116,6 +120,14 @@ class Position(nn.Module):
         distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
         table = self.bias(distance)
         return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float(), self.vectors(distance))
+
+    def _apply(self, fn, recurse=True):
+        """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits."""
+        constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
+        super()._apply(fn, recurse)
+        for name, constant in constants.items():
+            self._buffers[name] = constant.to(self._buffers[name].device)
+        return self
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         angles = self.angles(positions.double())
@@ -192,13 +204,6 @@ class RoPE(Position, name="rope"):
             pitch[rotated // 2 :] = 0
         self.register_buffer("pitch", pitch, persistent=False)
 
-    def _apply(self, fn, recurse=True):
-        """Follow the module to a device, but keep the frequencies in fp64 whatever dtype the model is cast to."""
-        pitch = self.pitch
-        super()._apply(fn, recurse)
-        self.pitch = pitch.to(self.pitch.device)
-        return self
-
     def angles(self, positions: Tensor) -> Tensor:
         return positions[:, None] * self.pitch
 
@@ -217,7 +222,7 @@ class ALiBi(Position, name="alibi"):
             self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
 
     def bias(self, distance: Tensor) -> Tensor:
-        return -self.slopes[:, None] * distance.abs()
+        return -self.slopes.float()[:, None] * distance.abs()  # bf16 would round distances beyond 256
 
 
 class T5Bias(Position, name="t5"):
@@ -246,7 +251,7 @@ class Kerple(Position, name="kerple"):
         self.r2 = nn.Parameter(torch.rand(heads))
 
     def bias(self, distance: Tensor) -> Tensor:
-        r1, r2 = (r.clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
+        r1, r2 = (r.float().clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
         return -r1 * torch.log1p(r2 * distance.abs())
 
 

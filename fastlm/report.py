@@ -4,10 +4,14 @@ On a terminal one line is updated in place; elsewhere a plain line appears every
 """
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +38,13 @@ class Console:
             self._shown = ""
         words.say(label, *parts)
 
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Inside the `with` block, Python's warnings are labelled lines too."""
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: self.say("warning", " ".join(str(message).split()))
+            yield
+
     def due(self) -> bool:
         """Whether the progress line is old."""
         return time.monotonic() >= self._next
@@ -53,14 +64,18 @@ class Metrics:
     """metrics.jsonl: a row for each update, and rows for evaluations and samples, each with the step it belongs to.
 
     Rows of updates wait as device tensors until `flush`, so that logging does not keep the device idle. Opening the file for
-    a run at `step` drops the rows after it, and a last line that a kill left unfinished.
+    a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not finite, or that
+    nobody looked at, is null.
+
+    last: field → newest value. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
     """
 
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.last: dict = {name: value for row in kept for name, value in row.items()}  # field → newest value
+        self.last: dict = {name: value for row in kept for name, value in row.items()}
+        self.diverged: int | None = None
         self._waiting: list[tuple[dict, Update]] = []
         self._before = self.last.get("seconds", 0.0)
 
@@ -82,27 +97,35 @@ class Metrics:
         if self._waiting:
             names = [*self._waiting[0][1].losses, "grad_norm", "loss_scale", "skipped"]
             table = torch.stack([_numbers(update) for _, update in self._waiting]).tolist()
-            self._append([row | dict(zip(names, numbers, strict=True)) for (row, _), numbers in zip(self._waiting, table, strict=True)])
+            rows = [row | dict(zip(names, numbers, strict=True)) for (row, _), numbers in zip(self._waiting, table, strict=True)]
+            lost = (row["step"] for row in rows if not math.isfinite(row["loss"]) and row["skipped"] != 1)
+            self.diverged = self.diverged or next(lost, None)
+            self._append(rows)
             self._waiting = []
         if to_disk:
             flush(self.path)
 
     def series(self, *names: str) -> list[tuple]:
-        """The rows written so far that have all these fields, as tuples of them."""
-        return [tuple(row[n] for n in names) for row in read_rows(self.path) if all(n in row for n in names)]
+        """The rows written so far that have a value in all these fields, as tuples of them."""
+        return [tuple(row[n] for n in names) for row in read_rows(self.path) if all(row.get(n) is not None for n in names)]
 
     def _append(self, rows: list[dict]) -> None:
+        rows = [{name: _finite(value) for name, value in row.items()} for row in rows]
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         for row in rows:
             self.last |= row
 
 
 def _numbers(update: Update) -> torch.Tensor:
-    """Losses, gradient norm, loss scale, and 1 if the update was skipped; 0 for what the update did not look at."""
-    zero = update.scale.new_zeros(())
-    others = (zero if x is None else x for x in (update.norm, update.scale, update.overflow))
+    """Losses, gradient norm, loss scale, and 1 if the update was skipped; NaN for what the update did not look at."""
+    unknown = torch.full_like(update.scale, math.nan)
+    others = (unknown if x is None else x for x in (update.norm, update.scale, update.overflow))
     return torch.stack([x.float() for x in (*update.losses.values(), *others)])
+
+
+def _finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -12,17 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fastlm import __version__, artefacts, checkpoint
+from fastlm import __version__, artefacts, checkpoint, plugins
 from fastlm.budget import SAMPLES, measure
 from fastlm.config import Config
 from fastlm.corpus import Corpus, find
 from fastlm.data import Tokens, sha256, tokenize
-from fastlm.plan import Plan, environment, free_folder
+from fastlm.plan import Plan, environment, locked, new_folder
 from fastlm.report import Console, Metrics, resident_bytes
 from fastlm.trainer import Trainer
 from fastlm.words import Failure, Refusal, bar, clock, count, megabytes
@@ -33,13 +33,23 @@ REPEATED = 0.3  # share of repeated lines from which we warn; the standard libra
 
 def pretrain(config: Config, command: list[str]) -> int:
     """Train a model from nothing; return the exit status. Raises Refusal before any work is lost, Failure if training fails."""
+    plugins.load(config.plugin)
     config.check()
-    config = replace(config, data=tuple(path.resolve() for path in config.data), device=config.torch_device().type)
-    folder, console, where = free_folder(config.out), Console(), environment(config)
+    console = Console()
+    with new_folder(config.out) as folder, console.warnings():
+        return _begin(folder, config.settled(), command, console).train()
+
+
+def _begin(folder: Path, config: Config, command: list[str], console: Console) -> "Run":
+    """Read the text, measure, write down the plan: a run before its first step."""
+    where = environment(config)
     console.say("torch", where["torch"], f"Python {where['python']}", where["device"], config.dtype, f"seed {config.seed}")
     corpus, tokens = _read(config, console)
     _describe(config, tokens, console)
     budget = measure(config, tokens)
+    if not budget.fits:
+        console.say("warning", f"--minutes {config.minutes:g} is too short for one step on this machine; one is made all the same. "
+                               "Give more minutes, or a smaller --dim, --layers, --context or --batch")  # fmt: skip
     plan = Plan(__version__, shlex.join(command), config, budget.steps, budget.threads, corpus.fingerprint, sha256(tokens.tokenizer_file), where)
     trainer = Trainer(config, tokens, plan.steps)
     console.say("threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items()))
@@ -47,13 +57,13 @@ def pretrain(config: Config, command: list[str]) -> int:
     console.say("kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items())))
     console.say("memory", f"parameters {size}", f"gradients {size}", f"{config.optimizer} {megabytes(budget.state_bytes)}")
     seen = plan.steps * trainer.tokens_per_update
-    length = "as asked" if config.steps else f"what fits in {clock(60 * config.minutes)}"
+    length = "as asked" if config.steps else f"what fits in {clock(60 * config.minutes)}" if budget.fits else "at least one"
     console.say("steps", f"{plan.steps} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs")
-    (folder / "state").mkdir(parents=True)
+    (folder / "state").mkdir()
     shutil.copyfile(tokens.tokenizer_file, folder / "tokenizer.json")
     plan.write(folder)
     console.say("writes", f"{folder}/")
-    return Run(folder, plan, trainer, tokens, corpus, console, Metrics(folder / "metrics.jsonl", 0), 0.0).train()
+    return Run(folder, plan, trainer, tokens, corpus, console, Metrics(folder / "metrics.jsonl", 0), 0.0)
 
 
 def resume(folder: Path) -> int:
@@ -62,7 +72,14 @@ def resume(folder: Path) -> int:
     if (folder / "report.md").exists():
         console.say("done", f"{folder} is finished: all {plan.steps} steps are trained; `fastlm sample {folder}` shows what it learned")
         return 0
+    plugins.load(plan.config.plugin)
     plan.config.check()
+    with locked(folder), console.warnings():
+        return _go_on(folder, plan, console).train()
+
+
+def _go_on(folder: Path, plan: Plan, console: Console) -> "Run":
+    """The run as its newest whole checkpoint left it."""
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.exists() or sha256(tokenizer_file) != plan.tokenizer:
         raise Refusal(f"{tokenizer_file} is not the one the run began with; restore it, or start a new run")
@@ -78,7 +95,7 @@ def resume(folder: Path) -> int:
         trainer.step, seconds = facts["step"], facts["seconds"]
         trainer.scaler.load_state_dict(facts["scaler"])
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
-    return Run(folder, plan, trainer, tokens, corpus, console, Metrics(folder / "metrics.jsonl", trainer.step), seconds).train()
+    return Run(folder, plan, trainer, tokens, corpus, console, Metrics(folder / "metrics.jsonl", trainer.step), seconds)
 
 
 @dataclass
@@ -107,7 +124,7 @@ class Run:
                 update = self.trainer.update()
                 self.metrics.add(self.trainer.step, self.elapsed, update)
                 if time.monotonic() - flushed >= 1:
-                    self.metrics.flush()
+                    self._flush()
                     flushed = time.monotonic()
                 self._look()
                 if time.monotonic() - saved >= self.plan.config.save_every:
@@ -135,7 +152,7 @@ class Run:
             artefacts.write_samples(self.metrics, self.folder / "sample.txt")
             self.console.say("sample", repr(text[:160]))
         if self.console.due():
-            self.metrics.flush()
+            self._flush()
             self.console.progress(self._progress())
 
     def _evaluate(self) -> None:
@@ -145,8 +162,7 @@ class Run:
         row = {"step": step, "tokens": step * self.trainer.tokens_per_update, "seconds": round(self.elapsed, 3)}
         self.metrics.write(row | {f"held_out_{name}": value for name, value in found.items()})
         if not math.isfinite(found["loss"]):
-            lr = self.plan.config.lr
-            raise Failure(f"the held-out loss is {found['loss']} at step {step}: training diverged; lower --lr ({lr:g}) or raise --warmup")
+            raise self._divergence(f"the held-out loss is {found['loss']} at step {step}")
         self.console.progress(self._progress())
 
     def _progress(self) -> str:
@@ -154,7 +170,8 @@ class Run:
         seconds_per_step = (time.monotonic() - self.begun) / max(1, step - self.first)
         parts = [f"{step / steps:4.0%} {bar(step / steps)} {clock(self.elapsed)}<{clock((steps - step) * seconds_per_step)}", f"step {step}"]
         if step > self.first:
-            parts += [f"loss {last['loss']:.3f}", f"lr {last['lr']:.2g}", f"|g| {last['grad_norm']:.2f}"]
+            fields = (("loss", "loss", ".3f"), ("lr", "lr", ".2g"), ("|g|", "grad_norm", ".2f"))
+            parts += [f"{name} {last[field]:{digits}}" for name, field, digits in fields if last[field] is not None]
             parts += [f"{count(self.trainer.tokens_per_update / seconds_per_step)} tok/s"]
         return "  ".join([*parts, f"held out {' '.join(self._held_out())}", f"rss {resident_bytes() / 1e9:.2f} GB"])
 
@@ -163,9 +180,21 @@ class Run:
         bits = [f"{last['held_out_bits_per_byte']:.3f} bits/byte"] if self.trainer.held_out.compresses else []
         return [f"{last['held_out_loss']:.3f} nats", *bits]
 
+    def _flush(self, to_disk: bool = False) -> None:
+        """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite."""
+        self.metrics.flush(to_disk)
+        if self.metrics.diverged is not None:
+            raise self._divergence(f"the loss is not finite at step {self.metrics.diverged}")
+
+    def _divergence(self, what: str) -> Failure:
+        """Resuming would repeat it to the bit, so the advice is another run."""
+        return Failure(f"{what}: training diverged; start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup")
+
     def _save(self) -> None:
-        """Rows first: what is before a checkpoint must be on disk when the checkpoint is."""
-        self.metrics.flush(to_disk=True)
+        """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not be."""
+        self._flush(to_disk=True)
+        if not self.trainer.finite():
+            raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
         facts = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
         checkpoint.save(self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, facts)
 
@@ -178,7 +207,7 @@ class Run:
         self.console.say("done", "held out " + " = ".join(self._held_out()), f"zlib -9 {self.tokens.facts.zlib_bits:.3f} bits/byte",
                          f"{count(seen)} tokens", clock(self.elapsed))  # fmt: skip
         self.console.say("wrote", f"{self.folder}/ {artefacts.FILES}")
-        self.console.say("next", f"fastlm sample {self.folder}")
+        self.console.say("next", f"fastlm sample {self.folder}", artefacts.opened_by(self.trainer.model.config, self.folder))
         return self._verdict(self.metrics.last["held_out_loss"], self.tokens.facts.unigram_nats)
 
     def _verdict(self, loss: float, unigram: float) -> int:
@@ -224,6 +253,8 @@ def stop_signals() -> Iterator[list[int]]:
 
 def _read(config: Config, console: Console, tokenizer_file: Path | None = None, fingerprint: str | None = None) -> tuple[Corpus, Tokens]:
     """Find the text and its ids, and say what they are. Raises Refusal if the text is not the one a run began with."""
+    if config.plugin:
+        console.say("plugin", *config.plugin)
     corpus = find(config.data)
     console.say("data", corpus.name, f"{len(corpus.sources)} files", megabytes(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", corpus.split)
     if corpus.skipped:
@@ -235,7 +266,7 @@ def _read(config: Config, console: Console, tokenizer_file: Path | None = None, 
     building = f"building a vocabulary of {config.vocab} and encoding the text, once"
     tokens = tokenize(corpus, config.vocab, tokenizer_file, lambda: console.say("tokens", building))
     how = f"built in {tokens.built:.1f} s" if tokens.built else "cached"
-    sizes = f"{count(len(tokens.train))} to train on, {count(len(tokens.held_out))} held out"
+    sizes = f"{count(len(tokens.train))} to train on, {count(len(tokens.held_out))} held out ({tokens.held_out_share:.1%} of the text)"
     console.say("tokens", f"byte-level BPE {tokens.facts.vocab_size} ({how})", f"{tokens.bytes_per_token:.2f} bytes each", sizes)
     return corpus, tokens
 

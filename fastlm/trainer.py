@@ -18,9 +18,11 @@ from fastlm.amp import GradScaler
 from fastlm.config import DTYPES, Config
 from fastlm.data import EOS, Tokens, load_tokenizer
 from fastlm.model import Transformer
-from fastlm.objectives import OBJECTIVES, Batch
+from fastlm.objectives import OBJECTIVES, Batch, Objective
 from fastlm.optim import OPTIMIZERS, decay_groups
+from fastlm.words import Refusal
 
+MOMENTUM = 0.9  # of SGD
 SAMPLE = 96  # tokens of a sample
 GLANCE = 64  # windows of held-out text looked at on the way; at the end, all of them
 
@@ -45,13 +47,13 @@ class Trainer:
     def __init__(self, config: Config, tokens: Tokens, steps: int):
         self.config, self.steps, self.step = config, steps, 0
         self.device = config.torch_device()
-        torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         shape = config.model(tokens.facts.vocab_size)
+        self.train = make_objective(config, "train", tokens.train, shape.context)
+        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context)
+        torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.model = Transformer(shape).to(self.device)
         self.optimizer = make_optimizer(config, self.model)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
-        make = OBJECTIVES[config.objective]
-        self.train, self.held_out = make(tokens.train, shape.context), make(tokens.held_out, shape.context)
         self.bytes_of = torch.from_numpy(tokens.bytes_of())
         self.tokenizer = load_tokenizer(tokens.tokenizer_file)
 
@@ -116,6 +118,10 @@ class Trainer:
         tokens = torch.full((1, 1), EOS, device=self.device)
         return self.tokenizer.decode(self.model.generate(tokens, n, 0.8, generator)[0, 1:].tolist())
 
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number. The host waits for the device."""
+        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+
     def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         dtype = DTYPES[self.config.dtype]
@@ -123,10 +129,19 @@ class Trainer:
             return objective.loss(self.model, batch)
 
 
+def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> Objective:
+    """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
+    try:
+        return OBJECTIVES[config.objective](ids, context)
+    except Refusal as error:
+        raise Refusal(f"the {side} side of the text has {error}") from error
+
+
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
-    """The configured optimizer over the model's parameters; betas go to those that have them."""
+    """The configured optimizer over the model's parameters; betas and momentum go to those that have them."""
     make = OPTIMIZERS[config.optimizer]
-    options = {"betas": config.betas} if "betas" in inspect.signature(make).parameters else {}
+    known = inspect.signature(make).parameters
+    options = {name: value for name, value in (("betas", config.betas), ("momentum", MOMENTUM)) if name in known}
     return make(decay_groups(model, config.weight_decay), lr=config.lr, max_grad_norm=config.clip or None, **options)
 
 

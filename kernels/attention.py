@@ -1,9 +1,11 @@
 """Flash attention with a distance table: one pass over the keys with a running softmax (Dao et al. 2022; Milakov & Gimelshein 2018).
 
-A program owns BLOCK_M queries of one head and walks the tiles of keys that the band and the key lengths leave visible,
-first the full tiles, without any mask arithmetic, then the edges. Inside, scores are in units of 1/scale: the table
-enters as the accumulator's first value, table/scale, which costs the softmax nothing, and exp(scale · x) is one
-exp2(x · scale · log₂e). Shapes and meanings: fastlm/ops/attention.py.
+A program owns BLOCK_M queries of one head and walks the tiles of keys that the band and the key lengths leave visible:
+first the full tiles, without any mask arithmetic, then the edges. Shapes and meanings: fastlm/ops/attention.py.
+
+Scores have a unit. With 16-bit inputs they are kept in multiples of 1/scale, so that the table can be the product's
+first accumulator, which costs the softmax nothing, and exp is one multiply-add and one exp2. With fp32 inputs they are
+natural, for a large table in the accumulator would cost the product its last bits.
 """
 
 import torch
@@ -11,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
+from fastlm.kernels.tile import LOG2E, architecture, cast, dot, edge_tile, fma, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
 from fastlm.kernels.tiles import block_d, tiles
 
 NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
@@ -27,15 +29,29 @@ def key_count(p_lengths, b, Lk):
 
 
 @triton.jit
+def units(dtype: tl.constexpr, scale):
+    """(score → unit of the running maximum, that unit → log₂). One of them is 1: see the top of this file."""
+    if dtype == tl.float32:
+        return 1.0, LOG2E
+    return scale * LOG2E, 1.0
+
+
+@triton.jit
+def product(a, b, bias, scale):
+    """Scores of a @ b with a bias, in the unit of their dtype."""
+    if a.dtype == tl.float32:
+        x = dot(a, b)
+        return x * scale if bias is None else fma(x, scale, bias)
+    return dot(a, b, None if bias is None else bias * (1.0 / scale))
+
+
+@triton.jit
 def scores(a, b, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE: tl.constexpr):
-    """a @ b + table/scale, -inf where invisible. o_i, o_j: places of queries and keys in the tile, one a row, one a column,
-    so that the same lines serve queries × keys and keys × queries. EDGE: not all of the tile may be visible, or exist; but
-    rows of queries that do not exist are left as they are, for nobody reads them.
+    """Scores of a tile, -inf where invisible. o_i, o_j: places of queries and keys in the tile, one a row, one a column, so
+    that the same lines serve queries × keys and keys × queries. EDGE: some pairs may be invisible, or not exist; those
+    of queries that do not exist are left as they are, for nobody reads them.
     """
-    bias = None
-    if p_table is not None:
-        bias = look_up(p_table + (j0 - i0 + Lq - 1) + (o_j - o_i)) * (1.0 / scale)
-    x = dot(a, b, bias)
+    x = product(a, b, None if p_table is None else look_up(p_table + (j0 - i0 + Lq - 1) + (o_j - o_i)), scale)
     if EDGE:
         nearest = o_i + (i0 + offset - j0)  # where in the tile the query itself would stand
         visible = (o_j >= nearest - left) & (o_j <= tl.minimum(nearest + right, n_keys - 1 - j0))
@@ -53,12 +69,13 @@ def forward_tile(
     o_i, o_j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     k = load_rows(p_k, j0, n_keys, stride_k, D, BLOCK_N, BLOCK_D, EDGE)
     x = scores(q, k.T, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE)
-    m_new = tl.maximum(m, tl.max(x, 1))
-    p = tl.exp2(x * (scale * LOG2E) - (m_new * (scale * LOG2E))[:, None])
-    rescale = tl.exp2((m - m_new) * (scale * LOG2E))
+    to_unit, to_log2 = units(q.dtype, scale)
+    m_new = tl.maximum(m, tl.max(x, 1) * to_unit)
+    p = tl.exp2(fma(x, to_unit, -m_new[:, None]) * to_log2)
+    rescale = tl.exp2((m - m_new) * to_log2)
     v = load_rows(p_v, j0, n_keys, stride_v, D, BLOCK_N, BLOCK_D, EDGE)
-    acc = dot(p.to(v.dtype), v, acc * rescale[:, None])
-    return acc, m_new, l * rescale + tl.sum(p, 1)
+    acc = dot(cast(p, v.dtype), v, acc * rescale[:, None])
+    return acc, m_new, fma(l, rescale, tl.sum(p, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,23 +118,26 @@ def forward_kernel(
     o_i = tl.arange(0, BLOCK_M)
     seen = tl.where(l == 0, 1.0, l)
     store_rows(acc * (1.0 / seen)[:, None], p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D)
-    lse = tl.where(l == 0, float("-inf"), m * scale + tl.log(seen))
+    to_unit, to_log2 = units(q.dtype, scale)
+    lse = tl.where(l == 0, float("-inf"), m * (to_log2 / LOG2E) + tl.log(seen))
     tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Launcher
 
 
 def forward(q, k, v, table, key_lengths, left, right, scale, offset) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel. Arguments and results: the op `attention`."""
+    """(out, lse) of the op `attention`, whose arguments these are; the rest of them are absent."""
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
     q, k, v = rows(q), rows(k), rows(v)
     table, table_stride = with_margins(table, Lq, Lk)
-    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(B, H, Lq, device=q.device)
-    chosen = tiles("forward", D, q.dtype, architecture())
+    key_lengths = None if key_lengths is None else key_lengths.contiguous()
+    out, lse = q.new_empty(q.shape), q.new_empty(B, H, Lq, dtype=torch.float32)
     with torch.cuda.device_of(q):
+        chosen = tiles("forward", D, q.dtype, architecture())
         forward_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
-            q, k, v, table, key_lengths, out, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3],
-            table_stride, H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **chosen._asdict(),
+            q, k, v, table, key_lengths, out, lse, q.stride()[:3], k.stride()[:3], v.stride()[:3], table_stride,
+            H, H // Hk, Lq, Lk, left, right, offset, scale, D, BLOCK_D=block_d(D), **chosen._asdict(),
         )  # fmt: skip
     return out, lse

@@ -1,6 +1,6 @@
 """The gradient of flash attention: three walks over the tiles, none of which needs an atomic, so that it repeats bit for bit.
 
-    dq      a program owns queries and walks keys; it also leaves δ[i] = ⟨grad[i], out[i]⟩ for the others
+    dq      a program owns queries and walks keys; it leaves δ[i] = ⟨grad[i], out[i]⟩ and lse in its unit to the others
     dk, dv  a program owns keys of a key/value head and walks the queries of every query head that shares it
     dtable  a program owns a block diagonal, where every tile holds the same distances at the same places: it adds
             dS tile upon tile in registers, and sums the diagonals once, at the end
@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.attention import key_count, scores
-from fastlm.kernels.tile import LOG2E, architecture, dot, edge_tile, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
+from fastlm.kernels.attention import key_count, product, scores, units
+from fastlm.kernels.tile import LOG2E, architecture, cast, dot, edge_tile, fma, load_rows, look_up, rows, store_rows, tiles_in_band, with_margins
 from fastlm.kernels.tiles import block_d, tiles
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -32,6 +32,13 @@ def load_vector(p, i0, Lq, BLOCK: tl.constexpr, other: tl.constexpr, EDGE: tl.co
 
 
 @triton.jit
+def exponential(x, lse, dtype: tl.constexpr, scale):
+    """P from scores and lse in the unit of their dtype."""
+    to_unit, to_log2 = units(dtype, scale)
+    return tl.exp2(fma(x, to_unit, -lse) * to_log2)
+
+
+@triton.jit
 def dq_tile(
     dq, q, grad, lse, delta, p_k, p_v, p_table, tile, i0, Lq, n_keys, left, right, offset, scale, stride_k, stride_v,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
@@ -42,14 +49,14 @@ def dq_tile(
     k = load_rows(p_k, j0, n_keys, stride_k, D, BLOCK_N, BLOCK_D, EDGE)
     v = load_rows(p_v, j0, n_keys, stride_v, D, BLOCK_N, BLOCK_D, EDGE)
     x = scores(q, k.T, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE)
-    p = tl.exp2(x * (scale * LOG2E) - lse[:, None])
+    p = exponential(x, lse[:, None], q.dtype, scale)
     ds = p * (dot(grad, v.T) - delta[:, None])
-    return dot(ds.to(k.dtype), k, dq)
+    return dot(cast(ds, k.dtype), k, dq)
 
 
 @triton.jit
 def dkdv_tile(
-    dk, dv, k, v, p_q, p_grad, p_log2, p_delta, p_table, tile, j0, Lq, n_keys, left, right, offset, scale, stride_q,
+    dk, dv, k, v, p_q, p_grad, p_lse, p_delta, p_table, tile, j0, Lq, n_keys, left, right, offset, scale, stride_q,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """dv [N, D] += Pᵀ grad and dk [N, D] += dSᵀ q over one tile of queries; everything is held keys × queries."""
@@ -58,15 +65,15 @@ def dkdv_tile(
     q = load_rows(p_q, i0, Lq, stride_q, D, BLOCK_M, BLOCK_D, EDGE)
     grad = load_rows(p_grad, i0, Lq, D, D, BLOCK_M, BLOCK_D, EDGE)
     x = scores(k, q.T, p_table, o_i, o_j, i0, j0, Lq, n_keys, left, right, offset, scale, EDGE)
-    p = tl.exp2(x * (scale * LOG2E) - load_vector(p_log2, i0, Lq, BLOCK_M, float("inf"), EDGE)[None, :])
-    dv = dot(p.to(grad.dtype), grad, dv)
+    p = exponential(x, load_vector(p_lse, i0, Lq, BLOCK_M, float("inf"), EDGE)[None, :], q.dtype, scale)
+    dv = dot(cast(p, grad.dtype), grad, dv)
     ds = p * (dot(v, grad.T) - load_vector(p_delta, i0, Lq, BLOCK_M, 0.0, EDGE)[None, :])
-    return dot(ds.to(q.dtype), q, dk), dv
+    return dot(cast(ds, q.dtype), q, dk), dv
 
 
 @triton.jit
 def ds_tile(
-    acc, bias, p_q, p_k, p_v, p_grad, p_log2, p_delta, tile, diagonal, Lq, n_keys, scale, stride_q, stride_k, stride_v,
+    acc, bias, p_q, p_k, p_v, p_grad, p_lse, p_delta, tile, diagonal, Lq, n_keys, scale, stride_q, stride_k, stride_v,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """acc [BLOCK, BLOCK] += dS of the tile in row `tile` of a block diagonal; bias carries the table and the band."""
@@ -75,11 +82,11 @@ def ds_tile(
     k = load_rows(p_k, j0, n_keys, stride_k, D, BLOCK, BLOCK_D, EDGE)
     grad = load_rows(p_grad, i0, Lq, D, D, BLOCK, BLOCK_D, EDGE)
     v = load_rows(p_v, j0, n_keys, stride_v, D, BLOCK, BLOCK_D, EDGE)
-    x = dot(q, k.T, bias)
+    x = product(q, k.T, bias, scale)
     if EDGE:
         x = tl.where((tl.arange(0, BLOCK) < n_keys - j0)[None, :], x, float("-inf"))
-    p = tl.exp2(x * (scale * LOG2E) - load_vector(p_log2, i0, Lq, BLOCK, float("inf"), EDGE)[:, None])
-    return acc + p * (dot(grad, v.T) - load_vector(p_delta, i0, Lq, BLOCK, 0.0, EDGE)[:, None])
+    p = exponential(x, load_vector(p_lse, i0, Lq, BLOCK, float("inf"), EDGE)[:, None], q.dtype, scale)
+    return fma(p, dot(grad, v.T) - load_vector(p_delta, i0, Lq, BLOCK, 0.0, EDGE)[:, None], acc)
 
 
 @triton.jit
@@ -101,7 +108,7 @@ def diagonal_sums(x, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["Lq", "Lk", "left", "right", "offset"])
 def dq_kernel(
-    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_out, p_lse, p_log2, p_delta, p_dq, q_strides, k_strides, v_strides,
+    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, q_strides, k_strides, v_strides,
     table_stride, H, group, Lq, Lk, left, right, offset, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -119,11 +126,14 @@ def dq_kernel(
     grad = load_rows(p_grad + i_bh * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D, True)
     out = load_rows(p_out + i_bh * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D, True)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    o_i = tl.arange(0, BLOCK_M)
+    if p_grad_lse is not None:
+        delta -= load_vector(p_grad_lse + i_bh * Lq, i0, Lq, BLOCK_M, 0.0, True)
     lse = load_vector(p_lse + i_bh * Lq, i0, Lq, BLOCK_M, float("inf"), True)
-    lse = tl.where(lse == float("-inf"), float("inf"), lse) * LOG2E
+    to_unit, to_log2 = units(q.dtype, scale)
+    lse = tl.where(lse == float("-inf"), float("inf"), lse) * (LOG2E / to_log2)
+    o_i = tl.arange(0, BLOCK_M)
     tl.store(p_delta + i_bh * Lq + i0 + o_i, delta, mask=o_i < Lq - i0)
-    tl.store(p_log2 + i_bh * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
+    tl.store(p_lse_unit + i_bh * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
 
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     last = tl.minimum(i0 + BLOCK_M, Lq) - 1
@@ -143,7 +153,7 @@ def dq_kernel(
 
 @triton.jit(do_not_specialize=["Lq", "Lk", "left", "right", "offset"])
 def dkdv_kernel(
-    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_log2, p_delta, p_dk, p_dv, q_strides, k_strides, v_strides,
+    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_lse, p_delta, p_dk, p_dv, q_strides, k_strides, v_strides,
     table_stride, Hk, group, Lq, Lk, left, right, offset, scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -166,12 +176,12 @@ def dkdv_kernel(
         p_qh = p_q + b * q_strides[0] + h * q_strides[1]
         for tile in tl.range(full_begin, full_end, disable_licm=True):
             dk, dv = dkdv_tile(
-                dk, dv, k, v, p_qh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, p_bias, tile, j0, Lq, n_keys, left, right, offset, scale,
+                dk, dv, k, v, p_qh, p_grad + i_row * D, p_lse + i_row, p_delta + i_row, p_bias, tile, j0, Lq, n_keys, left, right, offset, scale,
                 q_strides[2], D, BLOCK_M, BLOCK_N, BLOCK_D, False,
             )  # fmt: skip
         for t in tl.range(end - begin - (full_end - full_begin), disable_licm=True):
             dk, dv = dkdv_tile(
-                dk, dv, k, v, p_qh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, p_bias, edge_tile(t, begin, full_begin, full_end),
+                dk, dv, k, v, p_qh, p_grad + i_row * D, p_lse + i_row, p_delta + i_row, p_bias, edge_tile(t, begin, full_begin, full_end),
                 j0, Lq, n_keys, left, right, offset, scale, q_strides[2], D, BLOCK_M, BLOCK_N, BLOCK_D, True,
             )  # fmt: skip
     m_j = (tl.arange(0, BLOCK_N) < n_keys - j0)[:, None]  # keys that do not exist were never masked: no other row saw them
@@ -181,7 +191,7 @@ def dkdv_kernel(
 
 @triton.jit(do_not_specialize=["Lq", "Lk", "left", "right", "offset", "first"])
 def dtable_kernel(
-    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_log2, p_delta, p_partial, q_strides, k_strides, v_strides,
+    p_q, p_k, p_v, p_table, p_lengths, p_grad, p_lse, p_delta, p_partial, q_strides, k_strides, v_strides,
     table_stride, B, H, group, Lq, Lk, left, right, offset, scale, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -193,7 +203,7 @@ def dtable_kernel(
     begin = tl.maximum(-diagonal, 0) + split // batch_splits  # the program's first row of tiles
 
     o_d = tl.arange(0, BLOCK)[None, :] - tl.arange(0, BLOCK)[:, None] + diagonal * BLOCK
-    bias = look_up(p_table + h * table_stride + (Lq - 1) + o_d) * (1.0 / scale)
+    bias = look_up(p_table + h * table_stride + (Lq - 1) + o_d)
     bias = tl.where((o_d - offset >= -left) & (o_d - offset <= right), bias, float("-inf"))
     acc = tl.zeros([BLOCK, BLOCK], tl.float32)
     for b_ in range(split % batch_splits, B, batch_splits):
@@ -207,12 +217,12 @@ def dtable_kernel(
         p_vh = p_v + b * v_strides[0] + h // group * v_strides[1]
         for tile in tl.range(begin, full_end, row_splits, disable_licm=True):
             acc = ds_tile(
-                acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
+                acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_lse + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
                 q_strides[2], k_strides[2], v_strides[2], D, BLOCK, BLOCK_D, False,
             )  # fmt: skip
         for tile in tl.range(begin + tl.cdiv(full_end - begin, row_splits) * row_splits, end, row_splits, disable_licm=True):
             acc = ds_tile(
-                acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_log2 + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
+                acc, bias, p_qh, p_kh, p_vh, p_grad + i_row * D, p_lse + i_row, p_delta + i_row, tile, diagonal, Lq, n_keys, scale,
                 q_strides[2], k_strides[2], v_strides[2], D, BLOCK, BLOCK_D, True,
             )  # fmt: skip
     above, below = diagonal_sums(acc, BLOCK)
@@ -246,31 +256,33 @@ def dtable_sum_kernel(p_partial, p_dtable, n_distances, first, n_diagonals, spli
 # Launcher
 
 
-def backward(grad, q, k, v, table, key_lengths, out, lse, left, right, scale, offset, table_grad) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the kernels. Arguments and results: the op `attention_backward`."""
+def backward(grad, grad_lse, out, lse, q, k, v, table, key_lengths, left, right, scale, offset, table_wanted) -> tuple[Tensor, ...]:
+    """(dq, dk, dv, dtable or None) of the op `attention_backward`, whose arguments these are; the rest of them are absent."""
     (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
-    q, k, v = rows(q), rows(k), rows(v)
+    q, k, v, grad, out = rows(q), rows(k), rows(v), grad.contiguous(), out.contiguous()
     table, table_stride = with_margins(table, Lq, Lk)
-    grad, out = grad.contiguous(), out.contiguous()
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    log2, delta, arch = torch.empty_like(lse), torch.empty_like(lse), architecture()
-    strides = q.stride()[:3], k.stride()[:3], v.stride()[:3]
+    grad_lse, key_lengths = (None if x is None else x.contiguous() for x in (grad_lse, key_lengths))
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
+    strides = q.stride()[:3], k.stride()[:3], v.stride()[:3], table_stride
     band = Lq, Lk, left, right, offset, scale
     with torch.cuda.device_of(q):
-        chosen = tiles("dq", D, q.dtype, arch)
+        chosen = tiles("dq", D, q.dtype, architecture())
         dq_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
-            q, k, v, table, key_lengths, grad, out, lse, log2, delta, dq, *strides, table_stride, H, H // Hk, *band, D, BLOCK_D=block_d(D), **chosen._asdict()
-        )
-        chosen = tiles("dkdv", D, q.dtype, arch)
+            q, k, v, table, key_lengths, grad, grad_lse, out, lse, lse_unit, delta, dq, *strides, H, H // Hk, *band,
+            D, BLOCK_D=block_d(D), **chosen._asdict(),
+        )  # fmt: skip
+        chosen = tiles("dkdv", D, q.dtype, architecture())
         dkdv_kernel[(triton.cdiv(Lk, chosen.BLOCK_N) * Hk * B,)](
-            q, k, v, table, key_lengths, grad, log2, delta, dk, dv, *strides, table_stride, Hk, H // Hk, *band, D, BLOCK_D=block_d(D), **chosen._asdict()
+            q, k, v, table, key_lengths, grad, lse_unit, delta, dk, dv, *strides, Hk, H // Hk, *band, D, BLOCK_D=block_d(D), **chosen._asdict()
         )
-        dtable = _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, right, scale, offset) if table_grad else lse.new_empty(0)
+        dtable = table_gradient(grad, lse_unit, delta, q, k, v, table, table_stride, key_lengths, *band) if table_wanted else None
     return dq, dk, dv, dtable
 
 
-def _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, right, scale, offset) -> Tensor:
-    (B, H, Lq, D), (Hk, Lk) = q.shape, k.shape[1:3]
+def table_gradient(grad, lse_unit, delta, q, k, v, table, table_stride, key_lengths, Lq, Lk, left, right, offset, scale) -> Tensor:
+    """Σ dS over the batch and along each diagonal [H, Lq + Lk - 1]: partial sums of block diagonals, then their sum."""
+    (B, H, _, D), Hk = q.shape, k.shape[1]
     chosen = tiles("dtable", D, q.dtype, architecture())
     block = chosen.BLOCK_M
     n_rows, n_columns = triton.cdiv(Lq, block), triton.cdiv(Lk, block)
@@ -279,10 +291,10 @@ def _dtable(grad, q, k, v, table, table_stride, key_lengths, log2, delta, left, 
     n_diagonals = max(0, min(n_columns, (offset + right + block - 1) // block + 1) - first)
     batch_splits, row_splits = dtable_splits(B, min(n_rows, n_columns))
     splits = batch_splits * row_splits
-    partial, dtable = log2.new_empty(H, splits, n_diagonals, 2, block), log2.new_empty(H, Lq + Lk - 1)
+    partial, dtable = delta.new_empty(H, splits, n_diagonals, 2, block), delta.new_empty(H, Lq + Lk - 1)
     dtable_kernel[(H * n_diagonals * splits,)](
-        q, k, v, table, key_lengths, grad, log2, delta, partial, q.stride()[:3], k.stride()[:3], v.stride()[:3],
-        table_stride, B, H, H // Hk, Lq, Lk, left, right, offset, scale, first, n_diagonals, batch_splits, row_splits,
+        q, k, v, table, key_lengths, grad, lse_unit, delta, partial, q.stride()[:3], k.stride()[:3], v.stride()[:3], table_stride,
+        B, H, H // Hk, Lq, Lk, left, right, offset, scale, first, n_diagonals, batch_splits, row_splits,
         D, BLOCK=block, BLOCK_D=block_d(D), **chosen.options,
     )  # fmt: skip
     dtable_sum_kernel[(H * (n_rows + n_columns),)](partial, dtable, Lq + Lk - 1, first, n_diagonals, splits, n_rows, Lq, BLOCK=block)

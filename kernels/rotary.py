@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.tile import rows
+from fastlm.kernels.tile import cast, fma, rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel
@@ -38,14 +38,14 @@ def rotate_kernel(
             m_c = m_l & (o_c < R)
             pairs = tl.load(p_x + o_l[:, None] * x_strides[2] + o_c, mask=m_c, other=0.0).to(tl.float32)
             x1, x2 = pairs.reshape(BLOCK_L, BLOCK_R, 2).split()
-            turned = tl.join(x1 * cos - x2 * sin, x2 * cos + x1 * sin).reshape(BLOCK_L, 2 * BLOCK_R)
-            tl.store(p_y + o_l[:, None] * D + o_c, turned.to(p_y.dtype.element_ty), mask=m_c)
+            turned = tl.join(fma(x1, cos, -x2 * sin), fma(x2, cos, x1 * sin)).reshape(BLOCK_L, 2 * BLOCK_R)
+            tl.store(p_y + o_l[:, None] * D + o_c, cast(turned, p_y.dtype.element_ty), mask=m_c)
         else:
             x1 = tl.load(p_x + o_l[:, None] * x_strides[2] + o_r[None, :], mask=m_r, other=0.0).to(tl.float32)
             x2 = tl.load(p_x + o_l[:, None] * x_strides[2] + o_r[None, :] + R // 2, mask=m_r, other=0.0).to(tl.float32)
             p_turned = p_y + o_l[:, None] * D + o_r[None, :]
-            tl.store(p_turned, (x1 * cos - x2 * sin).to(p_y.dtype.element_ty), mask=m_r)
-            tl.store(p_turned + R // 2, (x2 * cos + x1 * sin).to(p_y.dtype.element_ty), mask=m_r)
+            tl.store(p_turned, cast(fma(x1, cos, -x2 * sin), p_y.dtype.element_ty), mask=m_r)
+            tl.store(p_turned + R // 2, cast(fma(x2, cos, x1 * sin), p_y.dtype.element_ty), mask=m_r)
         if R < D:
             o_c = R + tl.arange(0, BLOCK_REST)[None, :]
             rest = tl.load(p_x + o_l[:, None] * x_strides[2] + o_c, mask=m_l & (o_c < D))

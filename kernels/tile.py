@@ -20,6 +20,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def cast(x, dtype: tl.constexpr):
+    """x fp32 → dtype, to the nearest. Triton's interpreter would cut bf16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def load_rows(p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
     """Rows row … row + BLOCK - 1 of the matrix [n_rows, D] at p. EDGE: some of them may lie past its end."""
     o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
@@ -36,15 +45,27 @@ def store_rows(x, p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, 
     """The inverse of load_rows, rounding x [BLOCK, BLOCK_D] to p's dtype."""
     o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     p_tile = p + tl.cast(row, tl.int64) * stride + (o_row[:, None] * stride + o_d[None, :])
-    tl.store(p_tile, x.to(p.dtype.element_ty), mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :])
+    tl.store(p_tile, cast(x, p.dtype.element_ty), mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :])
 
 
 @triton.jit
 def dot(a, b, acc=None):
-    """acc + a [M, K] @ b [K, N] in fp32: tensor cores for 16-bit inputs, true fp32 (never TF32) for fp32."""
-    if INTERPRETED:  # Triton's interpreter multiplies the bit patterns of bf16
-        a, b = a.to(tl.float32), b.to(tl.float32)
+    """acc + a [M, K] @ b [K, N] in fp32: tensor cores for 16-bit inputs, true fp32 (never TF32) for fp32.
+
+    Triton's interpreter multiplies the bit patterns of bf16, and rounds fp32 as NumPy happens to: there, in fp64.
+    """
+    if INTERPRETED:
+        exact = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64), out_dtype=tl.float64).to(tl.float32)
+        return exact if acc is None else acc + exact
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def fma(x, y, z):
+    """x · y + z, rounded once. The interpreter would round twice, and newer compilers fuse only when told."""
+    if INTERPRETED:
+        return (x.to(tl.float64) * y + z).to(tl.float32)
+    return tl.fma(x, y, z)
 
 
 @triton.jit

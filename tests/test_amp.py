@@ -85,6 +85,47 @@ def test_skips_any_optimizer_by_a_predicated_copy(make):
         assert torch.equal(p, q)
 
 
+class Odd(torch.optim.Optimizer):
+    """Replaces its state at every step and counts in a group, as optimizers outside torch do."""
+
+    def __init__(self, params):
+        super().__init__(params, {"count": 0})
+
+    def step(self):
+        for group in self.param_groups:
+            group["count"] += 1
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.state[p]["m"] = 0.9 * self.state[p].get("m", torch.zeros_like(p)) + p.grad
+                    p.data.sub_(0.1 * self.state[p]["m"])
+
+
+def test_skips_an_optimizer_that_replaces_its_state():
+    p = nn.Parameter(torch.ones(2))
+    scaler, optimizer = GradScaler("cpu", init_scale=1.0), Odd([p])
+    for overflow in (0, 1, 0, 1, 1):
+        before = copy.deepcopy((p.detach(), optimizer.state_dict()))
+        scaler.scale(torch.ones(()))
+        p.grad = torch.full((2,), torch.inf if overflow else 1.0)
+        scaler.step(optimizer)
+        if overflow:
+            assert torch.equal(p, before[0]) and optimizer.param_groups[0]["count"] == before[1]["param_groups"][0]["count"]
+            assert torch.equal(optimizer.state[p]["m"], before[1]["state"][0]["m"])
+        scaler.update()
+    assert optimizer.param_groups[0]["count"] == 2
+
+
+def test_a_parameter_may_meet_its_first_gradient_in_a_step_that_overflows():
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    scaler, optimizer = GradScaler("cpu", init_scale=1.0), torch.optim.Adam([a, b])
+    for of_b in (None, torch.full((2,), torch.inf), torch.ones(2)):
+        scaler.scale(torch.ones(()))
+        a.grad, b.grad = torch.ones(2), of_b
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.state[b]["step"] == 1 and optimizer.state[a]["step"] == 2 and b.isfinite().all()
+
+
 def tensors(tree):
     if isinstance(tree, torch.Tensor):
         return [tree]

@@ -185,8 +185,33 @@ def test_gradient_of_the_schemes_parameters():
             torch.testing.assert_close(mine, theirs.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_padding_may_hold_anything():
+    q, k, v = (torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    lengths = torch.tensor([4, 6])
+    clean = fastlm.attention(q, k, v, key_lengths=lengths)
+    k[0, :, 4:], v[0, :, 4:] = torch.nan, torch.inf
+    for backend in ("reference", "cpp"):
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        with fastlm.use_backend(backend):
+            out = fastlm.attention(*leaves, key_lengths=lengths)
+            torch.testing.assert_close(out, clean)
+            out.sum().backward()
+        assert all(t.grad.isfinite().all() for t in leaves)
+
+
+def test_angles_may_be_learned():
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    for layout in ("half", "interleaved"):
+        for shape in ((5, 3), (2, 5, 3)):
+            cos, sin = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+            with fastlm.use_backend("reference"):
+                assert torch.autograd.gradcheck(lambda *a, layout=layout: rotate(*a, layout), (x, cos, sin))
+
+
 def test_autocast_follows_torch():
     q = torch.randn(1, 2, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastlm.attention(*[q.double()] * 3).dtype == torch.float64
     with torch.autocast("cpu", torch.bfloat16):
         assert fastlm.attention(q, q, q, causal=True).dtype == torch.bfloat16
         assert fastlm.attention(q, q, q, position=positions.ALiBi(2)).dtype == torch.bfloat16
@@ -223,6 +248,14 @@ def test_plain_attention_goes_to_torch():
         (dict(bias=torch.zeros(1, 3, 4, 4)), r"bias must be \[B, H, Lq, Lk\] = \[1, 2, 4, 4\], each 1 to broadcast"),
         (dict(scale=0.0), "scale is 0.0; it must be positive"),
         (dict(dropout=1.0), "dropout is 1.0"),
+        (dict(seed=2**63, dropout=0.1), "seed is 9223372036854775808"),
+        (dict(bias=torch.ones(1, 1, 4, 4, dtype=torch.bool)), r"bias is torch.bool, .* torch.where\(mask, 0.0, -torch.inf\)"),
+        (dict(window=(1, 2, 3)), r"window is \(1, 2, 3\); give \(left, right\)"),
+        (dict(window=True), "window is True"),
+        (dict(position="rope"), "position is 'rope'; give a scheme"),
+        (dict(group_bias=(torch.zeros(4), *torch.zeros(2, 1, 4, dtype=torch.long))), r"\[B, H, Lq\] = \[1, 2, 4\]; got \[4\]"),
+        (dict(position=positions.Terms(vectors=positions.Vectors(query_vectors=torch.zeros(2, 9, 8)))), r"query_vectors must be .* \[2, 7, 8\]"),
+        (dict(key_lengths=torch.zeros(1, dtype=torch.long, device="meta")), "key_lengths is on meta and query on cpu"),
         (dict(window=-1), "window left bound is -1"),
         (dict(position=positions.Sinusoidal(8)), "'sinusoidal' adds to token embeddings"),
         (dict(position=positions.ALiBi(3)), r"\[heads, Lq \+ Lk - 1\] = \[2, 7\]; got \[3, 7\]"),

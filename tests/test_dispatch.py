@@ -12,6 +12,9 @@ from fastlm.dispatch import BackendError, SlowPathWarning, op, use_backend
 from fastlm.ops.attention import attention
 
 
+ABSENT = "its compiler was not found; cure: install it"
+
+
 @pytest.fixture
 def halve():
     """An op with a fast backend that refuses long inputs, and one that is missing."""
@@ -23,7 +26,7 @@ def halve():
 
     calls = []
 
-    @halve.backend("absent", devices=("cpu",), missing=lambda device: "its compiler was not found; cure: install it")
+    @halve.backend("absent", devices=("cpu",), missing=lambda device: ABSENT)
     def _(x):
         raise AssertionError("unreachable")
 
@@ -37,6 +40,7 @@ def halve():
         return halve(grad)
 
     halve.calls = calls
+    halve._told.add(("absent", ABSENT))
     yield halve
     del dispatch.OPS["halve"]
     halve.torch_op._lib._destroy()
@@ -46,6 +50,13 @@ def test_the_fastest_present_backend_runs(halve):
     assert halve(torch.ones(3)).tolist() == [0.5] * 3
     assert halve.calls == ["fast"]
     assert halve.names() == ["absent", "fast", "reference"]
+
+
+def test_a_missing_backend_is_told_once(halve):
+    halve._told.clear()
+    with pytest.warns(SlowPathWarning, match=f"backend 'absent' is missing: {ABSENT}"):
+        halve(torch.ones(3))
+    halve(torch.ones(3))
 
 
 def test_a_refusal_is_told_once(halve):
@@ -78,6 +89,15 @@ def test_the_innermost_choice_wins(halve):
         with use_backend(halve="fast"):
             halve(torch.ones(1))
     assert halve.calls == ["fast"]
+
+
+def test_threads_that_leave_in_another_order_leave_nothing_behind(halve):
+    first, second = use_backend("reference"), use_backend(halve="fast")
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert dispatch.forced_backend("halve") == "fast"
+    second.__exit__(None, None, None)
+    assert dispatch.forced_backend("halve") is None
 
 
 def test_the_environment_chooses(halve, monkeypatch):

@@ -65,6 +65,15 @@ def test_alibi_is_linear_in_distance_and_unscaled():
     assert torch.equal(learned.slopes.grad, torch.full((8,), -15.0))
 
 
+@pytest.mark.parametrize("scheme", [ALiBi(12), Kerple(4)], ids=["alibi", "kerple"])
+def test_a_model_cast_to_16_bits_keeps_its_distances(scheme):
+    with torch.no_grad():
+        for p in scheme.parameters():
+            p.copy_(p.bfloat16())
+    exact = scheme.terms(1024, 1024).table
+    assert torch.equal(scheme.bfloat16().terms(1024, 1024).table, exact)
+
+
 def test_kerple_formula():
     scheme = Kerple(2)
     with torch.no_grad():
@@ -230,6 +239,15 @@ def test_a_new_scheme_is_one_class():
 def test_errors_name_the_cure():
     with pytest.raises(ValueError, match="position 'rpoe' is unknown; choose from alibi"):
         positions.make("rpoe", heads=1)
+    with pytest.raises(ValueError, match="a scheme named 'rope' exists already"):
+
+        class Other(Position, name="rope"):
+            pass
+
+    class Relative(RoPE):
+        pass
+
+    assert SCHEMES["rope"] is RoPE
     with pytest.raises(ValueError, match="head_dim 15"):
         RoPE(15)
     with pytest.raises(TypeError, match=r"asks for \['depth'\] without a default"):

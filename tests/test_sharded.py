@@ -337,10 +337,10 @@ def zero_equals_one_process(rank, world):
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     for choice in KINDS:
-        for scaled in (False, True):
+        for scaled, clip in ((False, 0.5), (True, 0.5), (True, None)):
             model, single = Model(), Model()
             del model.unused, single.unused
-            options = choice.options | dict(max_grad_norm=0.5)
+            options = choice.options | dict(max_grad_norm=clip)
             b = ZeroRedundancyOptimizer(model.parameters(), partial(optim.OPTIMIZERS[choice.optimizer], process_group=dist.group.WORLD), **options)
             a = optim.OPTIMIZERS[choice.optimizer](single.parameters(), **options)
             scalers = [GradScaler("cpu") if scaled else None for _ in range(2)]

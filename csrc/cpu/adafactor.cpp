@@ -66,10 +66,11 @@ PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const A
             else
                 for (int r = 0; r < rows; r++) add_row(x[r], inverse[r], b, coefficient, panel.c + o, panel.w + o);
         }
-    }
-    for (int64_t o = 0; o < panel.rows * n; o += BLOCK) {
-        const int b = panel.rows * n - o < BLOCK ? int(panel.rows * n - o) : BLOCK;
-        sums.p += squares(load(panel.p, o, buffers[0], b), b);
+        const int64_t end = (i + rows) * n;  // Σ θ² of the same rows
+        for (int64_t o = i * n; rule.scaled && o < end; o += BLOCK) {
+            const int b = end - o < BLOCK ? int(end - o) : BLOCK;
+            sums.p += squares(load(panel.p, o, buffers[0], b), b);
+        }
     }
     return sums;
 }
@@ -159,7 +160,8 @@ Squares adafactor_measure_run(const Parameter& p, Span g, float* v, int64_t n, f
         const float* gf = load(g, o, gb, b);
         averages(gf, v + o, b, coefficient, rule);
         directions(gf, v + o, ub, b, coefficient, rule);
-        sums.p += squares(load(p, o, pb, b), b), sums.r += squares(ub, b);
+        sums.r += squares(ub, b);
+        if (rule.scaled) sums.p += squares(load(p, o, pb, b), b);
     }
     return sums;
 }

@@ -23,7 +23,8 @@ static void update_as(void* pd, const void* gd, void* md, void* vd, int64_t n, f
     }
 }
 
-static void moments(const float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int n, float coefficient, const Adam& rule) {
+static void moments(const float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int n,
+                    float coefficient, const Adam& rule) {
     const Adam c = rule;
     for (int i = 0; i < n; i++) adam_moments(p[i], coefficient * g[i], m[i], v[i], c);
 }

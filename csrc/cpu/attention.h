@@ -1,7 +1,6 @@
 /*
 What the launcher of attention (attention_launch.cpp) hands to the kernels of each instruction set.
 
-Scores are in units of log 2: every exponential is 2ˣ, and log₂e is folded into the scale, the table and lse once.
 The table comes as strips, one a head, turned round: strip[i - j + Lk - 1] is the bias of key j for query i, with PAD
 entries before and after, so that 64 queries and one key read one run of it, whatever their place.
 */
@@ -42,6 +41,7 @@ number of threads; and units are begun in that order, so the one waited for is a
 struct AttentionBackward {
     Attention forward;
     Rows grad;                      // like q
+    const float* grad_lse;          // [B, H, Lq], or null
     char *dq, *dk, *dv;             // dense, in dtype
     float *dk_sum, *dv_sum;         // [B, Hk, Lk, padded D]
     float* dstrips;                 // [B, H, strip_size] of zeros, or null

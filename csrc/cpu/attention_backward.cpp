@@ -1,7 +1,8 @@
 /*
 Flash attention, backward (Dao et al. 2022, algorithm 4), probabilities recomputed from lse.
 
-    Pᵀ = 2^(K Qᵀ + bias - lse)      dSᵀ = Pᵀ ∘ (V gradᵀ - δ)      dv += Pᵀ grad      dk += dSᵀ q      dqᵀ += Kᵀ dSᵀ
+    Pᵀ = exp(Sᵀ - lse)      dSᵀ = Pᵀ ∘ (V gradᵀ - δ)      δ = Σ out ∘ grad - dL/dlse
+    dv += Pᵀ grad           dk += dSᵀ q                   dqᵀ += Kᵀ dSᵀ
 
 A unit is a few tiles of queries of one head; dq is its own, dk and dv are shared with the other units of the key head and
 are added to in turn (attention.h). The table's gradient sums dS over diagonals.
@@ -19,7 +20,7 @@ struct QueryTile {
     float *q, *grad;              // [words of D, TILE]
     float *q_pairs, *grad_pairs;  // [words of TILE, padded D]
     float *dq;                    // [D, TILE]
-    float *lse, *delta;           // [TILE], lse in units of log 2
+    float *lse, *delta;           // [TILE]
     int64_t i0;
     int n;
 };
@@ -52,15 +53,16 @@ static inline void begin_queries(const AttentionBackward& x, QueryTile& t, int64
     for (int i = 0; i < D * TILE; i++) t.dq[i] = 0.0f;
     float grad_row[MAX_D] = {}, out_row[MAX_D] = {};
     for (int i = 0; i < TILE; i++) {
-        t.delta[i] = 0.0f, t.lse[i] = __builtin_inff();  // 2^(S - ∞) = 0: a query that sees nothing, or is not there
+        t.delta[i] = 0.0f, t.lse[i] = __builtin_inff();  // exp(S - ∞) = 0: a query that sees nothing, or is not there
         if (i >= t.n) continue;
         const float lse = a.lse[(b * a.H + h) * a.Lq + t.i0 + i];
-        if (lse != -__builtin_inff()) t.lse[i] = lse * LOG2E;
+        if (lse != -__builtin_inff()) t.lse[i] = lse;
         widen_rows(grad_row, D, grad + i * x.grad.row, 0, a.dtype, 1, D);
         widen_rows(out_row, D, row_at(out, b, h, t.i0 + i), 0, a.dtype, 1, D);
         V sum = {};
         for (int d = 0; d < padded; d += W) sum = fma(load(grad_row + d), load(out_row + d), sum);
         for (int l = 0; l < W; l++) t.delta[i] += sum[l];
+        if (x.grad_lse) t.delta[i] -= x.grad_lse[(b * a.H + h) * a.Lq + t.i0 + i];
     }
 }
 
@@ -91,7 +93,7 @@ static inline void add_diagonals(const KeyTile& keys, float* strip) {
         const int begin = -x - W + 1 > 0 ? -x - W + 1 : 0, end = TILE - x < keys.n ? TILE - x : keys.n;
         V sum = {};
         for (int j = begin; j < end; j++) sum += load(keys.ds + j * PITCH + x + j);
-        store(strip + x, load(strip + x) + sum);
+        add_to(strip + x, sum);
     }
 }
 
@@ -102,12 +104,11 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     constexpr bool WIDE = PAIR == 1;
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
     float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
-    const auto zero = [](int, int) FASTLM_LAMBDA { return V{}; };
-    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
         const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
-        store(p + j * TILE + c * W, exp2(score - load(t.lse + lane + c * W)));
+        store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
     });
-    matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, zero, [&](int j, int c, V product) FASTLM_LAMBDA {
+    matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
         store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (product - load(t.delta + lane + c * W)));
     });
     narrow_tiles<Product>(keys, first, n, lane, LANES * W);
@@ -116,14 +117,12 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     const Left ds_rows = {WIDE ? ds : keys.ds_words + (first * TILE + lane) / 2, WIDE ? PITCH : TILE / 2, 1};
     const auto add = [&](const Left& rows, const float* right, float* sum) FASTLM_LAMBDA {
         matmul<Product>(rows, {right + lane / PAIR * padded, padded}, n, padded / W, LANES * W / PAIR,
-            [&](int j, int c) FASTLM_LAMBDA { return load(sum + (first + j) * padded + c * W); },
-            [&](int j, int c, V x) FASTLM_LAMBDA { store(sum + (first + j) * padded + c * W, x); });
+            [&](int j, int c, V x) FASTLM_LAMBDA { add_to(sum + (first + j) * padded + c * W, x); });
     };
     add(p_rows, t.grad_pairs, keys.dv);
     add(ds_rows, t.q_pairs, keys.dk);
     matmul<Product>({(WIDE ? keys.k : keys.k_pairs) + first / PAIR * D, 1, D}, {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE},
-        D, LANES, words_in<Product>(n), [&](int d, int c) FASTLM_LAMBDA { return load(dq + d * TILE + c * W); },
-        [&](int d, int c, V x) FASTLM_LAMBDA { store(dq + d * TILE + c * W, x); });
+        D, LANES, words_in<Product>(n), [&](int d, int c, V x) FASTLM_LAMBDA { add_to(dq + d * TILE + c * W, x); });
 }
 
 template <class Product>

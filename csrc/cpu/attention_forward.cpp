@@ -2,7 +2,7 @@
 Flash attention, forward (Dao et al. 2022): one pass over the keys with a running softmax (Milakov & Gimelshein 2018).
 
 A unit is a few tiles of queries of one head. For every tile of keys its rows are laid out once, then each tile of queries
-takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = 2^(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ Pᵀ.
+takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = exp(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ Pᵀ.
 */
 #include "attention_tile.h"
 
@@ -12,7 +12,7 @@ namespace FASTLM_ISA {
 struct QueryTile {
     float *q;             // [words of D, TILE]
     float *o;             // [D, TILE], relative to the maximum
-    float *top, *sum;     // [TILE] running maximum, and sum of 2^(S - maximum)
+    float *top, *sum;     // [TILE] running maximum, and sum of exp(S - maximum)
     int64_t i0;
     int n;
 };
@@ -35,18 +35,18 @@ static inline void begin_queries(const Attention& a, QueryTile& t, int64_t b, in
     for (int i = 0; i < TILE; i++) t.top[i] = -__FLT_MAX__, t.sum[i] = 0.0f;
 }
 
-// p ← 2^(s - top) for n keys, and its column sums.
+// p ← exp(s - top) for n keys, and its column sums.
 template <class Product, int LANES>
 static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const V (&top)[LANES], V (&sum)[LANES]) {
     for (int j = 0; j < n; j += Product::PAIR)
 #pragma GCC unroll 16
         for (int c = 0; c < LANES; c++) {
-            V p = exp2(load(s + j * TILE + c * W) - top[c]);
+            V p = exp(load(s + j * TILE + c * W) - top[c]);
             sum[c] += p;
 #if defined(__AVX512BF16__)
             if (Product::PAIR == 2) {
                 V next = {};
-                if (j + 1 < n) next = exp2(load(s + (j + 1) * TILE + c * W) - top[c]);
+                if (j + 1 < n) next = exp(load(s + (j + 1) * TILE + c * W) - top[c]);
                 sum[c] += next;
                 p = interleave(p, next);
             }
@@ -62,21 +62,19 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
     V top[LANES], sum[LANES], rescale[LANES];
     for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
-    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [](int, int) FASTLM_LAMBDA { return V{}; },
-        [&](int j, int c, V product) FASTLM_LAMBDA {
-            const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
-            top[c] = max(score, top[c]);
-            store(s + j * TILE + c * W, score);
-        });
+    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
+        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        top[c] = max(score, top[c]);
+        store(s + j * TILE + c * W, score);
+    });
     for (int c = 0; c < LANES; c++) {
-        rescale[c] = exp2(load(t.top + lane + c * W) - top[c]);
+        rescale[c] = exp(load(t.top + lane + c * W) - top[c]);
         store(t.top + lane + c * W, top[c]);
     }
     probabilities<Product>(s, p, n, top, sum);
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
     matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
-        [&](int d, int c) FASTLM_LAMBDA { return load(o + d * TILE + c * W) * rescale[c]; },
-        [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, x); });
+        [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, fma(load(o + d * TILE + c * W), rescale[c], x)); });
 }
 
 template <class Product>
@@ -97,7 +95,7 @@ static inline void narrow_rows(char* out, const float* x, int64_t n) {
 static inline void end_queries(const Attention& a, const QueryTile& t, int64_t bh, float* staging) {
     for (int i = 0; i < TILE; i++) {
         const bool nothing = t.sum[i] == 0.0f;
-        if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : LN2 * t.top[i] + __builtin_logf(t.sum[i]);
+        if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : t.top[i] + __builtin_logf(t.sum[i]);
         t.sum[i] = nothing ? 0.0f : 1.0f / t.sum[i];
     }
     for (int d = 0; d < a.D; d++)

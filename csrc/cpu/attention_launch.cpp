@@ -1,7 +1,6 @@
 // Launchers of attention; see launch.h. They check addresses, sizes and strides, prepare what all units share, and hand units to threads.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <memory>
 #include <stdexcept>
 
@@ -48,7 +47,7 @@ static Attention attention(const View& q, const View& k, const View& v, int dtyp
     return a;
 }
 
-// The table [H, Lq + Lk - 1], turned round, times log₂e. A finite bias stays finite, so that a row hidden by -3e38 throughout is still a softmax.
+// The table [H, Lq + Lk - 1] as strips.
 static std::unique_ptr<float[]> make_strips(Attention& a, Address table) {
     if (!table) return nullptr;
     std::unique_ptr<float[]> strips(new float[a.H * a.strip_size]());
@@ -56,10 +55,7 @@ static std::unique_ptr<float[]> make_strips(Attention& a, Address table) {
     for (int64_t h = 0; h < a.H; h++) {
         const float* from = reinterpret_cast<const float*>(table) + h * n;
         float* strip = strips.get() + h * a.strip_size + PAD;
-        for (int64_t x = 0; x < n; x++) {
-            const float bias = from[n - 1 - x], scaled = bias * 1.4426950408889634f;
-            strip[x] = std::isfinite(bias) ? std::min(std::max(scaled, -3e38f), 3e38f) : bias;
-        }
+        std::reverse_copy(from, from + n, strip);
     }
     a.strips = strips.get();
     return strips;
@@ -102,10 +98,11 @@ static void clear_unseen(const AttentionBackward& x) {
     }
 }
 
-void launch_attention_backward(const View& grad, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
                                double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable, int threads) {
     AttentionBackward x = {};
     Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    x.grad_lse = reinterpret_cast<const float*>(grad_lse);
     x.grad = rows("grad", grad, std::get<1>(q), dtype == F32 ? 4 : 2);
     check((dq || a.B * a.H * a.Lq == 0) && ((dk && dv) || a.B * a.Hk * a.Lk == 0), "dq, dk and dv must be given");
     x.dq = reinterpret_cast<char*>(dq), x.dk = reinterpret_cast<char*>(dk), x.dv = reinterpret_cast<char*>(dv);

@@ -2,9 +2,9 @@
 The one matrix product that attention is made of: C [M, N] = A [M, K] · B [K, N] on operands in the first caches.
 
 B's rows are vectors, A's elements are broadcast; a block of ROWS × COLUMNS vectors of C stays in registers over the whole of
-K. `begin(row, column)` gives a block its first value, `end(row, column, c)` takes its last, so that scaling, bias, mask and
-exponential act on registers. Columns are counted in vectors. Sums run over K in order, whatever the blocks, in parts of
-DEPTH: adding 256 products one by one would round worse than plain PyTorch does.
+K. `end(row, column, c)` takes each vector of it from there, so that scaling, bias, mask, exponential and the addition to
+what other tiles gave act on registers. Columns are counted in vectors. Sums run over K in order, whatever the blocks, and in
+parts of DEPTH, which halves the rounding error of adding 64 products one by one.
 */
 #pragma once
 
@@ -15,7 +15,7 @@ namespace FASTLM_ISA {
 
 constexpr int ROWS = 4;
 constexpr int COLUMNS = W == 16 ? 4 : 2;  // 16 or 8 sums, enough to hide the latency of two multiply-adds a cycle
-constexpr int DEPTH = 128;
+constexpr int DEPTH = 32;
 
 struct Left {  // element (m, k) of A
     const float* data;
@@ -45,13 +45,9 @@ static FASTLM_INLINE void accumulate(const Left& a, const Right& b, int row, int
     }
 }
 
-template <class Product, int M, int N, class Begin, class End>
-static FASTLM_INLINE void block(const Left& a, const Right& b, int row, int column, int K, const Begin& begin, const End& end) {
-    V c[M][N];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
-        for (int n = 0; n < N; n++) c[m][n] = begin(row + m, column + n);
+template <class Product, int M, int N, class End>
+static FASTLM_INLINE void block(const Left& a, const Right& b, int row, int column, int K, const End& end) {
+    V c[M][N] = {};
     accumulate<Product>(a, b, row, column, 0, K < DEPTH ? K : DEPTH, c);
     for (int k = DEPTH; k < K; k += DEPTH) {
         V part[M][N] = {};
@@ -67,22 +63,22 @@ static FASTLM_INLINE void block(const Left& a, const Right& b, int row, int colu
         for (int n = 0; n < N; n++) end(row + m, column + n, c[m][n]);
 }
 
-template <class Product, int N, class Begin, class End>
-static FASTLM_INLINE void columns(const Left& a, const Right& b, int column, int M, int K, const Begin& begin, const End& end) {
+template <class Product, int N, class End>
+static FASTLM_INLINE void columns(const Left& a, const Right& b, int column, int M, int K, const End& end) {
     int row = 0;
-    for (; row + ROWS <= M; row += ROWS) block<Product, ROWS, N>(a, b, row, column, K, begin, end);
-    for (; row < M; row++) block<Product, 1, N>(a, b, row, column, K, begin, end);
+    for (; row + ROWS <= M; row += ROWS) block<Product, ROWS, N>(a, b, row, column, K, end);
+    for (; row < M; row++) block<Product, 1, N>(a, b, row, column, K, end);
 }
 
-template <class Product, class Begin, class End>
-static FASTLM_INLINE void matmul(const Left& a, const Right& b, int M, int vectors, int K, const Begin& begin, const End& end) {
+template <class Product, class End>
+static FASTLM_INLINE void matmul(const Left& a, const Right& b, int M, int vectors, int K, const End& end) {
     int column = 0;
-    for (; column + COLUMNS <= vectors; column += COLUMNS) columns<Product, COLUMNS>(a, b, column, M, K, begin, end);
+    for (; column + COLUMNS <= vectors; column += COLUMNS) columns<Product, COLUMNS>(a, b, column, M, K, end);
     if (COLUMNS == 4 && vectors - column >= 2) {
-        columns<Product, 2>(a, b, column, M, K, begin, end);
+        columns<Product, 2>(a, b, column, M, K, end);
         column += 2;
     }
-    if (column < vectors) columns<Product, 1>(a, b, column, M, K, begin, end);
+    if (column < vectors) columns<Product, 1>(a, b, column, M, K, end);
 }
 
 }  // namespace FASTLM_ISA

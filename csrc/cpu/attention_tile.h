@@ -14,7 +14,6 @@ namespace FASTLM_ISA {
 
 constexpr int LANES = TILE / W;  // vectors in a row of a tile
 constexpr int EDGE_LANES = 2;    // an edge tile is taken in parts of so many, each with the keys that it sees
-constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Layouts. `words`: a row's channels one after the other, PAIR in a word. `pairs`: PAIR rows share a word, channel by channel.
@@ -95,7 +94,7 @@ static inline void transpose(float* out, int64_t out_pitch, const float* x, int6
 // What a score is. This is the place for another term.
 
 struct Scores {
-    float scale;           // times log₂e
+    float scale;
     const float* strip;    // bias of the tile's first key for its first query; the next key's lies `step` before
     int64_t step;
     int first, last;       // lanes that see the tile's first key; one more for each further key
@@ -133,7 +132,7 @@ static inline Scores scores_of(const Attention& a, int64_t h, int64_t i0, int64_
     const auto clamp = [](int64_t x) { return int(x < -4 * TILE ? -4 * TILE : x > 4 * TILE ? 4 * TILE : x); };
     const bool full = first + n - 1 <= 0 && last >= i_last - i0;
     const float* strip = a.strips ? a.strips + h * a.strip_size + PAD + i0 - j0 + a.Lk - 1 : NO_BIAS;
-    return {a.scale * LOG2E, strip, a.strips ? 1 : 0, clamp(first), clamp(last), full};
+    return {a.scale, strip, a.strips ? 1 : 0, clamp(first), clamp(last), full};
 }
 
 }  // namespace FASTLM_ISA

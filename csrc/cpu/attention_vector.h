@@ -30,6 +30,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * W), may_alias));
 
 static FASTLM_INLINE V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 static FASTLM_INLINE void store(float* p, V x) { *reinterpret_cast<Unaligned*>(p) = x; }
+static FASTLM_INLINE void add_to(float* p, V x) { store(p, load(p) + x); }
 static FASTLM_INLINE V max(V a, V b) { return a > b ? a : b; }
 
 #if defined(__AVX512F__)
@@ -71,6 +72,9 @@ static FASTLM_INLINE V exp2(V x) {
     return x < broadcast(-126.0f) ? V{} : scaled;
 #endif
 }
+
+// eˣ for x ≤ 0: exact at 0, and within |x| · 2⁻²⁴ of exp2's error elsewhere.
+static FASTLM_INLINE V exp(V x) { return exp2(x * 1.4426950408889634f); }
 
 /*
 How a product is taken. Operands are 32-bit words, kept as fp32 whatever they hold; a word is one fp32, or two bf16 that are

@@ -5,33 +5,19 @@
 
 namespace fastlm {
 
-static bool has_avx2() {
-#if defined(FASTLM_X86)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-    return false;
+#if defined(FASTLM_HAS_AVX2)
+static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 #endif
-}
 
+#if defined(FASTLM_HAS_AVX512)
 static bool has_avx512() {
-#if defined(FASTLM_X86)
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-    return false;
-#endif
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
 }
-
-static bool has_avx512_bf16() {
-#if defined(FASTLM_X86)
-    return has_avx512() && __builtin_cpu_supports("avx512bf16");
-#else
-    return false;
 #endif
-}
 
 bool has_amx() {
-#if defined(FASTLM_X86)
+#if defined(FASTLM_HAS_AVX512_BF16) && (defined(__clang__) || __GNUC__ >= 12)
     return __builtin_cpu_supports("amx-bf16");
 #else
     return false;
@@ -40,9 +26,13 @@ bool has_amx() {
 
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> sets;
-#if defined(FASTLM_X86)
-    if (has_avx512_bf16()) sets.push_back(&avx512_bf16::kernels);
+#if defined(FASTLM_HAS_AVX512_BF16)
+    if (has_avx512() && __builtin_cpu_supports("avx512bf16")) sets.push_back(&avx512_bf16::kernels);
+#endif
+#if defined(FASTLM_HAS_AVX512)
     if (has_avx512()) sets.push_back(&avx512::kernels);
+#endif
+#if defined(FASTLM_HAS_AVX2)
     if (has_avx2()) sets.push_back(&avx2::kernels);
 #endif
     sets.push_back(&portable::kernels);

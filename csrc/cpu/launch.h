@@ -65,8 +65,8 @@ void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band, double scale, Address out,
                       Address lse, int threads);
 
-// The op `attention_backward`: dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0.
-void launch_attention_backward(const View& grad, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
+// The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0.
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
                                double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable, int threads);
 
 }  // namespace fastlm

@@ -1,13 +1,14 @@
 /*
 Several passes over groups of tensors, without a barrier between them.
 
-Within a group, every piece of a pass is done before `finish` is called for that pass, once, and that before the first piece of the next pass. The
-pieces of group k + 1's first pass are handed out before those of group k's later passes, so that a thread seldom waits for
-another: a barrier costs a time slice where processors are shared, and there would be hundreds in a step. A group is small enough for
-the cache to hold two. Pieces are independent, and `finish` adds in order, so results do not depend on who does what.
+Within a group, every piece of a pass is done before `finish` is called for that pass, once, and that before the first piece of the next pass. A
+first few pieces of group k + 1, one for each thread, are handed out before group k's later passes, so that a thread seldom
+waits for another: a barrier costs a time slice where processors are shared, and there would be hundreds in a step. No more than a few, because
+group k is in the cache. Pieces are independent, and `finish` adds in order, so results do not depend on who does what.
 */
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -23,12 +24,14 @@ void pipeline(int passes, const std::vector<int64_t>& pieces, int threads, const
     const size_t groups = pieces.size();
     struct Task { int pass; size_t group; int64_t piece; };
     std::vector<Task> tasks;
-    const auto add = [&](int pass, size_t group) {
-        for (int64_t i = 0; i < pieces[group]; i++) tasks.push_back({pass, group, i});
+    const auto add = [&](int pass, size_t group, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) tasks.push_back({pass, group, i});
     };
-    for (size_t k = 0; k <= groups; k++) {
-        if (k < groups) add(0, k);
-        for (int pass = 1; k > 0 && pass < passes; pass++) add(pass, k - 1);
+    const auto ahead = [&](size_t group) { return group < groups ? std::min<int64_t>(threads, pieces[group]) : 0; };
+    for (size_t k = 0; k < groups; k++) {
+        add(0, k, k > 0 ? ahead(k) : 0, pieces[k]);
+        add(0, k + 1, 0, ahead(k + 1));
+        for (int pass = 1; pass < passes; pass++) add(pass, k, 0, pieces[k]);
     }
     const std::unique_ptr<std::atomic<int64_t>[]> left(new std::atomic<int64_t>[passes * groups]);  // 0: all pieces done; -1: finished too
     for (size_t i = 0; i < passes * groups; i++) left[i] = pieces[i % groups];

@@ -48,7 +48,8 @@ struct Ranges {  // the chunks of tensor t are first[t] … first[t + 1] - 1
     int64_t first[CAPACITY + 1], size[CAPACITY];
 };
 
-__global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ranges ranges, const Squares* sums, const RatioOptions options, const Flags flags, Now<Adam>* now) {
+__global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ranges ranges, const Squares* sums, const RatioOptions options,
+                                                     const Flags flags, Now<Adam>* now) {
     if (flags.skip()) return;
     const int t = blockIdx.x;
     Squares mine = {0.0, 0.0};

@@ -77,11 +77,14 @@ void launch_advance(const Parameters& p, const Addresses& addresses, const Optio
     }
 }
 
-static inline Flags flags_at(Address coefficient, Address found_inf) { return {reinterpret_cast<const float*>(coefficient), reinterpret_cast<const float*>(found_inf)}; }
+static inline Flags flags_at(Address coefficient, Address found_inf) {
+    return {reinterpret_cast<const float*>(coefficient), reinterpret_cast<const float*>(found_inf)};
+}
 
 // Launch RULE<how p is kept>{arguments…} over p, its companions if it has any, and the other lists.
 template <template <Kept> class RULE, int OTHERS, typename... Arguments>
-void launch_kept(const char* name, const Parameters& p, const Tensors* const (&others)[OTHERS], const Sizes& sizes, cudaStream_t stream, const Arguments&... arguments) {
+void launch_kept(const char* name, const Parameters& p, const Tensors* const (&others)[OTHERS], const Sizes& sizes, cudaStream_t stream,
+                 const Arguments&... arguments) {
     if (p.companions.empty()) {
         const Tensors* lists[1 + OTHERS] = {&p.stored};
         std::copy(others, others + OTHERS, lists + 1);

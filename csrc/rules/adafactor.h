@@ -42,12 +42,13 @@ struct Adafactor {
     float bound;                      // 1/ε
     float beta1, one_beta1;
     float decay, step_size;           // known after the first pass
+    bool scaled;                      // whether Σ θ² is wanted
 };
 
 FASTLM_RULE Adafactor make_rule(double step, const AdafactorOptions& o) {
     const double t = fmax(step - o.decay_offset, 1.0), one_beta2 = pow(t, -o.decay_rate);
     return {float(1.0 - one_beta2), float(one_beta2), float(o.eps_square), o.eps_bound > 0.0 ? float(1.0 / o.eps_bound) : HUGE_VALF,
-            float(o.beta1), float(1.0 - o.beta1), 1.0f, 0.0f};
+            float(o.beta1), float(1.0 - o.beta1), 1.0f, 0.0f, o.scale_parameter};
 }
 
 // Fill in what follows from Σ θ² and Σ U² over the n elements of a tensor.

@@ -1,1 +1,7 @@
-"""The operations. Each file is in the same three parts: definition, backends, gradient."""
+"""The operations. Each file is in the same three parts: definition, backends, gradient. Importing the package registers all."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -67,7 +67,8 @@ def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, step
     *scalars, bias_correction, decoupled, where = options
     lists = Lists(params, companions, keys, grads, exp_avgs, exp_avg_sqs)
     flags = address(coefficient), address(found_inf)
-    module.adamw(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, module.AdamOptions(*scalars, int(bias_correction), decoupled), *where)
+    rule = module.AdamOptions(*scalars, int(bias_correction), decoupled)
+    module.adamw(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, rule, *where)
     lists.write_back()
 
 

@@ -95,6 +95,7 @@ def attention(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
+    a = _without_padding(a)
     score = scores(a, torch.promote_types(q.dtype, torch.float32))
     lse = score.logsumexp(-1)
     return values(_probabilities(score, lse), a).to(q.dtype), lse
@@ -124,7 +125,8 @@ def attention_backward(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
         key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
     )  # fmt: skip
-    wide = torch.promote_types(q.dtype, torch.float32)
+    a = _without_padding(a)
+    k, v, wide = a.k, a.v, torch.promote_types(q.dtype, torch.float32)
     p = _probabilities(scores(a, wide), lse)
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ _per_query_head(v, q).to(wide).mT
@@ -161,6 +163,15 @@ def attention_backward(
         grads[name].to(getattr(a, name).dtype) if want and name in grads else lse.new_empty(0)
         for name, want in zip(LEARNED, wanted, strict=True)
     ]
+
+
+def _without_padding(a: Arguments) -> Arguments:
+    """Keys and values past a row's length as zeros: what padding holds, be it NaN, is nobody's concern."""
+    if a.key_lengths is None:
+        return a
+    present = (torch.arange(a.k.shape[2], device=a.k.device) < a.key_lengths[:, None])[:, None, :, None]
+    padded = {name: getattr(a, name).where(present, 0) for name in ("k", "v", "k_position") if getattr(a, name) is not None}
+    return a._replace(**padded)
 
 
 def scores(a: Arguments, wide: torch.dtype) -> Tensor:
@@ -269,8 +280,8 @@ def _sdpa_refuses(*args):
 
 
 def _sdpa_yields(*args):
-    """On CPUs the C++ kernels take half the time and less, but for calls so small that the custom operator's own 70 µs
-    count, and perhaps for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's
+    own 70 µs count, nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
     a = Arguments(*args)
     if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
         return False
@@ -286,6 +297,17 @@ def _(*args):
 
 
 TRITON_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+
+
+def _triton_missing(device: torch.device) -> str | None:
+    missing = native.triton_missing(device)
+    if missing or device.type != "cuda":
+        return missing
+    if torch.version.hip:
+        return "the Triton kernels of attention hold NVIDIA assembly, and this is a ROCm build of torch"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"the Triton kernels of attention need compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+    return None
 
 
 def _triton_refuses(*args):
@@ -306,7 +328,7 @@ def _triton_backward_refuses(grad, grad_lse, out, lse, *args):
     return _triton_refuses(*args[:-1])
 
 
-@attention.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
+@attention.backend("triton", devices=("cuda",), missing=_triton_missing, refuses=_triton_refuses)
 def _(*args):
     from fastlm.kernels.attention import forward
 
@@ -315,7 +337,7 @@ def _(*args):
     return forward(a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset)
 
 
-@attention_backward.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_backward_refuses)
+@attention_backward.backend("triton", devices=("cuda",), missing=_triton_missing, refuses=_triton_backward_refuses)
 def _(grad, grad_lse, out, lse, *args):
     from fastlm.kernels.attention_backward import backward
 
@@ -345,8 +367,7 @@ def _cpp_refuses(*args):
 
 
 def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
-    *forward, wanted = args
-    return "the gradient of lse is served by the reference alone so far" if grad_lse is not None else _cpp_refuses(*forward)
+    return _cpp_refuses(*args[:-1])
 
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
@@ -365,10 +386,12 @@ def _(grad, grad_lse, out, lse, *args):
     *forward, wanted = args
     a = _for_cpp(Arguments(*forward))
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
     dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
     native.cpu().attention_backward(
-        *map(native.view, (grad, a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
+        native.view(grad), native.address(grad_lse), *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
+        native.address(a.table), native.address(a.key_lengths),
         (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
         native.address(dtable), torch.get_num_threads(),
     )  # fmt: skip

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm.philox import LOW, philox
+
 DRAWS = 8  # half-words in the four words of one counter
-LOW = 0xFFFFFFFF
 
 
 class Parameter(NamedTuple):
@@ -71,14 +72,3 @@ def round_by_noise(x: Tensor, key: int, step: Tensor) -> Tensor:
     halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[: element.numel()].view(x.shape)
     up = ((x.view(torch.int32).long() & LOW) + halves) >> 16
     return torch.where(x.isnan(), torch.nan, (up << 48 >> 48).to(torch.int16).view(torch.bfloat16))
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 random bits for each counter of four words, all int64. key: 64 bits."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key & LOW, key >> 32 & LOW
-    for _ in range(10):
-        a, b = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # may wrap; the 64 bits are right
-        c0, c1, c2, c3 = (b >> 32 & LOW) ^ c1 ^ k0, b & LOW, (a >> 32 & LOW) ^ c3 ^ k1, a & LOW
-        k0, k1 = k0 + 0x9E3779B9 & LOW, k1 + 0xBB67AE85 & LOW
-    return c0, c1, c2, c3

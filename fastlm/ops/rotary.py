@@ -22,15 +22,16 @@ LAYOUTS = ("half", "interleaved")
 @op
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """Return x with its first R channels turned, in x's dtype; the arithmetic is fp32 (fp64 for fp64 x)."""
-    R = 2 * cos.shape[-1]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    turning, rest = x[..., :R].to(wide), x[..., R:]
-    c, s = (a.to(wide) if a.ndim == 2 else a.to(wide)[:, None] for a in (cos, sin))
-    pairs = turning.unflatten(-1, (2, R // 2) if layout == "half" else (R // 2, 2))
-    axis = -2 if layout == "half" else -1
-    x1, x2 = pairs.unbind(axis)
-    turned = torch.stack((x1 * c - x2 * s, x2 * c + x1 * s), axis).flatten(-2)
-    return torch.cat((turned.to(x.dtype), rest), -1)
+    x1, x2 = _pairs(x, cos.shape[-1], layout)
+    c, s = (a.to(x1.dtype) if a.ndim == 2 else a.to(x1.dtype)[:, None] for a in (cos, sin))
+    turned = torch.stack((x1 * c - x2 * s, x2 * c + x1 * s), -2 if layout == "half" else -1).flatten(-2)
+    return torch.cat((turned.to(x.dtype), x[..., 2 * cos.shape[-1] :]), -1)
+
+
+def _pairs(x: Tensor, pairs: int, layout: str) -> tuple[Tensor, Tensor]:
+    """The first and the second channel of each pair, [B, H, L, pairs] in fp32 (fp64)."""
+    turning = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, torch.float32))
+    return turning.unflatten(-1, (2, pairs)).unbind(-2) if layout == "half" else turning.unflatten(-1, (pairs, 2)).unbind(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,11 +71,16 @@ def _(x, cos, sin, layout):
 
 
 def _save(ctx, inputs, output):
-    _, cos, sin, ctx.layout = inputs
-    ctx.save_for_backward(cos, sin)
+    x, cos, sin, ctx.layout = inputs
+    ctx.save_for_backward(x if cos.requires_grad or sin.requires_grad else None, cos, sin)
 
 
 @rotate.gradient(save=_save)
 def _(ctx, grad):
-    cos, sin = ctx.saved_tensors
-    return rotate(grad.contiguous(), cos, -sin, ctx.layout), None, None, None
+    x, cos, sin = ctx.saved_tensors
+    dx = rotate(grad.contiguous(), cos, -sin, ctx.layout)
+    if x is None:
+        return dx, None, None, None
+    (g1, g2), (x1, x2) = (_pairs(t, cos.shape[-1], ctx.layout) for t in (grad, x))  # for schemes that learn their angles
+    per_angle = lambda t: t.sum((0, 1) if cos.ndim == 2 else 1).to(cos.dtype)
+    return dx, per_angle(g1 * x1 + g2 * x2), per_angle(g2 * x1 - g1 * x2), None

@@ -46,7 +46,8 @@ def _refuses(params, companions, keys, grads, buffers, *rest):
 def _launch(module, params, companions, keys, grads, buffers, steps, coefficient, found_inf, *options):
     *scalars, where = options
     lists = Lists(params, companions, keys, grads, buffers)
-    module.sgd(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), address(coefficient), address(found_inf), module.SgdOptions(*scalars), *where)
+    flags = address(coefficient), address(found_inf)
+    module.sgd(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, module.SgdOptions(*scalars), *where)
     lists.write_back()
 
 

@@ -16,6 +16,7 @@ from fastlm.ops.unscale import grad_stats
 from fastlm.optim import sharding
 
 OPTIMIZERS: dict[str, type["Optimizer"]] = {}
+OF_ALL_GROUPS = ("max_grad_norm", "seed", "process_group")  # kept in an optimizer's defaults, as what copies and pickles keep
 MASTERS = (None, "fp32", "remainder", "stochastic")
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}  # a master's name in the state, and its dtype
@@ -30,6 +31,7 @@ class Kept(NamedTuple):
 
 
 Layout = dict[str, Kept]
+Pair = tuple[Tensor, Tensor]  # a parameter and what of its gradient lies on this rank
 
 
 class Part(NamedTuple):
@@ -75,11 +77,17 @@ class Optimizer(torch.optim.Optimizer):
         self, params, defaults: dict, *, max_grad_norm: float | None = None, master: str | None = None, state_dtype: str = "fp32", seed: int = 0,
         process_group=None,
     ):  # fmt: skip
+        self.grad_norm: Tensor | None = None
+        self.overflow: Tensor | None = None
         super().__init__(params, defaults | dict(master=master, state_dtype=state_dtype))
         self.max_grad_norm = max_grad_norm
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}; it must lie in [0, 2³¹)")
         self.defaults |= dict(seed=seed, process_group=process_group)
+
+    @property
+    def process_group(self):
+        return self.defaults["process_group"]
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -93,6 +101,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict) -> None:
         super().add_param_group(param_group)
+        for name in OF_ALL_GROUPS:
+            self.param_groups[-1].pop(name, None)
         group = self.param_groups[-1]
         try:
             self.check(group)
@@ -110,6 +120,8 @@ class Optimizer(torch.optim.Optimizer):
             sharding.check(p)
             if p.is_complex():
                 raise ValueError(f"a parameter of shape {list(p.shape)} is complex; fastlm's optimizers take real ones (torch.view_as_real gives a view)")
+            if p.dtype == torch.float64:
+                raise ValueError(f"a parameter of shape {list(p.shape)} is fp64, and fastlm's optimizers compute in fp32; torch.optim's compute in fp64")
             if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
                 raise ValueError(f"a parameter of shape {list(p.shape)} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
             if p.dtype == torch.float16 and group["master"] in ("remainder", "stochastic"):
@@ -126,18 +138,18 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        grads = {p: _checked_grad(p) for _, params in groups for p in params}
+        groups = [(group, [(p, _checked_grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         params = [p for group in self.param_groups for p in group["params"]]
-        ranks = sharding.groups_of(params, self.defaults["process_group"])
+        pairs = [pair for _, members in groups for pair in members]
         self.grad_norm = self.overflow = None
-        if grads or ranks:
-            coefficient, self.overflow = self._coefficient(params, grads, ranks)
-            for group, params in groups:
+        ranks = sharding.groups_of(params, self.process_group)
+        if pairs or ranks:
+            coefficient, self.overflow = self._coefficient(params, pairs, ranks)
+            for group, members in groups:
                 sign = coefficient
-                if params and group.get("maximize"):
+                if members and group.get("maximize"):
                     sign = -torch.ones((), device=params[0].device) if coefficient is None else -coefficient
-                for part in self._parts(group, params, grads):
+                for part in self._parts(group, members):
                     self.update(group, part, sign, self.overflow)
         return loss
 
@@ -145,7 +157,7 @@ class Optimizer(torch.optim.Optimizer):
         """Apply this optimizer's op to a part of one group."""
         raise NotImplementedError
 
-    def _coefficient(self, params: list[Tensor], grads: dict[Tensor, Tensor], ranks: tuple) -> tuple[Tensor | None, Tensor | None]:
+    def _coefficient(self, params: list[Tensor], pairs: list[Pair], ranks: tuple) -> tuple[Tensor | None, Tensor | None]:
         """(factor that unscales and clips, overflow flag), each None when there is nothing to do; the same on all of `ranks`.
 
         A scaler hands over grad_scale (what the loss was multiplied by) and, if it looked already, found_inf.
@@ -154,24 +166,28 @@ class Optimizer(torch.optim.Optimizer):
         found_inf = None if found_inf is None else sharding.agreed(found_inf, ranks)
         if self.max_grad_norm is None and (scale is None or found_inf is not None):
             return (None if scale is None else scale.reciprocal()), found_inf
-        looked_at = [sharding.norms(params, grads, self.defaults["process_group"])] if ranks else list(grads.values())
+        looked_at = [sharding.norms(params, pairs, self.process_group)] if ranks else [grad for _, grad in pairs]
         self.grad_norm, coefficient, overflow = grad_stats(looked_at, scale, self.max_grad_norm or 0.0).unbind()
         return coefficient, overflow if found_inf is None else torch.maximum(overflow, found_inf)
 
-    def _parts(self, group: dict, params: list[Tensor], grads: dict[Tensor, Tensor]) -> list[Part]:
-        """The parameters by how they are kept, which states they have, and whether they are divided among ranks."""
-        kinds: dict[tuple, list[Tensor]] = {}
-        for p in params:
+    def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
+        """The parameters by how they are kept, which states they have, and whether they are DTensors and divided among ranks."""
+        kinds: dict[tuple, list[Pair]] = {}
+        for p, grad in pairs:
             names = self._state(p, group)
-            kinds.setdefault((_master(p, group), bool(sharding.shards(p)), *names), []).append(p)
-        return [self._part(master, names, members, [grads[p] for p in members]) for (master, _, *names), members in kinds.items()]
+            mesh = sharding.is_dtensor(p)
+            kinds.setdefault((_master(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
+        return [self._part(master, mesh, names, members) for (master, mesh, _, *names), members in kinds.items()]
 
-    def _part(self, master: str | None, names: list[str], params: list[Tensor], grads: list[Tensor]) -> Part:
-        states = {name: [sharding.local(self.state[p][name]) for p in params] for name in names}
+    def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
+        here = (lambda xs: [sharding.local(x) for x in xs]) if mesh else lambda xs: xs
+        params = [p for p, _ in pairs]
+        kept = [self.state[p] for p in params]
+        states = {name: here([state[name] for state in kept]) for name in names}
         companions = states.pop(COMPANIONS[master][0]) if master in COMPANIONS else []
         keys = self._keys(params) if master == "stochastic" else []
-        here = [sharding.local(p) for p in params]
-        return Part(here, companions, keys, grads, states.pop("step"), states, [p.shape for p in params], [sharding.shards(p) for p in params])
+        shards = [sharding.shards(p) for p in params] if mesh else [()] * len(params)
+        return Part(here(params), companions, keys, [grad for _, grad in pairs], states.pop("step"), states, [p.shape for p in params], shards)
 
     def _keys(self, params: list[Tensor]) -> list[int]:
         """Philox keys: the seed, and the parameter's number among all of the optimizer's; every shard draws its own noise."""
@@ -224,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # a namesake's groups lack the options that only we have
             for name, value in self.defaults.items():
-                if name not in ("max_grad_norm", "seed", "process_group"):
+                if name not in OF_ALL_GROUPS:
                     group.setdefault(name, value)
 
 
@@ -245,7 +261,9 @@ def _zeros(p: Tensor, kept: Kept) -> Tensor:
 def _loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
     """A copy of a saved state, laid out as it is kept here."""
     out, value = _zeros(p, kept), value.detach()
-    if value.shape != out.shape and value.numel() == out.numel():
+    if value.numel() != out.numel():
+        raise ValueError(f"a saved state of shape {list(value.shape)} does not fit a parameter of shape {list(p.shape)}, which needs {list(out.shape)}")
+    if value.shape != out.shape:
         value = value.reshape(out.shape)
     return out.copy_(sharding.placed_as(value, out))
 
@@ -263,8 +281,8 @@ def check_range(**values: float | Tensor) -> None:
 
 
 def check_betas(betas: tuple[float, float]) -> None:
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are {betas}; each must lie in [0, 1)")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are {betas}; give two, each in [0, 1)")
 
 
 def check_variant(variant: str, variants) -> None:
@@ -280,5 +298,5 @@ def number(lr: float | Tensor) -> float:
 
 def moments_layout(p: Tensor, group: dict) -> Layout:
     """exp_avg and exp_avg_sq, shaped like the parameter: Adam's family."""
-    dtype = STATE_DTYPES[group["state_dtype"]]
-    return {"exp_avg": Kept(p.shape, dtype), "exp_avg_sq": Kept(p.shape, dtype)}
+    kept = Kept(p.shape, STATE_DTYPES[group["state_dtype"]])
+    return {"exp_avg": kept, "exp_avg_sq": kept}

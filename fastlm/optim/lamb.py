@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 class LAMB(Optimizer, name="lamb"):
-    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; the ratio is 1 where a norm is 0.
+    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; a norm of 0 makes the ratio 1.
 
     variant     bias correction        ratio                                      after
     paper       of m and v             φ(‖θ‖)/‖r‖, φ clips to `bounds` if given   You et al. 2020, algorithm 2

@@ -64,5 +64,6 @@ def _state_bytes(optimizer: Optimizer | None) -> tuple[int, int]:
     """(masters, states) from what each parameter's state will look like; nothing is allocated."""
     if optimizer is None:
         return 0, 0
-    kept = [(name, x.shape.numel() * x.dtype.itemsize) for group in optimizer.param_groups for p in group["params"] for name, x in optimizer.full_layout(p, group).items()]
+    layouts = [optimizer.full_layout(p, group) for group in optimizer.param_groups for p in group["params"]]
+    kept = [(name, x.shape.numel() * x.dtype.itemsize) for layout in layouts for name, x in layout.items()]
     return sum(size for name, size in kept if name in MASTERED), sum(size for name, size in kept if name not in MASTERED)

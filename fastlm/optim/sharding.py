@@ -20,11 +20,12 @@ from fastlm.dispatch import REFERENCE, BackendError, Op, forced_backend
 from fastlm.ops.sums import Rule, Shards, add_up, follow
 from fastlm.ops.unscale import grad_stats
 
+PLAIN = (Tensor, torch.nn.Parameter)
 SIDE_BY_SIDE = 2**24  # elements of this rank whose updates may wait for sums at once; each holds some 16 bytes meanwhile
 
 
 def is_dtensor(x: Tensor) -> bool:
-    return hasattr(x, "device_mesh")
+    return type(x) not in PLAIN and hasattr(x, "device_mesh")
 
 
 def local(x: Tensor) -> Tensor:
@@ -118,19 +119,20 @@ def groups_of(tensors: Iterable[Tensor], others=None) -> tuple:
     return (*found, *([others] if others is not None else []))
 
 
-def norms(params: list[Tensor], grads: dict[Tensor, Tensor], others=None) -> Tensor:
+def norms(params: list[Tensor], pairs: list[tuple[Tensor, Tensor]], others=None) -> Tensor:
     """The global norms of the gradients, fp32, one for each way in which parameters are divided: their norm is the norm of all.
 
-    Parameters without a gradient count as zeros, so a rank that has none still takes its part in the sums. others: a process group whose
-    ranks have other parameters.
+    pairs: parameters and gradients. Parameters without a gradient count as zeros, so a rank that has none still takes its part in the
+    sums. others: a process group whose ranks have other parameters.
     """
-    kinds: dict[tuple, list[Tensor]] = {}
-    for p in params:
-        kinds.setdefault(tuple(group for _, group in shards(p)), []).extend([grads[p]] if p in grads else [])
+    kind = lambda p: tuple(group for _, group in shards(p))
+    kinds: dict[tuple, list[Tensor]] = {kind(p): [] for p in params}
+    for p, grad in pairs:
+        kinds[kind(p)].append(grad)
     nothing = torch.zeros((), dtype=torch.float64, device=params[0].device)
     squares = [grad_stats(members, None, 0.0)[0].double().square() if members else nothing for members in kinds.values()]
     extra = () if others is None else (others,)
-    return torch.stack(add_up(squares, [kind + extra for kind in kinds])).sqrt().float()
+    return torch.stack(add_up(squares, [each + extra for each in kinds])).sqrt().float()
 
 
 def agreed(flag: Tensor, groups: tuple) -> Tensor:

@@ -1,0 +1,34 @@
+"""A user's own positions, optimizers, objectives and schedules: modules that register them when they are imported.
+
+`fastlm pretrain --plugin mine.py --position mine`. The run remembers its plugins, and whoever opens it imports them again.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastlm.words import Refusal
+
+
+def load(names: Iterable[str]) -> None:
+    """Import each plugin, a module's dotted name or the path of a .py file, once. Raises Refusal for one that is not there;
+    what goes wrong inside it is its author's to see, and comes as it is."""
+    for name in names:
+        try:
+            _load_file(Path(name).resolve()) if is_file(name) else importlib.import_module(name)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise Refusal(f"--plugin {name} cannot be imported ({error}); give the path of a .py file, or a module that Python finds") from error
+
+
+def is_file(name: str) -> bool:
+    return name.endswith(".py")
+
+
+def _load_file(path: Path) -> None:
+    name = str(path)  # a whole path hides no other module
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs, as Python itself does: dataclasses look here
+        spec.loader.exec_module(sys.modules[name])

@@ -1,0 +1,218 @@
+"""Attention in C++: every instruction set by the tolerance rule, the same bits for any number of threads, and what it does not take.
+
+Results start as NaN here (torch fills empty tensors when it is asked to be deterministic), so an element nobody wrote shows.
+"""
+
+import pytest
+import torch
+from cases import ATTENTION
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import assert_attention_accurate, attention_truth, leaves_of, with_gradients
+
+import fastlm
+from fastlm import native
+from fastlm.dispatch import BackendError
+from fastlm.masks import UNBOUNDED
+from fastlm.ops.attention import Arguments, attention, scores
+
+CPU = torch.device("cpu")
+DTYPES = list(native.DTYPES)
+if native.cpp_missing(CPU):
+    pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
+
+CPP = next(b for b in attention.backends if b.name == "cpp")
+SERVED = [case for case in ATTENTION if CPP.refuses(*case.make(torch.float32, CPU)) is None]
+REFUSED = [case for case in ATTENTION if case not in SERVED]
+
+
+@pytest.fixture(autouse=True)
+def cpp_and_poison():
+    torch.use_deterministic_algorithms(True)
+    with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=native.cpu().available())
+def isa(request):
+    before = native.cpu().active()
+    native.cpu().use(request.param)
+    yield request.param
+    native.cpu().use(before)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def arguments(B=1, H=2, Hk=2, Lq=70, Lk=70, D=32, dtype=torch.float32, table=True, **given) -> Arguments:
+    q, k, v = draw(B, H, Lq, D, dtype=dtype), draw(B, Hk, Lk, D, dtype=dtype, seed=1), draw(B, Hk, Lk, D, dtype=dtype, seed=2)
+    return Arguments.of(q, k, v, table=draw(H, Lq + Lk - 1, seed=3) if table else None, **given)
+
+
+def results(args: Arguments) -> dict[str, torch.Tensor]:
+    leaves = leaves_of(args)
+    out, lse = attention(*args._replace(**leaves))
+    return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", SERVED, ids=str)
+def test_cpp_is_accurate(case, dtype, isa):
+    assert_attention_accurate(case.make(dtype, CPU))
+
+
+MANY_TURNS = {  # several units of work for each key head, more than one tile of keys
+    "bidirectional": dict(H=2, Hk=1, Lq=600, Lk=520),
+    "causal": dict(H=2, Hk=2, Lq=700, Lk=700, right=0),
+    "diagonal": dict(Lq=600, Lk=600, left=0, right=0),  # neighbouring units share no key
+    "window": dict(Lq=600, Lk=600, left=70, right=3),
+    "lengths": dict(B=2, H=2, Hk=1, Lq=530, Lk=400, key_lengths=torch.tensor([130, 400])),
+    "wide": dict(H=2, Hk=1, Lq=300, Lk=200, D=256),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MANY_TURNS)
+def test_cpp_bits_do_not_depend_on_threads(name, dtype, threads):
+    args = arguments(dtype=dtype, **MANY_TURNS[name])
+    threads(1)
+    alone = results(args)
+    for n in (2, 3, 7):
+        threads(n)
+        for key, got in results(args).items():
+            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
+    assert_attention_accurate(args)
+
+
+def test_cpp_reads_strided_tensors_in_place(isa):
+    packed = draw(2, 33, 3, 4, 16)  # [B, L, 3, H, D], as a fused projection leaves it
+    q, k, v = (x.transpose(1, 2) for x in packed.unbind(2))
+    assert native.side_by_side(q) is q
+    strided, dense = results(Arguments.of(q, k, v, right=0)), results(Arguments.of(q.contiguous(), k.contiguous(), v.contiguous(), right=0))
+    assert all(torch.equal(strided[name], dense[name]) for name in dense)
+    across = packed.permute(0, 3, 4, 2, 1)[:, :, :, 0].mT.contiguous().mT.mT  # channels apart: the launcher's copy
+    assert_attention_accurate(Arguments.of(across, across, across))
+
+
+@pytest.mark.parametrize("sizes", [dict(Lk=0), dict(Lq=0), dict(B=0)], ids=str)
+def test_cpp_empty(sizes):
+    got = results(arguments(**sizes))
+    assert all((x == 0).all() for name, x in got.items() if name != "lse") and (got["lse"] == -torch.inf).all()
+
+
+def test_cpp_rows_that_see_nothing():
+    args = arguments(B=3, key_lengths=torch.tensor([0, 5, -2], dtype=torch.int32), left=3, right=0)
+    got = results(args)
+    blind = torch.tensor([0, 2])
+    assert all((got[name][blind] == 0).all() for name in ("out", "q", "k", "v")) and (got["lse"][blind] == -torch.inf).all()
+    assert (got["out"][1, :, 8:] == 0).all() and (got["k"][1, :, 5:] == 0).all() and (got["q"][1, :, :8] != 0).any()
+    assert_attention_accurate(args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cpp_huge_logits(dtype, isa):
+    args = arguments(Lq=130, Lk=130, dtype=dtype, right=0)
+    assert_attention_accurate(args._replace(q=100 * args.q, table=100 * args.table))
+
+
+@pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min], ids=str)
+def test_cpp_masks_inside_the_table(hidden, isa):
+    """-inf hides; the least float is a bias like another: a row full of it is a softmax of equals."""
+    args = arguments(H=2, Lq=70, Lk=70)
+    table = args.table.clone()
+    table[0], table[1, 60:] = hidden, hidden
+    got, score = results(args._replace(table=table)), scores(args._replace(table=table), torch.float32)
+    torch.testing.assert_close(got["out"], score.softmax(-1).nan_to_num(0.0) @ args.v)
+    assert all(x.isfinite().all() for name, x in got.items() if name != "lse")
+
+
+shapes = st.fixed_dictionaries(
+    {"B": st.integers(1, 2), "Hk": st.integers(1, 2), "group": st.integers(1, 3), "Lq": st.integers(1, 150), "Lk": st.integers(1, 150), "D": st.integers(1, 40)}
+)
+bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60), st.booleans(),
+    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(),
+)  # fmt: skip
+def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose):
+    before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))
+    args = arguments(B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape)
+    if transpose:
+        args = args._replace(**{n: getattr(args, n).transpose(1, 2).contiguous().transpose(1, 2) for n in ("q", "k", "v")})
+    native.cpu().use(name)
+    try:
+        got = results(args)
+    finally:
+        native.cpu().use(before)
+    truth = attention_truth(args, draw(*args.q.shape, dtype=dtype, seed=4))
+    close = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for key in got:
+        size = 1 + truth[key].nan_to_num(neginf=0.0).abs().max().item()
+        torch.testing.assert_close(got[key].double(), truth[key], rtol=0, atol=close * size, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=str)
+def test_terms_it_lacks_are_refused(case):
+    with pytest.raises(BackendError, match="backend 'cpp' cannot serve this call"):
+        attention(*case.make(torch.float32, CPU))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        (dict(dtype=torch.float64), "query is torch.float64; served are fp32, bf16 and fp16"),
+        (dict(D=257), "the head dimension is 257; served are 1 to 256"),
+        (dict(left=-2, right=1), "is empty"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(changes, reason):
+    with pytest.raises(BackendError, match=reason):
+        attention(*arguments(**changes))
+
+
+def launch(**changes):
+    view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
+    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    native.cpu().attention(*given.values(), 1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(q=(0, (1, 2, 3, 8), (48, 24, 8, 1))), "q is a null address"),
+        (dict(v=(64, (1, 2, 4, 8), (64, 32, 8, 1))), "v does not have the shape"),
+        (dict(k=(64, (1, 2, 3, 8), (48, 24, 8, 2))), "the last stride is 2"),
+        (dict(q=(64, (1, 2, -3, 8), (48, 24, 8, 1))), "a size is negative"),
+        (dict(q=(64, (3, 8), (8, 1))), "four dimensions"),
+        (dict(q=(64, (1, 3, 3, 8), (72, 24, 8, 1))), "multiple of key heads"),
+        (dict(q=(64, (1, 2, 3, 300), (1800, 900, 300, 1))), "head dimension is 300"),
+        (dict(dtype=3), "dtype must be"),
+        (dict(out=0), "out and lse must be given"),
+        (dict(band=(-2, 1, 0)), "band is empty"),
+    ],
+)
+def test_launcher_checks_what_it_is_given(changes, message):
+    with pytest.raises(ValueError, match=message):
+        launch(**changes)
+
+
+def test_cpp_gradient_of_lse(isa):
+    args = arguments(right=0, return_lse=True)
+    grad, grad_lse = draw(*args.q.shape, seed=4), draw(*args.q.shape[:3], seed=5)
+    leaves, wide = leaves_of(args), leaves_of(args, torch.float64)
+    got = torch.autograd.grad(attention(*args._replace(**leaves)), list(leaves.values()), (grad, grad_lse))
+    truth = torch.autograd.grad(attention.definition(*args._replace(**wide)), list(wide.values()), (grad.double(), grad_lse.double()))
+    for x, expected in zip(got, truth, strict=True):
+        torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)
