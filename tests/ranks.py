@@ -24,7 +24,8 @@ class Ranks:
         context, store = mp.get_context("spawn"), os.path.join(self._folder.name, f"store{os.urandom(4).hex()}")
         pipes = [context.Pipe() for _ in range(self.world)]
         self._pipes = [ours for ours, _ in pipes]
-        self._processes = [context.Process(target=_serve, args=(rank, self.world, store, theirs), daemon=True) for rank, (_, theirs) in enumerate(pipes)]
+        serve = lambda rank, pipe: context.Process(target=_serve, args=(rank, self.world, store, pipe), daemon=True)
+        self._processes = [serve(rank, theirs) for rank, (_, theirs) in enumerate(pipes)]
         for process in self._processes:
             process.start()
 

@@ -262,7 +262,7 @@ def _loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
     """A copy of a saved state, laid out as it is kept here."""
     out, value = _zeros(p, kept), value.detach()
     if value.numel() != out.numel():
-        raise ValueError(f"a saved state of shape {list(value.shape)} does not fit a parameter of shape {list(p.shape)}, which needs {list(out.shape)}")
+        raise ValueError(f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here")
     if value.shape != out.shape:
         value = value.reshape(out.shape)
     return out.copy_(sharding.placed_as(value, out))

@@ -78,4 +78,5 @@ class LAMB(Optimizer, name="lamb"):
         adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
         lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
         scalars = number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
-        sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *(bounds + free if variant.clips == "norm" else free + bounds))
+        limits = bounds + free if variant.clips == "norm" else free + bounds
+        sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *limits)

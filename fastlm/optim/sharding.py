@@ -7,6 +7,7 @@ and no other, so copies do not count twice; a step needs one or a few collective
 number of tensors. Every rank of a mesh must step the same parameters, as FSDP and tensor parallelism do.
 
 DTensors are known by their attributes: torch.distributed.tensor takes a second to import, and whoever has one has imported it.
+LAMB and Adafactor on shards run their definition, in PyTorch: their native kernels take both passes in one call.
 """
 
 from collections.abc import Iterable
@@ -67,7 +68,8 @@ def check(p: Tensor) -> None:
     if not is_dtensor(p):
         return
     if p.device_mesh.get_coordinate() is None:
-        raise ValueError(f"a parameter of shape {list(p.shape)} lies on {p.device_mesh}, which this rank is no part of; give each rank's optimizer its own parameters")
+        where = f"a parameter of shape {list(p.shape)} lies on {p.device_mesh}"
+        raise ValueError(f"{where}, which this rank is no part of; give each rank's optimizer its own parameters")
     if any(placement.is_partial() for placement in p.placements):
         raise ValueError(f"a parameter of shape {list(p.shape)} is a sum not yet taken, {p.placements}; redistribute it to Shard or Replicate")
 
@@ -147,7 +149,7 @@ def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *
         return op(*args)
     forced = forced_backend(op.name)
     if forced not in (None, REFERENCE):
-        raise BackendError(f"{op.name}: backend {forced!r} cannot serve parameters in shards, whose sums cross ranks within the update; leave the choice free")
+        raise BackendError(f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; leave the choice free")
     rules: list[Rule] = rules_of(shapes, *args)
     sizes = [shape.numel() // prod(group.size() for _, group in division) for shape, division in zip(shapes, divisions, strict=True)]
     ends = list(accumulate(sizes))  # of whole shapes, so that every rank makes the same rounds
