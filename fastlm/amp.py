@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from fastlm.ops.unscale import unscale
-from fastlm.optim import Optimizer
+from fastlm.optim import Optimizer, sharding
 
 PRESETS: dict[str, dict] = {
     "torch": dict(init_scale=2.0**16, growth_interval=2000),
@@ -32,8 +32,8 @@ class GradScaler(torch.amp.GradScaler):
     """Drop-in for torch.amp.GradScaler.
 
     hysteresis: overflows that are forgiven before the scale backs off, until the scale next grows; 1 forgives none.
-    min_scale: the scale never falls below it; `check()` raises once it would have. process_group: ranks that skip together;
-    None for this rank alone (sharded and replicated parameters need the group).
+    min_scale: the scale never falls below it; `check()` raises once it would have. Ranks that share a DTensor skip together; process_group:
+    other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline stages).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class GradScaler(torch.amp.GradScaler):
             raise RuntimeError("step() has already been called since the last update()")
         if isinstance(optimizer, Optimizer):
             result = self._step_ours(optimizer, state, *args, **kwargs)
-        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs:
+        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs or not optimizer.state:  # a wrapper's state is hidden
             return super().step(optimizer, *args, **kwargs)
         else:
             if state["stage"] is OptState.READY:
@@ -100,17 +100,17 @@ class GradScaler(torch.amp.GradScaler):
 
     def _unscale_grads_(self, optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool) -> dict[torch.device, Tensor]:
         """torch's hook behind `unscale_`: multiply every gradient by inv_scale, and return the overflow flag of each device."""
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in params if p.grad is not None]
+        ranks = sharding.groups_of([*params, *grads], self.process_group)
         if any(g.is_sparse for g in grads):
             flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
         else:
-            flags = {g.device: torch.zeros((), dtype=torch.float32, device=g.device) for g in grads}
+            grads = [sharding.local(g) for g in grads]
+            flags = {x.device: torch.zeros((), dtype=torch.float32, device=x.device) for x in (params if ranks else grads)}
             for device, flag in flags.items():
                 unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
-        if self.process_group is not None:
-            for flag in flags.values():
-                torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.process_group)
-        return flags
+        return {device: sharding.agreed(flag, ranks) for device, flag in flags.items()}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Grow or back off the scale by what the steps saw, on the device."""
@@ -180,7 +180,7 @@ class _Snapshot:
         self.states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
         self.groups = [dict(group) for group in optimizer.param_groups]
         places = [*(p for p in params if p.grad is not None), *(x for state in self.states.values() for x in state.values() if isinstance(x, Tensor))]
-        self.copies = [(place, place.clone()) for place in places]
+        self.copies = [(place, place.clone()) for place in map(sharding.local, places)]
 
     def in_place(self, device: torch.device) -> bool:
         """Whether the step wrote into tensors that were there, on this device, and nothing else."""

@@ -13,6 +13,7 @@ from fastlm import native
 from fastlm.dispatch import op
 from fastlm.ops.lists import Lists, address, refuses_lists, write_back
 from fastlm.ops.precision import assign, parameters
+from fastlm.ops.sums import Rule, every, follow
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -39,32 +40,51 @@ def adafactor(
     factored: its `rows` entry, shaped like it, holds V ← βV + (1 - β)(g² + eps_square). exp_avgs: empty for beta1 = 0, else
     m ← beta1·m + (1 - beta1)·α·u takes the place of α·u. rows, cols: fp32. companions, keys, coefficient, found_inf: as for adamw.
     """
-    for i, (p, g, row, col, step) in enumerate(zip(parameters(params, companions, keys), grads, rows, cols, steps, strict=True)):
-        if g.numel() == 0:
-            assign([(step, step + 1)], found_inf)
-            continue
-        theta = p.read()
-        g = g.float() if coefficient is None else coefficient * g.float()
-        t = (step + 1).double()
-        one_beta = (t - decay_offset).clamp(min=1.0) ** -decay_rate
-        average = lambda old, x: ((1 - one_beta).float() * old + one_beta.float() * (x + eps_square)).float()  # noqa: B023
-        if col.numel():
-            R, C = average(row, g.square().mean(-1)), average(col, g.square().mean(-2))
-            mean = R.mean(-1, keepdim=True).clamp(min=eps_bound)
-            rate = (mean / R).sqrt()[..., None] * C.rsqrt()[..., None, :]
-            written = [(row, R), (col, C)]
-        else:
-            R = average(row, g.square())
-            rate, written = R.rsqrt(), [(row, R)]
-        u = g * rate.clamp(max=1 / eps_bound if eps_bound else torch.inf)
-        rho = torch.minimum(t.rsqrt(), (ramp * t).clamp(max=lr)) if relative_step else torch.full_like(t, lr)
-        alpha = rho * (theta.double().square().mean().sqrt().clamp(min=eps_scale) if scale_parameter else scale)
-        u = u * (alpha / (u.double().square().mean().sqrt() / clip_threshold).clamp(min=1.0)).float()
-        if exp_avgs:
-            u = beta1 * exp_avgs[i].float() + (1 - beta1) * u
-            written.append((exp_avgs[i], u))
-        theta = theta * (1 - weight_decay * (alpha if decay_by_step else torch.full_like(alpha, lr))).float() - u
-        assign([*p.write(theta, step + 1), *written, (step, step + 1)], found_inf)
+    lists, flags = (params, companions, keys, grads, rows, cols, exp_avgs, steps), (coefficient, found_inf)
+    step_size = lr, relative_step, ramp, decay_rate, decay_offset, eps_square, eps_bound, eps_scale, scale_parameter, scale
+    for rule in adafactor_rules([p.shape for p in params], *lists, *flags, *step_size, clip_threshold, beta1, weight_decay, decay_by_step):
+        follow([rule], [()])
+
+
+def adafactor_rules(shapes: list[torch.Size], params, companions, keys, grads, rows, cols, exp_avgs, steps, *scalars) -> list[Rule]:
+    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors. scalars: as adafactor's."""
+    momenta = exp_avgs or [None] * len(params)
+    each = zip(shapes, parameters(params, companions, keys), grads, rows, cols, momenta, steps, strict=True)
+    return [_rule(*tensors, *scalars) for tensors in each]
+
+
+def _rule(
+    shape, p, g, row, col, exp_avg, step, coefficient, found_inf, lr, relative_step, ramp, decay_rate, decay_offset,
+    eps_square, eps_bound, eps_scale, scale_parameter, scale, clip_threshold, beta1, weight_decay, decay_by_step,
+) -> Rule:  # fmt: skip
+    if shape.numel() == 0:
+        return assign([(step, step + 1)], found_inf)
+    theta = p.read()
+    g = g.float() if coefficient is None else coefficient * g.float()
+    t = (step + 1).double()
+    one_beta = (t - decay_offset).clamp(min=1.0) ** -decay_rate
+    average = lambda old, x: ((1 - one_beta).float() * old + one_beta.float() * (x + eps_square)).float()
+    if row.ndim < g.ndim:
+        n, m = shape[-2:]
+        row_sum, col_sum = yield [(g.square(), (-1,)), (g.square(), (-2,))]
+        R, C = average(row[..., None], row_sum / m), average(col[..., None, :], col_sum / n)
+        (R_sum,) = yield [(R, (-2,))]
+        rate = ((R_sum / n).clamp(min=eps_bound) / R).sqrt() * C.rsqrt()
+        written = [(row, R[..., 0]), (col, C[..., 0, :])]
+    else:
+        R = average(row, g.square())
+        rate, written = R.rsqrt(), [(row, R)]
+    u = g * rate.clamp(max=1 / eps_bound if eps_bound else torch.inf)
+    squares = yield [(x.double().square(), every(x)) for x in (u, theta)]
+    u_rms, theta_rms = ((x.view(()) / shape.numel()).sqrt() for x in squares)
+    rho = torch.minimum(t.rsqrt(), (ramp * t).clamp(max=lr)) if relative_step else torch.full_like(t, lr)
+    alpha = rho * (theta_rms.clamp(min=eps_scale) if scale_parameter else scale)
+    u = u * (alpha / (u_rms / clip_threshold).clamp(min=1.0)).float()
+    if exp_avg is not None:
+        u = beta1 * exp_avg.float() + (1 - beta1) * u
+        written.append((exp_avg, u))
+    theta = theta * (1 - weight_decay * (alpha if decay_by_step else torch.full_like(alpha, lr))).float() - u
+    assign([*p.write(theta, step + 1), *written, (step, step + 1)], found_inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from fastlm.dispatch import op
 from fastlm.ops.adamw import biases, moments, refuses_moments
 from fastlm.ops.lists import Lists, address
 from fastlm.ops.precision import assign, parameters
+from fastlm.ops.sums import Rule, every, follow
 
 CORRECTIONS = {"none": 0, "moments": 1, "step": 2}  # where bias correction goes; csrc/rules/adam.h: Correction
 
@@ -37,23 +38,40 @@ def lamb(
     rms: ratio = max(low, RMS(θ)) instead, and it does not scale the decay (AdamWScale of nanoT5). r is taken from the moments as
     they are stored. companions, keys, coefficient, found_inf: as for adamw.
     """
-    for p, g, m, v, step in zip(parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        bias1, bias2 = biases(step, beta1, beta2, correction != 0)
-        theta = p.read()
-        m_new, v_new = (x.to(old.dtype) for x, old in zip(moments(theta, g, m, v, coefficient, beta1, beta2, 0.0), (m, v), strict=True))
-        if correction == CORRECTIONS["step"]:
-            rate, scale, root = lr * bias2.sqrt() / bias1, torch.ones_like(bias1), torch.ones_like(bias2)
-        else:
-            rate, scale, root = torch.full_like(bias1, lr), 1 / bias1, bias2.sqrt()
-        direction = scale.float() * m_new.float() / (v_new.float().sqrt() / root.float() + eps)
-        ratio = torch.ones_like(rate)
-        if adapt and rms:
-            ratio = theta.double().square().mean().sqrt().clamp(min=low)
-        elif adapt:
-            norm, r = theta.double().norm().clamp(norm_low, norm_high), (direction + weight_decay * theta).double().norm()
-            ratio = torch.where((norm > 0) & (r > 0), (norm / r).clamp(low, high), 1.0)
-        decay = 1 - rate * weight_decay * (1.0 if rms else ratio)
-        assign([*p.write(decay.float() * theta - (rate * ratio).float() * direction, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)
+    lists, flags = (params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps), (coefficient, found_inf)
+    ratio = adapt, rms, norm_low, norm_high, low, high
+    for rule in lamb_rules([p.shape for p in params], *lists, *flags, lr, beta1, beta2, eps, weight_decay, correction, *ratio):
+        follow([rule], [()])
+
+
+def lamb_rules(shapes: list[torch.Size], params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, *scalars) -> list[Rule]:
+    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors. scalars: as lamb's."""
+    each = zip(shapes, parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True)
+    return [_rule(*tensors, *scalars) for tensors in each]
+
+
+def _rule(
+    shape, p, g, m, v, step, coefficient, found_inf, lr, beta1, beta2, eps, weight_decay, correction, adapt, rms, norm_low, norm_high, low, high
+) -> Rule:  # fmt: skip
+    bias1, bias2 = biases(step, beta1, beta2, correction != 0)
+    theta = p.read()
+    m_new, v_new = (x.to(old.dtype) for x, old in zip(moments(theta, g, m, v, coefficient, beta1, beta2, 0.0), (m, v), strict=True))
+    if correction == CORRECTIONS["step"]:
+        rate, scale, root = lr * bias2.sqrt() / bias1, torch.ones_like(bias1), torch.ones_like(bias2)
+    else:
+        rate, scale, root = torch.full_like(bias1, lr), 1 / bias1, bias2.sqrt()
+    direction = scale.float() * m_new.float() / (v_new.float().sqrt() / root.float() + eps)
+    ratio = torch.ones_like(rate)
+    if adapt and rms:
+        (squares,) = yield [(theta.double().square(), every(theta))]
+        ratio = (squares.view(()) / shape.numel()).sqrt().clamp(min=low)
+    elif adapt:
+        squares = yield [(x.double().square(), every(x)) for x in (theta, direction + weight_decay * theta)]
+        norm, r = (x.view(()).sqrt() for x in squares)
+        norm = norm.clamp(norm_low, norm_high)
+        ratio = torch.where((norm > 0) & (r > 0), (norm / r).clamp(low, high), 1.0)
+    decay = 1 - rate * weight_decay * (1.0 if rms else ratio)
+    assign([*p.write(decay.float() * theta - (rate * ratio).float() * direction, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     SGD   Adam   AdamW   LAMB   Adafactor          drop-in for torch's, apex's and Hugging Face's; OPTIMIZERS has them by name
     decay_groups   layer_groups                    which tensors decay, and lower layers that learn more slowly
+    sharding                                       DTensor parameters: FSDP2, tensor parallelism, both
     memory_table                                   bytes of parameters, gradients, masters and states for every choice
 
 Each is a `torch.optim.Optimizer` that takes its namesake's arguments and state dict, and a few more: `max_grad_norm` (base.py), and

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.adafactor import adafactor
-from fastlm.optim.base import STATE_DTYPES, Optimizer, Part, check_range, check_variant, number
+from fastlm.ops.adafactor import adafactor, adafactor_rules
+from fastlm.optim import sharding
+from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, Part, check_range, check_variant, number
 
 RELATIVE_BOUND = 1e-2  # of the step that depends on time alone
 T5_UNSCALED = 0.05  # mesh TensorFlow's factor where parameters do not scale the step
@@ -106,12 +107,12 @@ class Adafactor(Optimizer, name="adafactor"):
     def layout(self, p, group):
         dims = factored_dims(p.shape, group)
         if dims is None:
-            layout = {"exp_avg_sq": (p.shape, torch.float32)}
+            layout = {"exp_avg_sq": Kept(p.shape, torch.float32)}
         else:
             n, m = dims
             without = lambda dim: torch.Size(size for i, size in enumerate(p.shape) if i != dim)
-            layout = {"exp_avg_sq_row": (without(m), torch.float32), "exp_avg_sq_col": (without(n), torch.float32)}
-        return layout | ({"exp_avg": (p.shape, STATE_DTYPES[group["state_dtype"]])} if group["beta1"] else {})
+            layout = {"exp_avg_sq_row": Kept(without(m), torch.float32, m), "exp_avg_sq_col": Kept(without(n), torch.float32, n)}
+        return layout | ({"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["beta1"] else {})
 
     def translate(self, state_dict):
         """torch's names, and its eps, d and beta2_decay."""
@@ -144,14 +145,15 @@ class Adafactor(Optimizer, name="adafactor"):
 
     def update(self, group, part, coefficient, found_inf):
         scalars = self._scalars(group)
-        for dtype, chosen in self._by_eps(group, part):
+        for dtype, (shapes, shards, *chosen) in self._by_eps(group, part):
             eps = torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0]
             adds = VARIANTS[group["variant"]].adds_eps
-            adafactor(*chosen, coefficient, found_inf, *scalars[:5], eps if adds else 0.0, 0.0 if adds else eps, *scalars[5:])
+            args = *chosen, coefficient, found_inf, *scalars[:5], eps if adds else 0.0, 0.0 if adds else eps, *scalars[5:]
+            sharding.apply(adafactor, adafactor_rules, shapes, shards, *args)
 
     def _by_eps(self, group: dict, part: Part):
-        """The op's lists, split by the parameters' dtype where eps depends on it; factored dimensions moved last."""
-        dims = [factored_dims(p.shape, group) for p in part.params]
+        """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored dimensions moved last."""
+        dims = [factored_dims(shape, group) for shape in part.shapes]
         last = lambda xs: [x if d is None else x.movedim(d, (-2, -1)) for x, d in zip(xs, dims, strict=True)]
         row, col, whole = (part.states.get(name) for name in ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"))
         if col is None:
@@ -160,7 +162,10 @@ class Adafactor(Optimizer, name="adafactor"):
             row, col = _last(row, dims, 0), _last(col, dims, 1)
         companions = last(part.companions) if part.companions else []
         exp_avgs = last(part.states["exp_avg"]) if "exp_avg" in part.states else []
-        lists = last(part.params), companions, part.keys, last(part.grads), row, col, exp_avgs, part.steps
+        orders = [_order(len(shape), d) for shape, d in zip(part.shapes, dims, strict=True)]
+        shapes = [torch.Size(shape[dim] for dim in order) for shape, order in zip(part.shapes, orders, strict=True)]
+        shards = [tuple((order.index(dim), ranks) for dim, ranks in each) for each, order in zip(part.shards, orders, strict=True)]
+        lists = shapes, shards, last(part.params), companions, part.keys, last(part.grads), row, col, exp_avgs, part.steps
         dtypes = {p.dtype for p in part.params} if group["eps"][0] is None else {torch.float32}
         if len(dtypes) == 1:
             return [(dtypes.pop(), lists)]
@@ -190,6 +195,11 @@ def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:
         by_size = sorted(range(len(shape)), key=lambda dim: shape[dim])  # ties: the later dimension counts as larger
         dims = tuple(sorted(by_size[-2:]))
     return dims if min(shape[dim] for dim in dims) >= group["min_dim_size_to_factor"] else None
+
+
+def _order(ndim: int, dims: tuple[int, int] | None) -> list[int]:
+    """The dimensions of a tensor once the factored ones are moved last."""
+    return [dim for dim in range(ndim) if dim not in (dims or ())] + list(dims or ())
 
 
 def _last(factors: list[Tensor], dims: list[tuple[int, int]], which: int) -> list[Tensor]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastlm.ops.adamw import adamw
-from fastlm.ops.lamb import CORRECTIONS, lamb
+from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
+from fastlm.optim import sharding
 from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
 
 VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
@@ -97,6 +98,7 @@ class AdamW(Adam, name="adamw"):
     def update(self, group, part, coefficient, found_inf):
         lists, scalars, corrected = self._lists(part, coefficient, found_inf), self._scalars(group), VARIANTS[group["variant"]]
         if group["scale_by_rms"]:
-            lamb(*lists, *scalars, CORRECTIONS["moments" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf)
+            args = *lists, *scalars, CORRECTIONS["moments" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf
+            sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *args)
         else:
             adamw(*lists, *scalars, corrected, True)

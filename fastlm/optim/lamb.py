@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.lamb import CORRECTIONS, lamb
+from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
+from fastlm.optim import sharding
 from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
 
 
@@ -77,4 +78,5 @@ class LAMB(Optimizer, name="lamb"):
         adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
         lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
         scalars = number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
-        lamb(*lists, *scalars, adapt, False, *(bounds + free if variant.clips == "norm" else free + bounds))
+        limits = bounds + free if variant.clips == "norm" else free + bounds
+        sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *limits)

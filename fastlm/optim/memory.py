@@ -65,5 +65,5 @@ def _state_bytes(optimizer: Optimizer | None) -> tuple[int, int]:
     if optimizer is None:
         return 0, 0
     layouts = [optimizer.full_layout(p, group) for group in optimizer.param_groups for p in group["params"]]
-    kept = [(name, shape.numel() * dtype.itemsize) for layout in layouts for name, (shape, dtype) in layout.items()]
+    kept = [(name, x.shape.numel() * x.dtype.itemsize) for layout in layouts for name, x in layout.items()]
     return sum(size for name, size in kept if name in MASTERED), sum(size for name, size in kept if name not in MASTERED)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fastlm.ops.sgd import sgd
-from fastlm.optim.base import STATE_DTYPES, Optimizer, check_range, number
+from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, check_range, number
 
 
 class SGD(Optimizer, name="sgd"):
@@ -42,7 +42,7 @@ class SGD(Optimizer, name="sgd"):
             raise ValueError(f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}")
 
     def layout(self, p, group):
-        return {"momentum_buffer": (p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
+        return {"momentum_buffer": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
 
     def update(self, group, part, coefficient, found_inf):
         scalars = number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
