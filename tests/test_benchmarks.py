@@ -26,15 +26,15 @@ def rooms(monkeypatch) -> SimpleNamespace:
 
 
 def run(*command: str, **environment: str) -> str:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, benchmarks/gpu/run.py itself is the test")
 def test_the_gpu_run(tmp_path):
-    table = run(sys.executable, "benchmarks/gpu/run.py", "--smoke", OUT=str(tmp_path))
+    table = run(sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--smoke", OUT=str(tmp_path))
     for part in ("bare smoke", "chain smoke", "t5 backward", "alibi forward", "none forward", "% of copy"):
         assert part in table
     assert {p.suffix for p in tmp_path.iterdir()} == {".jsonl", ".md", ".log", ".png"}
@@ -43,10 +43,10 @@ def test_the_gpu_run(tmp_path):
 def test_pytest_benchmarks_and_their_report(tmp_path):
     measured = tmp_path / "cpu.json"
     select = "adamw or t5-512-both or none-512-forward or rope-512-both"
-    run(sys.executable, "-m", "pytest", "benchmarks", "--smoke", "-q", "-p", "no:cacheprovider", "-k", select, f"--benchmark-json={measured}")
+    run(sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "--smoke", "-q", "-p", "no:cacheprovider", "-k", select, f"--benchmark-json={measured}")
     rows = [b["extra_info"] for b in json.loads(measured.read_text())["benchmarks"]]
     assert len(rows) == 5 and all({"ratio", "seconds", "machine"} <= row.keys() for row in rows)
-    assert "rope both, B1 H2 L16 D16 float32" in run(sys.executable, "benchmarks/report.py", str(measured), "--out", str(tmp_path))
+    assert "rope both, B1 H2 L16 D16 float32" in run(sys.executable, str(ROOT / "benchmarks" / "report.py"), str(measured), "--out", str(tmp_path))
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 

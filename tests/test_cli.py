@@ -113,7 +113,7 @@ def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not native.build_report().get("cpu", {}).get("built"), reason="the C++ extension is not built: pip install .")
 def test_an_unknown_instruction_set_is_one_line():
-    said = python("import sys; from fastlm.cli import main; sys.exit(main(['info']))", cwd=ROOT, env=os.environ | {"FASTLM_ISA": "foo"})
+    said = python("import sys; from fastlm.cli import main; sys.exit(main(['info']))", env=os.environ | {"FASTLM_ISA": "foo"})
     assert said.returncode == 2 and said.stderr.startswith("fastlm: FASTLM_ISA: instruction set 'foo'") and said.stderr.count("\n") == 1
 
 
@@ -148,7 +148,7 @@ def test_every_flag_is_a_field_and_every_choice_is_known():
 
 def test_the_first_line_comes_before_torch():
     code = "import sys; sys.modules['torch'] = None; from fastlm.cli import main; main(['info'])"
-    died = python(code, cwd=ROOT)
+    died = python(code)
     assert died.stdout == f"fastlm {fastlm.__version__}\n" and "torch" in died.stderr
 
 
@@ -173,7 +173,7 @@ def test_info_says_what_is_forced(capsys, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end differently on Windows")
 def test_a_reader_that_goes_away_is_no_error():
-    with subprocess.Popen([sys.executable, "-m", "fastlm", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+    with subprocess.Popen([sys.executable, "-m", "fastlm", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
@@ -185,7 +185,7 @@ def test_no_command_shows_the_usage(capsys):
 
 def test_info_needs_torch_alone_and_names_every_op():
     hide = "import sys; [sys.modules.__setitem__(m, None) for m in ('tokenizers', 'safetensors', 'tyro', 'matplotlib', 'transformers')]; "
-    shown = python(hide + "from fastlm.cli import main; sys.exit(main(['info']))", cwd=ROOT)
+    shown = python(hide + "from fastlm.cli import main; sys.exit(main(['info']))")
     assert shown.returncode == 0, shown.stderr
     for words in ("torch", "device", "adamw", "attention", "→ reference"):
         assert words in shown.stdout
@@ -197,7 +197,7 @@ def test_info_needs_torch_alone_and_names_every_op():
 
 def start(text: Path, out: Path, **changes) -> subprocess.Popen:
     command = [sys.executable, "-m", "fastlm", "pretrain", *flags(config(text, out, **changes))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM), ids=("ctrl-c", "sigterm"))
@@ -225,7 +225,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
-    done = python(NO_NETWORK, "pretrain", *flags(config(text, tmp_path / "run")), cwd=ROOT)
+    done = python(NO_NETWORK, "pretrain", *flags(config(text, tmp_path / "run")))
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     labels = [line.split(" ")[0] for line in done.stdout.splitlines()]
@@ -251,7 +251,7 @@ class Mine(ALiBi, name="mine"):
 def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "fastlm"]
-    environment = dict(cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    environment = dict(capture_output=True, text=True, timeout=120)
     asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--plugin", "mine.py"]
     begun = subprocess.run([*command, "pretrain", *asked], **environment)
     assert begun.returncode == 0, begun.stderr
@@ -268,7 +268,7 @@ def test_on_a_terminal_one_line_is_updated(text, tmp_path):
     pty = pytest.importorskip("pty", reason="pseudo-terminals are not there on this system")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "fastlm", "pretrain", *flags(config(text, tmp_path / "run"))]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=ROOT, env=os.environ | {"TERM": "xterm"}) as process:
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
         os.close(theirs)
         shown = b""
         while True:

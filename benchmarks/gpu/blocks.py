@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[1]))
+sys.path.append(str(HERE.parents[2]))  # a checkout built in place, unless fastlm is installed
 import adamw  # noqa: E402
 import attention  # noqa: E402
 import machine  # noqa: E402

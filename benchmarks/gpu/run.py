@@ -58,7 +58,7 @@ def run(block: Block, log: Path, cap: float) -> str:
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
