@@ -17,7 +17,7 @@ from fastlm.masks import UNBOUNDED
 from fastlm.ops.attention import Arguments, attention, scores
 
 CPU = torch.device("cpu")
-DTYPES = list(native.DTYPES)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
 
@@ -184,7 +184,7 @@ def test_what_it_does_not_take_is_refused(changes, reason):
 
 def launch(**changes):
     view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
-    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
     native.cpu().attention(*given.values(), 1)
 
 

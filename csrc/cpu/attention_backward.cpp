@@ -9,7 +9,7 @@ are added to in turn (attention.h). The table's gradient sums dS over diagonals.
 */
 #include <sched.h>
 
-#include "attention_tile.h"
+#include "attention_terms.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {
@@ -154,7 +154,7 @@ static inline void store_rows(char* out, int64_t first, const float* x, int64_t 
     else narrow_rows<float>(out, x, pitch, n, D, scale);
 }
 
-template <class Product>
+template <class Product, bool TERMS>
 static inline void backward(const AttentionBackward& x, int64_t unit, float* workspace) {
     const Attention& a = x.forward;
     const int D = a.D, most = query_tiles(D), words = words_in<Product>(D), padded = int(pad_channels(D));
@@ -193,6 +193,8 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
         begin_queries<Product>(x, t, b, h, staging);
     }
 
+    TermSpace terms = {};
+    if (TERMS) terms = term_space(space, D);
     const Range turns = turns_of(block);
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
     for (int64_t tile = turns.begin; tile < turns.end; tile++) {
@@ -217,7 +219,9 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
-            attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n), strip);
+            Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
+            if (TERMS && !with_terms(a, {b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, scores)) continue;
+            attend<Product>(a, tiles[t], keys, scores, strip);
         }
         if (before + 1 == each * group) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
@@ -233,9 +237,11 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
 
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
-    if (x.forward.dtype == BF16) return backward<Bf16Dot>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !has_vectors(*x.forward.terms)) return backward<Bf16Dot, true>(x, unit, workspace);
 #endif
-    backward<Fma>(x, unit, workspace);
+    if (x.forward.terms) return backward<Fma, true>(x, unit, workspace);
+    backward<Fma, false>(x, unit, workspace);
 }
 
 }  // namespace FASTLM_ISA

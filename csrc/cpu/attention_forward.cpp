@@ -4,7 +4,7 @@ Flash attention, forward (Dao et al. 2022): one pass over the keys with a runnin
 A unit is a few tiles of queries of one head. For every tile of keys its rows are laid out once, then each tile of queries
 takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = exp(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ Pᵀ.
 */
-#include "attention_tile.h"
+#include "attention_terms.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {
@@ -107,7 +107,7 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     else narrow_rows<float>(a.out + 4 * first, staging, n);
 }
 
-template <class Product>
+template <class Product, bool TERMS>
 static inline void forward(const Attention& a, int64_t unit, float* workspace) {
     const int D = a.D, most = query_tiles(D);
     const int64_t blocks = query_blocks(a.Lq, D), bh = unit / blocks, b = bh / a.H, h = bh % a.H;
@@ -120,6 +120,8 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
         tiles[count] = {space.take(TILE * D), space.take(TILE * D), space.take(TILE), space.take(TILE), i0, int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE)};
         begin_queries<Product>(a, tiles[count++], b, h, keys.k);
     }
+    TermSpace terms = {};
+    if (TERMS) terms = term_space(space, D);
     const int64_t h_kv = h / (a.H / a.Hk);
     const Range seen = keys_seen(a, b, {start, tiles[count - 1].i0 + tiles[count - 1].n});
     for (keys.j0 = seen.begin; keys.j0 < seen.end; keys.j0 += TILE) {
@@ -128,8 +130,10 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
         load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
-            if (mine.begin < keys.j0 + keys.n && mine.end > keys.j0)
-                attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n));
+            if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
+            Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
+            if (TERMS && !with_terms(a, {b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, scores)) continue;
+            attend<Product>(a, tiles[t], keys, scores);
         }
     }
     for (int t = 0; t < count; t++) end_queries(a, tiles[t], bh, keys.k);
@@ -137,9 +141,11 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
-    if (a.dtype == BF16) return forward<Bf16Dot>(a, unit, workspace);
+    if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
+    if (a.dtype == BF16 && !has_vectors(*a.terms)) return forward<Bf16Dot, true>(a, unit, workspace);
 #endif
-    forward<Fma>(a, unit, workspace);
+    if (a.terms) return forward<Fma, true>(a, unit, workspace);
+    forward<Fma, false>(a, unit, workspace);
 }
 
 }  // namespace FASTLM_ISA
