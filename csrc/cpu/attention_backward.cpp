@@ -98,8 +98,8 @@ static inline void add_diagonals(const KeyTile& keys, float* strip) {
 }
 
 // Queries at LANES vectors from `lane` on with the keys seen.begin … seen.end - 1 of the tile.
-template <class Product, bool EDGE, int LANES>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+template <class Product, bool EDGE, bool TERMS, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, int lane, Range seen) {
     constexpr int PAIR = Product::PAIR;
     constexpr bool WIDE = PAIR == 1;
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
@@ -109,8 +109,10 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
     });
     matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (product - load(t.delta + lane + c * W)));
+        const V dp = TERMS ? dropped_gradient(a, terms.space, product, j, c * W) : product;
+        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (dp - load(t.delta + lane + c * W)));
     });
+    if (TERMS) drop<Fma>(a, terms.at, terms.space, p);
     narrow_tiles<Product>(keys, first, n, lane, LANES * W);
 
     const Left p_rows = {WIDE ? p : keys.p_words + (first * TILE + lane) / 2, TILE / PAIR, 1};
@@ -125,16 +127,16 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         D, LANES, words_in<Product>(n), [&](int d, int c, V x) FASTLM_LAMBDA { add_to(dq + d * TILE + c * W, x); });
 }
 
-template <class Product>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, float* strip) {
-    if (scores.full) {
-        attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+template <class Product, bool TERMS>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, float* strip) {
+    if (TERMS || scores.full) {
+        attend<Product, false, TERMS, LANES>(a, t, keys, scores, terms, 0, {0, keys.n});
     } else {
         for (int j = 0; strip && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
             for (int i = 0; i < TILE; i++) keys.ds[j * PITCH + i] = 0.0f;
         for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
             const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
-            if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+            if (!seen.empty()) attend<Product, true, false, EDGE_LANES>(a, t, keys, scores, terms, lane, seen);
         }
     }
     if (strip) add_diagonals(keys, strip);
@@ -220,12 +222,13 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            if (TERMS && !with_terms(a, {b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, scores)) continue;
-            attend<Product>(a, tiles[t], keys, scores, strip);
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms};
+            if (TERMS && !with_terms(a, at, scores)) continue;
+            attend<Product, TERMS>(a, tiles[t], keys, scores, at, strip);
         }
         if (before + 1 == each * group) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
-            store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, 1.0f);
+            store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, TERMS ? a.terms->kept_scale : 1.0f);
         }
         __atomic_store_n(finished, before + 1, __ATOMIC_RELEASE);
     }

@@ -56,8 +56,8 @@ static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const
 }
 
 // Queries at LANES vectors from `lane` on take in the keys seen.begin … seen.end - 1 of the tile.
-template <class Product, bool EDGE, int LANES>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+template <class Product, bool EDGE, bool TERMS, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, int lane, Range seen) {
     const int words = words_in<Product>(a.D), first = int(seen.begin), n = int(seen.end) - first;
     float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
     V top[LANES], sum[LANES], rescale[LANES];
@@ -72,17 +72,18 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         store(t.top + lane + c * W, top[c]);
     }
     probabilities<Product>(s, p, n, top, sum);
+    if (TERMS) drop<Product>(a, terms.at, terms.space, p);
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
     matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
         [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, fma(load(o + d * TILE + c * W), rescale[c], x)); });
 }
 
-template <class Product>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
-    if (scores.full) return attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+template <class Product, bool TERMS>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms) {
+    if (TERMS || scores.full) return attend<Product, false, TERMS, LANES>(a, t, keys, scores, terms, 0, {0, keys.n});
     for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
         const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
-        if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+        if (!seen.empty()) attend<Product, true, false, EDGE_LANES>(a, t, keys, scores, terms, lane, seen);
     }
 }
 
@@ -96,7 +97,7 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     for (int i = 0; i < TILE; i++) {
         const bool nothing = t.sum[i] == 0.0f;
         if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : t.top[i] + __builtin_logf(t.sum[i]);
-        t.sum[i] = nothing ? 0.0f : 1.0f / t.sum[i];
+        t.sum[i] = nothing ? 0.0f : (a.terms ? a.terms->kept_scale : 1.0f) / t.sum[i];
     }
     for (int d = 0; d < a.D; d++)
         for (int i = 0; i < TILE; i++) t.o[d * TILE + i] *= t.sum[i];
@@ -132,8 +133,9 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            if (TERMS && !with_terms(a, {b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, scores)) continue;
-            attend<Product>(a, tiles[t], keys, scores);
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms};
+            if (TERMS && !with_terms(a, at, scores)) continue;
+            attend<Product, TERMS>(a, tiles[t], keys, scores, at);
         }
     }
     for (int t = 0; t < count; t++) end_queries(a, tiles[t], bh, keys.k);

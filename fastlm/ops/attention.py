@@ -357,8 +357,8 @@ CPP_TERMS = ("q", "k", "v", "table", "key_lengths", *CPP_BY_NAME)  # the tensors
 def _cpp_refuses(*args):
     a = Arguments(*args)
     unserved = [name for name in TENSORS if name not in CPP_TERMS and getattr(a, name) is not None]
-    if unserved or a.dropout:
-        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
+    if unserved:
+        return f"{unserved[0]} is served by the reference alone so far"
     if a.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
