@@ -28,7 +28,8 @@ struct Terms {
     Rows bias;                                                       // [B, H, Lq, Lk], stride 0 where it is broadcast
     int64_t bias_column;                                             // bytes from a key to the next
     int bias_dtype;
-    Rows q_position, k_position;                                     // like q and k
+    int64_t bias_rows, bias_columns;                                 // Lq or 1, Lk or 1: how its gradient is summed before the launcher's sums
+    Rows q_position, k_position;                                     // like q and k, which take their place where not given
     const float *query_vectors, *key_vectors, *value_vectors;        // [H, vector_rows, padded D], zeros in PAD rows at both ends
     uint64_t threshold, seed;                                        // of dropout: a word below the threshold drops
     float kept_scale;                                                // 1 / (1 - dropout)
@@ -55,7 +56,7 @@ others have finished the tile as come before it in the order of units. That orde
 number of threads; and units are begun in that order, so the one waited for is always at work.
 */
 struct TermGradients {  // null where not wanted
-    float* bias;                                            // [B, H, Lq or 1, Lk or 1] of zeros, summed to the bias's shape later
+    float* bias;                                            // [B, H, bias_rows, bias_columns] of zeros, summed to the bias's shape later
     float* same;                                            // [B, H, Lq] of zeros
     float *query_vectors, *key_vectors, *value_vectors;     // [B, H, vector_rows, padded D] of zeros
     char *q_position, *k_position;                          // dense, in dtype

@@ -196,7 +196,9 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
     }
 
     TermSpace terms = {};
+    QueryTerms query[4] = {};
     if (TERMS) terms = term_space(space, D);
+    for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const Range turns = turns_of(block);
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
     for (int64_t tile = turns.begin; tile < turns.end; tile++) {
@@ -217,24 +219,36 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
         while (__atomic_load_n(finished, __ATOMIC_ACQUIRE) != before) sched_yield();
         if (before == 0)
             for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
+        float* k_position_sum = TERMS && x.terms.k_position_sum ? x.terms.k_position_sum + first * padded : nullptr;
+        for (int i = 0; k_position_sum && before == 0 && i < keys.n * padded; i++) k_position_sum[i] = 0.0f;
+        if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms};
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
             if (TERMS && !with_terms(a, at, scores)) continue;
+            if (TERMS && a.terms->value_vectors) meet_values(a, at, tiles[t].grad);
             attend<Product, TERMS>(a, tiles[t], keys, scores, at, strip);
+            if (!TERMS) continue;
+            if (x.terms.bias) add_bias_gradient(x, at.at, keys.ds, PITCH);
+            if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);
+            if (has_vectors(*a.terms)) add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
         }
         if (before + 1 == each * group) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
             store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, TERMS ? a.terms->kept_scale : 1.0f);
+            if (TERMS && k_position_sum && x.terms.k_position) store_rows(x.terms.k_position, first, k_position_sum, padded, a.dtype, keys.n, D, a.scale);
         }
         __atomic_store_n(finished, before + 1, __ATOMIC_RELEASE);
     }
     for (int t = 0; t < count; t++) {
         transpose(staging, D, tiles[t].dq, TILE, D, tiles[t].n);
         store_rows(x.dq, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
+        if (!TERMS || !x.terms.q_position || !a.terms->query_vectors) continue;
+        transpose(staging, D, query[t].gradient, TILE, D, tiles[t].n);
+        store_rows(x.terms.q_position, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
     }
 }
 

@@ -76,6 +76,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
     matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
         [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, fma(load(o + d * TILE + c * W), rescale[c], x)); });
+    if (TERMS && a.terms->value_vectors) add_values(a, terms, p, o);
 }
 
 template <class Product, bool TERMS>
@@ -122,18 +123,21 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
         begin_queries<Product>(a, tiles[count++], b, h, keys.k);
     }
     TermSpace terms = {};
+    QueryTerms query[4] = {};
     if (TERMS) terms = term_space(space, D);
+    for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const int64_t h_kv = h / (a.H / a.Hk);
     const Range seen = keys_seen(a, b, {start, tiles[count - 1].i0 + tiles[count - 1].n});
     for (keys.j0 = seen.begin; keys.j0 < seen.end; keys.j0 += TILE) {
         keys.n = int(seen.end - keys.j0 < TILE ? seen.end - keys.j0 : TILE);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
+        if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms};
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
             if (TERMS && !with_terms(a, at, scores)) continue;
             attend<Product, TERMS>(a, tiles[t], keys, scores, at);
         }

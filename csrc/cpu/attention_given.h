@@ -53,7 +53,6 @@ public:
         check(given.count("same") == given.count("q_groups"), "same goes with groups of queries and keys");
         take_bias();
         const int64_t size = bytes_of(a.dtype);
-        terms.q_position = a.q, terms.k_position = a.k;
         if (has("q_position")) terms.q_position = rows("q_position", given.at("q_position").first, {a.B, a.H, a.Lq, a.D}, size);
         if (has("k_position")) terms.k_position = rows("k_position", given.at("k_position").first, {a.B, a.Hk, a.Lk, a.D}, size);
         terms.query_vectors = vectors("query_vectors", 0), terms.key_vectors = vectors("key_vectors", 1), terms.value_vectors = vectors("value_vectors", 2);
@@ -86,6 +85,8 @@ private:
         }
         terms.bias = {reinterpret_cast<char*>(address), steps[0], steps[1], steps[2]};
         terms.bias_column = steps[3], terms.bias_dtype = dtype;
+        terms.bias_columns = shape[3];  // where one column serves all keys, queries stay apart: a unit of work adds to its own alone
+        terms.bias_rows = shape[2] == 1 && shape[3] > 1 ? 1 : a.Lq;
     }
 
     const float* vectors(const char* name, int which) {
@@ -114,7 +115,7 @@ public:
         const Attention& a = x.forward;
         for (const auto& [name, address] : wanted) check(given.count(name), "the gradient of " + name + " is wanted, which is not given");
         const int64_t by_head = a.B * a.H, by_row = vector_rows(a) * pad_channels(a.D);
-        if (wanted.count("bias")) x.terms.bias = sums[0] = zeros(by_head * bias_rows() * bias_columns());
+        if (wanted.count("bias")) x.terms.bias = sums[0] = zeros(by_head * a.terms->bias_rows * a.terms->bias_columns);
         if (wanted.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_head * by_row);
         if (wanted.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_head * by_row);
         if (wanted.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_head * by_row);
@@ -136,10 +137,6 @@ public:
     }
 
 private:
-    // Where the bias has one column for all keys, queries stay apart here, so that a unit of work adds to its own alone.
-    int64_t bias_columns() const { return x.forward.terms->bias_column ? x.forward.Lk : 1; }
-    int64_t bias_rows() const { return x.forward.terms->bias.row || bias_columns() == 1 ? x.forward.Lq : 1; }
-
     static float* zeros(int64_t n) { return new float[n](); }
 
     char* at(const char* name) const { return wanted.count(name) ? reinterpret_cast<char*>(wanted.at(name)) : nullptr; }
@@ -152,9 +149,9 @@ private:
         const float* from = sums[0];
         for (int64_t b = 0; b < a.B; b++)
             for (int64_t h = 0; h < a.H; h++)
-                for (int64_t i = 0; i < bias_rows(); i++) {
+                for (int64_t i = 0; i < a.terms->bias_rows; i++) {
                     double* to = total.get() + (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] + (shape[2] == 1 ? 0 : i)) * shape[3];
-                    for (int64_t j = 0; j < bias_columns(); j++) to[shape[3] == 1 ? 0 : j] += *from++;
+                    for (int64_t j = 0; j < a.terms->bias_columns; j++) to[shape[3] == 1 ? 0 : j] += *from++;
                 }
         char* to = at("bias");
         for (int64_t e = 0; e < shape[0] * shape[1] * shape[2] * shape[3]; e++) narrow_at(float(total[e]), to + e * bytes_of(dtype), dtype);

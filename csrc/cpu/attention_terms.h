@@ -39,10 +39,38 @@ struct Pairs {  // a tile: keys j0 … j0 + keys - 1 for queries i0 … i0 + que
     int queries, keys;
 };
 
+struct QueryTerms {             // of a tile of queries: what query_vectors meet, and its gradient
+    float *columns, *rows;      // [D, TILE], [TILE, padded D]
+    float* gradient;            // [D, TILE], where q_position is not q
+};
+
 struct TermTile {
     Pairs at;
     TermSpace space;
+    QueryTerms query;
 };
+
+static inline QueryTerms query_terms(const Attention& a, const Pairs& at, Space& space) {
+    const int D = a.D, padded = int(pad_channels(D));
+    QueryTerms t = {space.take(TILE * D), space.take(TILE * padded), space.take(TILE * D)};
+    if (!a.terms->query_vectors) return t;
+    const Rows& position = a.terms->q_position.data ? a.terms->q_position : a.q;
+    for (int e = 0; e < TILE * padded; e++) t.rows[e] = 0.0f;
+    for (int e = 0; e < TILE * D; e++) t.gradient[e] = 0.0f;
+    widen_rows(t.rows, padded, row_at(position, at.b, at.h, at.i0), position.row, a.dtype, at.queries, D);
+    transpose(t.columns, TILE, t.rows, padded, TILE, D);
+    return t;
+}
+
+// What key_vectors meet.
+static inline void load_key_terms(const Attention& a, const Pairs& at, const TermSpace& space) {
+    if (!a.terms->key_vectors) return;
+    const int D = a.D, padded = int(pad_channels(D));
+    const Rows& position = a.terms->k_position.data ? a.terms->k_position : a.k;
+    for (int e = 0; e < TILE * padded; e++) space.k_rows[e] = 0.0f;
+    widen_rows(space.k_rows, padded, row_at(position, at.b, at.h / (a.H / a.Hk), at.j0), position.row, a.dtype, at.keys, D);
+    transpose(space.k_columns, TILE, space.k_rows, padded, TILE, D);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Masks
@@ -155,16 +183,140 @@ static FASTLM_INLINE V dropped_gradient(const Attention& a, const TermSpace& spa
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Dense bias, and a query's value where groups are equal
+
+template <typename T>
+static inline void read_bias(const Terms& terms, const Pairs& at, float* rows) {
+    const char* from = terms.bias.data + at.b * terms.bias.batch + at.h * terms.bias.head + at.i0 * terms.bias.row + at.j0 * terms.bias_column;
+    for (int i = 0; i < at.queries; i++, from += terms.bias.row)
+        for (int j = 0; j < at.keys; j++) rows[i * TILE + j] = widen(*reinterpret_cast<const T*>(from + j * terms.bias_column));
+}
+
+static inline void add_bias(const Terms& terms, const Pairs& at, float* rows, float* turned, float* tile) {
+    if (terms.bias_dtype == BF16) read_bias<bf16>(terms, at, rows);
+    else if (terms.bias_dtype == F16) read_bias<f16>(terms, at, rows);
+    else read_bias<float>(terms, at, rows);
+    transpose(turned, TILE, rows, TILE, at.queries, at.keys);
+    for (int j = 0; j < at.keys; j++)
+        for (int i = 0; i < at.queries; i++) tile[j * TILE + i] += turned[j * TILE + i];
+}
+
+static inline void add_bias_gradient(const AttentionBackward& x, const Pairs& at, const float* ds, int64_t pitch) {
+    const Attention& a = x.forward;
+    const int64_t rows = a.terms->bias_rows, columns = a.terms->bias_columns;
+    float* sum = x.terms.bias + (at.b * a.H + at.h) * rows * columns;
+    if (rows > 1 && columns > 1) return transpose(sum + at.i0 * columns + at.j0, columns, ds, pitch, at.keys, at.queries);
+    for (int j = 0; j < at.keys; j++)
+        for (int i = 0; i < at.queries; i++) sum[columns > 1 ? at.j0 + j : at.i0 + i] += ds[j * pitch + i];
+}
+
+// use(key, query of the tile) for each pair of equal groups.
+template <class Use>
+static FASTLM_INLINE void for_equal_groups(const Attention& a, const Pairs& at, const Use& use) {
+    const int64_t *q = a.terms->q_groups + at.b * a.Lq + at.i0, *k = a.terms->k_groups + at.b * a.Lk + at.j0;
+    for (int j = 0; j < at.keys; j++)
+        for (int i = 0; i < at.queries; i++)
+            if (q[i] == k[j]) use(j, i);
+}
+
+static inline void add_same(const Attention& a, const Pairs& at, float* tile) {
+    const float* same = a.terms->same + (at.b * a.H + at.h) * a.Lq + at.i0;
+    for_equal_groups(a, at, [&](int j, int i) FASTLM_LAMBDA { tile[j * TILE + i] += same[i]; });
+}
+
+static inline void add_same_gradient(const AttentionBackward& x, const Pairs& at, const float* ds, int64_t pitch) {
+    float* sum = x.terms.same + (at.b * x.forward.H + at.h) * x.forward.Lq + at.i0;
+    for_equal_groups(x.forward, at, [&](int j, int i) FASTLM_LAMBDA { sum[i] += ds[j * pitch + i]; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Distance vectors
+
+static __attribute__((noinline)) void product(const Left& a, const Right& b, int M, int vectors, int K, float* out, int64_t pitch) {
+    matmul<Fma>(a, b, M, vectors, K, [&](int m, int c, V x) FASTLM_LAMBDA { store(out + m * pitch + c * W, x); });
+}
+
+static __attribute__((noinline)) void add_product(const Left& a, const Right& b, int M, int vectors, int K, float* out, int64_t pitch) {
+    matmul<Fma>(a, b, M, vectors, K, [&](int m, int c, V x) FASTLM_LAMBDA { add_to(out + m * pitch + c * W, x); });
+}
+
+// The tile's first row: the nearest-to-the-front key for the last query.
+static FASTLM_INLINE int64_t first_row(const Attention& a, const Pairs& at) { return PAD + at.j0 - at.i0 - (TILE - 1) + a.Lq - 1; }
+
+template <typename T>
+static FASTLM_INLINE T* rows_of(const Attention& a, const Pairs& at, T* vectors, int64_t head) {
+    return vectors + (head * vector_rows(a) + first_row(a, at)) * pad_channels(a.D);
+}
+
+// tile[key][query] += factor · ⟨row of their distance, the query's column⟩; or the key's column.
+template <bool OF_KEY>
+static inline void add_met(const Attention& a, const Pairs& at, const float* rows, const float* columns, float factor, float* by_distance, float* tile) {
+    product({rows, pad_channels(a.D), 1}, {columns, TILE}, DISTANCES, LANES, a.D, by_distance, TILE);
+    for (int j = 0; j < at.keys; j++)
+        for (int i = 0; i < TILE; i++) tile[j * TILE + i] += factor * by_distance[(j - i + TILE - 1) * TILE + (OF_KEY ? j : i)];
+}
+
+// The way back: by_distance[row][query or key] = the tile's element, and zero at distances that the lane does not have.
+template <bool OF_KEY>
+static inline void spread(const Pairs& at, const float* tile, int64_t pitch, float* by_distance) {
+    for (int e = 0; e < 2 * TILE * TILE; e++) by_distance[e] = 0.0f;
+    for (int j = 0; j < at.keys; j++)
+        for (int i = 0; i < at.queries; i++) by_distance[(j - i + TILE - 1) * TILE + (OF_KEY ? j : i)] = tile[j * pitch + i];
+}
+
+// o [D, TILE] += Σ p̂ · value_vectors.
+static inline void add_values(const Attention& a, const TermTile& tile, const float* p, float* o) {
+    spread<false>(tile.at, p, TILE, tile.space.by_distance);
+    add_product({rows_of(a, tile.at, a.terms->value_vectors, tile.at.h), 1, pad_channels(a.D)}, {tile.space.by_distance, TILE}, a.D, LANES, DISTANCES, o, TILE);
+}
+
+// From dS [keys, pitch], and p̂ [keys, TILE] without its scale: what vectors, and what they meet, get.
+static inline void add_vector_gradients(const AttentionBackward& x, const TermTile& tile, const float* ds, int64_t pitch, const float* p, const float* grad_rows,
+                                        float* dq, float* dk) {
+    const Attention& a = x.forward;
+    const auto& [at, space, query] = tile;
+    const Terms& terms = *a.terms;
+    const int64_t padded = pad_channels(a.D), bh = at.b * a.H + at.h;
+    const int across = int(padded) / W;
+    float* by = space.by_distance;
+    if (terms.query_vectors) {
+        spread<false>(at, ds, pitch, by);
+        add_product({rows_of(a, at, terms.query_vectors, at.h), 1, padded}, {by, TILE}, a.D, LANES, DISTANCES, terms.q_position.data ? query.gradient : dq, TILE);
+        if (x.terms.query_vectors) add_product({by, TILE, 1}, {query.rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.query_vectors, bh), padded);
+    }
+    if (terms.key_vectors) {
+        spread<true>(at, ds, pitch, by);
+        add_product({by, 1, TILE}, {rows_of(a, at, terms.key_vectors, at.h), padded}, at.keys, across, DISTANCES, dk, padded);
+        if (x.terms.key_vectors) add_product({by, TILE, 1}, {space.k_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.key_vectors, bh), padded);
+    }
+    if (x.terms.value_vectors) {
+        spread<false>(at, p, TILE, by);
+        add_product({by, TILE, 1}, {grad_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.value_vectors, bh), padded);
+    }
+}
+
+// ⟨grad, value_vectors⟩ at the tile's pairs, for dropped_gradient.
+static inline void meet_values(const Attention& a, const TermTile& tile, const float* grad_columns) {
+    for (int e = 0; e < TILE * TILE; e++) tile.space.value[e] = 0.0f;
+    add_met<false>(a, tile.at, rows_of(a, tile.at, a.terms->value_vectors, tile.at.h), grad_columns, 1.0f, tile.space.by_distance, tile.space.value);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // All together
 
 // The scores of a tile, from those that table and band alone would give; false if no query sees a key.
 static inline bool with_terms(const Attention& a, const TermTile& tile, Scores& scores) {
-    const auto& [at, space] = tile;
+    const auto& [at, space, query] = tile;
+    const Terms& terms = *a.terms;
     if (!may_see(a, at)) return false;
     for (int j = 0; j < at.keys; j++)
         for (int lane = 0; lane < TILE; lane += W) store(space.addend + j * TILE + lane, scores.bias(j, lane));
+    if (terms.bias.data) add_bias(terms, at, space.by_distance, space.by_distance + TILE * TILE, space.addend);
+    if (terms.same) add_same(a, at, space.addend);
+    if (terms.query_vectors) add_met<false>(a, at, rows_of(a, at, terms.query_vectors, at.h), query.columns, a.scale, space.by_distance, space.addend);
+    if (terms.key_vectors) add_met<true>(a, at, rows_of(a, at, terms.key_vectors, at.h), space.k_columns, a.scale, space.by_distance, space.addend);
     if (!hide(a, at, scores, space.addend)) return false;
-    if (a.terms->threshold) draw_kept(a, at, space.kept);
+    if (terms.threshold) draw_kept(a, at, space.kept);
     scores.strip = space.addend, scores.step = -TILE, scores.full = true;
     return true;
 }

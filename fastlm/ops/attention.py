@@ -349,20 +349,21 @@ def _(grad, grad_lse, out, lse, *args):
     return [made[name] if want and name in made else lse.new_empty(0) for name, want in wanted.items()]
 
 
-CPP_IDS = ("prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
-CPP_BY_NAME = CPP_IDS  # what its launcher takes by name
-CPP_TERMS = ("q", "k", "v", "table", "key_lengths", *CPP_BY_NAME)  # the tensors its kernels take
+CPP_IDS = ("q_groups", "k_groups", "prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
+CPP_LEARNED = LEARNED[4:]
+CPP_BY_NAME = (*CPP_LEARNED, *CPP_IDS)  # what its launcher takes by name
 
 
 def _cpp_refuses(*args):
     a = Arguments(*args)
-    unserved = [name for name in TENSORS if name not in CPP_TERMS and getattr(a, name) is not None]
-    if unserved:
-        return f"{unserved[0]} is served by the reference alone so far"
     if a.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
         return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    for name in CPP_LEARNED:
+        x, others = getattr(a, name), () if name.endswith("position") else (torch.float32,)
+        if x is not None and x.dtype not in (a.q.dtype, *others):
+            return f"{name} is {x.dtype}; served beside such a query: {', '.join(map(str, {a.q.dtype, *others}))}"
     if a.left + a.right < 0:
         return f"the band from -{a.left} to {a.right} is empty"
     return None
@@ -409,6 +410,8 @@ def _for_cpp(a: Arguments) -> Arguments:
         table=None if a.table is None else a.table.float().contiguous(),
         key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
         **{name: getattr(a, name).long().contiguous() for name in CPP_IDS if getattr(a, name) is not None},
+        **{name: native.side_by_side(getattr(a, name)) for name in ("q_position", "k_position") if getattr(a, name) is not None},
+        same=None if a.same is None else a.same.float().contiguous(),
     )
 
 
