@@ -14,16 +14,14 @@ import fastlm
 from fastlm import native
 from fastlm.dispatch import BackendError
 from fastlm.masks import UNBOUNDED
-from fastlm.ops.attention import Arguments, attention, scores
+from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores
+from fastlm.philox import kept
 
 CPU = torch.device("cpu")
-DTYPES = list(native.DTYPES)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
 
-CPP = next(b for b in attention.backends if b.name == "cpp")
-SERVED = [case for case in ATTENTION if CPP.refuses(*case.make(torch.float32, CPU)) is None]
-REFUSED = [case for case in ATTENTION if case not in SERVED]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +56,39 @@ def arguments(B=1, H=2, Hk=2, Lq=70, Lk=70, D=32, dtype=torch.float32, table=Tru
     return Arguments.of(q, k, v, table=draw(H, Lq + Lk - 1, seed=3) if table else None, **given)
 
 
+def with_terms(args: Arguments, names: list[str]) -> Arguments:
+    """args with the terms and masks of these names (TERMS) drawn as well."""
+    (B, H, Lq, D), (Hk, Lk), dtype = args.q.shape, args.k.shape[1:3], args.q.dtype
+    ints = lambda high, *shape, seed: torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+    ids = lambda name, high: {f"{side}_{name}": ints(high, B, n, seed=n) for side, n in (("q", Lq), ("k", Lk))}
+    vectors = lambda seed: draw(H, Lq + Lk - 1, D, dtype=dtype, seed=seed)
+    drawn = {
+        "prefix": lambda: dict(prefix=ints(Lk + 3, B, seed=5)),
+        "segments": lambda: {name: x.sort(-1).values for name, x in ids("segments", 3).items()},
+        "ranks": lambda: ids("ranks", Lk),
+        "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
+        "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of keys": lambda: dict(bias=draw(1, H, 1, Lk, seed=6)),
+        "bias of queries": lambda: dict(bias=draw(B, 1, Lq, 1, seed=6)),
+        "groups": lambda: dict(same=draw(B, H, Lq, seed=7), **ids("groups", 2)),
+        "query vectors": lambda: dict(query_vectors=vectors(8)),
+        "query vectors and positions": lambda: dict(query_vectors=vectors(8), q_position=draw(B, H, Lq, D, dtype=dtype, seed=9)),
+        "key vectors": lambda: dict(key_vectors=vectors(10)),
+        "key vectors and positions": lambda: dict(key_vectors=vectors(10), k_position=draw(B, Hk, Lk, D, dtype=dtype, seed=11)),
+        "value vectors": lambda: dict(value_vectors=vectors(12)),
+    }
+    for name in names:
+        args = args._replace(**drawn[name]())
+    return args
+
+
+MASKS = ["prefix", "segments", "ranks"]
+TERMS = [
+    *MASKS, "dropout", "bias", "bias of keys", "bias of queries", "groups",
+    "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
+]  # fmt: skip
+
+
 def results(args: Arguments) -> dict[str, torch.Tensor]:
     leaves = leaves_of(args)
     out, lse = attention(*args._replace(**leaves))
@@ -65,7 +96,7 @@ def results(args: Arguments) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", SERVED, ids=str)
+@pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_cpp_is_accurate(case, dtype, isa):
     assert_attention_accurate(case.make(dtype, CPU))
 
@@ -91,6 +122,48 @@ def test_cpp_bits_do_not_depend_on_threads(name, dtype, threads):
         for key, got in results(args).items():
             assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
     assert_attention_accurate(args)
+
+
+MANY_TERMS = {
+    "masks": (MASKS, dict(B=2, H=2, Hk=1, Lq=530, Lk=400, left=40, right=0)),
+    "prefix of a window": (["prefix", "value vectors"], dict(B=2, Lq=600, Lk=600, left=20, right=3)),
+    "dropout and biases": (["dropout", "bias of keys", "groups"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400)),
+    "vectors": (["query vectors", "key vectors and positions", "value vectors"], dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0)),
+    "all": (["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"], dict(H=2, Hk=1, Lq=300, Lk=330, right=0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MANY_TERMS)
+def test_cpp_bits_of_terms_do_not_depend_on_threads(name, dtype, threads):
+    terms, sizes = MANY_TERMS[name]
+    args = with_terms(arguments(dtype=dtype, offset=sizes.get("Lk") - sizes["Lq"], **sizes), terms)
+    threads(1)
+    alone = results(args)
+    for n in (2, 3, 7):
+        threads(n)
+        for key, got in results(args).items():
+            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
+    assert_attention_accurate(args)
+
+
+def test_cpp_drops_what_the_definition_drops(isa):
+    """With equal scores and the identity as values, the output is the mask."""
+    B, H, Lq, Lk = 2, 3, 70, 66
+    q, k, v = torch.zeros(B, H, Lq, Lk), torch.zeros(B, H, Lk, Lk), torch.eye(Lk).expand(B, H, -1, -1).contiguous()
+    for dropout, seed in ((0.3, 2**63 - 5), (0.999, 7), (1e-12, 0)):
+        out, _ = attention(*Arguments.of(q, k, v, dropout=dropout, seed=seed))
+        assert torch.equal(out != 0, kept((B, H, Lq, Lk), dropout, seed, CPU))
+
+
+def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
+    args = arguments(B=2)
+    bias = draw(2, 1, 70, 70).mT
+    torch.testing.assert_close(results(args._replace(bias=bias.expand(2, 2, 70, 70)))["out"], results(args._replace(bias=bias.contiguous()))["out"], rtol=0, atol=0)
+    q = args.q.clone().requires_grad_()
+    out, _ = attention(*args._replace(q=q, bias=bias))
+    (got,) = torch.autograd.grad(out.sum(), q)
+    assert got.isfinite().all() and bias.grad is None
 
 
 def test_cpp_reads_strided_tensors_in_place(isa):
@@ -135,6 +208,14 @@ def test_cpp_masks_inside_the_table(hidden, isa):
     assert all(x.isfinite().all() for name, x in got.items() if name != "lse")
 
 
+def gradients_from_stored_output(args: Arguments, grad: torch.Tensor) -> dict[str, torch.Tensor]:
+    """In fp64 but for δ = ⟨grad, out⟩ of out as it is stored: beside the truth, what every flash attention pays for that."""
+    a = args._replace(**{name: x.detach() for name, x in leaves_of(args, torch.float64).items()})
+    out, lse = attention.definition(*a)
+    grads = attention_backward.definition(grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED])
+    return {name: x for name, x in zip(LEARNED, grads, strict=True) if getattr(a, name) is not None}
+
+
 shapes = st.fixed_dictionaries(
     {"B": st.integers(1, 2), "Hk": st.integers(1, 2), "group": st.integers(1, 3), "Lq": st.integers(1, 150), "Lk": st.integers(1, 150), "D": st.integers(1, 40)}
 )
@@ -144,29 +225,26 @@ bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 @settings(max_examples=60, deadline=None)
 @given(
     shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60), st.booleans(),
-    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(),
+    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(), st.lists(st.sampled_from(TERMS), max_size=4, unique=True),
 )  # fmt: skip
-def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose):
+def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose, terms):
     before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))
     args = arguments(B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape)
     if transpose:
         args = args._replace(**{n: getattr(args, n).transpose(1, 2).contiguous().transpose(1, 2) for n in ("q", "k", "v")})
+    args = with_terms(args, terms)
     native.cpu().use(name)
     try:
         got = results(args)
     finally:
         native.cpu().use(before)
-    truth = attention_truth(args, draw(*args.q.shape, dtype=dtype, seed=4))
+    grad = draw(*args.q.shape, dtype=dtype, seed=4)
+    truth, stored = attention_truth(args, grad), gradients_from_stored_output(args, grad)
     close = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     for key in got:
         size = 1 + truth[key].nan_to_num(neginf=0.0).abs().max().item()
-        torch.testing.assert_close(got[key].double(), truth[key], rtol=0, atol=close * size, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_terms_it_lacks_are_refused(case):
-    with pytest.raises(BackendError, match="backend 'cpp' cannot serve this call"):
-        attention(*case.make(torch.float32, CPU))
+        storing = (stored[key] - truth[key]).abs().max().item() if key in stored else 0.0
+        torch.testing.assert_close(got[key].double(), truth[key], rtol=0, atol=close * size + 2 * storing, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +253,8 @@ def test_terms_it_lacks_are_refused(case):
         (dict(dtype=torch.float64), "query is torch.float64; served are fp32, bf16 and fp16"),
         (dict(D=257), "the head dimension is 257; served are 1 to 256"),
         (dict(left=-2, right=1), "is empty"),
+        (dict(bias=torch.zeros(1, 1, 1, 70, dtype=torch.float64)), "bias is torch.float64"),
+        (dict(dtype=torch.bfloat16, query_vectors=torch.zeros(2, 139, 32), q_position=torch.zeros(1, 2, 70, 32)), "q_position is torch.float32"),
     ],
 )
 def test_what_it_does_not_take_is_refused(changes, reason):
@@ -184,7 +264,7 @@ def test_what_it_does_not_take_is_refused(changes, reason):
 
 def launch(**changes):
     view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
-    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
     native.cpu().attention(*given.values(), 1)
 
 
@@ -201,6 +281,11 @@ def launch(**changes):
         (dict(dtype=3), "dtype must be"),
         (dict(out=0), "out and lse must be given"),
         (dict(band=(-2, 1, 0)), "band is empty"),
+        (dict(dropout=(1.0, 0, 0)), "dropout is 1.0"),
+        (dict(terms={"prefix": ((64, (2,), (1,)), -1)}), "prefix does not have the shape"),
+        (dict(terms={"q_ranks": ((64, (1, 3), (3, 1)), -1)}), "ranks must be given for queries and keys"),
+        (dict(terms={"bias": ((64, (1, 2, 2, 3), (12, 6, 3, 1)), 0)}), "bias does not broadcast"),
+        (dict(terms={"query_vectors": ((64, (2, 6, 8), (48, 8, 1)), 0)}), "query_vectors must be"),
     ],
 )
 def test_launcher_checks_what_it_is_given(changes, message):

@@ -19,6 +19,22 @@ struct Rows {  // a matrix [L, D] for each batch row and head; strides in bytes,
     int64_t batch, head, row;
 };
 
+// What a call may have besides; see fastlm/ops/attention.py. Pointers are null where it is not given.
+struct Terms {
+    const int64_t* prefix;                                           // [B]
+    const int64_t *q_segments, *q_ranks, *q_groups;                  // [B, Lq]
+    const int64_t *k_segments, *k_ranks, *k_groups;                  // [B, Lk]
+    const float* same;                                               // [B, H, Lq]
+    Rows bias;                                                       // [B, H, Lq, Lk], stride 0 where it is broadcast
+    int64_t bias_column;                                             // bytes from a key to the next
+    int bias_dtype;
+    int64_t bias_rows, bias_columns;                                 // Lq or 1, Lk or 1: how its gradient is summed before the launcher's sums
+    Rows q_position, k_position;                                     // like q and k, which take their place where not given
+    const float *query_vectors, *key_vectors, *value_vectors;        // [H, vector_rows, padded D], zeros in PAD rows at both ends
+    uint64_t threshold, seed;                                        // of dropout: a word below the threshold drops
+    float kept_scale;                                                // 1 / (1 - dropout)
+};
+
 struct Attention {
     Rows q, k, v;
     int dtype;
@@ -31,6 +47,7 @@ struct Attention {
     float scale;
     char* out;                      // [B, H, Lq, D] dense, in dtype
     float* lse;                     // [B, H, Lq], natural logarithm
+    const Terms* terms;             // or null
 };
 
 /*
@@ -38,6 +55,14 @@ The backward's units share the sums dk and dv of a key head, and add to a tile o
 others have finished the tile as come before it in the order of units. That order is fixed, so the bits are, whatever the
 number of threads; and units are begun in that order, so the one waited for is always at work.
 */
+struct TermGradients {  // null where not wanted
+    float* bias;                                            // [B, H, bias_rows, bias_columns] of zeros, summed to the bias's shape later
+    float* same;                                            // [B, H, Lq] of zeros
+    float *query_vectors, *key_vectors, *value_vectors;     // [B, H, vector_rows, padded D] of zeros
+    char *q_position, *k_position;                          // dense, in dtype
+    float* k_position_sum;                                  // [B, Hk, Lk, padded D]
+};
+
 struct AttentionBackward {
     Attention forward;
     Rows grad;                      // like q
@@ -46,6 +71,7 @@ struct AttentionBackward {
     float *dk_sum, *dv_sum;         // [B, Hk, Lk, padded D]
     float* dstrips;                 // [B, H, strip_size] of zeros, or null
     int64_t* finished;              // [B, Hk, tiles of keys] of zeros: how many units have finished the tile
+    TermGradients terms;
 };
 
 // How many query tiles a unit of work holds: keys and values are read once for all, and all stay in the second-level cache.
@@ -53,6 +79,7 @@ constexpr int query_tiles(int D) { return D <= 64 ? 4 : D <= 128 ? 2 : 1; }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t pad_channels(int64_t D) { return ceil_div(D, 16) * 16; }
+constexpr int64_t vector_rows(const Attention& a) { return a.Lq + a.Lk - 1 + 2 * PAD; }
 constexpr int64_t query_blocks(int64_t Lq, int D) { return ceil_div(Lq, TILE * query_tiles(D)); }
 
 // Units of work, and fp32 elements of workspace that one thread needs.
@@ -60,16 +87,24 @@ constexpr int64_t units(const Attention& a) { return a.B * a.H * query_blocks(a.
 constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 16) + 2 * pad_channels(D) + 2 * TILE + 16); }
 constexpr int64_t backward_space(int D) { return TILE * (query_tiles(D) * (5 * pad_channels(D) + 16) + 5 * pad_channels(D) + 6 * TILE + 64); }
 
+// … and what its terms need on top: tiles of pairs, and what distance vectors meet.
+constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D) + 64) : 0; }
+
 struct Range {
     int64_t begin, end;
     bool empty() const { return begin >= end; }
 };
 
-// Keys that any of the queries begin … end - 1 sees.
+// Keys in the band of any of the queries begin … end - 1.
+static inline Range band_of(const Attention& a, const Range& queries) { return {queries.begin + a.offset - a.left, queries.end + a.offset + a.right}; }
+
+// Keys from the first to the last that any of the queries sees.
 static inline Range keys_seen(const Attention& a, int64_t b, const Range& queries) {
     const int64_t n = a.key_lengths && a.key_lengths[b] < a.Lk ? a.key_lengths[b] : a.Lk;
-    const int64_t first = queries.begin + a.offset - a.left, last = queries.end - 1 + a.offset + a.right;
-    return {first > 0 ? first : 0, last + 1 < n ? last + 1 : n};
+    const int64_t prefix = a.terms && a.terms->prefix ? a.terms->prefix[b] : 0;
+    Range seen = band_of(a, queries);
+    if (prefix > 0) seen = {0, seen.end > prefix ? seen.end : prefix};
+    return {seen.begin > 0 ? seen.begin : 0, seen.end < n ? seen.end : n};
 }
 
 }  // namespace fastlm

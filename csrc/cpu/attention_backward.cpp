@@ -9,7 +9,7 @@ are added to in turn (attention.h). The table's gradient sums dS over diagonals.
 */
 #include <sched.h>
 
-#include "attention_tile.h"
+#include "attention_terms.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {
@@ -98,8 +98,8 @@ static inline void add_diagonals(const KeyTile& keys, float* strip) {
 }
 
 // Queries at LANES vectors from `lane` on with the keys seen.begin … seen.end - 1 of the tile.
-template <class Product, bool EDGE, int LANES>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+template <class Product, bool EDGE, bool TERMS, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, int lane, Range seen) {
     constexpr int PAIR = Product::PAIR;
     constexpr bool WIDE = PAIR == 1;
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
@@ -109,8 +109,10 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
     });
     matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (product - load(t.delta + lane + c * W)));
+        const V dp = TERMS ? dropped_gradient(a, terms.space, product, j, c * W) : product;
+        store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (dp - load(t.delta + lane + c * W)));
     });
+    if (TERMS) drop<Fma>(a, terms.at, terms.space, p);
     narrow_tiles<Product>(keys, first, n, lane, LANES * W);
 
     const Left p_rows = {WIDE ? p : keys.p_words + (first * TILE + lane) / 2, TILE / PAIR, 1};
@@ -125,16 +127,16 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         D, LANES, words_in<Product>(n), [&](int d, int c, V x) FASTLM_LAMBDA { add_to(dq + d * TILE + c * W, x); });
 }
 
-template <class Product>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, float* strip) {
-    if (scores.full) {
-        attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+template <class Product, bool TERMS>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, float* strip) {
+    if (TERMS || scores.full) {
+        attend<Product, false, TERMS, LANES>(a, t, keys, scores, terms, 0, {0, keys.n});
     } else {
         for (int j = 0; strip && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
             for (int i = 0; i < TILE; i++) keys.ds[j * PITCH + i] = 0.0f;
         for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
             const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
-            if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+            if (!seen.empty()) attend<Product, true, false, EDGE_LANES>(a, t, keys, scores, terms, lane, seen);
         }
     }
     if (strip) add_diagonals(keys, strip);
@@ -154,7 +156,7 @@ static inline void store_rows(char* out, int64_t first, const float* x, int64_t 
     else narrow_rows<float>(out, x, pitch, n, D, scale);
 }
 
-template <class Product>
+template <class Product, bool TERMS>
 static inline void backward(const AttentionBackward& x, int64_t unit, float* workspace) {
     const Attention& a = x.forward;
     const int D = a.D, most = query_tiles(D), words = words_in<Product>(D), padded = int(pad_channels(D));
@@ -193,6 +195,10 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
         begin_queries<Product>(x, t, b, h, staging);
     }
 
+    TermSpace terms = {};
+    QueryTerms query[4] = {};
+    if (TERMS) terms = term_space(space, D);
+    for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const Range turns = turns_of(block);
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
     for (int64_t tile = turns.begin; tile < turns.end; tile++) {
@@ -213,29 +219,46 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
         while (__atomic_load_n(finished, __ATOMIC_ACQUIRE) != before) sched_yield();
         if (before == 0)
             for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
+        float* k_position_sum = TERMS && x.terms.k_position_sum ? x.terms.k_position_sum + first * padded : nullptr;
+        for (int i = 0; k_position_sum && before == 0 && i < keys.n * padded; i++) k_position_sum[i] = 0.0f;
+        if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             float* strip = x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
-            attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n), strip);
+            Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
+            if (TERMS && !with_terms(a, at, scores)) continue;
+            if (TERMS && a.terms->value_vectors) meet_values(a, at, tiles[t].grad);
+            attend<Product, TERMS>(a, tiles[t], keys, scores, at, strip);
+            if (!TERMS) continue;
+            if (x.terms.bias) add_bias_gradient(x, at.at, keys.ds, PITCH);
+            if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);
+            if (has_vectors(*a.terms)) add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
         }
         if (before + 1 == each * group) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
-            store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, 1.0f);
+            store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, TERMS ? a.terms->kept_scale : 1.0f);
+            if (TERMS && k_position_sum && x.terms.k_position) store_rows(x.terms.k_position, first, k_position_sum, padded, a.dtype, keys.n, D, a.scale);
         }
         __atomic_store_n(finished, before + 1, __ATOMIC_RELEASE);
     }
     for (int t = 0; t < count; t++) {
         transpose(staging, D, tiles[t].dq, TILE, D, tiles[t].n);
         store_rows(x.dq, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
+        if (!TERMS || !x.terms.q_position || !a.terms->query_vectors) continue;
+        transpose(staging, D, query[t].gradient, TILE, D, tiles[t].n);
+        store_rows(x.terms.q_position, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
     }
 }
 
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
-    if (x.forward.dtype == BF16) return backward<Bf16Dot>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !has_vectors(*x.forward.terms)) return backward<Bf16Dot, true>(x, unit, workspace);
 #endif
-    backward<Fma>(x, unit, workspace);
+    if (x.forward.terms) return backward<Fma, true>(x, unit, workspace);
+    backward<Fma, false>(x, unit, workspace);
 }
 
 }  // namespace FASTLM_ISA

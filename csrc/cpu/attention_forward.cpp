@@ -4,7 +4,7 @@ Flash attention, forward (Dao et al. 2022): one pass over the keys with a runnin
 A unit is a few tiles of queries of one head. For every tile of keys its rows are laid out once, then each tile of queries
 takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = exp(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ Pᵀ.
 */
-#include "attention_tile.h"
+#include "attention_terms.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {
@@ -56,8 +56,8 @@ static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const
 }
 
 // Queries at LANES vectors from `lane` on take in the keys seen.begin … seen.end - 1 of the tile.
-template <class Product, bool EDGE, int LANES>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, int lane, Range seen) {
+template <class Product, bool EDGE, bool TERMS, int LANES>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, int lane, Range seen) {
     const int words = words_in<Product>(a.D), first = int(seen.begin), n = int(seen.end) - first;
     float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
     V top[LANES], sum[LANES], rescale[LANES];
@@ -72,17 +72,19 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         store(t.top + lane + c * W, top[c]);
     }
     probabilities<Product>(s, p, n, top, sum);
+    if (TERMS) drop<Product>(a, terms.at, terms.space, p);
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
     matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
         [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, fma(load(o + d * TILE + c * W), rescale[c], x)); });
+    if (TERMS && a.terms->value_vectors) add_values(a, terms, p, o);
 }
 
-template <class Product>
-static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores) {
-    if (scores.full) return attend<Product, false, LANES>(a, t, keys, scores, 0, {0, keys.n});
+template <class Product, bool TERMS>
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms) {
+    if (TERMS || scores.full) return attend<Product, false, TERMS, LANES>(a, t, keys, scores, terms, 0, {0, keys.n});
     for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
         const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
-        if (!seen.empty()) attend<Product, true, EDGE_LANES>(a, t, keys, scores, lane, seen);
+        if (!seen.empty()) attend<Product, true, false, EDGE_LANES>(a, t, keys, scores, terms, lane, seen);
     }
 }
 
@@ -96,7 +98,7 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     for (int i = 0; i < TILE; i++) {
         const bool nothing = t.sum[i] == 0.0f;
         if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : t.top[i] + __builtin_logf(t.sum[i]);
-        t.sum[i] = nothing ? 0.0f : 1.0f / t.sum[i];
+        t.sum[i] = nothing ? 0.0f : (a.terms ? a.terms->kept_scale : 1.0f) / t.sum[i];
     }
     for (int d = 0; d < a.D; d++)
         for (int i = 0; i < TILE; i++) t.o[d * TILE + i] *= t.sum[i];
@@ -107,7 +109,7 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     else narrow_rows<float>(a.out + 4 * first, staging, n);
 }
 
-template <class Product>
+template <class Product, bool TERMS>
 static inline void forward(const Attention& a, int64_t unit, float* workspace) {
     const int D = a.D, most = query_tiles(D);
     const int64_t blocks = query_blocks(a.Lq, D), bh = unit / blocks, b = bh / a.H, h = bh % a.H;
@@ -120,16 +122,24 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
         tiles[count] = {space.take(TILE * D), space.take(TILE * D), space.take(TILE), space.take(TILE), i0, int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE)};
         begin_queries<Product>(a, tiles[count++], b, h, keys.k);
     }
+    TermSpace terms = {};
+    QueryTerms query[4] = {};
+    if (TERMS) terms = term_space(space, D);
+    for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const int64_t h_kv = h / (a.H / a.Hk);
     const Range seen = keys_seen(a, b, {start, tiles[count - 1].i0 + tiles[count - 1].n});
     for (keys.j0 = seen.begin; keys.j0 < seen.end; keys.j0 += TILE) {
         keys.n = int(seen.end - keys.j0 < TILE ? seen.end - keys.j0 : TILE);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
+        if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
-            if (mine.begin < keys.j0 + keys.n && mine.end > keys.j0)
-                attend<Product>(a, tiles[t], keys, scores_of(a, h, tiles[t].i0, keys.j0, keys.n));
+            if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
+            Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
+            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
+            if (TERMS && !with_terms(a, at, scores)) continue;
+            attend<Product, TERMS>(a, tiles[t], keys, scores, at);
         }
     }
     for (int t = 0; t < count; t++) end_queries(a, tiles[t], bh, keys.k);
@@ -137,9 +147,11 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
-    if (a.dtype == BF16) return forward<Bf16Dot>(a, unit, workspace);
+    if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
+    if (a.dtype == BF16 && !has_vectors(*a.terms)) return forward<Bf16Dot, true>(a, unit, workspace);
 #endif
-    forward<Fma>(a, unit, workspace);
+    if (a.terms) return forward<Fma, true>(a, unit, workspace);
+    forward<Fma, false>(a, unit, workspace);
 }
 
 }  // namespace FASTLM_ISA

@@ -1,27 +1,9 @@
 // Launchers of attention; see launch.h. They check addresses, sizes and strides, prepare what all units share, and hand units to threads.
-#include <algorithm>
 #include <atomic>
-#include <memory>
-#include <stdexcept>
 
-#include "launch.h"
-#include "parallel.h"
+#include "attention_given.h"
 
 namespace fastlm {
-
-static void check(bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument(what);
-}
-
-// The last dimension's stride must be 1: kernels read channels side by side.
-static Rows rows(const char* name, const View& view, const std::vector<int64_t>& shape, int64_t size) {
-    const auto& [address, got, strides] = view;
-    check(got == shape && strides.size() == 4, std::string(name) + " does not have the shape that q and k imply");
-    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
-    check(empty || address != 0, std::string(name) + " is a null address");
-    check(empty || shape[3] == 1 || strides[3] == 1, std::string(name) + " must have its channels side by side: the last stride is " + std::to_string(strides[3]));
-    return {reinterpret_cast<char*>(address), strides[0] * size, strides[1] * size, strides[2] * size};
-}
 
 static Attention attention(const View& q, const View& k, const View& v, int dtype, Address key_lengths, const Band& band, double scale, Address out, Address lse) {
     const auto& q_shape = std::get<1>(q);
@@ -73,13 +55,14 @@ static void share(int64_t n, int64_t space, int threads, const Work& work) {
     });
 }
 
-void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band, double scale, Address out,
-                      Address lse, int threads) {
+void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout,
+                      const Band& band, double scale, Address out, Address lse, int threads) {
     Attention a = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    const Given given(a, terms, dropout);
     if (a.B * a.H * a.Lq == 0) return;
     const auto strips = make_strips(a, table);
     const Kernels& kernels = active();
-    share(units(a), forward_space(a.D), threads, [&](int64_t unit, float* space) { kernels.attention_forward(a, unit, space); });
+    share(units(a), forward_space(a.D) + terms_space(a), threads, [&](int64_t unit, float* space) { kernels.attention_forward(a, unit, space); });
 }
 
 // Keys outside every query's sight have zero gradients, which no unit writes.
@@ -90,7 +73,8 @@ static void clear_unseen(const AttentionBackward& x) {
         const Range seen = keys_seen(a, b, {0, a.Lq});
         const int64_t begin = seen.empty() || a.Lq == 0 ? a.Lk : seen.begin / TILE * TILE, end = seen.empty() ? a.Lk : seen.end;
         for (int64_t h = 0; h < a.Hk; h++)
-            for (char* gradient : {x.dk, x.dv}) {
+            for (char* gradient : {x.dk, x.dv, x.terms.k_position}) {
+                if (!gradient) continue;
                 char* rows = gradient + (b * a.Hk + h) * a.Lk * row;
                 std::fill(rows, rows + begin * row, 0);
                 std::fill(rows + end * row, rows + a.Lk * row, 0);
@@ -98,10 +82,13 @@ static void clear_unseen(const AttentionBackward& x) {
     }
 }
 
-void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
-                               double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable, int threads) {
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
+                               const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+                               Address dq, Address dk, Address dv, Address dtable, const std::map<std::string, Address>& term_gradients, int threads) {
     AttentionBackward x = {};
     Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    const Given given(a, terms, dropout);
+    WantedTerms wanted(x, terms, term_gradients);
     x.grad_lse = reinterpret_cast<const float*>(grad_lse);
     x.grad = rows("grad", grad, std::get<1>(q), dtype == F32 ? 4 : 2);
     check((dq || a.B * a.H * a.Lq == 0) && ((dk && dv) || a.B * a.Hk * a.Lk == 0), "dq, dk and dv must be given");
@@ -113,7 +100,8 @@ void launch_attention_backward(const View& grad, Address grad_lse, const View& q
     std::unique_ptr<int64_t[]> finished(new int64_t[a.B * a.Hk * ceil_div(a.Lk, TILE)]());
     x.dk_sum = dk_sum.get(), x.dv_sum = dv_sum.get(), x.dstrips = dstrips.get(), x.finished = finished.get();
     const Kernels& kernels = active();
-    share(units(a), backward_space(a.D), threads, [&](int64_t unit, float* space) { kernels.attention_backward(x, unit, space); });
+    share(units(a), backward_space(a.D) + terms_space(a), threads, [&](int64_t unit, float* space) { kernels.attention_backward(x, unit, space); });
+    wanted.finish(threads);
     if (!dtable) return;
     for (int64_t h = 0; h < a.H; h++) {
         float* to = reinterpret_cast<float*>(dtable) + h * n;

@@ -4,7 +4,7 @@ scalars do; intrinsics only for what those have no word for: fused multiply-add,
 */
 #pragma once
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -28,6 +28,9 @@ typedef float V __attribute__((vector_size(4 * W), may_alias));
 typedef float Unaligned __attribute__((vector_size(4 * W), may_alias, aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(4 * W), may_alias));
 
+typedef uint32_t Words __attribute__((vector_size(4 * W), may_alias));
+typedef uint64_t Longs __attribute__((vector_size(4 * W), may_alias));
+
 static FASTLM_INLINE V load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 static FASTLM_INLINE void store(float* p, V x) { *reinterpret_cast<Unaligned*>(p) = x; }
 static FASTLM_INLINE void add_to(float* p, V x) { store(p, load(p) + x); }
@@ -43,6 +46,19 @@ static FASTLM_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static FASTLM_INLINE V broadcast(float x) { return x - V{}; }
 static FASTLM_INLINE V fma(V a, V b, V c) { return a * b + c; }
 #endif
+
+// The 64-bit products of the low halves of 64-bit lanes.
+static FASTLM_INLINE Longs multiply_low_halves(Longs a, Longs b) {
+#if defined(__AVX512F__)
+    return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Longs)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return (Longs)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
 
 // 2ˣ with a relative error below 1.5 · 2⁻²³ for -126 ≤ x ≤ 127; towards 0 below, 0 for -∞, NaN for NaN. The polynomial
 // is the best of degree 6 for 2ᶠ on [0, 1), 1.9e-9 from it.

@@ -5,6 +5,7 @@ Results do not depend on the number of threads: every chunk is computed whole by
 #pragma once
 
 #include <array>
+#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -25,6 +26,8 @@ using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of
 using Sizes = std::vector<int64_t>;                       // elements of each tensor
 using Shapes = std::vector<std::array<int64_t, 3>>;       // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
+using GivenTerms = std::map<std::string, std::pair<View, int>>;  // (view, dtype) by the names of fastlm/ops/attention.py
+using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
 struct Parameters {             // see csrc/cpu/parameter.h
@@ -61,12 +64,15 @@ void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>
                    const std::vector<int64_t>& out_strides, Address cos, Address sin, int64_t angle_stride, int R, bool interleaved, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H, Lq + Lk - 1] fp32 or 0;
-// key_lengths [B] int64 or 0. Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense where no strides are given. D is at most 256.
-void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band, double scale, Address out,
-                      Address lse, int threads);
+// key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same` fp32, both dense, the rest lie as their strides say.
+// Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense where no strides are given. D is at most 256.
+void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout,
+                      const Band& band, double scale, Address out, Address lse, int threads);
 
-// The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0.
-void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const Band& band,
-                               double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable, int threads);
+// The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0;
+// term_gradients: dense, by the names of those wanted, in their terms' dtypes and shapes, zeros before.
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
+                               const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+                               Address dq, Address dk, Address dv, Address dtable, const std::map<std::string, Address>& term_gradients, int threads);
 
 }  // namespace fastlm

@@ -30,7 +30,7 @@ from torch import Tensor
 from fastlm import native
 from fastlm.dispatch import op
 from fastlm.masks import UNBOUNDED
-from fastlm.philox import kept
+from fastlm.philox import kept, threshold
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -349,18 +349,21 @@ def _(grad, grad_lse, out, lse, *args):
     return [made[name] if want and name in made else lse.new_empty(0) for name, want in wanted.items()]
 
 
-CPP_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
+CPP_IDS = ("q_groups", "k_groups", "prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
+CPP_LEARNED = LEARNED[4:]
+CPP_BY_NAME = (*CPP_LEARNED, *CPP_IDS)  # what its launcher takes by name
 
 
 def _cpp_refuses(*args):
     a = Arguments(*args)
-    unserved = [name for name in TENSORS if name not in CPP_TERMS and getattr(a, name) is not None]
-    if unserved or a.dropout:
-        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
-    if a.q.dtype not in native.DTYPES:
+    if a.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
         return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    for name in CPP_LEARNED:
+        x, others = getattr(a, name), () if name.endswith("position") else (torch.float32,)
+        if x is not None and x.dtype not in (a.q.dtype, *others):
+            return f"{name} is {x.dtype}; served beside such a query: {', '.join(map(str, {a.q.dtype, *others}))}"
     if a.left + a.right < 0:
         return f"the band from -{a.left} to {a.right} is empty"
     return None
@@ -376,7 +379,7 @@ def _(*args):
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
         *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
-        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
@@ -389,13 +392,15 @@ def _(grad, grad_lse, out, lse, *args):
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
     dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
+    learned = [name for name, want in zip(LEARNED, wanted, strict=True) if want and name in CPP_BY_NAME and getattr(a, name) is not None]
+    made = {name: torch.zeros(getattr(a, name).shape, dtype=getattr(a, name).dtype) for name in learned}
     native.cpu().attention_backward(
         native.view(grad), native.address(grad_lse), *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
         native.address(a.table), native.address(a.key_lengths),
-        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
-        native.address(dtable), torch.get_num_threads(),
+        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), dq.data_ptr(), dk.data_ptr(), dv.data_ptr(),
+        native.address(dtable), {name: x.data_ptr() for name, x in made.items()}, torch.get_num_threads(),
     )  # fmt: skip
-    made = {"q": dq, "k": dk, "v": dv, "table": dtable}
+    made |= {"q": dq, "k": dk, "v": dv, "table": dtable}
     return [lse.new_empty(0) if made.get(name) is None else made[name] for name in LEARNED]
 
 
@@ -404,7 +409,16 @@ def _for_cpp(a: Arguments) -> Arguments:
         **{name: native.side_by_side(getattr(a, name)) for name in ("q", "k", "v")},
         table=None if a.table is None else a.table.float().contiguous(),
         key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
+        **{name: getattr(a, name).long().contiguous() for name in CPP_IDS if getattr(a, name) is not None},
+        **{name: native.side_by_side(getattr(a, name)) for name in ("q_position", "k_position") if getattr(a, name) is not None},
+        same=None if a.same is None else a.same.float().contiguous(),
     )
+
+
+def _terms_for_cpp(a: Arguments) -> tuple[dict, tuple[float, int, int]]:
+    """The rest of the terms by name, and dropout as its kernels take it."""
+    given = {name: (native.view(getattr(a, name)), native.DTYPES.get(getattr(a, name).dtype, -1)) for name in CPP_BY_NAME if getattr(a, name) is not None}
+    return given, (a.dropout, threshold(a.dropout), a.seed % 2**64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,180 @@
+// From the terms that Python gives attention by name to the Terms that kernels read, and from their sums to the gradients: the launcher's part.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <stdexcept>
+
+#include "launch.h"
+#include "parallel.h"
+
+namespace fastlm {
+
+static void check(bool ok, const std::string& what) {
+    if (!ok) throw std::invalid_argument(what);
+}
+
+static inline int64_t bytes_of(int dtype) { return dtype == F32 ? 4 : 2; }
+
+static inline float widen_at(const char* x, int dtype) {
+    return dtype == F32 ? *reinterpret_cast<const float*>(x) : dtype == BF16 ? widen(*reinterpret_cast<const bf16*>(x)) : widen(*reinterpret_cast<const f16*>(x));
+}
+
+static inline void narrow_at(float x, char* to, int dtype) {
+    if (dtype == BF16) narrow(x, *reinterpret_cast<bf16*>(to));
+    else if (dtype == F16) narrow(x, *reinterpret_cast<f16*>(to));
+    else narrow(x, *reinterpret_cast<float*>(to));
+}
+
+// The last dimension's stride must be 1: kernels read channels side by side.
+static Rows rows(const char* name, const View& view, const std::vector<int64_t>& shape, int64_t size) {
+    const auto& [address, got, strides] = view;
+    check(got == shape && strides.size() == 4, std::string(name) + " does not have the shape that q and k imply");
+    const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+    check(empty || address != 0, std::string(name) + " is a null address");
+    check(empty || shape[3] == 1 || strides[3] == 1, std::string(name) + " must have its channels side by side: the last stride is " + std::to_string(strides[3]));
+    return {reinterpret_cast<char*>(address), strides[0] * size, strides[1] * size, strides[2] * size};
+}
+
+class Given {  // owns what Terms point to beside Python's tensors
+public:
+    Given(Attention& a, const GivenTerms& given, const Dropout& dropout) : a(a), given(given) {
+        const auto [probability, threshold, seed] = dropout;
+        check(probability >= 0 && probability < 1, "dropout is " + std::to_string(probability) + "; give 0 ≤ dropout < 1");
+        if (given.empty() && probability == 0) return;
+        terms.prefix = dense<int64_t>("prefix", {a.B});
+        terms.q_segments = dense<int64_t>("q_segments", {a.B, a.Lq}), terms.k_segments = dense<int64_t>("k_segments", {a.B, a.Lk});
+        terms.q_ranks = dense<int64_t>("q_ranks", {a.B, a.Lq}), terms.k_ranks = dense<int64_t>("k_ranks", {a.B, a.Lk});
+        terms.q_groups = dense<int64_t>("q_groups", {a.B, a.Lq}), terms.k_groups = dense<int64_t>("k_groups", {a.B, a.Lk});
+        terms.same = dense<float>("same", {a.B, a.H, a.Lq});
+        for (const char* pair : {"segments", "ranks", "groups"})
+            check(given.count(std::string("q_") + pair) == given.count(std::string("k_") + pair), std::string(pair) + " must be given for queries and keys");
+        check(given.count("same") == given.count("q_groups"), "same goes with groups of queries and keys");
+        take_bias();
+        const int64_t size = bytes_of(a.dtype);
+        if (has("q_position")) terms.q_position = rows("q_position", given.at("q_position").first, {a.B, a.H, a.Lq, a.D}, size);
+        if (has("k_position")) terms.k_position = rows("k_position", given.at("k_position").first, {a.B, a.Hk, a.Lk, a.D}, size);
+        terms.query_vectors = vectors("query_vectors", 0), terms.key_vectors = vectors("key_vectors", 1), terms.value_vectors = vectors("value_vectors", 2);
+        terms.threshold = threshold, terms.seed = seed, terms.kept_scale = float(1 / (1 - probability));
+        a.terms = &terms;
+    }
+    Given(const Given&) = delete;
+
+    bool has(const char* name) const { return given.count(name) != 0; }
+
+private:
+    template <typename T>
+    const T* dense(const char* name, std::vector<int64_t> shape) const {
+        if (!has(name)) return nullptr;
+        const auto& [address, got, strides] = given.at(name).first;
+        check(got == shape, std::string(name) + " does not have the shape that q and k imply");
+        return reinterpret_cast<const T*>(address);
+    }
+
+    void take_bias() {
+        if (!has("bias")) return;
+        const auto& [view, dtype] = given.at("bias");
+        const auto& [address, shape, strides] = view;
+        const int64_t full[] = {a.B, a.H, a.Lq, a.Lk}, size = bytes_of(dtype);
+        check(shape.size() == 4 && strides.size() == 4 && dtype >= F32 && dtype <= F16, "bias must have four dimensions and be fp32, bf16 or fp16");
+        int64_t steps[4];
+        for (int i = 0; i < 4; i++) {
+            check(shape[i] == 1 || shape[i] == full[i], "bias does not broadcast to [B, H, Lq, Lk]");
+            steps[i] = shape[i] == 1 ? 0 : strides[i] * size;
+        }
+        terms.bias = {reinterpret_cast<char*>(address), steps[0], steps[1], steps[2]};
+        terms.bias_column = steps[3], terms.bias_dtype = dtype;
+        terms.bias_columns = shape[3];  // where one column serves all keys, queries stay apart: a unit of work adds to its own alone
+        terms.bias_rows = shape[2] == 1 && shape[3] > 1 ? 1 : a.Lq;
+    }
+
+    const float* vectors(const char* name, int which) {
+        if (!has(name)) return nullptr;
+        const auto& [view, dtype] = given.at(name);
+        const auto& [address, shape, strides] = view;
+        const int64_t n = a.Lq + a.Lk - 1, size = bytes_of(dtype), padded = pad_channels(a.D);
+        check(shape == std::vector<int64_t>({a.H, n, a.D}) && dtype >= F32 && dtype <= F16, std::string(name) + " must be [H, Lq + Lk - 1, D], fp32, bf16 or fp16");
+        copies[which].reset(new float[a.H * vector_rows(a) * padded]());
+        for (int64_t h = 0; h < a.H; h++)
+            for (int64_t r = 0; r < n; r++)
+                for (int64_t d = 0; d < a.D; d++)
+                    copies[which][(h * vector_rows(a) + PAD + r) * padded + d] = widen_at(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1] + d * strides[2]) * size, dtype);
+        return copies[which].get();
+    }
+
+    Attention& a;
+    const GivenTerms& given;
+    Terms terms = {};
+    std::unique_ptr<float[]> copies[3];
+};
+
+class WantedTerms {  // sums that kernels add to, and the way from them to the gradients at the addresses wanted
+public:
+    WantedTerms(AttentionBackward& x, const GivenTerms& given, const std::map<std::string, Address>& wanted) : x(x), given(given), wanted(wanted) {
+        const Attention& a = x.forward;
+        for (const auto& [name, address] : wanted) check(given.count(name), "the gradient of " + name + " is wanted, which is not given");
+        const int64_t by_head = a.B * a.H, by_row = vector_rows(a) * pad_channels(a.D);
+        if (wanted.count("bias")) x.terms.bias = sums[0] = zeros(by_head * a.terms->bias_rows * a.terms->bias_columns);
+        if (wanted.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_head * by_row);
+        if (wanted.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_head * by_row);
+        if (wanted.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_head * by_row);
+        x.terms.same = reinterpret_cast<float*>(at("same"));
+        x.terms.q_position = at("q_position"), x.terms.k_position = at("k_position");
+        if (given.count("k_position") && a.terms->key_vectors) x.terms.k_position_sum = sums[4] = zeros(a.B * a.Hk * a.Lk * pad_channels(a.D));
+    }
+    WantedTerms(const WantedTerms&) = delete;
+    ~WantedTerms() { for (float* sum : sums) delete[] sum; }
+
+    // Once all units are done. Sums over rows of the batch, heads, queries run in their order.
+    void finish(int threads) const {
+        if (sums[0]) finish_bias();
+        const char* names[] = {"", "query_vectors", "key_vectors", "value_vectors"};
+        const Attention& a = x.forward;
+        const float scales[] = {0.0f, a.scale, a.scale, a.terms ? a.terms->kept_scale : 1.0f};
+        for (int which = 1; which < 4; which++)
+            if (sums[which]) finish_vectors(names[which], sums[which], scales[which], threads);
+    }
+
+private:
+    static float* zeros(int64_t n) { return new float[n](); }
+
+    char* at(const char* name) const { return wanted.count(name) ? reinterpret_cast<char*>(wanted.at(name)) : nullptr; }
+
+    void finish_bias() const {
+        const Attention& a = x.forward;
+        const auto& [view, dtype] = given.at("bias");
+        const auto& shape = std::get<1>(view);
+        std::unique_ptr<double[]> total(new double[shape[0] * shape[1] * shape[2] * shape[3]]());
+        const float* from = sums[0];
+        for (int64_t b = 0; b < a.B; b++)
+            for (int64_t h = 0; h < a.H; h++)
+                for (int64_t i = 0; i < a.terms->bias_rows; i++) {
+                    double* to = total.get() + (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] + (shape[2] == 1 ? 0 : i)) * shape[3];
+                    for (int64_t j = 0; j < a.terms->bias_columns; j++) to[shape[3] == 1 ? 0 : j] += *from++;
+                }
+        char* to = at("bias");
+        for (int64_t e = 0; e < shape[0] * shape[1] * shape[2] * shape[3]; e++) narrow_at(float(total[e]), to + e * bytes_of(dtype), dtype);
+    }
+
+    void finish_vectors(const char* name, const float* sum, float scale, int threads) const {
+        const Attention& a = x.forward;
+        const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D), size = vector_rows(a) * padded;
+        const int dtype = given.at(name).second;
+        parallel_for(a.H, threads, [&](int64_t h) {
+            for (int64_t r = 0; r < n; r++)
+                for (int64_t d = 0; d < a.D; d++) {
+                    float total = 0.0f;
+                    for (int64_t b = 0; b < a.B; b++) total += sum[(b * a.H + h) * size + (PAD + r) * padded + d];
+                    narrow_at(scale * total, at(name) + ((h * n + r) * a.D + d) * bytes_of(dtype), dtype);
+                }
+        });
+    }
+
+    AttentionBackward& x;
+    const GivenTerms& given;
+    const std::map<std::string, Address>& wanted;
+    float* sums[5] = {};
+};
+
+}  // namespace fastlm
