@@ -95,13 +95,14 @@ print(dict(OPS["adamw"].explain(torch.device("cpu")))["cpp"])
 
 def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path):
     """The C++ tests again, on a build that stops at the first bad access, overflow or shift."""
-    asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip() if shutil.which("g++") else ""
-    if not Path(asan).is_absolute() or sys.platform != "linux":
+    find = lambda name: subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip() if shutil.which("g++") else ""
+    preload = [find("libasan.so"), find("libstdc++.so.6")]  # the second so that the first finds what throws exceptions
+    if not all(Path(library).is_absolute() for library in preload) or sys.platform != "linux":
         pytest.skip("GCC's AddressSanitizer library is not here: install g++ on Linux")
     lib = build(tmp_path, FASTLM_SANITIZE="address,undefined", CUDA_HOME="/nonexistent", CUDA_PATH="")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join((str(lib), str(ROOT / "tests"))),
-        "LD_PRELOAD": asan,
+        "LD_PRELOAD": " ".join(preload),
         "ASAN_OPTIONS": "detect_leaks=0",  # CPython itself keeps what it allocated at start
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
