@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastlm import native
 from fastlm.dispatch import op
-from fastlm.ops.lists import Lists, address, refuses_lists, write_back
+from fastlm.native import address
+from fastlm.ops.lists import Lists, refuses_lists, write_back
 from fastlm.ops.precision import assign, parameters
 from fastlm.ops.sums import Rule, every, follow
 

@@ -70,9 +70,6 @@ class Lists:
             write_back(originals, dense)
 
 
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
 
 def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
     """Copy results into the tensors that `dense_like` had to lay out anew."""

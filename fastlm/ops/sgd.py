@@ -5,7 +5,8 @@ from torch import Tensor
 
 from fastlm import native
 from fastlm.dispatch import op
-from fastlm.ops.lists import Lists, address, refuses_lists
+from fastlm.native import address
+from fastlm.ops.lists import Lists, refuses_lists
 from fastlm.ops.precision import assign, parameters
 
 # ---------------------------------------------------------------------------------------------------------------------
