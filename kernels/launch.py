@@ -7,7 +7,7 @@ from torch import Tensor
 from fastlm.kernels.terms import Terms
 from fastlm.kernels.tile import INTERPRETED
 from fastlm.kernels.tiles import LARGEST, Tiles, tiles
-from fastlm.ops.attention import Arguments
+from fastlm.ops.attention import TENSORS, Arguments
 from fastlm.philox import threshold
 
 
@@ -16,9 +16,10 @@ INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_se
 
 
 def tiles_for(kernel: str, a: Arguments) -> Tiles:
-    """The kernel's tiles; all kernels take the same square ones where rows by distance are met."""
-    met = any(getattr(a, name) is not None for name in VECTORS)
-    return tiles("vectors" if met else kernel, a.q.shape[3], a.q.dtype, architecture())
+    """The kernel's tiles. Rows by distance have square ones of their own; other terms than a table find no room under a cap on registers."""
+    given = {name for name in TENSORS if getattr(a, name) is not None}
+    found = tiles("vectors" if given & set(VECTORS) else kernel, a.q.shape[3], a.q.dtype, architecture())
+    return found if given <= {"q", "k", "v", "table", "key_lengths"} and not a.dropout else found._replace(maxnreg=None)
 
 
 def rows(x: Tensor) -> Tensor:

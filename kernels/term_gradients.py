@@ -104,7 +104,7 @@ def distances_kernel(
     begin = tl.maximum(-diagonal, 0) + split // batch_splits  # the program's first row of tiles
 
     o_i, o_j = places(BLOCK, BLOCK, False)
-    hoisted = tl.zeros([BLOCK, BLOCK], tl.float32) if t.table is None else table_at(t, h, o_j - o_i + diagonal * BLOCK, n)
+    hoisted = tl.zeros([BLOCK, BLOCK], tl.float32) if t.table is None else table_at(t, h, diagonal * BLOCK, o_i, o_j, n)
     if t.prefix is None:
         nearest = o_i + (offset - diagonal * BLOCK)
         hoisted = tl.where((o_j >= nearest - left) & (o_j <= nearest + right), hoisted, float("-inf"))

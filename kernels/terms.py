@@ -128,32 +128,21 @@ def at_pairs(x, p_vectors, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def relative(q, k, t, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """⟨q[i], query_vectors[d]⟩ + ⟨k[j], key_vectors[d]⟩; None where there are no such vectors."""
-    x = None
-    if t.query_vectors is not None:
-        x = at_pairs(q, t.query_vectors, head, i0, j0, n, D, BLOCK, BLOCK_D, KEYS_FIRST, False)
-    if t.key_vectors is not None:
-        x = plus(x, at_pairs(k, t.key_vectors, head, i0, j0, n, D, BLOCK, BLOCK_D, KEYS_FIRST, True))
-    return x
+def table_at(t, h, first, o_i, o_j, n):
+    """The table's score of each pair of a tile, given j0 - i0."""
+    return look_up(t.table + (h * t.table_stride + (first + n.Lq - 1)) + (o_j - o_i))
 
 
 @triton.jit
-def table_at(t, h, distance, n):
-    """The table's score of each pair, given j - i."""
-    return look_up(t.table + h * t.table_stride + (n.Lq - 1) + distance)
+def bias_at(t, head, i0, j0, o_i, o_j, n):
+    i, j = tl.minimum(i0 + o_i, n.Lq - 1).to(tl.int64), tl.minimum(j0 + o_j, n.Lk - 1).to(tl.int64)
+    p_bias = t.bias + (head.b * t.bias_strides[0] + head.h * t.bias_strides[1])
+    return tl.load(p_bias + (i * t.bias_strides[2] + j * t.bias_strides[3])).to(tl.float32)
 
 
 @triton.jit
-def addend(x, t, head, i0, j0, o_i, o_j, n):
-    """x + what else is added to scaled scores: the bias, the groups' term. x may be None, and so may the sum."""
-    if t.bias is not None:
-        i, j = tl.minimum(i0 + o_i, n.Lq - 1).to(tl.int64), tl.minimum(j0 + o_j, n.Lk - 1).to(tl.int64)
-        p_bias = t.bias + head.b * t.bias_strides[0] + head.h * t.bias_strides[1]
-        x = plus(x, tl.load(p_bias + (i * t.bias_strides[2] + j * t.bias_strides[3])).to(tl.float32))
-    if t.same is not None:
-        x = plus(x, tl.where(same_group(t, head, i0, j0, o_i, o_j, n), of_row(t.same, head.b * n.H + head.h, i0, o_i, n.Lq), 0.0))
-    return x
+def same_at(t, head, i0, j0, o_i, o_j, n):
+    return tl.where(same_group(t, head, i0, j0, o_i, o_j, n), of_row(t.same, head.b * n.H + head.h, i0, o_i, n.Lq), 0.0)
 
 
 @triton.jit
@@ -181,10 +170,17 @@ def scores(
     EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for nobody reads them.
     """
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
+    related, added = None, table
+    if t.query_vectors is not None:
+        related = at_pairs(q_position, t.query_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, False)
+    if t.key_vectors is not None:
+        related = plus(related, at_pairs(k_position, t.key_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, True))
     if t.table is not None and table is None:
-        table = table_at(t, head.h, j0 - i0 + (o_j - o_i), n)
-    related = relative(q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST)
-    added = addend(table, t, head, i0, j0, o_i, o_j, n)
+        added = table_at(t, head.h, j0 - i0, o_i, o_j, n)
+    if t.bias is not None:
+        added = plus(added, bias_at(t, head, i0, j0, o_i, o_j, n))
+    if t.same is not None:
+        added = plus(added, same_at(t, head, i0, j0, o_i, o_j, n))
     x = product(k, q.T, related, added, n.scale) if KEYS_FIRST else product(q, k.T, related, added, n.scale)
     return tl.where(visible(t, head, i0, j0, o_i, o_j, n), x, float("-inf")) if EDGE else x
 

@@ -78,15 +78,14 @@ def look_up(p):
     A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through assembly
     the compiler does not see a load, but does see that pointers which are equal for elements of one thread need one.
     """
-    dtype: tl.constexpr = p.dtype.element_ty
     if INTERPRETED:
         return tl.load(p)
-    elif dtype == tl.float32:
-        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=dtype, is_pure=True, pack=1)
-    elif dtype == tl.int32:
-        return tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=dtype, is_pure=True, pack=1)
+    elif p.dtype.element_ty == tl.float32:
+        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1)
+    elif p.dtype.element_ty == tl.int32:
+        return tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1)
     else:
-        return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=dtype, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1)
 
 
 @triton.jit
