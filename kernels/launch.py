@@ -16,9 +16,11 @@ INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_se
 
 
 def tiles_for(kernel: str, a: Arguments) -> Tiles:
-    """The kernel's tiles. Rows by distance have square ones of their own; other terms than a table find no room under a cap on registers."""
+    """The kernel's tiles: square ones of their own where rows by distance are met; terms beyond a table find no room under a cap on registers."""
     given = {name for name in TENSORS if getattr(a, name) is not None}
-    found = tiles("vectors" if given & set(VECTORS) else kernel, a.q.shape[3], a.q.dtype, architecture())
+    if given & set(VECTORS):
+        kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
+    found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
     return found if given <= {"q", "k", "v", "table", "key_lengths"} and not a.dropout else found._replace(maxnreg=None)
 
 
