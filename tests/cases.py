@@ -152,6 +152,23 @@ ATTENTION = _all(
     d256=_attention(B=1, Lq=40, Lk=40, D=256, causal=True, scheme="t5"),
 )
 
+# Every kind of term beside every mask.
+MASKS = dict(
+    causal=dict(causal=True),
+    window=dict(window=(40, 9)),
+    lengths=dict(lengths=[150, 31]),
+    prefix=dict(prefix=[9, 120], causal=True),
+    packed=dict(segments=True, causal=True),
+    order=dict(order=True),
+    dropout=dict(dropout=0.2),
+)
+KINDS = {scheme or "plain": dict(scheme=scheme) for scheme in (None, "t5", "shaw", "transformer-xl", "deberta")}
+KINDS |= dict(bias=dict(bias="hqk"), groups=dict(groups=True))
+COMBINED = _all(
+    "attention",
+    **{f"{kind}_{mask}": _attention(H=4, Lq=150, Lk=150, D=16, **KINDS[kind], **MASKS[mask]) for kind in KINDS for mask in MASKS},
+)
+
 ROTATE = _all(
     "rotate",
     half=_rotate(),
