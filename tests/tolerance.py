@@ -19,7 +19,7 @@ from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backwa
 def assert_accurate(name: str, got: Tensor, truth: Tensor, plains: list[Tensor], factor: float = 2.0, ulps: float = 0.0) -> None:
     """Raise AssertionError unless `got` is as accurate as the rule at the top asks. NaN anywhere fails.
 
-    ulps: of 1 + max |truth|, allowed on top: in a tensor of a few elements every order of plain PyTorch may be lucky.
+    ulps: of 1 + max |truth|, allowed on top: where a row sees one key, or a tensor is small, plain PyTorch may be lucky in every order.
     """
     assert got.shape == truth.shape, f"{name}: shape {list(got.shape)} instead of {list(truth.shape)}"
     if truth.numel() == 0:
