@@ -1,4 +1,4 @@
-"""However a text is cut, every scheme gives the same: whole, token by token with cached keys, in chunks, or packed beside other texts."""
+"""However a text is cut, every scheme gives the same: whole, by the token with cached keys, in chunks, packed, or padded."""
 
 import pytest
 import torch
@@ -9,13 +9,6 @@ from fastlm import masks
 from fastlm.nn import Attention, Cache
 
 H, D = 4, 8
-BACKENDS = ["reference", "cpp"]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    with fastlm.use_backend(attention=request.param, attention_backward=request.param, rotate=request.param):
-        yield request.param
 
 
 def heads(n, L, seed, B=2):
@@ -46,6 +39,21 @@ def test_a_module_decodes_with_its_cache(name, backend):
         pieces = [layer(x[:, s : s + n], cache=cache) for s in range(0, 11, n)]
         torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
         assert len(cache) == 11
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_padding_on_the_left_is_a_segment(name, backend):
+    """So prompts of several lengths end together, and are continued together."""
+    L, pads, scheme = 9, (0, 4), position(name, H, D, causal=True)
+    q, k, v = heads(H, L, 0), heads(2, L, 1), heads(2, L, 2)
+    segments = (torch.arange(L) >= torch.tensor(pads)[:, None]).long()
+    whole = fastlm.attention(q, k, v, position=scheme, causal=True, segments=segments)
+    last = fastlm.attention(q[:, :, -1:], k, v, position=scheme, causal=True, segments=(segments[:, -1:], segments))
+    torch.testing.assert_close(last, whole[:, :, -1:], rtol=1e-5, atol=1e-5)
+    for row, pad in enumerate(pads):
+        text = (slice(row, row + 1), slice(None), slice(pad, L))
+        alone = fastlm.attention(q[text], k[text], v[text], position=scheme, causal=True)
+        torch.testing.assert_close(whole[text], alone, rtol=1e-5, atol=1e-5)
 
 
 STARTS = torch.tensor([0, 7, 8, 8, 20], dtype=torch.int32)  # of documents of 7, 1, 0 and 12 tokens; 3 of padding follow

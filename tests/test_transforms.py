@@ -14,12 +14,6 @@ from fastlm.ops.rotary import rotate
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=["reference", "cpp"])
-def backend(request):
-    with fastlm.use_backend(attention=request.param, attention_backward=request.param, rotate=request.param):
-        yield request.param
-
-
 @pytest.fixture(autouse=True)
 def fresh_graphs():
     torch.compiler.reset()
@@ -46,7 +40,7 @@ def assert_equal(got, expected):
 
 
 @pytest.mark.parametrize("name", POSITIONS)
-def test_compiles_into_one_graph(name, backend):
+def test_compiles_into_one_graph(name):
     run, parameters = layer(name, key_lengths=torch.tensor([7]), dropout=0.2, seed=3)
     leaves = [heads(seed=s).requires_grad_() for s in range(3)]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
