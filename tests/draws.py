@@ -54,11 +54,11 @@ TERMS = {
 }
 
 
-def attention_arguments(dtype, B, heads, Lq, Lk, D, terms, bias, layouts, int_dtype, left, right, offset, scale) -> Arguments:
+def attention_arguments(dtype, B, heads, Lq, Lk, D, terms, bias, layouts, int_dtype, left, right, offset, scale, device) -> Arguments:
     """heads: (H, Hk). terms: names in TERMS. bias: which of its sides are full. layouts: names in LAYOUTS, dealt out in turn."""
     g, layout = torch.Generator().manual_seed(1000 * Lq + Lk), cycle(layouts)
-    real = lambda *shape, dtype=dtype: LAYOUTS[next(layout)](torch.randn(shape, generator=g).to(dtype))
-    ints = lambda high, *shape: LAYOUTS[next(layout)](torch.randint(high, shape, generator=g, dtype=int_dtype))
+    real = lambda *shape, dtype=dtype: LAYOUTS[next(layout)](torch.randn(shape, generator=g).to(device, dtype))
+    ints = lambda high, *shape: LAYOUTS[next(layout)](torch.randint(high, shape, generator=g, dtype=int_dtype).to(device))
     m = SimpleNamespace(B=B, H=heads[0], Hk=heads[1], Lq=Lq, Lk=Lk, D=D, n=Lq + Lk - 1, bias=bias, real=real, ints=ints)
     made = dict(q=real(B, m.H, Lq, D), k=real(B, m.Hk, Lk, D), v=real(B, m.Hk, Lk, D))
     for name in terms:
@@ -66,7 +66,9 @@ def attention_arguments(dtype, B, heads, Lq, Lk, D, terms, bias, layouts, int_dt
     return Arguments.of(**made, left=left, right=right, offset=offset, scale=scale)
 
 
-def arguments(longest: int = 40, widest: int = 33, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> st.SearchStrategy[Arguments]:
+def arguments(
+    longest: int = 40, widest: int = 33, dtypes: tuple[torch.dtype, ...] = (torch.float32,), device: str | torch.device = "cpu"
+) -> st.SearchStrategy[Arguments]:
     """At most `longest` queries and keys and `widest` channels, of one of `dtypes`."""
     bound = st.just(UNBOUNDED) | st.integers(0, longest)
     return st.builds(
@@ -85,4 +87,5 @@ def arguments(longest: int = 40, widest: int = 33, dtypes: tuple[torch.dtype, ..
         right=bound,
         offset=st.integers(-longest // 2, longest // 2),
         scale=st.sampled_from([0.25, 1.0]),
+        device=st.just(device),
     )
