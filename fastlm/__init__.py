@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastlm import amp, nn, optim, positions
+    from fastlm import amp, masks, nn, optim, positions
     from fastlm.dispatch import BackendError, SlowPathWarning, use_backend
     from fastlm.functional import attention, rotate
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "SlowPathWarning", "amp", "attention", "nn", "optim", "positions", "rotate", "use_backend"]
+__all__ = ["BackendError", "SlowPathWarning", "amp", "attention", "masks", "nn", "optim", "positions", "rotate", "use_backend"]
 _HOMES = {"dispatch": ("BackendError", "SlowPathWarning", "use_backend"), "functional": ("attention", "rotate")}
 
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 REFERENCE = "reference"
 
@@ -151,7 +152,14 @@ class Op:
         for rank, backend in enumerate(self.backends):  # no further than it must: torch.compile traces this choice
             if backend.differentiable and forced_backend(self.name) in (None, backend.name) and self.choose(*args, best=rank + 1) is backend:
                 return backend.run(*args)
-        return self.torch_op(*args)
+        if not transformed():
+            return self.torch_op(*args)
+        if forced_backend(self.name) == REFERENCE:
+            return self._run(*args)  # plain PyTorch, which transforms see through
+        raise BackendError(
+            f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped dimension into the batch, "
+            'differentiate with autograd, or call it under fastlm.use_backend("reference"), whose plain PyTorch they do see through'
+        )
 
     def _run(self, *args):
         run = self.choose(*args).run
@@ -219,6 +227,12 @@ def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = ()):
     if definition is None:
         return lambda d: Op(d, mutates)
     return Op(definition, mutates)
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work. Custom operators know neither: vmap would loop over
+    them, and their tangents would be zero without an error."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def device_of(args: tuple) -> torch.device:

@@ -39,9 +39,10 @@ def attention(
 
     Masks, which combine. causal: key j is visible to query i when j ≤ i + offset. window: (left, right) keys around the query,
     None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for queries and
-    one for keys: a query sees keys of its own segment, so packed documents do not mix. key_lengths [B] int: keys past a row's
-    length are padding. order: (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not
-    rank below it. Queries that see no key give zeros, and zero gradients.
+    one for keys: a query sees keys of its own segment, so packed documents do not mix. `masks.segments_of(cu_seqlens, L)` makes
+    them; positions, of which scores see differences alone, need not start over in each, while queries and keys are packed
+    alike. key_lengths [B] int: keys past a row's length are padding. order: (ranks of queries [B, Lq], ranks of keys [B, Lk])
+    int; a key is visible to queries that do not rank below it. Queries that see no key give zeros, and zero gradients.
 
     dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend. seed:
     0 … 2⁶³ - 1; drawn from torch's generator if None. scale: 1/√D unless given (1/√(3D) for DeBERTa's three products).

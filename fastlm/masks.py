@@ -1,12 +1,16 @@
 """Masks as functions of positions. Nothing here is ever an L×L tensor.
 
-Key j is visible to query i when both hold:
+Key j is visible to query i when all hold:
 
-    -left ≤ d ≤ right        d = j - (i + offset), the signed distance from the query to the key
-    j < key_lengths[b]       keys past a row's length are padding
+    -left ≤ d ≤ right                d = j - (i + offset), the signed distance from the query to the key
+    j < key_lengths[b]               keys past a row's length are padding
+    segments[b, i] = segments[b, j]  documents packed into one row do not mix
 
 Causal attention is the band with right = 0; a sliding window narrows both sides; no mask is the unbounded band.
 """
+
+import torch
+from torch import Tensor
 
 UNBOUNDED = 2**30  # no position difference reaches it, and sums with positions stay inside int32
 
@@ -25,3 +29,27 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
             raise ValueError(f"window {side} bound is {bound}; give a count of keys ≥ 0, or None for no bound")
     left, right = (UNBOUNDED if bound is None else min(bound, UNBOUNDED) for bound in both)
     return left, 0 if causal else right
+
+
+def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
+    """[1, L] int64: the number of the document that each position of a packed row belongs to, for `attention(segments=...)`.
+
+    cu_seqlens [documents + 1] int: where each document starts and the last one ends, as flash-attn's varlen functions take
+    it; what they take as [L, H, D] is x.transpose(0, 1)[None] here. Positions after the last document are a segment of
+    their own. Raises ValueError unless cu_seqlens is a vector of integers; reading its values would wait for the device.
+    """
+    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or cu_seqlens.is_complex():
+        raise ValueError(f"cu_seqlens must be [documents + 1] integers; got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
+    positions = torch.arange(L, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens, positions, right=True)[None] - 1
+
+
+def positions_of(segments: Tensor) -> Tensor:
+    """[B, L] int64: positions that start over in each segment, for schemes that add to embeddings: scheme.embed(positions_of(segments)).
+
+    segments [B, L] int, the positions of each side by side. What acts on distances needs none of this: within a segment
+    they are right wherever it starts.
+    """
+    positions = torch.arange(segments.shape[1], device=segments.device)
+    starts = segments != segments.roll(1, -1)  # be it so for position 0 or not: 0 is what it would say
+    return positions - torch.where(starts, positions, 0).cummax(-1).values

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import positions
+from fastlm.masks import positions_of
 from fastlm.nn import MLPS, NORMS, Attention, Cache
 from fastlm.positions import Terms
 
@@ -94,8 +95,8 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, position: Terms | None, cache: Cache | None) -> Tensor:
-        x = x + self._drop(self.attention(self.attention_norm(x), position=position, cache=cache))
+    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self._drop(self.attention(self.attention_norm(x), position=position, segments=segments, cache=cache))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -128,19 +129,21 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, caches: list[Cache] | None = None) -> Tensor:
-        """caches: one per layer from `new_caches`; tokens then continue what they hold."""
+    def forward(self, tokens: Tensor, caches: list[Cache] | None = None, segments: Tensor | None = None) -> Tensor:
+        """caches: one per layer from `new_caches`; tokens then continue what they hold. segments [B, L] int, without caches:
+        documents packed into a row do not mix, and each starts at position 0 (`masks.segments_of`)."""
         seen = len(caches[0]) if caches else 0
         total = seen + tokens.shape[1]
+        standing = torch.arange(seen, total, device=tokens.device) if segments is None else positions_of(segments)
         x = self.embedding(tokens)
         terms = None
         if self.position is not None:
-            embedded = self.position.embed(torch.arange(seen, total, device=tokens.device))
+            embedded = self.position.embed(standing)
             x = x if embedded is None else x + embedded.to(x.dtype)
             terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
         x = F.dropout(x, self.config.dropout, self.training)
         for i, block in enumerate(self.blocks):
-            x = block(x, terms, caches[i] if caches else None)
+            x = block(x, terms, segments, caches[i] if caches else None)
         return self.head(self.norm(x))
 
     def new_caches(self) -> list[Cache]:

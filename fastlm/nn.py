@@ -61,16 +61,22 @@ class Attention(nn.Module):
         self.position = position
 
     def forward(
-        self, x: Tensor, *, position: Position | Terms | None = None, key_lengths: Tensor | None = None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        *,
+        position: Position | Terms | None = None,
+        key_lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """x [B, L, dim]. position: overrides the module's own. key_lengths [B]: see `fastlm.attention`. cache: L new tokens
-        attend to it and join it."""
+        """x [B, L, dim]. position: overrides the module's own. key_lengths [B], segments [B, L]: see `fastlm.attention`.
+        cache: L new tokens attend to it and join it."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if cache is not None:
             k, v = cache.extend(k, v)
         position = self.position if position is None else position
-        o = attention(q, k, v, position=position, causal=self.causal, key_lengths=key_lengths)
+        o = attention(q, k, v, position=position, causal=self.causal, key_lengths=key_lengths, segments=segments)
         return self.out(o.transpose(1, 2).flatten(2))
 
 

@@ -22,10 +22,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of x · m, in two halves: int64 has no room for the top bit of the whole product."""
-    low = x * (m & 0xFFFF)
-    high = x * (m >> 16) + (low >> 16)
-    return high >> 16 & LOW, (high << 16 | low & 0xFFFF) & LOW
+    """High and low 32 bits of x · m. int64 wraps, so the product's 64 bits are all there, whatever sign they spell."""
+    product = x * m
+    return product >> 32 & LOW, product & LOW
 
 
 def kept(shape: tuple[int, int, int, int], dropout: float, seed: int, device: torch.device) -> Tensor:
@@ -35,8 +34,8 @@ def kept(shape: tuple[int, int, int, int], dropout: float, seed: int, device: to
     i = torch.arange(Lq, device=device)[:, None]
     block = torch.arange(-(-Lk // 4), device=device)
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    words = torch.stack(torch.broadcast_tensors(*philox((block, i, row, zero), seed)), -1)
-    return words.flatten(-2)[..., :Lk].unflatten(0, (B, H)) >= threshold(dropout)
+    words = torch.stack([word >= threshold(dropout) for word in philox((block, i, row, zero), seed)], -1)
+    return words.flatten(-2)[..., :Lk].unflatten(0, (B, H))
 
 
 def threshold(dropout: float) -> int:

@@ -87,7 +87,7 @@ class Position(nn.Module):
         SCHEMES[name] = cls
 
     def embed(self, positions: Tensor) -> Tensor | None:
-        """positions [L] → [L, dim] to add to token embeddings, or None."""
+        """positions [L], or [B, L] where they differ by row (`masks.positions_of`) → [..., L, dim] to add to token embeddings, or None."""
         return None
 
     def angles(self, positions: Tensor) -> Tensor | None:
@@ -161,8 +161,8 @@ class Learned(Position, name="learned"):
 
     def embed(self, positions: Tensor) -> Tensor:
         rows = self.weight.shape[0]
-        if positions.numel() > rows:  # shapes only: reading a value would wait for the device
-            raise IndexError(f"{positions.numel()} positions, but the model learned {rows}; use a scheme that extrapolates, such as alibi")
+        if positions.ndim == 1 and len(positions) > rows:  # shapes only: reading a value would wait for the device
+            raise IndexError(f"{len(positions)} positions, but the model learned {rows}; use a scheme that extrapolates, such as alibi")
         return self.weight[positions]
 
 
@@ -176,7 +176,7 @@ class Sinusoidal(Position, name="sinusoidal"):
         self.dim = dim
 
     def embed(self, positions: Tensor) -> Tensor:
-        angles = positions.double()[:, None] * frequencies.geometric(10000.0, self.dim).to(positions.device)
+        angles = positions.double()[..., None] * frequencies.geometric(10000.0, self.dim).to(positions.device)
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).float()
 
 

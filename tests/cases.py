@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastlm import positions
+from fastlm import frequencies, positions
 from fastlm.masks import band
 from fastlm.ops.attention import TENSORS, Arguments
 
@@ -22,6 +22,36 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
+
+
+# Every scheme that attention serves, and beyond their defaults the options that change what is computed, after the scheme's name.
+OPTIONS = {
+    "rope interleaved": dict(layout="interleaved"),
+    "rope partial": dict(fraction=0.5),
+    "rope proportional": dict(fraction=0.5, layout="proportional"),
+    "rope interpolated": dict(scaling=frequencies.interpolate(4.0)),
+    "rope ntk": dict(scaling=frequencies.ntk(4.0)),
+    "rope yarn": dict(scaling=frequencies.yarn(8.0, 32)),
+    "rope llama3": dict(scaling=frequencies.llama3(8.0, 32)),
+    "alibi learned": dict(learned=True),
+    "t5 near": dict(buckets=8, max_distance=12),
+    "shaw near": dict(reach=3),
+    "shaw keys": dict(values=False),
+    "transformer-xl clamped": dict(clamp=5),
+    "deberta v1": dict(span=6),
+    "deberta v3": dict(span=16, buckets=8),
+}
+POSITIONS = sorted([*OPTIONS, *(name for name, scheme in positions.SCHEMES.items() if not scheme.embeds())])
+
+
+def position(name: str, heads: int, head_dim: int, causal: bool) -> positions.Position:
+    """The scheme that POSITIONS names, its parameters drawn large enough to matter."""
+    facts = dict(dim=heads * head_dim, heads=heads, head_dim=head_dim, causal=causal)
+    made, g = positions.make(name.split()[0], **facts, **OPTIONS.get(name, {})), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(torch.randn(p.shape, generator=g).abs() / (head_dim**0.5 if p.shape[-1] == heads * head_dim else 1))
+    return made
 
 
 def _attention(
@@ -41,12 +71,8 @@ def _attention(
         at = Lk - Lq if offset is None else offset
         terms = 1
         if scheme is not None:
-            torch.manual_seed(0)
-            position = positions.make(scheme, dim=H * D, heads=H, head_dim=D, causal=causal)
             with torch.no_grad():
-                for p in position.parameters():
-                    p.copy_(torch.randn(p.shape, generator=g).abs() / (D**0.5 if p.shape[-1] == H * D else 1))
-                made = position.terms(Lq, Lk, at)
+                made = position(scheme, H, D, causal).terms(Lq, Lk, at)
             vectors, terms = made.vectors, made.vectors.terms
             a["table"] = None if made.table is None else made.table.to(device, wide)
             for name in ("query_vectors", "key_vectors", "value_vectors"):
@@ -124,6 +150,23 @@ ATTENTION = _all(
     dropout=_attention(dropout=0.2, causal=True, Lq=70, Lk=70, scheme="t5"),
     dropout_odd=_attention(dropout=0.5, H=4, Hk=1, Lq=33, Lk=47, D=32),
     d256=_attention(B=1, Lq=40, Lk=40, D=256, causal=True, scheme="t5"),
+)
+
+# Every kind of term beside every mask.
+MASKS = dict(
+    causal=dict(causal=True),
+    window=dict(window=(40, 9)),
+    lengths=dict(lengths=[150, 31]),
+    prefix=dict(prefix=[9, 120], causal=True),
+    packed=dict(segments=True, causal=True),
+    order=dict(order=True),
+    dropout=dict(dropout=0.2),
+)
+KINDS = {scheme or "plain": dict(scheme=scheme) for scheme in (None, "t5", "shaw", "transformer-xl", "deberta")}
+KINDS |= dict(bias=dict(bias="hqk"), groups=dict(groups=True))
+COMBINED = _all(
+    "attention",
+    **{f"{kind}_{mask}": _attention(H=4, Lq=150, Lk=150, D=16, **KINDS[kind], **MASKS[mask]) for kind in KINDS for mask in MASKS},
 )
 
 ROTATE = _all(

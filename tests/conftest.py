@@ -8,6 +8,7 @@ import torch
 from runs import text
 
 import fastlm
+from fastlm import native
 
 os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])  # the package under test, be it installed or a checkout
 if not torch.cuda.is_available():
@@ -20,3 +21,12 @@ __all__ = ["text"]
 def elsewhere(tmp_path, monkeypatch):
     """Python looks in the working directory first, and a checkout there may not be built."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def backend(request):
+    """Attention and rotation, forward and backward, by the definition and by C++ in turn."""
+    if request.param == "cpp" and native.cpp_missing(torch.device("cpu")):
+        pytest.skip(native.cpp_missing(torch.device("cpu")))
+    with fastlm.use_backend(attention=request.param, attention_backward=request.param, rotate=request.param):
+        yield request.param

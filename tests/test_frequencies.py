@@ -46,6 +46,16 @@ def test_proportional_layout_turns_the_first_pairs_of_the_whole_head():
     torch.testing.assert_close(angles[: D // 8], 3 * BASE ** (-torch.arange(0, D // 4, 2, dtype=torch.float64) / D))
 
 
+def test_proportional_matches_transformers():
+    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_type": "proportional", "rope_theta": BASE, "partial_rotary_factor": 0.25}
+    config = transformers.LlamaConfig(hidden_size=4 * D, num_attention_heads=4, head_dim=D, rope_parameters=parameters)
+    theirs, _ = ROPE_INIT_FUNCTIONS["proportional"](config)
+    torch.testing.assert_close(RoPE(D, layout="proportional", fraction=0.25).pitch.float(), theirs, rtol=1e-6, atol=0)
+
+
 def test_frequencies_stay_exact_when_a_model_is_cast():
     rope = RoPE(D)
     exact = rope.pitch.clone()

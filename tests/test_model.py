@@ -45,6 +45,19 @@ def test_the_future_is_invisible(position):
     assert torch.equal(model(tokens())[:, :15], model(changed)[:, :15])
 
 
+@pytest.mark.parametrize("position", sorted(SCHEMES))
+def test_packed_documents_are_strangers(position):
+    """Each as if it were alone, and blind to the other, down to the last bit."""
+    model, packed = make(position=position, kv_heads=2), tokens(1, 24)
+    segments = fastlm.masks.segments_of(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
+    logits = model(packed, segments=segments)
+    for span in (slice(0, 9), slice(9, 24)):
+        torch.testing.assert_close(logits[:, span], model(packed[:, span]), rtol=1e-4, atol=1e-5)
+        changed = tokens(1, 24, seed=9)
+        changed[:, span] = packed[:, span]
+        assert torch.equal(model(changed, segments=segments)[:, span], logits[:, span])
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_initial_loss_is_ln_v(name):
     model = make(name, vocab_size=1024, dim=64)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import POSITIONS, position
 
 import fastlm
 from fastlm import positions
@@ -23,6 +24,48 @@ from fastlm.positions import (
     t5_bucket,
 )
 
+
+def on_a_grid(q, k, v, scheme, causal):
+    """Attention with everything that a scheme says of a distance laid out for each query and key: L×L tensors."""
+    (H, Lq, D), Lk = q.shape[1:], k.shape[2]
+    i, j = torch.arange(Lk - Lq, Lk)[:, None], torch.arange(Lk)
+    distance, vectors = j - i, scheme.vectors((j - i).flatten())
+    grid = lambda rows: rows.unflatten(1, distance.shape)
+    k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
+    angles = scheme.angles(j.double())
+    if angles is not None:
+        cos, sin = scheme.magnitude * angles.cos(), scheme.magnitude * angles.sin()
+        q = fastlm.rotate(q, cos[Lk - Lq :], sin[Lk - Lq :], layout=scheme.layout)
+        k = fastlm.rotate(k, cos, sin, layout=scheme.layout)
+    content, positional = (q if b is None else q + b[:, None] for b in (vectors.content_bias, vectors.position_bias))
+    score = content @ k.mT
+    if vectors.query_vectors is not None:
+        score = score + torch.einsum("bhid,hijd->bhij", positional, grid(vectors.query_vectors))
+    if vectors.key_vectors is not None:
+        score = score + torch.einsum("bhjd,hijd->bhij", k, grid(vectors.key_vectors))
+    score = score / (vectors.terms * D) ** 0.5
+    bias = scheme.bias(distance.flatten())
+    score = score if bias is None else score + grid(bias)
+    p = score.masked_fill(causal & (distance > 0), -torch.inf).softmax(-1)
+    out = p @ v
+    return out if vectors.value_vectors is None else out + torch.einsum("bhij,hijd->bhid", p, grid(vectors.value_vectors))
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("name", POSITIONS)
+def test_every_scheme_and_its_gradients_on_a_grid(name, causal, backend):
+    scheme = position(name, 4, 8, causal)
+    shapes = ((4, 20), (2, 33), (2, 33), (4, 20))  # heads and lengths of q, k, v and out
+    q, k, v, grad = (torch.randn(2, h, L, 8, generator=torch.Generator().manual_seed(i)) for i, (h, L) in enumerate(shapes))
+    leaves = [x.requires_grad_() for x in (q, k, v, *scheme.parameters())]
+    expected = on_a_grid(*leaves[:3], scheme, causal)
+    got = fastlm.attention(*leaves[:3], position=scheme, causal=causal)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out, leaves, grad, materialize_grads=True) for out in (got, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5 * (1 + theirs.abs().max().item()))
+
+
 CAUSAL_EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
 SYMMETRIC_EDGES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
 
@@ -35,6 +78,7 @@ def test_t5_buckets_have_the_published_edges():
     one_side = torch.bucketize(n, torch.tensor(SYMMETRIC_EDGES), right=True) - 1
     assert torch.equal(t5_bucket(-n, causal=False), one_side)
     assert torch.equal(t5_bucket(n[1:], causal=False), one_side[1:] + 16)
+    assert not (t5_bucket(torch.arange(-300, 300), causal=False) == 16).any()  # the first of the far side is the near side's 0
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -44,6 +88,18 @@ def test_t5_buckets_match_transformers(causal, buckets, max_distance):
     d = torch.arange(-700, 700)
     theirs = t5.T5Attention._relative_position_bucket(d, not causal, buckets, max_distance)
     assert torch.equal(t5_bucket(d, causal, buckets, max_distance), theirs)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_t5_bias_matches_transformers(causal):
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5", reason="pip install '.[test]'")
+    theirs = t5.T5Attention(t5.T5Config(d_model=8, num_heads=2, d_kv=4, is_decoder=causal), has_relative_attention_bias=True)
+    ours = T5Bias(2, causal=causal)
+    ours.load_state_dict(theirs.relative_attention_bias.state_dict())
+    dense = theirs.compute_bias(5, 200, past_seen_tokens=195)
+    q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 200, 4), torch.randn(1, 2, 200, 4)
+    expected = torch.softmax(q @ k.mT + dense, -1) @ v
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, scale=1.0), expected)
 
 
 def test_alibi_slopes():
@@ -63,6 +119,21 @@ def test_alibi_is_linear_in_distance_and_unscaled():
     learned = ALiBi(8, learned=True)
     learned.bias(torch.arange(-5, 1)).sum().backward()
     assert torch.equal(learned.slopes.grad, torch.full((8,), -15.0))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 6, 8])
+@pytest.mark.parametrize("causal", [True, False])
+def test_alibi_matches_bloom(causal, heads):
+    """Bloom adds slope · j, by the key alone: after a causal softmax that is the same, and its log-sum-exp is off by slope · i."""
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom", reason="pip install '.[test]'")
+    q, k, v = (torch.randn(1, heads, 9, 4) for _ in range(3))
+    i, j, slopes = torch.arange(9)[:, None], torch.arange(9), alibi_slopes(heads)
+    by_key = bloom.build_alibi_tensor(torch.ones(1, 9), heads, torch.float32).view(1, heads, 1, 9)
+    torch.testing.assert_close(by_key, (slopes[:, None, None] * j)[None])
+    score = q @ k.mT / 2 + (by_key.masked_fill(j > i, -torch.inf) if causal else -slopes[:, None, None] * (i - j).abs())
+    out, lse = fastlm.attention(q, k, v, position=ALiBi(heads), causal=causal, return_lse=True)
+    torch.testing.assert_close(out, score.softmax(-1) @ v)
+    torch.testing.assert_close(lse, score.logsumexp(-1) - (slopes[:, None] * i[:, 0] if causal else 0))
 
 
 @pytest.mark.parametrize("scheme", [ALiBi(12), Kerple(4)], ids=["alibi", "kerple"])
@@ -149,21 +220,43 @@ def test_transformer_xl_matches_the_relative_shift():
     torch.testing.assert_close(fastlm.attention(q, k, v, position=scheme, causal=True), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_deberta_v1_matches_transformers():
+    v1 = pytest.importorskip("transformers.models.deberta.modeling_deberta", reason="pip install '.[test]'")
+    config = v1.DebertaConfig(
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=20,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    theirs, ours = v1.DisentangledSelfAttention(config), DeBERTa(32, 4, 8, span=20)
+    with torch.no_grad():
+        ours.table.normal_(), theirs.q_bias.normal_(), theirs.v_bias.normal_()
+    ours.key.load_state_dict(theirs.pos_proj.state_dict())
+    ours.query.load_state_dict(theirs.pos_q_proj.state_dict())
+    for L in (13, 50):  # within the span and beyond
+        x = torch.randn(2, L, 32)
+        distance = (torch.arange(L)[:, None] - torch.arange(L))[None]
+        expected, _ = theirs(x, torch.ones(2, 1, L, L), relative_pos=distance, rel_embeddings=ours.table)
+        q, k, v = theirs.in_proj(x).unflatten(-1, (4, 24)).transpose(1, 2).chunk(3, -1)
+        q, v = (t + b.view(4, 1, 8) for t, b in ((q, theirs.q_bias), (v, theirs.v_bias)))
+        got = fastlm.attention(q, k, v, position=ours).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["v2", "v3_shares_projections"])
 @pytest.mark.parametrize("buckets", [0, 16])
-def test_deberta_matches_transformers(buckets):
+def test_deberta_matches_transformers(buckets, shared):
     v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
     config = v2.DebertaV2Config(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=False,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=shared,
         position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = v2.DisentangledSelfAttention(config)
     ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)
     with torch.no_grad():
         ours.table.normal_()
-        if not buckets:
-            theirs.pos_key_proj.bias.zero_()
-    ours.key.load_state_dict({k: v for k, v in theirs.pos_key_proj.state_dict().items() if buckets or k == "weight"})
-    ours.query.load_state_dict(theirs.pos_query_proj.state_dict())
+    if shared:
+        ours.key, ours.query = theirs.key_proj, theirs.query_proj
+    else:
+        ours.key, ours.query = theirs.pos_key_proj, theirs.pos_query_proj
     x = torch.randn(2, 60, 32)
     q, k, v = (project(x).unflatten(-1, (4, 8)).transpose(1, 2) for project in (theirs.query_proj, theirs.key_proj, theirs.value_proj))
     expected, _ = theirs(x, torch.ones(2, 1, 60, 60), rel_embeddings=ours.table)
@@ -178,40 +271,52 @@ def test_deberta_buckets():
     assert deberta_bucket(-n, 256, 512).tolist() == [-b for b in published.values()]
 
 
-def test_xlnet_matches_transformers():
-    """Both streams' ingredients: bidirectional distances, relative segments, and a visiting order."""
+@pytest.mark.parametrize("buckets, span", [(256, 512), (32, 128), (16, 40)])
+def test_deberta_buckets_match_transformers(buckets, span):
+    v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
+    d = torch.arange(-3 * span, 3 * span)
+    assert torch.equal(deberta_bucket(d, buckets, span), v2.make_log_bucket_position(d, buckets, span).long())
+
+
+@pytest.mark.parametrize("memory, clamp", [(0, 0), (5, 0), (5, 4)])
+def test_xlnet_matches_transformers(memory, clamp):
+    """Both streams' ingredients: bidirectional distances, memory, relative segments, and a visiting order."""
     xlnet = pytest.importorskip("transformers.models.xlnet.modeling_xlnet", reason="pip install '.[test]'")
-    L, config = 12, xlnet.XLNetConfig(d_model=32, n_head=4, n_layer=1, dropout=0.0)
+    L, M, config = 12, 12 + memory, xlnet.XLNetConfig(d_model=32, n_head=4, n_layer=1, dropout=0.0, clamp_len=clamp or -1)
     theirs, model = xlnet.XLNetRelativeAttention(config), xlnet.XLNetModel(config)
     with torch.no_grad():
         for p in theirs.parameters():
             p.normal_(std=0.2)
-    ours = TransformerXL(32, 4, 8)
+    ours = TransformerXL(32, 4, 8, clamp=clamp)
     with torch.no_grad():
         ours.project.weight.copy_(theirs.r.flatten(1).T)
         ours.content_bias.copy_(theirs.r_w_bias), ours.position_bias.copy_(theirs.r_r_bias)
-    x, segments, ranks = torch.randn(2, L, 32), torch.tensor([[0] * 5 + [1] * 7, [0] * L]), torch.stack([torch.randperm(L) for _ in range(2)])
-    project = lambda w: torch.einsum("bih,hnd->bnid", x, w)
-    q, k, v = project(theirs.q), project(theirs.k), project(theirs.v)
-    different = (segments[:, :, None] != segments[:, None, :]).permute(1, 2, 0)
-    hidden = (ranks[:, None, :] > ranks[:, :, None]).permute(1, 2, 0)[..., None].float()
-    r = model.relative_positional_encoding(L, L, bsz=2)
+    x, ranks = torch.randn(2, M, 32), torch.stack([torch.randperm(M) for _ in range(2)])
+    segments = torch.tensor([[0] * 5 + [1] * (M - 5), [0] * M])
+    project = lambda w, x: torch.einsum("bih,hnd->bnid", x, w)
+    q, k, v = project(theirs.q, x[:, memory:]), project(theirs.k, x), project(theirs.v, x)
+    of_queries = segments[:, memory:], ranks[:, memory:]
+    different = (of_queries[0][:, :, None] != segments[:, None, :]).permute(1, 2, 0)
+    hidden = (ranks[:, None, :] > of_queries[1][:, :, None]).permute(1, 2, 0)[..., None].float()
+    r = model.relative_positional_encoding(L, M, bsz=2)
     heads = lambda t: t.permute(2, 0, 1, 3)
     seg_mat = torch.nn.functional.one_hot(different.long(), 2).float()
     expected = theirs.rel_attn_core(heads(q), heads(k), heads(v), torch.einsum("ibh,hnd->ibnd", r, theirs.r), seg_mat=seg_mat, attn_mask=hidden)
     same = torch.einsum("bnid,nd->bni", q + theirs.r_s_bias[:, None], theirs.seg_embed[0] - theirs.seg_embed[1]) * theirs.scale
-    got = fastlm.attention(q, k, v, position=ours, order=(ranks, ranks), group_bias=(same, segments, segments))
+    got = fastlm.attention(q, k, v, position=ours, order=(of_queries[1], ranks), group_bias=(same, of_queries[0], segments))
     torch.testing.assert_close(heads(got), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_shaw_matches_its_equations():
-    scheme = Shaw(2, 8, reach=3)
+@pytest.mark.parametrize("values", [True, False])
+def test_shaw_matches_its_equations(values):
+    scheme = Shaw(2, 8, reach=3, values=values)
     with torch.no_grad():
-        scheme.key.normal_(), scheme.value.normal_()
+        for table in scheme.parameters():
+            table.normal_()
     q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
     rows = (torch.arange(9) - torch.arange(9)[:, None]).clamp(-3, 3) + 3
     p = ((q @ k.mT + torch.einsum("bhid,ijd->bhij", q, scheme.key[rows])) / 8**0.5).softmax(-1)
-    expected = p @ v + torch.einsum("bhij,ijd->bhid", p, scheme.value[rows])
+    expected = p @ v + (torch.einsum("bhij,ijd->bhid", p, scheme.value[rows]) if values else 0)
     torch.testing.assert_close(fastlm.attention(q, k, v, position=scheme), expected, rtol=1e-4, atol=1e-5)
 
 

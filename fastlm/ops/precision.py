@@ -66,9 +66,8 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def round_by_noise(x: Tensor, key: int, step: Tensor) -> Tensor:
     """x (fp32) as bf16, up or down at random with mean x. Element e, in row-major order, takes half-word e mod 8 of counter (e / 8, step)."""
-    element = torch.arange(x.numel(), device=x.device)
     eighth = torch.arange(-(-x.numel() // DRAWS), device=x.device)
-    words = torch.stack(philox((eighth & LOW, eighth >> 32, step.long().expand_as(eighth), torch.zeros_like(eighth)), key), -1)
-    halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[: element.numel()].view(x.shape)
-    up = ((x.view(torch.int32).long() & LOW) + halves) >> 16
-    return torch.where(x.isnan(), torch.nan, (up << 48 >> 48).to(torch.int16).view(torch.bfloat16))
+    words = torch.stack(philox((eighth & LOW, eighth >> 32, step.long(), torch.zeros_like(eighth)), key), -1)
+    halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[: x.numel()].view(x.shape)
+    up = x.view(torch.int32) + halves.int() >> 16
+    return torch.where(x.isnan(), torch.nan, up.to(torch.int16).view(torch.bfloat16))
