@@ -71,7 +71,8 @@ def markdown(rows: list[dict]) -> str:
     parts = []
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
-        parts += [f"\n### {kind} on {device}\n", "| | fastlm | rate | peers' time over ours |", "|---|---|---|---|", *map(attention_line if kind == "attention" else optimizer_line, group)]
+        line = attention_line if kind == "attention" else optimizer_line
+        parts += [f"\n### {kind} on {device}\n", "| | fastlm | rate | peers' time over ours |", "|---|---|---|---|", *map(line, group)]
     return "\n".join(parts) + "\n"
 
 
