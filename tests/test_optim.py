@@ -582,7 +582,20 @@ def test_memory_table_says_what_a_step_makes():
     n = sum(p.numel() for p in model.parameters())
     adamw = next(r for r in table if (r.optimizer, r.master) == ("adamw", "fp32"))
     assert (adamw.parameters, adamw.gradients, adamw.masters, adamw.states) == (2 * n, 2 * n, 4 * n, 8 * n + 16)
-    assert str(table).count("\n") == len(table)
+    assert str(table).count("\n") == len(table) and not any(r.chosen for r in table)
+
+
+def test_the_memory_table_marks_the_chosen_optimizer():
+    """With its own options, and whatever a trainer made of its class."""
+    model = nn.Linear(8, 4).to(BF16)
+
+    class Wrapped(optim.SGD):
+        pass
+
+    chosen = Wrapped(model.parameters(), momentum=0.9, master="fp32")
+    rows = [r for r in optim.memory_table(model, chosen=chosen) if r.chosen]
+    assert [(r.optimizer, r.master, r.masters, r.states) for r in rows] == [("sgd", "fp32", 4 * 36, 4 * 36 + 8)]
+    assert [line for line in str(optim.memory_table(model, chosen=optim.AdamW(model.parameters()))).splitlines() if "chosen" in line][0].split()[0] == "adamw"
 
 
 def test_every_optimizer_is_covered():

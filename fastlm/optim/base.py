@@ -176,7 +176,7 @@ class Optimizer(torch.optim.Optimizer):
         for p, grad in pairs:
             names = self._state(p, group)
             mesh = sharding.is_dtensor(p)
-            kinds.setdefault((_master(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
+            kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
         return [self._part(master, mesh, names, members) for (master, mesh, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
@@ -204,7 +204,7 @@ class Optimizer(torch.optim.Optimizer):
     def full_layout(self, p: Tensor, group: dict) -> Layout:
         """Everything that is kept for a parameter."""
         kept = {"step": Kept(torch.Size(), torch.float32), **self.layout(p, group)}
-        master = _master(p, group)
+        master = master_of(p, group)
         if master in COMPANIONS:
             name, dtype = COMPANIONS[master]
             kept[name] = Kept(p.shape, dtype)
@@ -244,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
                     group.setdefault(name, value)
 
 
-def _master(p: Tensor, group: dict) -> str | None:
+def master_of(p: Tensor, group: dict) -> str | None:
     """The group's `master`, where the parameter needs one."""
     return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
 
