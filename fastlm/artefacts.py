@@ -95,7 +95,8 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
     table = memory_table(trainer.model, chosen=trainer.optimizer)
     memory = {f"{row.optimizer}{', chosen' * row.chosen}": f"{megabytes(row.total)}, of which states {megabytes(row.states)}" for row in table}
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
-    sections = {"Result": result, "Data": data, "Model": model, "Memory without activations": memory, "Settings": plan.config.to_json(), "Environment": environment}
+    sections = {"Result": result, "Data": data, "Model": model, "Memory without activations": memory, "Settings": plan.config.to_json()}
+    sections["Environment"] = environment
     write_file(path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n")
 
 

@@ -38,7 +38,8 @@ class MemoryTable(list[Row]):
         for r in self:
             sizes = "".join(f"{size / 1e6:>9.1f} " for size in (r.parameters, r.gradients, r.masters, r.states))
             mark = "  ← chosen" if r.chosen else ""
-            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {r.total / max(1, self.elements):<5.2f}{mark}".rstrip())
+            each = r.total / max(1, self.elements)
+            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {each:<5.2f}{mark}".rstrip())
         return "\n".join(lines)
 
 
