@@ -4,10 +4,11 @@
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
     sgd         fastlm.optim.SGD(momentum)           torch.optim.SGD(fused=True)
     bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters
+    libraries   AdamW, fp32 parameters               AdamW of torch (fused), DeepSpeed, bitsandbytes and torchao, and those two's with states of 8 bits
     masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
 
-Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD 20, bf16 14, masters 30 with
-the norm's read.
+Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD 20, bf16 14, fp32
+AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the reason.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from fastlm import optim
 
-BYTES = {"adafactor": 12, "lamb": 28, "sgd": 20, "bf16": 14, "masters": 30}
+BYTES = {"adafactor": 12, "lamb": 28, "sgd": 20, "bf16": 14, "libraries": 28, "masters": 30}
 BF16 = torch.bfloat16
 LR, MAX_NORM, DECAY = 1e-3, 1.0, 0.01
 
@@ -86,6 +87,30 @@ def hugging_face(params: list[Tensor]) -> Step:
     return Adafactor(params).step
 
 
+def deepspeed(params: list[Tensor]) -> Step:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(params, lr=LR, weight_decay=DECAY).step
+
+
+def bitsandbytes(name: str) -> Callable[[list[Tensor]], Step]:
+    def make(params: list[Tensor]) -> Step:
+        import bitsandbytes
+
+        return getattr(bitsandbytes.optim, name)(params, lr=LR, weight_decay=DECAY).step
+
+    return make
+
+
+def torchao(name: str) -> Callable[[list[Tensor]], Step]:
+    def make(params: list[Tensor]) -> Step:
+        import torchao.optim
+
+        return getattr(torchao.optim, name)(params, lr=LR, weight_decay=DECAY).step
+
+    return make
+
+
 # kind → (dtype, {who: parameters → step}); ours first, then the one whose numbers are checked
 STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] = {
     "adafactor": (
@@ -111,6 +136,18 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
         {
             "fastlm": lambda ps: optim.AdamW(ps, lr=LR, state_dtype="bf16").step,
             "torch fused": torch_adamw,
+        },
+    ),
+    "libraries": (
+        torch.float32,
+        {
+            "fastlm": lambda ps: optim.AdamW(ps, lr=LR).step,
+            "torch fused": torch_adamw,
+            "deepspeed": deepspeed,
+            "bitsandbytes": bitsandbytes("AdamW"),
+            "bitsandbytes, 8 bits": bitsandbytes("AdamW8bit"),
+            "torchao": torchao("_AdamW"),
+            "torchao, 8 bits": torchao("AdamW8bit"),
         },
     ),
     "masters": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step, "torch": torch_masters}),
