@@ -173,8 +173,12 @@ class Optimizer(torch.optim.Optimizer):
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
         """The parameters by how they are kept, which states they have, and whether they are DTensors and divided among ranks."""
         kinds: dict[tuple, list[Pair]] = {}
+        layouts: dict[tuple, Layout] = {}  # a model has few shapes
         for p, grad in pairs:
-            names = self._state(p, group)
+            shape = p.shape, p.dtype
+            if shape not in layouts:
+                layouts[shape] = self.full_layout(p, group)
+            names = self._state(p, layouts[shape])
             mesh = sharding.is_dtensor(p)
             kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
         return [self._part(master, mesh, names, members) for (master, mesh, _, *names), members in kinds.items()]
@@ -198,7 +202,7 @@ class Optimizer(torch.optim.Optimizer):
     # State
 
     def layout(self, p: Tensor, group: dict) -> Layout:
-        """Each state of a parameter, besides its step and what keeps it exact."""
+        """Each state of a parameter of p's shape and dtype, besides its step and what keeps it exact."""
         raise NotImplementedError
 
     def full_layout(self, p: Tensor, group: dict) -> Layout:
@@ -210,9 +214,9 @@ class Optimizer(torch.optim.Optimizer):
             kept[name] = Kept(p.shape, dtype)
         return kept
 
-    def _state(self, p: Tensor, group: dict) -> tuple[str, ...]:
+    def _state(self, p: Tensor, layout: Layout) -> tuple[str, ...]:
         """Make what is missing of a parameter's state: zeros, and a master of the parameter itself. Returns the names."""
-        layout, state = self.full_layout(p, group), self.state[p]
+        state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
                 state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else _zeros(p, kept)
