@@ -250,7 +250,7 @@ static void an_update_follows_the_formulas(const Shapes& shapes, int p_dtype, in
 }
 
 static void updates() {
-    const Shapes shapes = {{1, 64, 33}, {1, 7, 0}, {1, 1, 0}, {3, 20, 50}, {1, 0, 0}, {1, 1, 1}, {1, 5, 3001}, {1, 1500, 3}, {1, 300, 1}, {40, 3, 3}, {1, 70, 768}, {2, 9, 2052}, {1, 40000, 0}};
+    const Shapes shapes = {{1, 64, 33}, {1, 7, 0}, {1, 1, 0}, {3, 20, 50}, {1, 0, 0}, {1, 1, 1}, {1, 5, 3001}, {1, 1500, 3}, {1, 300, 1}, {40, 3, 3}, {1, 70, 768}, {2, 9, 2052}, {1, 40003, 0}};
     const AdafactorOptions t5{1e-2, true, HUGE_VAL, 0.8, 0.0, 1e-30, 0.0, 1e-3, true, 1.0, 0.1, 0.9, 0.1, true};  // every tensor is clipped
     AdafactorOptions torch = t5;
     torch.eps_square = 0.0, torch.eps_bound = 0x1p-23, torch.decay_by_step = false;

@@ -195,11 +195,12 @@ FASTLM_RULE double parameter_squares(const Item& x, const Panel& panel, int thre
     return sum;
 }
 
-// One thread's part of Σ U² of a chunk that is not factored, whose averages it updates.
+// One thread's part of Σ U² of a chunk that is not factored, whose averages it updates: one vector in flight, because with more `map` comes to vectors
+// past the end, of which the first may hold elements that come again.
 FASTLM_RULE double average_squares(const Item& x, const Panel& panel, float coefficient, const Adafactor& c, int thread) {
     float* const v = x.R + panel.begin;
     double sum = 0.0;
-    map<0, 2>(run_of<G>(x, panel.begin, int(panel.n)), thread, [&](float (&g)[1][VECTOR], int i) {
+    map<0, 1>(run_of<G>(x, panel.begin, int(panel.n)), thread, [&](float (&g)[1][VECTOR], int i) {
         scale(g, coefficient);
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) {
