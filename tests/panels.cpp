@@ -1,4 +1,4 @@
-// Runs csrc/cuda/panels.h, Adafactor's arithmetic on a GPU, on the host under sanitizers: blocks in any order, their threads one after another
+// Runs csrc/cuda/panels.h and adafactor.h, Adafactor on a GPU, on the host under sanitizers: blocks in any order, their threads one after another
 // between barriers. Prints the first failure.
 #include <cmath>
 #include <cstdio>
@@ -6,7 +6,7 @@
 #include <memory>
 #include <random>
 
-#include "../csrc/cuda/panels.h"
+#include "../csrc/cuda/adafactor.h"
 
 using namespace fastlm;
 
@@ -56,8 +56,8 @@ static void pieces_cover_everything_once(const Shapes& shapes, const Group& grou
 
 static void geometry() {
     std::mt19937 random(0);
-    std::vector<Shapes> all = {{}, {{1, 0, 0}}, {{1, 1, 1}}, {{0, 5, 3}, {1, 7, 0}, {2, 64, 33}, {1, 0, 4}}, {{1, 50257, 768}}, {{1, 3, 50257}}, {{4096, 3, 3}},
-                               {{1, int64_t(1) << 32, 0}}, {{1, 2, WIDEST}}};
+    std::vector<Shapes> all = {{}, {{1, 0, 0}}, {{1, 1, 1}}, {{0, 5, 3}, {1, 7, 0}, {2, 64, 33}, {1, 0, 4}}, {{1, 50257, 768}}, {{1, 3, 50257}},
+                               {{4096, 3, 3}}, {{1, int64_t(1) << 32, 0}}, {{1, 2, WIDEST}}};
     for (int trial = 0; trial < 30; trial++) {
         Shapes shapes(random() % 1000);
         for (auto& [matrices, rows, columns] : shapes) matrices = random() % 3, rows = random() % 200, columns = random() % 4 ? random() % 300 : 0;
@@ -88,7 +88,8 @@ struct Matrix {  // one tensor and its state; reading or writing past the end is
         for (float& x : C) x = size * size * (1 + std::fabs(normal(random)));
     }
     struct Data {
-        Data(int64_t n, int dtype, int shift) : memory(new char[(n + shift) * element_size(dtype)]), data(memory.get() + shift * element_size(dtype)), dtype(dtype) {}
+        Data(int64_t n, int dtype, int shift)
+            : memory(new char[(n + shift) * element_size(dtype)]), data(memory.get() + shift * element_size(dtype)), dtype(dtype) {}
         float get(int64_t i) const { return dtype == F32 ? reinterpret_cast<float*>(data)[i] : widen(reinterpret_cast<bf16*>(data)[i]); }
         void set(int64_t i, float x) {
             if (dtype == F32) reinterpret_cast<float*>(data)[i] = x;
@@ -130,7 +131,8 @@ static Expected expected(const Matrix& x, double step, double coefficient, bool 
             average(e.C[b * columns + j], sum / rows);
         }
         for (int64_t i = b * rows; i < (b + 1) * rows; i++)
-            for (int64_t j = 0; j < columns; j++) u[i * columns + j] = G(i * columns + j) * std::fmin(bound, std::sqrt(mean / e.R[i] / e.C[b * columns + j]));
+            for (int64_t j = 0; j < columns; j++)
+                u[i * columns + j] = G(i * columns + j) * std::fmin(bound, std::sqrt(mean / e.R[i] / e.C[b * columns + j]));
     }
     for (int64_t i = 0; i < x.n; i++) {
         if (columns == 0) average(e.R[i], G(i) * G(i)), u[i] = G(i) * std::fmin(bound, 1 / std::sqrt(e.R[i]));
@@ -180,7 +182,7 @@ static void step(const Items& items, const Counts& counts, std::vector<Now<Adafa
         const Strip strip = strip_at(items, index);
         const Item& x = items.item[strip.item];
         double R = 0, smallest_R = HUGE_VAL, smallest_C = HUGE_VAL, total = 0;
-        for (uint32_t q = 0; q < strip.panels; q++) R += panels[strip.panel + q].R, smallest_R = std::fmin(smallest_R, panels[strip.panel + q].smallest_R);
+        for (uint32_t q = strip.panel; q < strip.panel + strip.panels; q++) R += panels[q].R, smallest_R = std::fmin(smallest_R, panels[q].smallest_R);
         const double mean = mean_of_rows(R, double(x.rows), o);
         for (int j = 0; j < strip.n; j++) {
             Column sum = {0, 0};
@@ -218,7 +220,8 @@ static void near(double got, double want, double scale, double tolerance) {
 }
 
 template <bool MOMENTUM>
-static void an_update_follows_the_formulas(const Shapes& shapes, int p_dtype, int g_dtype, int m_dtype, int shift, float size, const AdafactorOptions& o) {
+static void an_update_follows_the_formulas(const Shapes& shapes, int p_dtype, int g_dtype, int m_dtype, int shift, float size,
+                                           const AdafactorOptions& o) {
     std::mt19937 random(1);
     std::vector<Matrix> tensors;
     for (const auto& shape : shapes) tensors.emplace_back(shape, p_dtype, g_dtype, m_dtype, shift, size, random);
@@ -250,7 +253,8 @@ static void an_update_follows_the_formulas(const Shapes& shapes, int p_dtype, in
 }
 
 static void updates() {
-    const Shapes shapes = {{1, 64, 33}, {1, 7, 0}, {1, 1, 0}, {3, 20, 50}, {1, 0, 0}, {1, 1, 1}, {1, 5, 3001}, {1, 1500, 3}, {1, 300, 1}, {40, 3, 3}, {1, 70, 768}, {2, 9, 2052}, {1, 40003, 0}};
+    const Shapes shapes = {{1, 64, 33},   {1, 7, 0},   {1, 1, 0},  {3, 20, 50},  {1, 0, 0},    {1, 1, 1},   {1, 5, 3001},
+                           {1, 1500, 3}, {1, 300, 1}, {40, 3, 3}, {1, 70, 768}, {2, 9, 2052}, {1, 40003, 0}};
     const AdafactorOptions t5{1e-2, true, HUGE_VAL, 0.8, 0.0, 1e-30, 0.0, 1e-3, true, 1.0, 0.1, 0.9, 0.1, true};  // every tensor is clipped
     AdafactorOptions torch = t5;
     torch.eps_square = 0.0, torch.eps_bound = 0x1p-23, torch.decay_by_step = false;

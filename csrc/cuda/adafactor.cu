@@ -1,13 +1,13 @@
 /*
-Adafactor over lists of tensors; panels.h has how they are cut, rules/adafactor.h the scheme.
+Adafactor over lists of tensors; rules/adafactor.h has the scheme, panels.h how tensors are cut, adafactor.h what threads compute.
 
 For each group of tensors: its panels are measured, strips of columns add up what the panels found, one block a tensor makes α and RMS(U) of that,
 and the update follows. An element in fp32 moves 20 bytes (reads g, θ; reads g, θ again and writes θ), 12 where the second-level cache still holds
 the group, half as many in bf16; 8 more for momentum; besides 16 for each column of a panel, a byte or two an element where
 rows are long, which are written and read within two launches. Sums have a fixed order, and nothing is an atomic.
 */
+#include "adafactor.h"
 #include "optimizer.cuh"
-#include "panels.h"
 
 namespace fastlm {
 
@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(THREADS) adafactor_apply(const __grid_constant
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-static_assert(sizeof(Items) + sizeof(AdafactorOptions) + sizeof(Scratch) + sizeof(Flags) + 16 <= ARGUMENT_BYTES, "the options do not fit beside the lists");
+static_assert(sizeof(Items) + sizeof(AdafactorOptions) + sizeof(Scratch) + sizeof(Flags) + 16 <= ARGUMENT_BYTES,
+              "the options do not fit beside the lists");
 
 static std::vector<Group> groups_of(const Sizes& sizes) { return groups(sizes, TOGETHER, Items::CAPACITY); }
 
@@ -140,7 +141,8 @@ int64_t adafactor_workspace(const Shapes& shapes) {
 template <Kept KEPT>
 static void launch_group(const Items& items, const Counts& counts, const Scratch& scratch, const AdafactorOptions& options, const Flags& flags,
                          bool momentum, cudaStream_t queue) {
-    const unsigned panels = unsigned(counts.panels), strips = unsigned(counts.strips), chunks = unsigned(counts.chunks), tensors = unsigned(items.tensors);
+    const unsigned panels = unsigned(counts.panels), strips = unsigned(counts.strips), chunks = unsigned(counts.chunks);
+    const unsigned tensors = unsigned(items.tensors);
     if (chunks == 0) return;
     adafactor_measure<KEPT><<<panels, THREADS, 0, queue>>>(items, scratch, flags);
     if (strips > 0) adafactor_columns<<<strips, THREADS, 0, queue>>>(items, scratch, options, flags);
@@ -157,12 +159,14 @@ static void launch_group(const Items& items, const Counts& counts, const Scratch
 }
 
 void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
-                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device, Address stream) {
+                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device,
+                      Address stream) {
     const Sizes sizes = sizes_of(shapes);
     check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes), check_workspace(workspace, sizes);
     if (!m.empty()) check_list("exp_avgs", m, sizes);
     for (const auto& [matrices, height, width] : shapes)
-        check(width == 0 || (width <= WIDEST && matrices * height <= TALLEST), "a factored tensor has over 2²⁷ columns or 2³⁰ rows; its definition serves it");
+        check(width == 0 || (width <= WIDEST && matrices * height <= TALLEST),
+              "a factored tensor has over 2²⁷ columns or 2³⁰ rows; use_backend(adafactor=\"reference\") serves it");
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);

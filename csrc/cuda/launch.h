@@ -32,7 +32,8 @@ void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, c
                 Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream);
 
 void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
-                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device, Address stream);
+                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device,
+                      Address stream);
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
                        Address workspace, int device, Address stream);
