@@ -1,7 +1,7 @@
 """What every Triton kernel costs a multiprocessor: registers, spills, shared memory, tensor-core instructions. No GPU needed.
 
     python benchmarks/resources.py                      # the variants that CI checks
-    python benchmarks/resources.py --all --json FILE    # every dtype, head size and mask, and the table as JSON
+    python benchmarks/resources.py --all --json FILE    # every dtype, head size and term, and the table as JSON
 
 The real launchers are called on tensors without storage, under a Triton driver that stands for a GPU of a given
 architecture, compiles what it is asked to launch, and launches nothing: so what is measured here is what runs there.
@@ -26,7 +26,7 @@ from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fastlm.kernels import attention, attention_backward, rotary  # noqa: E402
-from fastlm.masks import UNBOUNDED  # noqa: E402
+from fastlm.ops.attention import LEARNED, Arguments  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have; the multiprocessor has 1 KiB more for each block
@@ -109,19 +109,58 @@ def _run(tool: str, *args: str) -> str:
 # Cases
 
 
-def attention_case(dtype: torch.dtype, D: int, table: bool, lengths: bool = False) -> Callable:
-    """Launch forward and backward for 8 heads on 4 key heads at 4096 positions; Lq, Lk and the band are run-time numbers."""
+B, H, HK, L = 2, 8, 4, 4096  # Lq, Lk and the band are run-time numbers to every kernel
+
+
+def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def by_distance(*names: str) -> Callable:
+    return lambda dtype, D: {name: empty(H, 2 * L - 1, D, dtype=dtype) for name in names}
+
+
+def integers(*names: str) -> Callable:
+    return lambda dtype, D: {name: empty(B, L, dtype=torch.int32) for name in names}
+
+
+def bias(*shape: int) -> Callable:
+    return lambda dtype, D: {"bias": empty(*shape, dtype=dtype)}
+
+
+def rows_beside(name: str, heads: int) -> Callable:
+    return lambda dtype, D: {name: empty(B, heads, L, D, dtype=dtype)}
+
+
+TERMS = {  # name → what gives the arguments beside q, k, v
+    "table": [lambda dtype, D: {"table": empty(H, 2 * L - 1, dtype=torch.float32)}],
+    "bias of keys": [bias(B, 1, 1, L)],
+    "bias": [bias(1, H, L, L)],
+    "dropout": [lambda dtype, D: {"dropout": 0.1, "seed": 1}],
+    "lengths, prefix": [lambda dtype, D: {name: empty(B, dtype=torch.int32) for name in ("key_lengths", "prefix")}],
+    "segments": [integers("q_segments", "k_segments")],
+    "order": [integers("q_ranks", "k_ranks")],
+    "shaw": [by_distance("query_vectors", "value_vectors")],
+    "transformer-xl": [by_distance("query_vectors"), rows_beside("q_position", H)],
+    "deberta": [by_distance("query_vectors", "key_vectors"), rows_beside("k_position", HK)],
+    "xlnet": [
+        by_distance("query_vectors"), rows_beside("q_position", H), integers("q_ranks", "k_ranks", "q_groups", "k_groups"),
+        lambda dtype, D: {"same": empty(B, H, L, dtype=torch.float32)},
+    ],
+}  # fmt: skip
+
+
+def attention_case(dtype: torch.dtype, D: int, term: str | None = None) -> Callable:
+    """Launch forward and backward, causal, for 8 heads on 4 key heads at 4096 positions."""
 
     def launch() -> None:
-        def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-            return torch.empty(*shape, dtype=dtype, device="meta")
-
-        B, H, Hk, L = 2, 8, 4, 4096
-        q, k, v = empty(B, H, L, D), empty(B, Hk, L, D), empty(B, Hk, L, D)
-        position = empty(H, 2 * L - 1, dtype=torch.float32) if table else None, empty(B, dtype=torch.int32) if lengths else None
-        numbers = UNBOUNDED, 0, D**-0.5, 0
-        out, lse = attention.forward(q, k, v, *position, *numbers)
-        attention_backward.backward(out, None, out, lse, q, k, v, *position, *numbers, table)
+        given = {}
+        for give in TERMS.get(term, []):
+            given |= give(dtype, D)
+        q, k, v = (empty(B, heads, L, D, dtype=dtype) for heads in (H, HK, HK))
+        a = Arguments.of(q, k, v, right=0, **given)
+        out, lse = attention.forward(a)
+        attention_backward.backward(out, None, out, lse, a, {name for name in LEARNED if getattr(a, name) is not None})
 
     return launch
 
@@ -139,10 +178,8 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         for D in (32, 64, 80, 96, 128, 256) if everything else (64, 128):
-            for table in (False, True):
-                yield f"{name} D={D}{' table' if table else ''}", attention_case(dtype, D, table)
-        if everything:
-            yield f"{name} D=64 table lengths", attention_case(dtype, 64, True, lengths=True)
+            for term in (None, *TERMS) if everything or (dtype, D) == (torch.bfloat16, 64) else (None, "table"):
+                yield f"{name} D={D}{f' {term}' if term else ''}", attention_case(dtype, D, term)
         for layout in ("half", "interleaved"):
             for R in (128, 32) if everything else (128,):
                 yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)
@@ -161,7 +198,7 @@ def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resourc
 
 
 WIDTHS = {
-    "arch": 4, "case": 29, "kernel": 17, "tile": 7, "num_warps": 9, "num_stages": 10, "registers": 9, "spills": 6, "shared": 7, "blocks": 6,
+    "arch": 4, "case": 31, "kernel": 17, "tile": 7, "num_warps": 9, "num_stages": 10, "registers": 9, "spills": 6, "shared": 7, "blocks": 6,
     "instructions": 12, "tensor_core": 11,
 }  # fmt: skip
 

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.tile import cast, fma, rows
+from fastlm.kernels.launch import rows
+from fastlm.kernels.tile import cast, fma
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel

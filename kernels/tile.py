@@ -1,16 +1,13 @@
 """What the kernels share: a tile of rows, a matrix product, a look-up by distance, and which tiles a band makes visible.
 
 A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero and
-never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `rows` sees to it that they fit.
+never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to it that they fit.
 """
 
 import os
 
-import torch
 import triton
 import triton.language as tl
-
-from fastlm.kernels.tiles import LARGEST
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -38,6 +35,12 @@ def load_rows(p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOC
     if D < BLOCK_D:
         return tl.load(p_tile, mask=(o_d < D)[None, :], other=0.0)
     return tl.load(p_tile)
+
+
+@triton.jit
+def load_head(p, strides, b, h, row, n_rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of one head of p [B, H, n_rows, D], some of which may lie past the end."""
+    return load_rows(p + (b * strides[0] + h * strides[1]), row, n_rows, strides[2], D, BLOCK, BLOCK_D, True)
 
 
 @triton.jit
@@ -70,14 +73,19 @@ def fma(x, y, z):
 
 @triton.jit
 def look_up(p):
-    """fp32 values at the pointers p [M, N], through the read-only cache.
+    """Values (fp32, int32 or int64) at the pointers p [M, N], through the read-only cache.
 
     A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through assembly
     the compiler does not see a load, but does see that pointers which are equal for elements of one thread need one.
     """
     if INTERPRETED:
         return tl.load(p)
-    return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1)
+    elif p.dtype.element_ty == tl.float32:
+        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1)
+    elif p.dtype.element_ty == tl.int32:
+        return tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1)
+    else:
+        return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -98,30 +106,3 @@ def tiles_in_band(first, last, below, above, n, BLOCK: tl.constexpr):
 def edge_tile(t, begin, full_begin, full_end):
     """The t-th of the tiles seen by some but not by all: first those before full_begin, then those from full_end on."""
     return begin + t + tl.where(begin + t < full_begin, 0, full_end - full_begin)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Host
-
-
-def rows(x: torch.Tensor) -> torch.Tensor:
-    """x [B, H, L, D] itself if a kernel can read it in place: channels adjacent, a tile's rows within 32-bit reach."""
-    return x if x.stride(-1) == 1 and x.stride(-2) < 2**22 else x.contiguous()
-
-
-def with_margins(table: torch.Tensor | None, Lq: int, Lk: int) -> tuple[torch.Tensor | None, int]:
-    """(table [H, Lq + Lk - 1], stride of a row), such that tiles hanging over the end may read past both ends of a row.
-
-    What they find there is the score of no query or no key. Only where tiles do hang over does this make a copy.
-    """
-    if table is None:
-        return None, 0
-    if Lq % LARGEST == 0 and Lk % LARGEST == 0:
-        return table.contiguous(), table.shape[1]
-    table = torch.nn.functional.pad(table, (LARGEST, LARGEST))
-    return table[:, LARGEST:], table.stride(0)
-
-
-def architecture() -> int:
-    """The compute capability kernels will run on, such as 90; the interpreter takes the tiles of 90."""
-    return 90 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch

@@ -48,7 +48,19 @@ TABLE = {
         90: {64: Tiles(64, 128, 8, 2), 128: Tiles(64, 128, 8, 2), 256: Tiles(32, 64, 8, 1)},
         100: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},
     },
-    "dtable": {  # square: tiles on one block diagonal hold the same distances
+    "bias": {
+        "fp32": {64: Tiles(32, 32, 8, 1), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(64, 64, 8, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(64, 64, 4, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
+        100: {64: Tiles(64, 64, 8, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
+    },
+    "vectors": {  # every kernel where rows by distance are met; square, for those lie on a slant
+        "fp32": {64: Tiles(32, 32, 8, 1), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
+        80: {64: Tiles(64, 64, 8, 1), 128: Tiles(32, 32, 8, 1), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(64, 64, 8, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
+        100: {64: Tiles(64, 64, 8, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(32, 32, 8, 1)},
+    },
+    "table": {  # square: tiles on one block diagonal hold the same distances
         "fp32": {64: Tiles(32, 32, 8, 1), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
         80: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
         90: {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},

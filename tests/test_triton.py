@@ -12,9 +12,7 @@ from fastlm.ops.rotary import rotate
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-from fastlm.kernels import attention as forward_file  # noqa: E402
-from fastlm.kernels import attention_backward as backward_file  # noqa: E402
-from fastlm.kernels import tile  # noqa: E402
+from fastlm.kernels import launch  # noqa: E402
 from fastlm.kernels.tiles import Tiles  # noqa: E402
 
 DEVICE = torch.device("cpu" if native.interpreting() else "cuda")
@@ -31,14 +29,7 @@ def poisoned_outputs(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def refusal(case) -> str | None:
-    backend = next(b for b in attention.backends if b.name == "triton")
-    return backend.refuses(*case.make(torch.float32, torch.device("cpu")))
-
-
-SERVED = [case for case in ATTENTION if refusal(case) is None]
-REFUSED = [case for case in ATTENTION if refusal(case) is not None]
-NAMED = {case.name: case for case in SERVED}
+NAMED = {case.name: case for case in ATTENTION}
 
 
 def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
@@ -49,26 +40,28 @@ def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
     return (DTYPES[i % 3],) if q.shape[:3].numel() * k.shape[2] > 80_000 else (torch.float32, DTYPES[1 + i % 2])
 
 
-@pytest.mark.parametrize("case, dtype", [(case, dtype) for i, case in enumerate(SERVED) for dtype in dtypes(i, case)], ids=str)
+@pytest.mark.parametrize("case, dtype", [(case, dtype) for i, case in enumerate(ATTENTION) for dtype in dtypes(i, case)], ids=str)
 def test_attention_is_accurate(case, dtype):
     with fastlm.use_backend("triton"):
         assert_attention_accurate(case.make(dtype, DEVICE))
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_what_is_not_served_is_refused(case):
-    with fastlm.use_backend("triton"), pytest.raises(fastlm.BackendError, match="served by the reference alone so far"):
-        attention(*case.make(torch.float32, DEVICE))
+SMALL = {
+    "forward": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2), "dkdv": Tiles(16, 32, 4, 2), "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1),
+    "vectors": Tiles(16, 16, 4, 1),
+}  # fmt: skip
 
 
-SMALL = {"forward": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2), "dkdv": Tiles(16, 32, 4, 2), "dtable": Tiles(16, 16, 4, 2)}
-
-
-@pytest.mark.parametrize("name", ["odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl", "xlnet", "deberta_gqa", "bias_full",
+        "bias_keys", "bias_queries", "prefix", "packed", "packed_bidirectional", "order", "every_mask", "dropout_odd",
+    ],
+)  # fmt: skip
 def test_many_tiles(name, monkeypatch):
     """Tiles so small that a short sequence has full ones, edges on both sides, and several splits."""
-    for file in (forward_file, backward_file):
-        monkeypatch.setattr(file, "tiles", lambda kernel, *_: SMALL[kernel])
+    monkeypatch.setattr(launch, "tiles", lambda kernel, *_: SMALL[kernel])
     with fastlm.use_backend("triton"):
         assert_attention_accurate(NAMED[name].make(torch.float32, DEVICE))
 
@@ -141,7 +134,7 @@ def test_offsets_beyond_32_bits():
 
 def test_rows_too_far_apart_for_32_bits_are_copied():
     reachable, far = (torch.empty_strided((1, 1, 3, 8), (0, 0, step, 1), device="meta") for step in (2**22 - 8, 2**22))
-    assert tile.rows(reachable) is reachable and tile.rows(far).stride(2) == 8
+    assert launch.rows(reachable) is reachable and launch.rows(far).stride(2) == 8
 
 
 @pytest.mark.parametrize("name", ["kerple_gqa", "lengths"])
@@ -192,7 +185,6 @@ def test_narrow_bands(left, right):
     "change, message",
     [
         (dict(scale=-1.0), "scale is -1.0; served are positive scales, so negate query"),
-        (dict(dropout=0.1), "dropout is served by the reference alone so far"),
         (dict(q=torch.zeros(1, 1, 2, 257)), "the head dimension is 257; served are 1 to 256"),
         (dict(q=torch.zeros(1, 1, 2, 8, dtype=torch.float64)), "query is torch.float64; served are fp32, bf16 and fp16"),
     ],

@@ -296,9 +296,6 @@ def _(*args):
     return F.scaled_dot_product_attention(a.q, a.k, a.v, is_causal=a.right == 0, scale=a.scale, enable_gqa=grouped), None
 
 
-TRITON_TERMS = ("q", "k", "v", "table", "key_lengths")  # the tensors its kernels take
-
-
 def _triton_missing(device: torch.device) -> str | None:
     missing = native.triton_missing(device)
     if missing or device.type != "cuda":
@@ -312,9 +309,6 @@ def _triton_missing(device: torch.device) -> str | None:
 
 def _triton_refuses(*args):
     a = Arguments(*args)
-    unserved = [name for name in TENSORS if name not in TRITON_TERMS and getattr(a, name) is not None]
-    if unserved or a.dropout:
-        return f"{unserved[0] if unserved else 'dropout'} is served by the reference alone so far"
     if a.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
@@ -332,9 +326,7 @@ def _triton_backward_refuses(grad, grad_lse, out, lse, *args):
 def _(*args):
     from fastlm.kernels.attention import forward
 
-    a = Arguments(*args)
-    table = None if a.table is None else a.table.float()
-    return forward(a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset)
+    return forward(Arguments(*args))
 
 
 @attention_backward.backend("triton", devices=("cuda",), missing=_triton_missing, refuses=_triton_backward_refuses)
@@ -343,9 +335,7 @@ def _(grad, grad_lse, out, lse, *args):
 
     *given, wanted = args
     a, wanted = Arguments(*given), dict(zip(LEARNED, wanted, strict=True))
-    table = None if a.table is None else a.table.float()
-    grads = backward(grad, grad_lse, out, lse, a.q, a.k, a.v, table, a.key_lengths, a.left, a.right, a.scale, a.offset, wanted["table"])
-    made = dict(zip(("q", "k", "v", "table"), grads, strict=True))
+    made = backward(grad, grad_lse, out, lse, a, {name for name, want in wanted.items() if want and getattr(a, name) is not None})
     return [made[name] if want and name in made else lse.new_empty(0) for name, want in wanted.items()]
 
 
