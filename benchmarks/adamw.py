@@ -68,10 +68,14 @@ def check(shapes: Shapes, kind: str, device: torch.device) -> float:
     return error
 
 
+def buffers(shapes: Shapes, device: torch.device) -> range:
+    """Seeds of as many copies of the parameters as keep a GPU from finding them in its cache."""
+    return range(max(1, min(4, COLD // (16 * elements(shapes)))) if device.type == "cuda" else 1)
+
+
 def contestants(shapes: Shapes, kind: str, device: torch.device) -> dict[str, Callable[[], list[Callable[[], None]]]]:
     """For timing.compare; steps over separate buffers. The scale is 1: torch divides gradients in place, again at every step."""
-    copies = max(1, COLD // (16 * elements(shapes))) if device.type == "cuda" else 1
-    make = lambda who: [make_step(who, kind, make_params(shapes, device, seed, 1.0), 1.0) for seed in range(min(copies, 4))]
+    make = lambda who: [make_step(who, kind, make_params(shapes, device, seed, 1.0), 1.0) for seed in buffers(shapes, device)]
     return {"fastlm": lambda: make("fastlm"), "torch fused": lambda: make("torch")}
 
 

@@ -1,25 +1,27 @@
-"""Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, and AdamW over bf16 parameters. One step after the gradients are there.
+"""Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the gradients are there.
 
     adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, loop and foreach; transformers.Adafactor; and torch's fused AdamW
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
+    sgd         fastlm.optim.SGD(momentum)           torch.optim.SGD(fused=True)
     bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters
+    libraries   AdamW, fp32 parameters               AdamW of torch (fused), DeepSpeed, bitsandbytes, torchao; with states of 8 bits too
     masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
 
-Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, bf16 14, masters 30 with the
-norm's read.
+Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD 20, bf16 14, fp32
+AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the reason.
 """
 
 from collections.abc import Callable
 
 import torch
-from adamw import make_params
+from adamw import buffers, make_params
 from shapes import Shapes, elements
 from timing import compare
 from torch import Tensor, nn
 
 from fastlm import optim
 
-BYTES = {"adafactor": 12, "lamb": 28, "bf16": 14, "masters": 30}
+BYTES = {"adafactor": 12, "lamb": 28, "sgd": 20, "bf16": 14, "libraries": 28, "masters": 30}
 BF16 = torch.bfloat16
 LR, MAX_NORM, DECAY = 1e-3, 1.0, 0.01
 
@@ -59,17 +61,21 @@ def foreach_lamb(params: list[Tensor], betas=(0.9, 0.999), eps=1e-6) -> Step:
     return step
 
 
+def torch_adamw(params: list[Tensor]) -> Step:
+    return torch.optim.AdamW(params, lr=LR, fused=True, capturable=params[0].is_cuda).step
+
+
 def torch_masters(params: list[Tensor]) -> Step:
     masters = [nn.Parameter(p.detach().float()) for p in params]
     for p in masters:
         p.grad = torch.empty_like(p)
-    opt = torch.optim.AdamW(masters, lr=LR, fused=True)
+    fused = torch_adamw(masters)
 
     @torch.no_grad()
     def step() -> None:
         nn.utils.clip_grad_norm_(params, MAX_NORM)
         torch._foreach_copy_([p.grad for p in masters], [p.grad for p in params])
-        opt.step()
+        fused()
         torch._foreach_copy_(params, masters)
 
     return step
@@ -81,6 +87,30 @@ def hugging_face(params: list[Tensor]) -> Step:
     return Adafactor(params).step
 
 
+def deepspeed(params: list[Tensor]) -> Step:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    return DeepSpeedCPUAdam(params, lr=LR, weight_decay=DECAY).step
+
+
+def bitsandbytes(name: str) -> Callable[[list[Tensor]], Step]:
+    def make(params: list[Tensor]) -> Step:
+        import bitsandbytes
+
+        return getattr(bitsandbytes.optim, name)(params, lr=LR, weight_decay=DECAY).step
+
+    return make
+
+
+def torchao(name: str) -> Callable[[list[Tensor]], Step]:
+    def make(params: list[Tensor]) -> Step:
+        import torchao.optim
+
+        return getattr(torchao.optim, name)(params, lr=LR, weight_decay=DECAY).step
+
+    return make
+
+
 # kind → (dtype, {who: parameters → step}); ours first, then the one whose numbers are checked
 STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] = {
     "adafactor": (
@@ -90,22 +120,44 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
             "transformers": hugging_face,
             "torch": lambda ps: torch.optim.Adafactor(ps).step,
             "torch foreach": lambda ps: torch.optim.Adafactor(ps, foreach=True).step,
-            "torch fused AdamW": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step,
+            "torch fused AdamW": torch_adamw,
         },
     ),
     "lamb": (torch.float32, {"fastlm": lambda ps: optim.LAMB(ps, lr=LR, weight_decay=DECAY).step, "torch foreach": foreach_lamb}),
+    "sgd": (
+        torch.float32,
+        {
+            "fastlm": lambda ps: optim.SGD(ps, lr=LR, momentum=0.9).step,
+            "torch fused": lambda ps: torch.optim.SGD(ps, lr=LR, momentum=0.9, fused=True).step,
+        },
+    ),
     "bf16": (
         BF16,
         {
             "fastlm": lambda ps: optim.AdamW(ps, lr=LR, state_dtype="bf16").step,
-            "torch fused": lambda ps: torch.optim.AdamW(ps, lr=LR, fused=True).step,
+            "torch fused": torch_adamw,
+        },
+    ),
+    "libraries": (
+        torch.float32,
+        {
+            "fastlm": lambda ps: optim.AdamW(ps, lr=LR).step,
+            "torch fused": torch_adamw,
+            "deepspeed": deepspeed,
+            "bitsandbytes": bitsandbytes("AdamW"),
+            "bitsandbytes, 8 bits": bitsandbytes("AdamW8bit"),
+            "torchao": torchao("_AdamW"),
+            "torchao, 8 bits": torchao("AdamW8bit"),
         },
     ),
     "masters": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step, "torch": torch_masters}),
 }
 
 
-def check(shapes: Shapes, kind: str) -> float:
+WAIT = {("adafactor", who) for who in ("transformers", "torch", "torch foreach")}  # for the device within a step: no graph captures them
+
+
+def check(shapes: Shapes, kind: str, device: torch.device) -> float:
     """‖ours - theirs‖ / ‖their change‖ after one step from the same start. Raises AssertionError where rounding cannot explain it.
 
     Dimensions are cut to 1024, because PyTorch's own norm on a CPU, of which Adafactor and LAMB are made, is wrong by 0.2 % for the
@@ -113,7 +165,7 @@ def check(shapes: Shapes, kind: str) -> float:
     """
     shapes = [tuple(min(size, 1024) for size in shape) for shape in shapes]
     dtype, who = STEPS[kind]
-    start = cast(make_params(shapes, torch.device("cpu"), 0, 1.0), dtype)
+    start = cast(make_params(shapes, device, 0, 1.0), dtype)
     for p in start:
         with torch.no_grad():
             p.add_(0.02 * p.sign())  # norms and biases of zero would hide a ratio
@@ -127,14 +179,15 @@ def check(shapes: Shapes, kind: str) -> float:
     return error
 
 
-def contestants(shapes: Shapes, kind: str) -> dict[str, Callable[[], list[Step]]]:
-    """For timing.compare."""
+def contestants(shapes: Shapes, kind: str, device: torch.device) -> dict[str, Callable[[], list[Step]]]:
+    """For timing.compare; steps over separate buffers."""
     dtype, who = STEPS[kind]
-    start = lambda: cast(make_params(shapes, torch.device("cpu"), 0, 1e-2), dtype)
-    return {name: lambda make=make: [make(start())] for name, make in who.items()}
+    start = lambda seed: cast(make_params(shapes, device, seed, 1e-2), dtype)
+    return {name: lambda make=make: [make(start(seed)) for seed in buffers(shapes, device)] for name, make in who.items()}
 
 
-def measure(name: str, shapes: Shapes, kind: str, copy: float, **limits) -> dict:
+def measure(name: str, shapes: Shapes, kind: str, clock: str, device: torch.device, copy: float, **limits) -> dict:
     """One row of results. copy: the machine's own copy rate in bytes per second."""
     facts = {"kind": kind, "shapes": name, "step": "bare", "tensors": len(shapes), "bytes": BYTES[kind] * elements(shapes), "copy": copy}
-    return compare(contestants(shapes, kind), "clock", **limits).row(**facts)
+    able = {name: set_up for name, set_up in contestants(shapes, kind, device).items() if clock != "graph" or (kind, name) not in WAIT}
+    return compare(able, clock, **limits).row(**facts)

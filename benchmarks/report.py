@@ -59,14 +59,11 @@ def attention_line(row: dict) -> str:
     return f"| {problem} | {seconds(ours)} | {row['flops'] / ours['median'] / 1e12:.3g} TFLOP/s | {peers(row)} |"
 
 
-def adamw_line(row: dict) -> str:
+def optimizer_line(row: dict) -> str:
     ours = row["seconds"][OURS]
     speed = row["bytes"] / ours["median"]
     rate = f"{speed / 1e9:.0f} GB/s, {100 * speed / row['copy']:.0f} % of copy"
     return f"| {row['step']} {row['shapes']} ({row['clock']}) | {seconds(ours)} | {rate} | {peers(row)} |"
-
-
-LINES = {"attention": attention_line, "adamw": adamw_line}
 
 
 def markdown(rows: list[dict]) -> str:
@@ -74,7 +71,8 @@ def markdown(rows: list[dict]) -> str:
     parts = []
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
-        parts += [f"\n### {kind} on {device}\n", "| | fastlm | rate | peers' time over ours |", "|---|---|---|---|", *map(LINES[kind], group)]
+        line = attention_line if kind == "attention" else optimizer_line
+        parts += [f"\n### {kind} on {device}\n", "| | fastlm | rate | peers' time over ours |", "|---|---|---|---|", *map(line, group)]
     return "\n".join(parts) + "\n"
 
 
@@ -98,7 +96,7 @@ def draw_attention(rows: list[dict], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_adamw(rows: list[dict], title: str, path: Path) -> None:
+def draw_optimizer(rows: list[dict], title: str, path: Path) -> None:
     """GB/s by ideal bytes: a group of bars for each row, and the machine's own copy rate as a line."""
     import matplotlib.pyplot as plt
 
@@ -125,7 +123,7 @@ def draw(rows: list[dict], folder: Path) -> None:
         if kind == "attention":
             draw_attention(list(group), f"attention, {dtype}, D {D}, {device}", folder / f"attention-{dtype}-d{D}-{machine}.png")
         else:
-            draw_adamw(list(group), f"AdamW, fp32, {device}", folder / f"adamw-{machine}.png")
+            draw_optimizer(list(group), f"{kind}, {device}", folder / f"{kind}-{machine}.png")
 
 
 def main() -> None:

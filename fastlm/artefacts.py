@@ -10,10 +10,11 @@ from fastlm.corpus import Corpus
 from fastlm.data import EOS, SPECIALS, Tokens
 from fastlm.interop import model_type, save_pretrained
 from fastlm.model import ModelConfig
+from fastlm.optim import memory_table
 from fastlm.plan import Plan
 from fastlm.report import Metrics
 from fastlm.trainer import Trainer
-from fastlm.words import clock
+from fastlm.words import clock, megabytes
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
@@ -91,8 +92,11 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out ({tokens.held_out_share:.1%} of the text)",
     }
     model = {"parameters": f"{trainer.model.parameter_count():,}"} | asdict(trainer.model.config)
+    table = memory_table(trainer.model, chosen=trainer.optimizer)
+    memory = {f"{row.optimizer}{', chosen' * row.chosen}": f"{megabytes(row.total)}, of which states {megabytes(row.states)}" for row in table}
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
-    sections = {"Result": result, "Data": data, "Model": model, "Settings": plan.config.to_json(), "Environment": environment}
+    sections = {"Result": result, "Data": data, "Model": model, "Memory without activations": memory, "Settings": plan.config.to_json()}
+    sections["Environment"] = environment
     write_file(path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n")
 
 

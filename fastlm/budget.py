@@ -24,14 +24,12 @@ SAMPLES = 4  # on the way, at each quarter
 @dataclass(frozen=True)
 class Budget:
     """threads: CPU threads to use. steps: updates to train for. fits: whether they fit in the minutes; one is done in any case.
-    speeds: threads → tokens per second, where measured.
-    state_bytes: memory of the optimizer's state. backends: op → who computed it in an update."""
+    speeds: threads → tokens per second, where measured. backends: op → who computed it in an update."""
 
     threads: int
     steps: int
     fits: bool
     speeds: dict[int, float]
-    state_bytes: int
     backends: dict[str, str]
 
 
@@ -44,10 +42,8 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     torch.set_num_threads(candidates[0])
     with watched() as backends:
         trainer.update()
-    state = trainer.optimizer.state_dict()["state"]
-    state_bytes = sum(value.nbytes for values in state.values() for value in values.values())
     if len(candidates) == 1 and config.steps:
-        return Budget(candidates[0], config.steps, True, {}, state_bytes, backends)
+        return Budget(candidates[0], config.steps, True, {}, backends)
     seconds: dict[int, float] = {}
     for threads in candidates:
         seconds[threads] = _seconds_per_update(trainer, threads, min(seconds.values(), default=float("inf")))
@@ -55,7 +51,7 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     torch.set_num_threads(threads)
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
     steps = config.steps or _steps(trainer, seconds[threads], begun)
-    return Budget(threads, max(1, steps), steps >= 1, speeds, state_bytes, backends)
+    return Budget(threads, max(1, steps), steps >= 1, speeds, backends)
 
 
 @contextmanager

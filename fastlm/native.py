@@ -14,7 +14,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/rules/numeric.h
 REBUILD = "reinstall with `pip install .` (in a checkout: `python setup.py build_ext --inplace`)"
@@ -98,9 +97,10 @@ def cuda_stream(device: torch.device) -> tuple[int, int]:
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-def cuda_workspace(op: str, tensors: list[Tensor]) -> Tensor:
-    """Memory that the CUDA launcher of `op` asks for, for a list of tensors; it may be freed once the launch is queued."""
-    size = getattr(cuda(), f"{op}_workspace")([t.numel() for t in tensors])
+def cuda_workspace(op: str, tensors: list[Tensor], sizes: list | None = None) -> Tensor:
+    """Memory that the CUDA launcher of `op` asks for, for a list of tensors; it may be freed once the launch is queued. sizes: what the
+    launcher wants to know of each, its number of elements unless given."""
+    size = getattr(cuda(), f"{op}_workspace")([t.numel() for t in tensors] if sizes is None else sizes)
     return torch.empty(size, dtype=torch.uint8, device=tensors[0].device)
 
 

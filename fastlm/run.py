@@ -22,6 +22,7 @@ from fastlm.budget import SAMPLES, measure
 from fastlm.config import Config
 from fastlm.corpus import Corpus, find
 from fastlm.data import Tokens, sha256, tokenize
+from fastlm.optim import memory_table
 from fastlm.plan import Plan, environment, locked, new_folder
 from fastlm.report import Console, Metrics, resident_bytes
 from fastlm.trainer import Trainer
@@ -53,9 +54,8 @@ def _begin(folder: Path, config: Config, command: list[str], console: Console) -
     plan = Plan(__version__, shlex.join(command), config, budget.steps, budget.threads, corpus.fingerprint, sha256(tokens.tokenizer_file), where)
     trainer = Trainer(config, tokens, plan.steps)
     console.say("threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items()))
-    size = megabytes(4 * trainer.model.parameter_count())
     console.say("kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items())))
-    console.say("memory", f"parameters {size}", f"gradients {size}", f"{config.optimizer} {megabytes(budget.state_bytes)}")
+    console.say("memory", str(memory_table(trainer.model, chosen=trainer.optimizer)).replace("\n", "\n" + 9 * " "))
     seen = plan.steps * trainer.tokens_per_update
     length = "as asked" if config.steps else f"what fits in {clock(60 * config.minutes)}" if budget.fits else "at least one"
     console.say("steps", f"{plan.steps} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs")

@@ -35,7 +35,8 @@ def run(*command: str, **environment: str) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, benchmarks/gpu/run.py itself is the test")
 def test_the_gpu_run(tmp_path):
     table = run(sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--smoke", OUT=str(tmp_path))
-    for part in ("bare smoke", "chain smoke", "t5 backward", "alibi forward", "none forward", "% of copy"):
+    kinds = tuple(f"### {kind} on" for kind in ("adamw", "adafactor", "lamb", "sgd", "bf16", "masters"))
+    for part in (*kinds, "bare smoke", "chain smoke", "t5 backward", "alibi forward", "none forward", "% of copy"):
         assert part in table
     assert {p.suffix for p in tmp_path.iterdir()} == {".jsonl", ".md", ".log", ".png"}
 

@@ -231,13 +231,15 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
     labels = [line.split(" ")[0] for line in done.stdout.splitlines()]
     assert [label for label in labels if label in LABELS] == LABELS
     assert labels.count("sample") == 4
+    chosen = [line.split() for line in done.stdout.splitlines() if "← chosen" in line]
+    assert [line[0] for line in chosen] == ["adamw"]
     assert re.search(r"100% ━+ .* step 12  loss \d", done.stdout)
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
                      "loss.png", "sample.txt", "report.md"}  # fmt: skip
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "run" / "report.md").read_text()
-    for words in ("held-out bits per byte", "zlib -9", "SHA-256", "--vocab 300", torch.__version__, "AutoModelForCausalLM.from_pretrained"):
+    for words in ("held-out bits per byte", "zlib -9", "SHA-256", "--vocab 300", "| adamw, chosen |", torch.__version__, "AutoModelForCausalLM.from_pretrained"):
         assert words in report
 
 

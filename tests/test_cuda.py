@@ -138,8 +138,6 @@ def test_transposed_and_strided_parameters():
 def test_optimizers_agree_with_the_cpp_backend(case, dtype):
     """The same bits where a rule is elementwise; LAMB's and Adafactor's sums are added in another order."""
     op = OPS[case.op]
-    if "cuda" not in op.names():
-        pytest.skip(f"{case.op} has no CUDA backend: its definition serves CUDA tensors")
     gpu, cpu = case.make(dtype, CUDA), case.make(dtype, CPU)
     op(*gpu)
     with use_backend("cpp"):
@@ -151,6 +149,57 @@ def test_optimizers_agree_with_the_cpp_backend(case, dtype):
             for got, expected in zip(x, y, strict=True):
                 ulp = torch.finfo(got.dtype).eps
                 torch.testing.assert_close(got.cpu(), expected, rtol=8 * ulp, atol=8 * ulp)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Adafactor
+
+FACTORED = ((300, 768), (768, 3000), (64,), (3, 40, 50), (5, 50257), (50257, 5), (1000, 1), (512, 3, 3), (70001,))
+
+
+@pytest.mark.parametrize("options", [dict(variant="t5"), dict(beta1=0.9), dict(variant="torch", lr=1e-2)], ids=str)
+@pytest.mark.parametrize("dtype, master", [(F32, None), (BF16, None), (BF16, "fp32"), (BF16, "remainder"), (BF16, "stochastic")])
+def test_adafactor_follows_the_cpp_backend(options, dtype, master):
+    """Three steps; noise may round an ulp the other way where sums differ in their last bit."""
+    torch.manual_seed(0)
+    start = [(torch.randn(shape), torch.randn(shape)) for shape in FACTORED]
+    ends = []
+    for device, backend in ((CPU, "cpp"), (CUDA, "cuda")):
+        params = [torch.nn.Parameter(p.to(device, dtype)) for p, _ in start]
+        opt = optim.Adafactor(params, master=master, max_grad_norm=1.0, **options)
+        for _ in range(3):
+            for p, (_, g) in zip(params, start, strict=True):
+                p.grad = g.to(device, dtype)
+            with use_backend(backend):
+                opt.step()
+        ends.append([p.detach().cpu().float() for p in params])
+    ulp = 2.0**-8 if dtype == BF16 else 2.0**-20
+    for (p, _), a, b in zip(start, *ends, strict=True):
+        assert not torch.equal(p.to(dtype).float(), b)
+        assert (a - b).abs().max() <= ulp * a.abs().max() and (a - b).norm() <= 0.05 * (p.to(dtype).float() - a).norm()
+
+
+def test_adafactor_has_the_same_bits_again():
+    runs = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, device=CUDA)) for shape in FACTORED]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        opt = optim.Adafactor(params, beta1=0.9)
+        opt.step(), opt.step()
+        runs.append(params)
+    assert same_bits([runs[0]], [runs[1]]) and same_bits([runs[0]], [runs[2]])
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 2**35, reason="needs 32 GiB of free GPU memory")
+def test_adafactor_on_more_than_two_billion_elements():
+    """The last rows of a tall bf16 matrix move as they do in one of their own: factors of all rows are the same."""
+    rows, columns = 2**20 + 3, 2048
+    p = torch.nn.Parameter(torch.ones(rows, columns, dtype=BF16, device=CUDA))
+    p.grad = torch.ones_like(p)
+    optim.Adafactor([p], lr=0.5, scale_parameter=False).step()
+    assert p[-1].unique().tolist() == p[0].unique().tolist() == [0.5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,17 +279,21 @@ def test_more_than_two_billion_elements():
 # The chain
 
 
+OPTIMIZERS = optim.AdamW, optim.LAMB, optim.SGD, optim.Adafactor
+
+
 def model_and_grads(seed=0):
     torch.manual_seed(seed)
-    params = [torch.nn.Parameter(torch.randn(n, device=CUDA)) for n in (1000, 16384, 33, 70001)]
+    params = [torch.nn.Parameter(torch.randn(shape, device=CUDA)) for shape in ((1000,), (16384,), (33, 5), (700, 101))]
     for p in params:
         p.grad = 1024 * torch.randn_like(p)
     return params
 
 
-def test_a_graph_replay_equals_eager_steps():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_graph_replay_equals_eager_steps(optimizer):
     eager, captured = model_and_grads(), model_and_grads()
-    a, b = (optim.AdamW(ps, lr=1e-2, max_grad_norm=1.0) for ps in (eager, captured))
+    a, b = (optimizer(ps, lr=1e-2, max_grad_norm=1.0) for ps in (eager, captured))
     a.step(), b.step()  # warm-up: states exist, kernels are loaded
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):  # captures a step, runs nothing
@@ -251,25 +304,27 @@ def test_a_graph_replay_equals_eager_steps():
     assert all(b.state[p]["step"].item() == 4 for p in captured)
 
 
-def test_a_replay_reads_new_gradients_and_skips_on_overflow():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_replay_reads_new_gradients_and_skips_on_overflow(optimizer):
     params = model_and_grads()
-    opt = optim.AdamW(params, lr=1e-2, max_grad_norm=1.0)
+    opt = optimizer(params, lr=1e-2, max_grad_norm=1.0)
     opt.step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         opt.step()
     before = [p.detach().clone() for p in params]
-    params[1].grad[77] = float("inf")
+    params[3].grad[7, 7] = float("inf")
     graph.replay()
     assert same_bits([params], [before])
-    params[1].grad[77] = 1.0
+    params[3].grad[7, 7] = 1.0
     graph.replay()
     assert not torch.equal(params[1], before[1])
 
 
-def test_no_step_waits_for_the_device():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_step_waits_for_the_device(optimizer):
     params = model_and_grads()
-    opt, scaler = optim.AdamW(params, lr=1e-2, max_grad_norm=1.0), amp.GradScaler("cuda", init_scale=1024.0)
+    opt, scaler = optimizer(params, lr=1e-2, max_grad_norm=1.0), amp.GradScaler("cuda", init_scale=1024.0)
     scaler.scale(torch.zeros((), device=CUDA))  # makes the scale tensor, as the first loss does
     scaler.step(opt), scaler.update()
     torch.cuda.set_sync_debug_mode("error")

@@ -17,6 +17,7 @@ TESTS = Path(__file__).parent
 CUDA = torch.device("cuda")
 TARGETS = ("sm_80", "sm_90a", "sm_100", "sm_120")
 KERNELS = ("ApplyAdamW", "ApplySgd", "ApplyMomentum", "LambMoments", "lamb_ratio", "LambApply", "advance", "Unscale", "SumOfSquares", "finish")
+KERNELS += ("adafactor_measure", "adafactor_columns", "adafactor_finish", "adafactor_bounded", "adafactor_apply")
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +58,30 @@ def test_no_kernel_spills(library):
 
 
 def test_vector_loads_and_stores(library):
-    """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v; no generic or local access."""
+    """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v; Adafactor's last pass has them for two vectors of p
+    and g at a time; no generic or local access."""
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_90a", library))
-    adamw, squares = (next(f for f in functions if name in f.splitlines()[0]) for name in ("ApplyAdamWILNS_4KeptE0E", "SumOfSquares"))
+    names = "ApplyAdamWILNS_4KeptE0E", "SumOfSquares", "adafactor_measureILNS_4KeptE0E", "adafactor_applyILNS_4KeptE0ELb0E"
+    adamw, squares, measure, apply = (next(f for f in functions if name in f.splitlines()[0]) for name in names)
     count = lambda code, name: len(re.findall(rf"\b{re.escape(name)}\b", code))
     assert (count(adamw, "LDG.E.128"), count(adamw, "STG.E.128")) == (4, 3)
+    assert (count(apply, "LDG.E.128"), count(apply, "STG.E.128")) == (4, 2)
     assert count(squares, "LDG.E.128") == 4
-    for code in (adamw, squares):
+    for code in (adamw, squares, measure, apply):
         assert not re.search(r"\b(LDL|STL|LD\.E|ST\.E)\b", code)
 
 
-def test_logic_on_the_host(tmp_path):
-    """Chunks cover every element once and so does the loop over a chunk, whatever sizes, dtypes and alignment; sums of squares hold
-    from subnormals to the largest fp32."""
+@pytest.mark.parametrize("source", ["multi_tensor", "panels"])
+def test_logic_on_the_host(source, tmp_path):
+    """Chunks, panels and strips cover every element once and so does the loop over a chunk, whatever sizes, dtypes and alignment; sums of
+    squares hold from subnormals to the largest fp32; Adafactor's passes do what the formulas say."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("neither g++ nor clang++ was found")
-    program = tmp_path / "multi_tensor"
+    program = tmp_path / source
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-g", "-O1", "-ffp-contract=off"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run([compiler, *flags, *sanitizers, str(TESTS / "multi_tensor.cpp"), "-o", str(program)], check=True)
+    subprocess.run([compiler, *flags, *sanitizers, str(TESTS / f"{source}.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -93,6 +98,10 @@ def parameters(m, tensors, companions=(), keys=()):
     return m.Parameters(tensors, list(companions), list(keys))
 
 
+def adafactor(m, lr=1e-3):
+    return m.AdafactorOptions(lr, False, 0, 0.8, 0, 1e-30, 0, 1e-3, True, 1, 1, 0, 0, True)
+
+
 def adam(m):
     return m.AdamOptions(1e-3, 0.9, 0.99, 1e-8, 0.1, 1, True)
 
@@ -105,6 +114,8 @@ def _launches(m, at):
         lambda: m.adamw(parameters(m, tensors), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), at, 0, 0),
         lambda: m.lamb(parameters(m, tensors), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), m.RatioOptions(True, False, 0, 9, 0, 9), at, 0, 0),
         lambda: m.sgd(parameters(m, tensors), tensors, [], [at], [4], 0, 0, m.SgdOptions(1e-3, 0, 0, 0, False), at, 0, 0),
+        lambda: m.adafactor(parameters(m, tensors), tensors, [at], [at], [], [at], [(1, 2, 2)], 0, 0, adafactor(m), at, 0, 0),
+        lambda: m.adamw(parameters(m, [(at, 1)], [(at, 3)]), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), at, 0, 0),  # 16-bit remainders
     )
 
 
@@ -134,3 +145,23 @@ def test_launchers_refuse_in_words(library):
     ):
         with pytest.raises(ValueError, match=message):
             m.adamw(parameters(m, [(at, 0)], companions, keys), *state, steps, [4], 0, 0, adam(m), workspace, 0, 0)
+    one = [(at, 0)]
+    for rows, columns, shape, message in (
+        ([at], [], (1, 2, 2), "factors and params differ in number"),
+        ([at], [0], (1, 2, 2), "a factor has a null address"),
+        ([at], [at], (1, -2, 2), "a size is negative"),
+        ([at], [at], (1, 2, 2**27 + 1), "over 2²⁷ columns"),
+        ([at], [at], (2**20, 2**11, 2), "or 2³⁰ rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            m.adafactor(parameters(m, one), one, rows, columns, [], [at], [shape], 0, 0, adafactor(m), at, 0, 0)
+
+
+def test_the_workspace_of_adafactor(library):
+    """Of the largest group of tensors, and for each a rule; the sums of a matrix's panels are the most of it, about a byte an element."""
+    workspace = native.cuda().adafactor_workspace
+    assert workspace([]) == 0
+    block = [(1, 768, 768), (1, 768, 0)]
+    assert 0 < workspace(100 * block) < 2 * 2**23 * 0.5
+    assert workspace(100 * block) - workspace(99 * block) < 200
+    assert 2**24 * 0.9 < workspace([(1, 2048, 8192)]) < 2**24 * 1.3

@@ -205,6 +205,26 @@ def test_ops_agree_with_their_definitions(case, dtype):
         native.cpu().use(active)
 
 
+def test_every_instruction_set_rounds_as_torch_does():
+    """fp32 masters of any bits as bf16, many or few of them subnormal or NaN: the instruction for it takes subnormals for zero."""
+    patterns = torch.randint(-(2**31), 2**31, (100_003,), generator=torch.Generator().manual_seed(0)).int()
+    patterns[::2] = patterns[::2] & ~0x7F800000  # subnormal
+    patterns[50_000:] = (0.01 * torch.randn(50_003)).view(torch.int32)
+    patterns[60_000:100_000:5_000] = torch.tensor([0x1, -0x7FFFFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7F7FFFFF, 0x8000, 0x0]).int()
+    masters, rule = patterns.view(F32), (0.0, 0.0, 0.0, 0.0, False)  # which moves nothing
+    active = native.cpu().active()
+    try:
+        for isa in native.cpu().available():
+            native.cpu().use(isa)
+            p, kept = torch.zeros(len(masters), dtype=BF16), masters.clone()
+            with fastlm.use_backend("cpp"):
+                dispatch.OPS["sgd"]([p], [kept], [], [torch.zeros_like(p)], [], [torch.zeros(())], None, None, *rule)
+            number = ~kept.isnan()
+            assert torch.equal(p.isnan(), ~number) and torch.equal(p[number].view(torch.int16), kept[number].to(BF16).view(torch.int16))
+    finally:
+        native.cpu().use(active)
+
+
 def lists_of(args):
     return [a for a in args if isinstance(a, list) and a and isinstance(a[0], torch.Tensor)]
 
@@ -582,7 +602,20 @@ def test_memory_table_says_what_a_step_makes():
     n = sum(p.numel() for p in model.parameters())
     adamw = next(r for r in table if (r.optimizer, r.master) == ("adamw", "fp32"))
     assert (adamw.parameters, adamw.gradients, adamw.masters, adamw.states) == (2 * n, 2 * n, 4 * n, 8 * n + 16)
-    assert str(table).count("\n") == len(table)
+    assert str(table).count("\n") == len(table) and not any(r.chosen for r in table)
+
+
+def test_the_memory_table_marks_the_chosen_optimizer():
+    """With its own options, and whatever a trainer made of its class."""
+    model = nn.Linear(8, 4).to(BF16)
+
+    class Wrapped(optim.SGD):
+        pass
+
+    chosen = Wrapped(model.parameters(), momentum=0.9, master="fp32")
+    rows = [r for r in optim.memory_table(model, chosen=chosen) if r.chosen]
+    assert [(r.optimizer, r.master, r.masters, r.states) for r in rows] == [("sgd", "fp32", 4 * 36, 4 * 36 + 8)]
+    assert [line for line in str(optim.memory_table(model, chosen=optim.AdamW(model.parameters()))).splitlines() if "chosen" in line][0].split()[0] == "adamw"
 
 
 def test_every_optimizer_is_covered():

@@ -9,9 +9,10 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -21,6 +22,7 @@ sys.path.append(str(HERE.parents[2]))  # a checkout built in place, unless fastl
 import adamw  # noqa: E402
 import attention  # noqa: E402
 import machine  # noqa: E402
+import optim  # noqa: E402
 from shapes import PARAMETERS, SMOKE_PARAMETERS, Attention, gpu_attention  # noqa: E402
 
 from fastlm import use_backend  # noqa: E402
@@ -76,15 +78,24 @@ def describe(run: Run) -> None:
 
 
 def time_adamw(run: Run) -> None:
+    time_steps(run, adamw, adamw.BYTES)
+
+
+def time_optim(run: Run) -> None:
+    time_steps(run, optim, optim.STEPS)
+
+
+def time_steps(run: Run, room: ModuleType, kinds: Iterable[str]) -> None:
+    """room: adamw or optim, which check and measure alike."""
     copy = run.copy_rate()
     parameters = SMOKE_PARAMETERS if run.smoke else PARAMETERS
-    for name, kind in run.while_time_lasts([(name, kind) for name in parameters for kind in ("bare", "chain")]):
+    for name, kind in run.while_time_lasts([(name, kind) for name in parameters for kind in kinds]):
         with run.attempt((name, kind)):
-            error = adamw.check(parameters[name], kind, run.device)
+            error = room.check(parameters[name], kind, run.device)
             for clock in run.clocks:
                 run.release()
-                run.keep(adamw.measure(name, parameters[name], kind, clock, run.device, copy, **run.limits))
-                print(f"adamw {kind} {name} {clock}: checked ({error:.0e}) and timed")
+                run.keep(room.measure(name, parameters[name], kind, clock, run.device, copy, **run.limits))
+                print(f"{room.__name__} {kind} {name} {clock}: checked ({error:.0e}) and timed")
 
 
 def time_attention(run: Run) -> None:
@@ -112,7 +123,7 @@ def time_one_attention(run: Run, problem: Attention) -> None:
     print(f"attention {problem}: checked ({max(errors.values()):.0e}) and timed; beyond the inputs {attention.peak_bytes(x) / 2**20:.1f} MiB")
 
 
-BLOCKS = {"machine": describe, "adamw": time_adamw, "attention": time_attention}
+BLOCKS = {"machine": describe, "adamw": time_adamw, "optim": time_optim, "attention": time_attention}
 
 
 def main() -> int:

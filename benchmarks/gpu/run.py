@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/run.py [--out FOLDER] [--smoke]
 
-builds the extensions in place, runs the GPU tests, measures the machine, times AdamW and attention, and prints one table. FOLDER,
+builds the extensions in place, runs the GPU tests, measures the machine, times the optimizers and attention, and prints one table. FOLDER,
 else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each block. Blocks are processes with a time cap
 each: one that fails or is cut short leaves the others alone. --smoke: tiny sizes on whatever device there is, to try it all.
 """
@@ -39,7 +39,8 @@ def plan(out: Path, smoke: bool) -> list[Block]:
     timed = lambda name, cap, tail: Block(name, cap, [python, blocks, name, str(out), str(cap - 15), *extra], tail)
     build = Block("build", 90, [python, "setup.py", "build_ext", "--inplace"], 3)
     check = Block("tests", 120, [python, "-m", "pytest", "-q", "--maxfail=8", "-p", "no:cacheprovider", *tests], 25)
-    return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), timed("adamw", 110, 10), timed("attention", 280, 20)]
+    measured = timed("adamw", 90, 10), timed("optim", 100, 20), timed("attention", 280, 20)
+    return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), *measured]
 
 
 def run(block: Block, log: Path, cap: float) -> str:

@@ -10,17 +10,25 @@ static void update(float* __restrict p, const float* __restrict g, float* __rest
     for (int i = 0; i < n; i++) adam(p[i], coefficient * g[i], m[i], v[i], c);
 }
 
-// The same where all four are 16-bit: widened and rounded in registers, because buffers would double the work.
-template <typename T>
-static void update_as(void* pd, const void* gd, void* md, void* vd, int64_t n, float coefficient, const Adam& rule) {
-    T *__restrict p = static_cast<T*>(pd), *__restrict m = static_cast<T*>(md), *__restrict v = static_cast<T*>(vd);
-    const T* __restrict g = static_cast<const T*>(gd);
-    const Adam c = rule;
-    for (int64_t i = 0; i < n; i++) {
-        float pf = widen(p[i]), mf = widen(m[i]), vf = widen(v[i]);
-        adam(pf, coefficient * widen(g[i]), mf, vf, c);
-        narrow(pf, p[i]), narrow(mf, m[i]), narrow(vf, v[i]);
+constexpr int RUN = 32;
+
+// The same where all four are bf16, RUN elements at most: buffers of whole blocks would double the work.
+static inline __attribute__((always_inline)) void update_run(bf16* p, const bf16* g, bf16* m, bf16* v, int n, float coefficient, const Adam& c) {
+    float pf[RUN], mf[RUN], vf[RUN];
+    for (int i = 0; i < n; i++) {
+        pf[i] = widen(p[i]), mf[i] = widen(m[i]), vf[i] = widen(v[i]);
+        adam(pf[i], coefficient * widen(g[i]), mf[i], vf[i], c);
     }
+    narrow_all(pf, p, n), narrow_all(mf, m, n), narrow_all(vf, v, n);
+}
+
+static void update_bf16(void* pd, const void* gd, void* md, void* vd, int64_t n, float coefficient, const Adam& rule) {
+    bf16 *p = static_cast<bf16*>(pd), *m = static_cast<bf16*>(md), *v = static_cast<bf16*>(vd);
+    const bf16* g = static_cast<const bf16*>(gd);
+    const Adam c = rule;
+    int64_t o = 0;
+    for (; o + RUN <= n; o += RUN) update_run(p + o, g + o, m + o, v + o, RUN, coefficient, c);
+    update_run(p + o, g + o, m + o, v + o, int(n - o), coefficient, c);
 }
 
 static void moments(const float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int n,
@@ -42,7 +50,7 @@ static void apply(float* __restrict p, const float* __restrict m, const float* _
 void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
     const bool alone = p.companion.data == nullptr && !p.stochastic;
     if (alone && p.stored.dtype == BF16 && g.dtype == BF16 && m.dtype == BF16 && v.dtype == BF16)
-        return update_as<bf16>(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
+        return update_bf16(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
     float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
     for (int64_t o = 0; o < n; o += BLOCK) {
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;

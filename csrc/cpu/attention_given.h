@@ -4,16 +4,11 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <stdexcept>
 
 #include "launch.h"
 #include "parallel.h"
 
 namespace fastlm {
-
-static void check(bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument(what);
-}
 
 static inline int64_t bytes_of(int dtype) { return dtype == F32 ? 4 : 2; }
 

@@ -44,7 +44,7 @@ void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>
     check(x_strides[3] == 1 && out_strides[3] == 1, "the last stride must be 1");
     check(R >= 0 && R % 2 == 0 && R <= D && D <= INT32_MAX, "the rotated channels must be even and at most D");
     check(dtype >= F32 && dtype <= F16, "the dtype must be fp32, bf16 or fp16");
-    const int64_t size = dtype == F32 ? 4 : 2;
+    const int64_t size = element_size(dtype);
     const Kernels& k = active();
     parallel_for(B * L, threads, [&](int64_t i) {  // one position, every head: its angles are read once
         const int64_t b = i / L, l = i % L, angle = b * angle_stride + l * (R / 2);

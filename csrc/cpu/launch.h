@@ -4,13 +4,10 @@ Results do not depend on the number of threads: every chunk is computed whole by
 */
 #pragma once
 
-#include <array>
 #include <map>
-#include <string>
 #include <tuple>
-#include <utility>
-#include <vector>
 
+#include "../rules/lists.h"
 #include "kernels.h"
 
 namespace fastlm {
@@ -20,20 +17,10 @@ const Kernels& active();
 void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
 bool has_amx();  // matrix products of bf16 tiles, which PyTorch uses and fastlm does not
 
-using Address = uintptr_t;                                // 0 for "not given"
-using Addresses = std::vector<Address>;
-using Tensors = std::vector<std::pair<Address, int>>;     // (address, dtype) of dense tensors
-using Sizes = std::vector<int64_t>;                       // elements of each tensor
-using Shapes = std::vector<std::array<int64_t, 3>>;       // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
 using GivenTerms = std::map<std::string, std::pair<View, int>>;  // (view, dtype) by the names of fastlm/ops/attention.py
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
-
-struct Parameters {             // see csrc/cpu/parameter.h
-    Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
-    std::vector<int64_t> keys;   // empty, or one for each: round by noise under this key
-};
 
 // Of every optimizer: steps are addresses of fp32 scalars, advanced by one; coefficient, what g is multiplied by, and found_inf are
 // addresses of fp32 scalars or 0; found_inf ≠ 0 leaves every bit as it is.

@@ -154,26 +154,14 @@ private:
     std::vector<bool> bound_;
 };
 
-static Sizes sizes_of(const Shapes& shapes) {
-    Sizes sizes;
-    for (const auto& [matrices, rows, columns] : shapes) {
-        check(matrices >= 0 && rows >= 0 && columns >= 0, "a size is negative");
-        sizes.push_back(matrices * rows * std::max<int64_t>(columns, 1));
-    }
-    return sizes;
-}
-
 void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
                       const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, int threads) {
     const Sizes sizes = sizes_of(shapes);
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_steps(steps, sizes);
+    check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes);
     if (!m.empty()) check_list("exp_avgs", m, sizes);
-    check(rows.size() == sizes.size() && columns.size() == sizes.size(), "factors and params differ in number");
-    for (size_t t = 0; t < sizes.size(); t++) check(sizes[t] == 0 || (rows[t] && (columns[t] || shapes[t][2] == 0)), "a factor has a null address");
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
-    Lists lists{p, g, rows, columns, m, shapes, options, now, {}};
-    for (float step : now) lists.rules.push_back(make_rule(step, options));
+    Lists lists{p, g, rows, columns, m, shapes, options, now, make_rules(now, options)};
     const float factor = scalar(coefficient, 1.0f);
     const Kernels& k = active();
     std::vector<Work> work;

@@ -6,11 +6,10 @@ namespace fastlm {
 
 void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
                   Address coefficient, Address found_inf, const AdamOptions& options, int threads) {
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_list("exp_avgs", m, sizes), check_list("exp_avg_sqs", v, sizes), check_steps(steps, sizes);
+    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}});
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
-    std::vector<Adam> rules;
-    for (float step : now) rules.push_back(make_rule(step, options));
+    const auto rules = make_rules(now, options);
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();
@@ -22,13 +21,12 @@ void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const
 
 void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
                  Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, int threads) {
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_list("exp_avgs", m, sizes), check_list("exp_avg_sqs", v, sizes), check_steps(steps, sizes);
+    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}});
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
+    auto rules = make_rules(now, options);
     const float factor = scalar(coefficient, 1.0f);
     const Kernels& k = active();
-    std::vector<Adam> rules;
-    for (float step : now) rules.push_back(make_rule(step, options));
     const std::vector<Group> all = groups(sizes);
     std::vector<std::vector<Chunk>> chunks;
     std::vector<std::vector<Squares>> partial;
@@ -60,12 +58,11 @@ void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const 
 
 void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
                 Address coefficient, Address found_inf, const SgdOptions& options, int threads) {
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_steps(steps, sizes);
+    check_step(p, steps, sizes, {{"grads", &g}});
     if (!buffers.empty()) check_list("momentum_buffers", buffers, sizes);
     if (scalar(found_inf, 0.0f) != 0.0f) return;
     const std::vector<float> now = advance(steps);
-    std::vector<Sgd> rules;
-    for (float step : now) rules.push_back(make_rule(step, options));
+    const auto rules = make_rules(now, options);
     const float factor = scalar(coefficient, 1.0f);
     const std::vector<Chunk> chunks = cut(sizes);
     const Kernels& k = active();

@@ -10,16 +10,10 @@ tests can run it under sanitizers.
 #pragma once
 
 #include <algorithm>
-#include <utility>
-#include <vector>
 
-#include "../rules/numeric.h"
+#include "../rules/lists.h"
 
 namespace fastlm {
-
-using Address = uintptr_t;                             // 0 for "not given"
-using Tensors = std::vector<std::pair<Address, int>>;  // (address, dtype) of dense tensors
-using Sizes = std::vector<int64_t>;                    // elements of each tensor
 
 constexpr int64_t CHUNK = 16384;          // elements: enough to hide a block's start, few enough to keep every processor busy to the end
 constexpr int VECTOR = 4;                 // elements moved as one: 16 bytes of fp32, 8 of a 16-bit type
@@ -46,8 +40,6 @@ struct Chunk {  // n elements that start at data[l] in each list
     int64_t tensor, index;  // counted over all batches
     int64_t begin;          // the first element's number in its tensor
 };
-
-FASTLM_RULE int element_size(int dtype) { return dtype == F32 ? 4 : 2; }
 
 // The last tensor that starts at or before this chunk: empty tensors, which share their start with the next one, are passed over.
 FASTLM_RULE int tensor_of(const uint32_t* first, int tensors, uint32_t chunk) {

@@ -16,10 +16,12 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("lamb_workspace", &lamb_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("sgd_workspace", &sgd_workspace, "Bytes of workspace for tensors of these sizes.");
+    m.def("adafactor_workspace", &adafactor_workspace, "Bytes of workspace for tensors of these shapes.");
     m.def("grad_stats_workspace", &grad_stats_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("adamw", &launch_adamw, unlocked());
     m.def("lamb", &launch_lamb, unlocked());
     m.def("sgd", &launch_sgd, unlocked());
+    m.def("adafactor", &launch_adafactor, unlocked());
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
 }

@@ -85,8 +85,7 @@ int64_t lamb_workspace(const Sizes& sizes) { return chunks_of(sizes) * int64_t(s
 
 void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
                  Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream) {
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_list("exp_avgs", m, sizes), check_list("exp_avg_sqs", v, sizes);
-    check_steps(steps, sizes, workspace);
+    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}), check_workspace(workspace, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);

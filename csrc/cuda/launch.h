@@ -8,23 +8,18 @@ with CUDA's own name for what CUDA refused.
 */
 #pragma once
 
+#include "../rules/adafactor.h"
 #include "../rules/adam.h"
 #include "../rules/sgd.h"
 #include "batch.h"
 
 namespace fastlm {
 
-using Addresses = std::vector<Address>;
-
-struct Parameters {  // as in csrc/cpu/launch.h
-    Tensors stored, companions;
-    std::vector<int64_t> keys;
-};
-
 // Bytes of workspace that a launcher asks for. What it holds before and after is nobody's concern.
 int64_t adamw_workspace(const Sizes& sizes);
 int64_t lamb_workspace(const Sizes& sizes);
 int64_t sgd_workspace(const Sizes& sizes);
+int64_t adafactor_workspace(const Shapes& shapes);
 int64_t grad_stats_workspace(const Sizes& sizes);
 
 void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
@@ -35,6 +30,10 @@ void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const 
 
 void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
                 Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream);
+
+void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
+                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device,
+                      Address stream);
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
                        Address workspace, int device, Address stream);

@@ -11,7 +11,7 @@ that waits for memory, and saves a kernel for each of 3 × 3 × 3 × 3 mixes. Al
 
 namespace fastlm {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, WARP = 32;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Loads and stores
@@ -109,33 +109,33 @@ FASTLM_RULE Raw narrow_vector(const float (&x)[VECTOR], int dtype) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The loop
 
-// One thread's part of a chunk: call f(x, i), where x[l][e] are the elements of each list in fp32 and i is the vector's number in the
+// One thread's part of a chunk that N threads share: call f(x, i), where x[l][e] are the elements of each list in fp32 and i is the vector's number in the
 // chunk, on VECTOR elements at a time, and store the lists whose bit is set in WRITTEN. FLIGHT vectors of each list are loaded before the first is used. Past the end x is zero
-// and nothing is stored. Vector i always goes to thread i % THREADS, in order: a sum has the same bits whether or not addresses
+// and nothing is stored. Vector i always goes to thread i % N, in order: a sum has the same bits whether or not addresses
 // are aligned.
-template <unsigned WRITTEN, int FLIGHT, int LISTS, typename F>
+template <unsigned WRITTEN, int FLIGHT, int N = THREADS, int LISTS, typename F>
 FASTLM_RULE void map(const Chunk<LISTS>& c, int thread, const F& f) {
     const int whole = aligned(c) ? c.n / VECTOR : 0;
-    for (int i = thread; i < whole; i += FLIGHT * THREADS) {
+    for (int i = thread; i < whole; i += FLIGHT * N) {
         Raw raw[FLIGHT][LISTS];
 #pragma unroll
         for (int k = 0; k < FLIGHT; k++)
 #pragma unroll
             for (int l = 0; l < LISTS; l++)
-                raw[k][l] = i + k * THREADS < whole ? load_vector(c.data[l], c.dtype[l], i + k * THREADS) : Raw{0, 0, 0, 0};
+                raw[k][l] = i + k * N < whole ? load_vector(c.data[l], c.dtype[l], i + k * N) : Raw{0, 0, 0, 0};
 #pragma unroll
         for (int k = 0; k < FLIGHT; k++) {
             float x[LISTS][VECTOR];
 #pragma unroll
             for (int l = 0; l < LISTS; l++) widen_vector(raw[k][l], c.dtype[l], x[l]);
-            f(x, i + k * THREADS);
+            f(x, i + k * N);
 #pragma unroll
             for (int l = 0; l < LISTS; l++)
-                if ((WRITTEN >> l & 1) && i + k * THREADS < whole)
-                    store_vector(c.data[l], c.dtype[l], i + k * THREADS, narrow_vector(x[l], c.dtype[l]));
+                if ((WRITTEN >> l & 1) && i + k * N < whole)
+                    store_vector(c.data[l], c.dtype[l], i + k * N, narrow_vector(x[l], c.dtype[l]));
         }
     }
-    for (int i = whole + (thread + THREADS - whole % THREADS) % THREADS; i * VECTOR < c.n; i += THREADS) {
+    for (int i = whole + (thread + N - whole % N) % N; i * VECTOR < c.n; i += N) {
         float x[LISTS][VECTOR];
 #pragma unroll
         for (int l = 0; l < LISTS; l++) widen_vector(load_elements(c.data[l], c.dtype[l], i, c.n), c.dtype[l], x[l]);

@@ -8,9 +8,6 @@ a rule, and a launcher that checks what came from Python and calls `launch`.
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
 #include "map.h"
 
 namespace fastlm {
@@ -23,41 +20,38 @@ __global__ void __launch_bounds__(THREADS) each_chunk(const __grid_constant__ Ba
     rule(chunk_at(batch, blockIdx.x));
 }
 
-// The sum of x over all threads of a block of N, the same bits whenever the x are; valid in thread 0.
-template <int N>
-static __device__ double block_sum(double x) {
-    __shared__ double warps[N / 32];
-    for (int distance = 16; distance > 0; distance /= 2) x += __shfl_down_sync(0xffffffffu, x, distance);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    if (threadIdx.x == 0)
-        for (int w = 1; w < N / 32; w++) x += warps[w];
+struct Plus { __device__ double operator()(double x, double y) const { return x + y; } };
+struct Least { __device__ double operator()(double x, double y) const { return y < x ? y : x; } };
+
+// x of all threads of a warp put together, the same bits whenever the x are; valid in its first thread.
+template <typename Fold>
+static __device__ double warp_fold(double x, const Fold& fold) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) x = fold(x, __shfl_down_sync(0xffffffffu, x, distance));
     return x;
 }
 
+// The same for a block of N threads; valid in thread 0. Two in a row need a barrier between them: they use the same memory.
+template <int N, typename Fold>
+static __device__ double block_fold(double x, const Fold& fold) {
+    __shared__ double warps[N / WARP];
+    x = warp_fold(x, fold);
+    if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = x;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int w = 1; w < N / WARP; w++) x = fold(x, warps[w]);
+    return x;
+}
+
+template <int N>
+static __device__ double block_sum(double x) { return block_fold<N>(x, Plus()); }
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
-
-static inline void check(bool ok, const std::string& what) {
-    if (!ok) throw std::invalid_argument(what);
-}
 
 // Every CUDA call goes through here, kernel launches with cudaGetLastError() as the code.
 static inline void check(cudaError_t code, const std::string& doing) {
     if (code == cudaSuccess) return;
     throw std::runtime_error("CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
-}
-
-static inline void check_list(const char* name, const Tensors& list, const Sizes& sizes, int last_dtype = F16) {
-    const std::string who = name;
-    check(list.size() == sizes.size(), who + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
-    for (size_t t = 0; t < list.size(); t++) {
-        const auto [address, dtype] = list[t];
-        check(sizes[t] >= 0, "a size is negative");
-        check(address != 0 || sizes[t] == 0, who + " holds a null address");
-        check(dtype >= F32 && dtype <= F16, who + " holds a dtype that is not fp32, bf16 or fp16");
-        check(address % element_size(dtype) == 0, who + " holds an address that is not a multiple of its element's size");
-    }
 }
 
 // Make `device` the current one while this lives.

@@ -7,6 +7,7 @@ by every kernel, on the device: nothing is written where it is not zero.
 */
 #pragma once
 
+#include "../rules/adafactor.h"
 #include "../rules/adam.h"
 #include "../rules/sgd.h"
 #include "launch.h"
@@ -19,7 +20,7 @@ namespace fastlm {
 // Kernel
 
 struct Steps {
-    static constexpr int CAPACITY = (ARGUMENT_BYTES - 2 * OTHER_ARGUMENT_BYTES - 8) / 16;
+    static constexpr int CAPACITY = (ARGUMENT_BYTES - 4 * OTHER_ARGUMENT_BYTES - 8) / 16;
     int tensors;
     float* step[CAPACITY];
     uint64_t key[CAPACITY];
@@ -44,24 +45,7 @@ __global__ void __launch_bounds__(THREADS) advance(const __grid_constant__ Steps
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-static inline void check_parameters(const Parameters& p, const Sizes& sizes) {
-    check_list("params", p.stored, sizes);
-    check(p.keys.empty() || p.keys.size() == sizes.size(), "keys and params differ in number");
-    if (!p.companions.empty()) check_list("companions", p.companions, sizes, I16);
-    for (size_t t = 0; t < sizes.size(); t++) {
-        const int stored = p.stored[t].second;
-        check(p.keys.empty() || (stored == BF16 && p.companions.empty()), "stochastic rounding is for bf16 parameters without companion");
-        if (p.companions.empty()) continue;
-        const int companion = p.companions[t].second;
-        check(companion == F32 ? stored != F32 : companion == I16 && stored == BF16, "companions are fp32 of 16-bit parameters, or int16 of bf16");
-    }
-}
-
-static inline void check_steps(const Addresses& steps, const Sizes& sizes, Address workspace) {
-    check(steps.size() == sizes.size(), "steps and params differ in number");
-    check(workspace != 0 || sizes.empty(), "workspace is null");
-    for (Address step : steps) check(step != 0, "steps holds a null address");
-}
+static inline void check_workspace(Address workspace, const Sizes& sizes) { check(workspace != 0 || sizes.empty(), "workspace is null"); }
 
 template <typename Rule, typename Options>
 void launch_advance(const Parameters& p, const Addresses& addresses, const Options& options, const Flags& flags, Now<Rule>* now, cudaStream_t stream) {

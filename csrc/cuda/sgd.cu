@@ -51,7 +51,7 @@ int64_t sgd_workspace(const Sizes& sizes) { return int64_t(sizes.size() * sizeof
 
 void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
                 Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream) {
-    check_parameters(p, sizes), check_list("grads", g, sizes), check_steps(steps, sizes, workspace);
+    check_step(p, steps, sizes, {{"grads", &g}}), check_workspace(workspace, sizes);
     if (!buffers.empty()) check_list("momentum_buffers", buffers, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);

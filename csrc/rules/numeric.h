@@ -23,6 +23,8 @@ enum Dtype : int { F32 = 0, BF16 = 1, F16 = 2, I16 = 3 };  // I16: only the rema
 struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
 
+FASTLM_RULE int element_size(int dtype) { return dtype == F32 ? 4 : 2; }  // bytes
+
 FASTLM_RULE uint32_t as_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 FASTLM_RULE float as_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 

@@ -102,19 +102,24 @@ def _launch(module, params, companions, keys, grads, rows, cols, exp_avgs, steps
     factors = [x.contiguous() for x in rows], [x.contiguous() for x in cols]
     addresses = [[x.data_ptr() for x in xs] for xs in (*factors, steps)]
     p, g, m = lists.arguments(module)
-    shapes = [_shape(p, col) for p, col in zip(params, cols, strict=True)]
-    module.adafactor(p, g, *addresses[:2], m, addresses[2], shapes, address(coefficient), address(found_inf), module.AdafactorOptions(*scalars), *where)
+    flags = address(coefficient), address(found_inf)
+    module.adafactor(p, g, *addresses[:2], m, addresses[2], _shapes(params, cols), *flags, module.AdafactorOptions(*scalars), *where)
     lists.write_back()
     write_back(rows, factors[0]), write_back(cols, factors[1])
 
 
-def _shape(p: Tensor, col: Tensor) -> tuple[int, int, int]:
-    """(matrices, rows, columns) of a parameter; columns 0 if it is not factored."""
-    if p.numel() == 0 or col.numel() == 0:
-        return 1, p.numel(), 0
-    return p.numel() // (p.shape[-2] * p.shape[-1]), p.shape[-2], p.shape[-1]
+def _shapes(params: list[Tensor], cols: list[Tensor]) -> list[tuple[int, int, int]]:
+    """(matrices, rows, columns) of each parameter; columns 0 if it is not factored."""
+    factored = lambda p: (p.numel() // (p.shape[-2] * p.shape[-1]), p.shape[-2], p.shape[-1])
+    return [factored(p) if p.numel() and col.numel() else (1, p.numel(), 0) for p, col in zip(params, cols, strict=True)]
 
 
 @adafactor.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
 def _(*args):
     _launch(native.cpu(), *args, (torch.get_num_threads(),))
+
+
+@adafactor.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
+def _(params, companions, keys, grads, rows, cols, *args):
+    workspace = native.cuda_workspace("adafactor", params, _shapes(params, cols))
+    _launch(native.cuda(), params, companions, keys, grads, rows, cols, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))

@@ -15,27 +15,28 @@ NUMBERS = DTYPES | {torch.int16: 3}  # and the remainders of bf16 parameters
 def refuses_lists(**lists: list[Tensor]) -> str | None:
     """The first tensor no launcher can take, in words, or None."""
     for name, tensors in lists.items():
+        device = tensors[0].device if tensors else None
         for i, t in enumerate(tensors):
             if t.layout != torch.strided:
                 return f"{name}[{i}] has layout {t.layout}; only dense (strided) tensors are served"
             if t.dtype not in DTYPES:
                 return f"{name}[{i}] is {t.dtype}; served are fp32, bf16 and fp16"
-            if t.device != tensors[0].device:
-                return f"{name}[{i}] is on {t.device} and {name}[0] on {tensors[0].device}; call once per device"
+            if t.device != device:
+                return f"{name}[{i}] is on {t.device} and {name}[0] on {device}; call once per device"
     return None
 
 
-def dense_like(x: Tensor, like: Tensor) -> Tensor:
-    """x itself if it is dense and in `like`'s element order, else a copy that is."""
-    if like is x:
-        return x if _dense(x) else x.contiguous()
-    if x.stride() == like.stride() or x.numel() <= 1:
-        return x
-    return x.new_empty_strided(like.shape, like.stride()).copy_(x)
+def dense(x: Tensor) -> Tensor:
+    """x itself if its elements fill their memory without gaps or overlap, in any order of dimensions, else a contiguous copy."""
+    return x if x.is_contiguous() or _dense(x) else x.contiguous()
+
+
+def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x itself if its elements lie as the strides say, else a copy that does."""
+    return x if x.stride() == strides or x.numel() <= 1 else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 def _dense(x: Tensor) -> bool:
-    """Whether the elements fill their memory without gaps or overlap, in any order of dimensions."""
     expected = 1
     for stride, size in sorted((st, n) for st, n in zip(x.stride(), x.shape, strict=True) if n != 1):
         if stride != expected:
@@ -52,8 +53,9 @@ class Lists:
     """
 
     def __init__(self, params: list[Tensor], companions: list[Tensor], keys: list[int], *others: list[Tensor], row_major: bool = False):
-        self.params = [p.contiguous() if row_major or keys else dense_like(p, p) for p in params]
-        like = lambda xs: [dense_like(x, p) for x, p in zip(xs, self.params, strict=True)]
+        self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]
+        strides = [p.stride() for p in self.params]
+        like = lambda xs: [laid_out(x, of_p) for x, of_p in zip(xs, strides, strict=True)]
         self.companions, self.others = like(companions) if companions else [], [like(xs) if xs else [] for xs in others]
         self.keys = keys
         self._laid_out = list(zip((params, companions, *others), (self.params, self.companions, *self.others), strict=True))
@@ -70,9 +72,8 @@ class Lists:
             write_back(originals, dense)
 
 
-
 def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
-    """Copy results into the tensors that `dense_like` had to lay out anew."""
+    """Copy results into the tensors that had to be laid out anew."""
     for original, laid_out in zip(originals, dense, strict=True):
         if original is not laid_out:
             original.copy_(laid_out)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import native
 from fastlm.dispatch import op
-from fastlm.ops.lists import cpp_list, dense_like, refuses_lists, write_back
+from fastlm.ops.lists import cpp_list, dense, refuses_lists, write_back
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -46,16 +46,16 @@ def _refuses(grads, *rest):
 
 
 def _grad_stats(module, grads, scale, max_norm, *where):
-    dense = [dense_like(g, g) for g in grads]
+    laid_out = [dense(g) for g in grads]
     stats = torch.empty(3, dtype=torch.float32, device=grads[0].device)
-    module.grad_stats(cpp_list(dense), [g.numel() for g in dense], 0 if scale is None else scale.data_ptr(), max_norm, stats.data_ptr(), *where)
+    module.grad_stats(cpp_list(laid_out), [g.numel() for g in laid_out], 0 if scale is None else scale.data_ptr(), max_norm, stats.data_ptr(), *where)
     return stats
 
 
 def _unscale(module, grads, factor, found_inf, *where):
-    dense = [dense_like(g, g) for g in grads]
-    module.unscale(cpp_list(dense), [g.numel() for g in dense], factor.data_ptr(), found_inf.data_ptr(), *where)
-    write_back(grads, dense)
+    laid_out = [dense(g) for g in grads]
+    module.unscale(cpp_list(laid_out), [g.numel() for g in laid_out], factor.data_ptr(), found_inf.data_ptr(), *where)
+    write_back(grads, laid_out)
 
 
 @grad_stats.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)

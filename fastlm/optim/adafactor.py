@@ -154,7 +154,7 @@ class Adafactor(Optimizer, name="adafactor"):
     def _by_eps(self, group: dict, part: Part):
         """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored dimensions moved last."""
         dims = [factored_dims(shape, group) for shape in part.shapes]
-        last = lambda xs: [x if d is None else x.movedim(d, (-2, -1)) for x, d in zip(xs, dims, strict=True)]
+        last = lambda xs: [x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1)) for x, d in zip(xs, dims, strict=True)]
         row, col, whole = (part.states.get(name) for name in ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"))
         if col is None:
             row, col = whole, [p.new_empty(0, dtype=torch.float32) for p in part.params]
@@ -205,4 +205,4 @@ def _order(ndim: int, dims: tuple[int, int] | None) -> list[int]:
 def _last(factors: list[Tensor], dims: list[tuple[int, int]], which: int) -> list[Tensor]:
     """Row factors (which = 0) or column factors (1) with the dimension that they keep moved last."""
     position = lambda d: d[0] if which == 0 else d[1] - 1  # of the kept dimension, once the other is gone
-    return [x.movedim(position(d), -1) for x, d in zip(factors, dims, strict=True)]
+    return [x if position(d) == x.ndim - 1 else x.movedim(position(d), -1) for x, d in zip(factors, dims, strict=True)]

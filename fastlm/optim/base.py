@@ -173,10 +173,14 @@ class Optimizer(torch.optim.Optimizer):
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
         """The parameters by how they are kept, which states they have, and whether they are DTensors and divided among ranks."""
         kinds: dict[tuple, list[Pair]] = {}
+        layouts: dict[tuple, Layout] = {}  # a model has few shapes
         for p, grad in pairs:
-            names = self._state(p, group)
+            shape = p.shape, p.dtype
+            if shape not in layouts:
+                layouts[shape] = self.full_layout(p, group)
+            names = self._state(p, layouts[shape])
             mesh = sharding.is_dtensor(p)
-            kinds.setdefault((_master(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
+            kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
         return [self._part(master, mesh, names, members) for (master, mesh, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
@@ -198,21 +202,21 @@ class Optimizer(torch.optim.Optimizer):
     # State
 
     def layout(self, p: Tensor, group: dict) -> Layout:
-        """Each state of a parameter, besides its step and what keeps it exact."""
+        """Each state of a parameter of p's shape and dtype, besides its step and what keeps it exact."""
         raise NotImplementedError
 
     def full_layout(self, p: Tensor, group: dict) -> Layout:
         """Everything that is kept for a parameter."""
         kept = {"step": Kept(torch.Size(), torch.float32), **self.layout(p, group)}
-        master = _master(p, group)
+        master = master_of(p, group)
         if master in COMPANIONS:
             name, dtype = COMPANIONS[master]
             kept[name] = Kept(p.shape, dtype)
         return kept
 
-    def _state(self, p: Tensor, group: dict) -> tuple[str, ...]:
+    def _state(self, p: Tensor, layout: Layout) -> tuple[str, ...]:
         """Make what is missing of a parameter's state: zeros, and a master of the parameter itself. Returns the names."""
-        layout, state = self.full_layout(p, group), self.state[p]
+        state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
                 state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else _zeros(p, kept)
@@ -244,7 +248,7 @@ class Optimizer(torch.optim.Optimizer):
                     group.setdefault(name, value)
 
 
-def _master(p: Tensor, group: dict) -> str | None:
+def master_of(p: Tensor, group: dict) -> str | None:
     """The group's `master`, where the parameter needs one."""
     return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastlm.optim.base import COMPANIONS, MASTERS, OPTIMIZERS, Optimizer
+from fastlm.optim.base import COMPANIONS, MASTERS, OPTIMIZERS, Optimizer, master_of
 
 MASTERED = {name for name, _ in COMPANIONS.values()}
 
@@ -19,6 +19,7 @@ class Row(NamedTuple):
     gradients: int
     masters: int
     states: int
+    chosen: bool
 
     @property
     def total(self) -> int:
@@ -36,13 +37,16 @@ class MemoryTable(list[Row]):
         lines = [f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {'total':>10}  bytes/param"]
         for r in self:
             sizes = "".join(f"{size / 1e6:>9.1f} " for size in (r.parameters, r.gradients, r.masters, r.states))
-            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {r.total / max(1, self.elements):.2f}")
+            mark = "  ← chosen" if r.chosen else ""
+            each = r.total / max(1, self.elements)
+            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {each:<5.2f}{mark}".rstrip())
         return "\n".join(lines)
 
 
-def memory_table(model: nn.Module, optimizers: tuple[str, ...] | None = None) -> MemoryTable:
+def memory_table(model: nn.Module, optimizers: tuple[str, ...] | None = None, chosen: Optimizer | None = None) -> MemoryTable:
     """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it can keep this
-    model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor state.
+    model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor state. chosen: the
+    optimizer that the model has; its row is marked, and is that of its own options.
     """
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -51,9 +55,17 @@ def memory_table(model: nn.Module, optimizers: tuple[str, ...] | None = None) ->
     rows = []
     for name in optimizers or sorted(OPTIMIZERS):
         for master in masters if trained else [None]:
-            masters_bytes, states = _state_bytes(OPTIMIZERS[name](trained, master=master) if trained else None)
-            rows.append(Row(name, master, _bytes(params), _bytes(trained), masters_bytes, states))
+            is_chosen = chosen is not None and _choice(chosen) == (name, master)
+            optimizer = chosen if is_chosen else OPTIMIZERS[name](trained, master=master) if trained else None
+            rows.append(Row(name, master, _bytes(params), _bytes(trained), *_state_bytes(optimizer), is_chosen))
     return MemoryTable(rows, sum(p.numel() for p in trained))
+
+
+def _choice(optimizer: Optimizer) -> tuple[str, str | None]:
+    """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first parameter is kept."""
+    names = {cls: name for name, cls in OPTIMIZERS.items()}
+    group = optimizer.param_groups[0]
+    return next(names[cls] for cls in type(optimizer).__mro__ if cls in names), master_of(group["params"][0], group)
 
 
 def _bytes(tensors) -> int:

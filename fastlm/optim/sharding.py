@@ -37,9 +37,11 @@ def local(x: Tensor) -> Tensor:
 def local_grad(p: Tensor) -> Tensor:
     """What of p's gradient belongs to what of p lies on this rank."""
     g = p.grad
-    if is_dtensor(g) and g.placements != p.placements:  # tensor parallelism leaves gradients of replicas to be summed
+    if not is_dtensor(g):
+        return g
+    if g.placements != p.placements:  # tensor parallelism leaves gradients of replicas to be summed
         g = g.redistribute(placements=p.placements)
-    return local(g)
+    return g.to_local()
 
 
 def shards(p: Tensor) -> Shards:
