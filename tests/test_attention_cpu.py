@@ -3,6 +3,11 @@
 Results start as NaN here (torch fills empty tensors when it is asked to be deterministic), so an element nobody wrote shows.
 """
 
+import ctypes
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from cases import ATTENTION
@@ -68,6 +73,9 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
         "ranks": lambda: ids("ranks", Lk),
         "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
         "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of the batch": lambda: dict(bias=draw(1, H, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of heads": lambda: dict(bias=draw(B, 1, Lq, Lk, seed=6)),
+        "one bias": lambda: dict(bias=draw(1, 1, Lq, Lk, dtype=dtype, seed=6)),
         "bias of keys": lambda: dict(bias=draw(1, H, 1, Lk, seed=6)),
         "bias of queries": lambda: dict(bias=draw(B, 1, Lq, 1, seed=6)),
         "groups": lambda: dict(same=draw(B, H, Lq, seed=7), **ids("groups", 2)),
@@ -84,7 +92,7 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
 
 MASKS = ["prefix", "segments", "ranks"]
 TERMS = [
-    *MASKS, "dropout", "bias", "bias of keys", "bias of queries", "groups",
+    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries", "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
 ]  # fmt: skip
 
@@ -128,6 +136,11 @@ MANY_TERMS = {
     "masks": (MASKS, dict(B=2, H=2, Hk=1, Lq=530, Lk=400, left=40, right=0)),
     "prefix of a window": (["prefix", "value vectors"], dict(B=2, Lq=600, Lk=600, left=20, right=3)),
     "dropout and biases": (["dropout", "bias of keys", "groups"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400)),
+    "bias of the batch": (["bias of the batch"], dict(B=3, H=2, Hk=1, Lq=530, Lk=400, right=0)),
+    "bias of heads": (["bias of heads", "prefix"], dict(B=2, H=6, Hk=2, Lq=300, Lk=400)),
+    "one bias": (["one bias", "ranks"], dict(B=3, H=4, Hk=2, Lq=530, Lk=200, left=300, key_lengths=torch.tensor([200, 70, 0]))),
+    "vectors of a batch": (["query vectors", "value vectors"], dict(B=3, H=1, Hk=1, Lq=600, Lk=600, D=16, left=100, right=100)),
+    "vectors of a ragged batch": (["key vectors"], dict(B=4, H=2, Hk=1, Lq=300, Lk=500, D=16, right=0, key_lengths=torch.tensor([0, 500, 90, 300]))),
     "vectors": (["query vectors", "key vectors and positions", "value vectors"], dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0)),
     "all": (["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"], dict(H=2, Hk=1, Lq=300, Lk=330, right=0)),
 }
@@ -145,6 +158,32 @@ def test_cpp_bits_of_terms_do_not_depend_on_threads(name, dtype, threads):
         for key, got in results(args).items():
             assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
     assert_attention_accurate(args)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of resident memory is read from Linux's /proc")
+@pytest.mark.parametrize("terms", [["one bias"], ["bias of the batch"], ["bias of keys"], ["query vectors", "value vectors"]], ids=str)
+def test_cpp_backward_keeps_one_sum(terms):
+    """Beside results: sums of the gradients' own size and of dk and dv, and what the threads need; no copy of them for each row and head."""
+    args = with_terms(arguments(B=16, H=8, Hk=8, Lq=512, Lk=512, D=32), terms)
+    out, lse = attention(*args)
+    call = lambda: attention_backward(draw(*out.shape, seed=4), None, out, lse, *args, [getattr(args, name) is not None for name in LEARNED])
+    gradients = sum(x.nbytes for x in call())
+    assert peak_growth(call) < 2 * gradients + args.k.nbytes + 2**22
+
+
+def peak_growth(call) -> int:
+    """Bytes by which resident memory grows during a call, at most, from where what was freed before has gone back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, _ = resident()
+    call()
+    return resident()[1] - before
+
+
+def resident() -> tuple[int, int]:
+    """Resident memory in bytes, now and at its peak."""
+    found = dict(re.findall(r"(VmRSS|VmHWM):\s*(\d+) kB", Path("/proc/self/status").read_text()))
+    return 1024 * int(found["VmRSS"]), 1024 * int(found["VmHWM"])
 
 
 def test_cpp_drops_what_the_definition_drops(isa):

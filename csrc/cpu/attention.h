@@ -28,7 +28,6 @@ struct Terms {
     Rows bias;                                                       // [B, H, Lq, Lk], stride 0 where it is broadcast
     int64_t bias_column;                                             // bytes from a key to the next
     int bias_dtype;
-    int64_t bias_rows, bias_columns;                                 // Lq or 1, Lk or 1: how its gradient is summed before the launcher's sums
     Rows q_position, k_position;                                     // like q and k, which take their place where not given
     const float *query_vectors, *key_vectors, *value_vectors;        // [H, vector_rows, padded D], zeros in PAD rows at both ends
     uint64_t threshold, seed;                                        // of dropout: a word below the threshold drops
@@ -50,15 +49,12 @@ struct Attention {
     const Terms* terms;             // or null
 };
 
-/*
-The backward's units share the sums dk and dv of a key head, and add to a tile of keys in turn: a unit waits until as many
-others have finished the tile as come before it in the order of units. That order is fixed, so the bits are, whatever the
-number of threads; and units are begun in that order, so the one waited for is always at work.
-*/
 struct TermGradients {  // null where not wanted
-    float* bias;                                            // [B, H, bias_rows, bias_columns] of zeros, summed to the bias's shape later
+    Rows bias_own;                                          // a bias with an element for each pair: its gradient, zeros, in the bias's dtype
+    Rows bias_sum;                                          // one for all rows of the batch, or heads: fp32 sums, zeros, stride 0 where shared
+    float *bias_of_queries, *bias_of_keys;                  // one for all keys, or queries: [B, H, Lq], [B, H, Lk] of zeros, summed to its shape later
     float* same;                                            // [B, H, Lq] of zeros
-    float *query_vectors, *key_vectors, *value_vectors;     // [B, H, vector_rows, padded D] of zeros
+    float *query_vectors, *key_vectors, *value_vectors;     // [H, vector_rows, padded D] of zeros
     char *q_position, *k_position;                          // dense, in dtype
     float* k_position_sum;                                  // [B, Hk, Lk, padded D]
 };
@@ -70,7 +66,8 @@ struct AttentionBackward {
     char *dq, *dk, *dv;             // dense, in dtype
     float *dk_sum, *dv_sum;         // [B, Hk, Lk, padded D]
     float* dstrips;                 // [B, H, strip_size] of zeros, or null
-    int64_t* finished;              // [B, Hk, tiles of keys] of zeros: how many units have finished the tile
+    int64_t* finished;              // [B, Hk, tiles of keys] of zeros: how many units have finished the tile (attention_turns.h)
+    int64_t* progress;              // [units] of zeros: tiles of keys before this one are done; null where no term's sums are shared
     TermGradients terms;
 };
 

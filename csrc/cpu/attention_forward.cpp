@@ -88,11 +88,6 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     }
 }
 
-template <typename T>
-static inline void narrow_rows(char* out, const float* x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) narrow(x[i], reinterpret_cast<T*>(out)[i]);
-}
-
 // out = o / sum, and lse; a query that saw nothing gets zeros and -∞.
 static inline void end_queries(const Attention& a, const QueryTile& t, int64_t bh, float* staging) {
     for (int i = 0; i < TILE; i++) {
@@ -103,10 +98,8 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     for (int d = 0; d < a.D; d++)
         for (int i = 0; i < TILE; i++) t.o[d * TILE + i] *= t.sum[i];
     transpose(staging, a.D, t.o, TILE, a.D, t.n);
-    const int64_t first = (bh * a.Lq + t.i0) * a.D, n = int64_t(t.n) * a.D;
-    if (a.dtype == BF16) narrow_rows<bf16>(a.out + 2 * first, staging, n);
-    else if (a.dtype == F16) narrow_rows<f16>(a.out + 2 * first, staging, n);
-    else narrow_rows<float>(a.out + 4 * first, staging, n);
+    const int64_t row = a.D * size_of(a.dtype);
+    narrow_rows(a.out + (bh * a.Lq + t.i0) * row, row, staging, a.D, a.dtype, t.n, a.D, 1.0f);
 }
 
 template <class Product, bool TERMS>

@@ -31,13 +31,27 @@ static inline void add_bias(const Terms& terms, const Pairs& at, float* rows, fl
         for (int i = 0; i < at.queries; i++) tile[j * TILE + i] += turned[j * TILE + i];
 }
 
-static inline void add_bias_gradient(const AttentionBackward& x, const Pairs& at, const float* ds, int64_t pitch) {
+static inline void add_bias_gradient(const AttentionBackward& x, const TermTile& tile, const float* ds, int64_t pitch) {
     const Attention& a = x.forward;
-    const int64_t rows = a.terms->bias_rows, columns = a.terms->bias_columns;
-    float* sum = x.terms.bias + (at.b * a.H + at.h) * rows * columns;
-    if (rows > 1 && columns > 1) return transpose(sum + at.i0 * columns + at.j0, columns, ds, pitch, at.keys, at.queries);
-    for (int j = 0; j < at.keys; j++)
-        for (int i = 0; i < at.queries; i++) sum[columns > 1 ? at.j0 + j : at.i0 + i] += ds[j * pitch + i];
+    const TermGradients& to = x.terms;
+    const Pairs& at = tile.at;
+    const int64_t bh = at.b * a.H + at.h;
+    for (int j = 0; to.bias_of_keys && j < at.keys; j++) {
+        V sum = {};
+        for (int lane = 0; lane < TILE; lane += W) sum += load(ds + j * pitch + lane);
+        for (int l = 0; l < W; l++) to.bias_of_keys[bh * a.Lk + at.j0 + j] += sum[l];
+    }
+    for (int i = 0; to.bias_of_queries && i < at.queries; i++)
+        for (int j = 0; j < at.keys; j++) to.bias_of_queries[bh * a.Lq + at.i0 + i] += ds[j * pitch + i];
+    if (!to.bias_own.data && !to.bias_sum.data) return;
+    float* rows = tile.space.by_distance;
+    transpose(rows, TILE, ds, pitch, at.keys, at.queries);
+    const auto start = [&](const Rows& of, int64_t size) FASTLM_LAMBDA { return of.data + at.b * of.batch + at.h * of.head + at.i0 * of.row + at.j0 * size; };
+    if (to.bias_own.data) return narrow_rows(start(to.bias_own, size_of(a.terms->bias_dtype)), to.bias_own.row, rows, TILE, a.terms->bias_dtype, at.queries, at.keys, 1.0f);
+    for (int i = 0; i < at.queries; i++) {
+        float* sum = reinterpret_cast<float*>(start(to.bias_sum, sizeof(float)) + i * to.bias_sum.row);
+        for (int j = 0; j < at.keys; j++) sum[j] += rows[i * TILE + j];
+    }
 }
 
 // use(key, query of the tile) for each pair of equal groups.

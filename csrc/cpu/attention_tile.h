@@ -47,6 +47,21 @@ static inline void widen_rows(float* out, int64_t pitch, const char* x, int64_t 
     }
 }
 
+template <typename T>
+static inline void narrow_rows(char* out, int64_t stride, const float* x, int64_t pitch, int n, int D, float scale) {
+    for (int r = 0; r < n; r++)
+        for (int d = 0; d < D; d++) narrow(scale * x[r * pitch + d], reinterpret_cast<T*>(out + r * stride)[d]);
+}
+
+// The way back, times scale.
+static inline void narrow_rows(char* out, int64_t stride, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
+    switch (dtype) {
+        case BF16: return narrow_rows<bf16>(out, stride, x, pitch, n, D, scale);
+        case F16: return narrow_rows<f16>(out, stride, x, pitch, n, D, scale);
+        default: return narrow_rows<float>(out, stride, x, pitch, n, D, scale);
+    }
+}
+
 // n rows as words, words_in(D) apart.
 template <class Product>
 static inline void load_words(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
