@@ -28,7 +28,6 @@ if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
 
 
-
 @pytest.fixture(autouse=True)
 def cpp_and_poison():
     torch.use_deterministic_algorithms(True)
@@ -142,7 +141,10 @@ MANY_TERMS = {
     "vectors of a batch": (["query vectors", "value vectors"], dict(B=3, H=1, Hk=1, Lq=600, Lk=600, D=16, left=100, right=100)),
     "vectors of a ragged batch": (["key vectors"], dict(B=4, H=2, Hk=1, Lq=300, Lk=500, D=16, right=0, key_lengths=torch.tensor([0, 500, 90, 300]))),
     "vectors": (["query vectors", "key vectors and positions", "value vectors"], dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0)),
-    "all": (["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"], dict(H=2, Hk=1, Lq=300, Lk=330, right=0)),
+    "all": (
+        ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],
+        dict(H=2, Hk=1, Lq=300, Lk=330, right=0),
+    ),
 }
 
 
@@ -198,7 +200,9 @@ def test_cpp_drops_what_the_definition_drops(isa):
 def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
     args = arguments(B=2)
     bias = draw(2, 1, 70, 70).mT
-    torch.testing.assert_close(results(args._replace(bias=bias.expand(2, 2, 70, 70)))["out"], results(args._replace(bias=bias.contiguous()))["out"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        results(args._replace(bias=bias.expand(2, 2, 70, 70)))["out"], results(args._replace(bias=bias.contiguous()))["out"], rtol=0, atol=0
+    )
     q = args.q.clone().requires_grad_()
     out, _ = attention(*args._replace(q=q, bias=bias))
     (got,) = torch.autograd.grad(out.sum(), q)
@@ -247,16 +251,39 @@ def test_cpp_masks_inside_the_table(hidden, isa):
     assert all(x.isfinite().all() for name, x in got.items() if name != "lse")
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("terms", [[], *([name] for name in (*MASKS, "bias of keys", "groups", "query vectors", "key vectors"))], ids=str)
+def test_cpp_hidden_pairs_may_hold_anything(terms, value, isa):
+    args = with_terms(arguments(B=2, Lq=140, Lk=140, right=0), terms)
+    args.k[:, 1, 100] = value
+    out, lse = attention(*args)
+    expected, expected_lse = attention.definition(*args)
+    assert expected[:, 1, 20:90].isfinite().all() and not expected[:, 1].isfinite().all()
+    seen = expected.isfinite()
+    assert torch.equal(out.isfinite(), seen)
+    torch.testing.assert_close(out[seen], expected[seen])
+    torch.testing.assert_close(lse[seen[..., 0]], expected_lse[seen[..., 0]])
+
+
 def gradients_from_stored_output(args: Arguments, grad: torch.Tensor) -> dict[str, torch.Tensor]:
     """In fp64 but for δ = ⟨grad, out⟩ of out as it is stored: beside the truth, what every flash attention pays for that."""
     a = args._replace(**{name: x.detach() for name, x in leaves_of(args, torch.float64).items()})
     out, lse = attention.definition(*a)
-    grads = attention_backward.definition(grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED])
+    grads = attention_backward.definition(
+        grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED]
+    )
     return {name: x for name, x in zip(LEARNED, grads, strict=True) if getattr(a, name) is not None}
 
 
 shapes = st.fixed_dictionaries(
-    {"B": st.integers(1, 2), "Hk": st.integers(1, 2), "group": st.integers(1, 3), "Lq": st.integers(1, 150), "Lk": st.integers(1, 150), "D": st.integers(1, 40)}
+    {
+        "B": st.integers(1, 2),
+        "Hk": st.integers(1, 2),
+        "group": st.integers(1, 3),
+        "Lq": st.integers(1, 150),
+        "Lk": st.integers(1, 150),
+        "D": st.integers(1, 40),
+    }
 )
 bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 
@@ -268,7 +295,9 @@ bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 )  # fmt: skip
 def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose, terms):
     before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))
-    args = arguments(B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape)
+    args = arguments(
+        B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape
+    )
     if transpose:
         args = args._replace(**{n: getattr(args, n).transpose(1, 2).contiguous().transpose(1, 2) for n in ("q", "k", "v")})
     args = with_terms(args, terms)
@@ -303,7 +332,9 @@ def test_what_it_does_not_take_is_refused(changes, reason):
 
 def launch(**changes):
     view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
-    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    given = (
+        dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    )
     native.cpu().attention(*given.values(), 1)
 
 

@@ -104,7 +104,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
     float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
     matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
         store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
     });
     matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {

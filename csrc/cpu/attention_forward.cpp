@@ -63,7 +63,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     V top[LANES], sum[LANES], rescale[LANES];
     for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
     matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
         top[c] = max(score, top[c]);
         store(s + j * TILE + c * W, score);
     });

@@ -131,10 +131,11 @@ struct Scores {
         return (at >= first) & (at <= last) ? score : broadcast(-__builtin_inff());
     }
 
-    template <bool EDGE>
+    // With terms, -∞ in place of a bias hides a pair, whatever its product: infinity or NaN there is no one's.
+    template <bool EDGE, bool TERMS>
     FASTLM_INLINE V operator()(V product, int key, int lane) const {
-        const V score = fma(product, broadcast(scale), bias(key, lane));
-        return EDGE ? hide(score, key, lane) : score;
+        const V added = bias(key, lane), score = fma(product, broadcast(scale), added);
+        return EDGE ? hide(score, key, lane) : TERMS ? (added == broadcast(-__builtin_inff()) ? added : score) : score;
     }
 };
 

@@ -90,6 +90,9 @@ def attention(
 
     lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none. A backend may leave it
     empty unless return_lse, or unless its own gradient needs it.
+
+    What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients k,
+    must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
     """
     a = Arguments(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
