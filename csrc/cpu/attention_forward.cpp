@@ -147,5 +147,15 @@ void attention_forward(const Attention& a, int64_t unit, float* workspace) {
     forward<Fma, false>(a, unit, workspace);
 }
 
+void attention_exp(const float* x, float* out, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) {
+        V lanes = {};
+        const int count = n - i < W ? int(n - i) : W;
+        memcpy(&lanes, x + i, sizeof(float) * count);
+        lanes = exp(lanes);
+        memcpy(out + i, &lanes, sizeof(float) * count);
+    }
+}
+
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

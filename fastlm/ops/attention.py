@@ -378,6 +378,9 @@ def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
 def _(*args):
+    """Memory besides arguments and results, fp32: at most 0.3 MiB a thread, 0.7 MiB with terms, whatever the lengths (csrc/cpu/attention.h:
+    forward_space, terms_space), H · (Lq + Lk + 255) for a table, and D times that for each tensor of vectors.
+    """
     a = _for_cpp(Arguments(*args))
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
@@ -389,6 +392,11 @@ def _(*args):
 
 @attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
 def _(grad, grad_lse, out, lse, *args):
+    """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k and v in fp32, twice
+    B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads share like the bias, and of
+    a table or a bias of keys or queries one for each row of the batch and head, B · H · L. Every sum has one order, so that bits
+    do not depend on the number of threads.
+    """
     *forward, wanted = args
     a = _for_cpp(Arguments(*forward))
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
