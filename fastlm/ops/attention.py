@@ -283,12 +283,13 @@ def _sdpa_refuses(*args):
 
 
 def _sdpa_yields(*args):
-    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's
-    own 70 µs count, nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's own
+    time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
     a = Arguments(*args)
     if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
         return False
-    return a.q.numel() * a.k.shape[2] >= 2**20 and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
+    smallest = 2**22 if a.q.dtype == torch.bfloat16 else 2**23
+    return a.q.numel() * a.k.shape[2] >= smallest and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
