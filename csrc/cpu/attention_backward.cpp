@@ -227,7 +227,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
     if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
-    if (x.forward.dtype == BF16 && !has_vectors(*x.forward.terms)) return backward<Bf16Dot, true>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !x.forward.terms->value_vectors) return backward<Bf16Dot, true>(x, unit, workspace);
 #endif
     if (x.forward.terms) return backward<Fma, true>(x, unit, workspace);
     backward<Fma, false>(x, unit, workspace);

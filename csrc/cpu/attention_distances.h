@@ -14,7 +14,7 @@ namespace FASTLM_ISA {
 
 constexpr int DISTANCES = 2 * TILE - 1;
 
-// Their products are in fp32 whatever the dtype, and so is the whole call.
+// Their products are in fp32 whatever the dtype, and with value_vectors so is the whole call.
 static FASTLM_INLINE bool has_vectors(const Terms& terms) { return terms.query_vectors || terms.key_vectors || terms.value_vectors; }
 
 static inline QueryTerms query_terms(const Attention& a, const Pairs& at, Space& space) {

@@ -141,7 +141,7 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
     if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
-    if (a.dtype == BF16 && !has_vectors(*a.terms)) return forward<Bf16Dot, true>(a, unit, workspace);
+    if (a.dtype == BF16 && !a.terms->value_vectors) return forward<Bf16Dot, true>(a, unit, workspace);
 #endif
     if (a.terms) return forward<Fma, true>(a, unit, workspace);
     forward<Fma, false>(a, unit, workspace);

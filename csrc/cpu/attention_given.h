@@ -17,14 +17,24 @@ static void check(bool ok, const std::string& what) {
 
 static inline int64_t bytes_of(int dtype) { return dtype == F32 ? 4 : 2; }
 
-static inline float widen_at(const char* x, int dtype) {
-    return dtype == F32 ? *reinterpret_cast<const float*>(x) : dtype == BF16 ? widen(*reinterpret_cast<const bf16*>(x)) : widen(*reinterpret_cast<const f16*>(x));
+// n elements, `step` bytes apart, as fp32.
+static inline void widen_run(const char* x, int64_t step, int dtype, int64_t n, float* out) {
+    const auto run = [&](const auto* first) {
+        for (int64_t i = 0; i < n; i++) out[i] = widen(*reinterpret_cast<decltype(first)>(x + i * step));
+    };
+    if (dtype == BF16) run(static_cast<const bf16*>(nullptr));
+    else if (dtype == F16) run(static_cast<const f16*>(nullptr));
+    else run(static_cast<const float*>(nullptr));
 }
 
-static inline void narrow_at(float x, char* to, int dtype) {
-    if (dtype == BF16) narrow(x, *reinterpret_cast<bf16*>(to));
-    else if (dtype == F16) narrow(x, *reinterpret_cast<f16*>(to));
-    else narrow(x, *reinterpret_cast<float*>(to));
+// The way back, densely, times scale.
+static inline void narrow_run(const float* x, int64_t n, float scale, int dtype, char* out) {
+    const auto run = [&](auto* to) {
+        for (int64_t i = 0; i < n; i++) narrow(scale * x[i], to[i]);
+    };
+    if (dtype == BF16) run(reinterpret_cast<bf16*>(out));
+    else if (dtype == F16) run(reinterpret_cast<f16*>(out));
+    else run(reinterpret_cast<float*>(out));
 }
 
 // The last dimension's stride must be 1: kernels read channels side by side.
@@ -96,8 +106,8 @@ private:
         copies[which].reset(new float[a.H * vector_rows(a) * padded]());
         for (int64_t h = 0; h < a.H; h++)
             for (int64_t r = 0; r < n; r++)
-                for (int64_t d = 0; d < a.D; d++)
-                    copies[which][(h * vector_rows(a) + PAD + r) * padded + d] = widen_at(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1] + d * strides[2]) * size, dtype);
+                widen_run(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1]) * size, strides[2] * size, dtype, a.D,
+                          copies[which].get() + (h * vector_rows(a) + PAD + r) * padded);
         return copies[which].get();
     }
 
@@ -160,7 +170,7 @@ private:
     void narrow_bias() const {
         const auto& [view, dtype] = given.at("bias");
         const auto& shape = std::get<1>(view);
-        for (int64_t e = 0; e < shape[0] * shape[1] * shape[2] * shape[3]; e++) narrow_at(sums[0][e], at("bias") + e * bytes_of(dtype), dtype);
+        narrow_run(sums[0], shape[0] * shape[1] * shape[2] * shape[3], 1.0f, dtype, at("bias"));
     }
 
     void finish_bias() const {
@@ -172,7 +182,8 @@ private:
         for (int64_t b = 0; b < a.B; b++)
             for (int64_t h = 0; h < a.H; h++)
                 for (int64_t e = 0; e < n; e++) total[((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * kept + (kept == 1 ? 0 : e)] += sums[0][(b * a.H + h) * n + e];
-        for (int64_t e = 0; e < shape[0] * shape[1] * kept; e++) narrow_at(float(total[e]), at("bias") + e * bytes_of(dtype), dtype);
+        const std::vector<float> rounded(total.get(), total.get() + shape[0] * shape[1] * kept);
+        narrow_run(rounded.data(), shape[0] * shape[1] * kept, 1.0f, dtype, at("bias"));
     }
 
     void finish_vectors(const char* name, const float* sum, float scale, int threads) const {
@@ -181,8 +192,7 @@ private:
         const int dtype = given.at(name).second;
         parallel_for(a.H, threads, [&](int64_t h) {
             for (int64_t r = 0; r < n; r++)
-                for (int64_t d = 0; d < a.D; d++)
-                    narrow_at(scale * sum[(h * vector_rows(a) + PAD + r) * padded + d], at(name) + ((h * n + r) * a.D + d) * bytes_of(dtype), dtype);
+                narrow_run(sum + (h * vector_rows(a) + PAD + r) * padded, a.D, scale, dtype, at(name) + (h * n + r) * a.D * bytes_of(dtype));
         });
     }
 
