@@ -1,19 +1,15 @@
-"""Attention in C++: every instruction set by the tolerance rule, the same bits for any number of threads, and what it does not take.
+"""Attention in C++: every instruction set by the tolerance rule, what hidden pairs may hold, and what it does not take.
 
 Results start as NaN here (torch fills empty tensors when it is asked to be deterministic), so an element nobody wrote shows.
 """
 
-import ctypes
-import os
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from cases import ATTENTION
+from draws import MASKS, TERMS, arguments, draw, results, with_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_attention_accurate, attention_truth, leaves_of, with_gradients
+from tolerance import assert_attention_accurate, attention_truth, leaves_of
 
 import fastlm
 from fastlm import native
@@ -44,148 +40,10 @@ def isa(request):
     native.cpu().use(before)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def arguments(B=1, H=2, Hk=2, Lq=70, Lk=70, D=32, dtype=torch.float32, table=True, **given) -> Arguments:
-    q, k, v = draw(B, H, Lq, D, dtype=dtype), draw(B, Hk, Lk, D, dtype=dtype, seed=1), draw(B, Hk, Lk, D, dtype=dtype, seed=2)
-    return Arguments.of(q, k, v, table=draw(H, Lq + Lk - 1, seed=3) if table else None, **given)
-
-
-def with_terms(args: Arguments, names: list[str]) -> Arguments:
-    """args with the terms and masks of these names (TERMS) drawn as well."""
-    (B, H, Lq, D), (Hk, Lk), dtype = args.q.shape, args.k.shape[1:3], args.q.dtype
-    ints = lambda high, *shape, seed: torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
-    ids = lambda name, high: {f"{side}_{name}": ints(high, B, n, seed=n) for side, n in (("q", Lq), ("k", Lk))}
-    vectors = lambda seed: draw(H, Lq + Lk - 1, D, dtype=dtype, seed=seed)
-    drawn = {
-        "prefix": lambda: dict(prefix=ints(Lk + 3, B, seed=5)),
-        "segments": lambda: {name: x.sort(-1).values for name, x in ids("segments", 3).items()},
-        "ranks": lambda: ids("ranks", Lk),
-        "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
-        "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
-        "bias of the batch": lambda: dict(bias=draw(1, H, Lq, Lk, dtype=dtype, seed=6)),
-        "bias of heads": lambda: dict(bias=draw(B, 1, Lq, Lk, seed=6)),
-        "one bias": lambda: dict(bias=draw(1, 1, Lq, Lk, dtype=dtype, seed=6)),
-        "bias of keys": lambda: dict(bias=draw(1, H, 1, Lk, seed=6)),
-        "bias of queries": lambda: dict(bias=draw(B, 1, Lq, 1, seed=6)),
-        "groups": lambda: dict(same=draw(B, H, Lq, seed=7), **ids("groups", 2)),
-        "query vectors": lambda: dict(query_vectors=vectors(8)),
-        "query vectors and positions": lambda: dict(query_vectors=vectors(8), q_position=draw(B, H, Lq, D, dtype=dtype, seed=9)),
-        "key vectors": lambda: dict(key_vectors=vectors(10)),
-        "key vectors and positions": lambda: dict(key_vectors=vectors(10), k_position=draw(B, Hk, Lk, D, dtype=dtype, seed=11)),
-        "value vectors": lambda: dict(value_vectors=vectors(12)),
-    }
-    for name in names:
-        args = args._replace(**drawn[name]())
-    return args
-
-
-MASKS = ["prefix", "segments", "ranks"]
-TERMS = [
-    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries", "groups",
-    "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
-]  # fmt: skip
-
-
-def results(args: Arguments) -> dict[str, torch.Tensor]:
-    leaves = leaves_of(args)
-    out, lse = attention(*args._replace(**leaves))
-    return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_cpp_is_accurate(case, dtype, isa):
     assert_attention_accurate(case.make(dtype, CPU))
-
-
-MANY_TURNS = {  # several units of work for each key head, more than one tile of keys
-    "bidirectional": dict(H=2, Hk=1, Lq=600, Lk=520),
-    "causal": dict(H=2, Hk=2, Lq=700, Lk=700, right=0),
-    "diagonal": dict(Lq=600, Lk=600, left=0, right=0),  # neighbouring units share no key
-    "window": dict(Lq=600, Lk=600, left=70, right=3),
-    "lengths": dict(B=2, H=2, Hk=1, Lq=530, Lk=400, key_lengths=torch.tensor([130, 400])),
-    "wide": dict(H=2, Hk=1, Lq=300, Lk=200, D=256),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MANY_TURNS)
-def test_cpp_bits_do_not_depend_on_threads(name, dtype, threads):
-    args = arguments(dtype=dtype, **MANY_TURNS[name])
-    threads(1)
-    alone = results(args)
-    for n in (2, 3, 7):
-        threads(n)
-        for key, got in results(args).items():
-            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    assert_attention_accurate(args)
-
-
-MANY_TERMS = {
-    "masks": (MASKS, dict(B=2, H=2, Hk=1, Lq=530, Lk=400, left=40, right=0)),
-    "prefix of a window": (["prefix", "value vectors"], dict(B=2, Lq=600, Lk=600, left=20, right=3)),
-    "dropout and biases": (["dropout", "bias of keys", "groups"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400)),
-    "bias of the batch": (["bias of the batch"], dict(B=3, H=2, Hk=1, Lq=530, Lk=400, right=0)),
-    "bias of heads": (["bias of heads", "prefix"], dict(B=2, H=6, Hk=2, Lq=300, Lk=400)),
-    "one bias": (["one bias", "ranks"], dict(B=3, H=4, Hk=2, Lq=530, Lk=200, left=300, key_lengths=torch.tensor([200, 70, 0]))),
-    "vectors of a batch": (["query vectors", "value vectors"], dict(B=3, H=1, Hk=1, Lq=600, Lk=600, D=16, left=100, right=100)),
-    "vectors of a ragged batch": (["key vectors"], dict(B=4, H=2, Hk=1, Lq=300, Lk=500, D=16, right=0, key_lengths=torch.tensor([0, 500, 90, 300]))),
-    "vectors": (["query vectors", "key vectors and positions", "value vectors"], dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0)),
-    "all": (
-        ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],
-        dict(H=2, Hk=1, Lq=300, Lk=330, right=0),
-    ),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MANY_TERMS)
-def test_cpp_bits_of_terms_do_not_depend_on_threads(name, dtype, threads):
-    terms, sizes = MANY_TERMS[name]
-    args = with_terms(arguments(dtype=dtype, offset=sizes.get("Lk") - sizes["Lq"], **sizes), terms)
-    threads(1)
-    alone = results(args)
-    for n in (2, 3, 7):
-        threads(n)
-        for key, got in results(args).items():
-            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    assert_attention_accurate(args)
-
-
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of resident memory is read from Linux's /proc")
-@pytest.mark.parametrize("terms", [["one bias"], ["bias of the batch"], ["bias of keys"], ["query vectors", "value vectors"]], ids=str)
-def test_cpp_backward_keeps_one_sum(terms):
-    """Beside results: sums of the gradients' own size and of dk and dv, and what the threads need; no copy of them for each row and head."""
-    args = with_terms(arguments(B=16, H=8, Hk=8, Lq=512, Lk=512, D=32), terms)
-    out, lse = attention(*args)
-    call = lambda: attention_backward(draw(*out.shape, seed=4), None, out, lse, *args, [getattr(args, name) is not None for name in LEARNED])
-    gradients = sum(x.nbytes for x in call())
-    assert peak_growth(call) < 2 * gradients + args.k.nbytes + 2**22
-
-
-def peak_growth(call) -> int:
-    """Bytes by which resident memory grows during a call, at most, from where what was freed before has gone back to the system."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before, _ = resident()
-    call()
-    return resident()[1] - before
-
-
-def resident() -> tuple[int, int]:
-    """Resident memory in bytes, now and at its peak."""
-    found = dict(re.findall(r"(VmRSS|VmHWM):\s*(\d+) kB", Path("/proc/self/status").read_text()))
-    return 1024 * int(found["VmRSS"]), 1024 * int(found["VmHWM"])
 
 
 def test_cpp_drops_what_the_definition_drops(isa):

@@ -82,10 +82,10 @@ constexpr int64_t query_blocks(int64_t Lq, int D) { return ceil_div(Lq, TILE * q
 // Units of work, and fp32 elements of workspace that one thread needs.
 constexpr int64_t units(const Attention& a) { return a.B * a.H * query_blocks(a.Lq, a.D); }
 constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 16) + 2 * pad_channels(D) + 2 * TILE + 16); }
-constexpr int64_t backward_space(int D) { return TILE * (query_tiles(D) * (5 * pad_channels(D) + 16) + 5 * pad_channels(D) + 6 * TILE + 64); }
+constexpr int64_t backward_space(int D) { return TILE * (query_tiles(D) * (5 * pad_channels(D) + 16) + 4 * pad_channels(D) + 3 * TILE + 64); }
 
 // … and what its terms need on top: tiles of pairs, and what distance vectors meet.
-constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D) + 64) : 0; }
+constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D) + 8) : 0; }
 
 struct Range {
     int64_t begin, end;

@@ -205,7 +205,8 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
             if (!TERMS) continue;
             add_bias_gradient(x, at, keys.ds, PITCH);
             if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);
-            if (has_vectors(*a.terms)) add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
+            if (!has_vectors(*a.terms)) continue;
+            add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
         }
         if (closes) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);

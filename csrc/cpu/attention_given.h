@@ -164,7 +164,8 @@ private:
         const bool shared = shape[0] < a.B || shape[1] < a.H;
         const int64_t size = shared ? 4 : bytes_of(dtype), row = a.Lk * size, head = a.Lq * row;
         if (shared && dtype != F32) sums[0] = zeros(shape[0] * shape[1] * a.Lq * a.Lk);
-        (shared ? x.terms.bias_sum : x.terms.bias_own) = {sums[0] ? reinterpret_cast<char*>(sums[0]) : at("bias"), shape[0] < a.B ? 0 : shape[1] * head, shape[1] < a.H ? 0 : head, row};
+        char* data = sums[0] ? reinterpret_cast<char*>(sums[0]) : at("bias");
+        (shared ? x.terms.bias_sum : x.terms.bias_own) = {data, shape[0] < a.B ? 0 : shape[1] * head, shape[1] < a.H ? 0 : head, row};
     }
 
     void narrow_bias() const {
@@ -180,8 +181,10 @@ private:
         const int64_t n = x.terms.bias_of_keys ? a.Lk : a.Lq, kept = x.terms.bias_of_keys ? shape[3] : shape[2];
         std::unique_ptr<double[]> total(new double[shape[0] * shape[1] * kept]());
         for (int64_t b = 0; b < a.B; b++)
-            for (int64_t h = 0; h < a.H; h++)
-                for (int64_t e = 0; e < n; e++) total[((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * kept + (kept == 1 ? 0 : e)] += sums[0][(b * a.H + h) * n + e];
+            for (int64_t h = 0; h < a.H; h++) {
+                double* to = total.get() + ((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * kept;
+                for (int64_t e = 0; e < n; e++) to[kept == 1 ? 0 : e] += sums[0][(b * a.H + h) * n + e];
+            }
         const std::vector<float> rounded(total.get(), total.get() + shape[0] * shape[1] * kept);
         narrow_run(rounded.data(), shape[0] * shape[1] * kept, 1.0f, dtype, at("bias"));
     }

@@ -54,7 +54,8 @@ static inline void add_bias_gradient(const AttentionBackward& x, const TermTile&
     float* rows = tile.space.by_distance;
     transpose(rows, TILE, ds, pitch, at.keys, at.queries);
     const auto start = [&](const Rows& of, int64_t size) FASTLM_LAMBDA { return of.data + at.b * of.batch + at.h * of.head + at.i0 * of.row + at.j0 * size; };
-    if (to.bias_own.data) return narrow_rows(start(to.bias_own, size_of(a.terms->bias_dtype)), to.bias_own.row, rows, TILE, a.terms->bias_dtype, at.queries, at.keys, 1.0f);
+    const int dtype = a.terms->bias_dtype;
+    if (to.bias_own.data) return narrow_rows(start(to.bias_own, size_of(dtype)), to.bias_own.row, rows, TILE, dtype, at.queries, at.keys, 1.0f);
     for (int i = 0; i < at.queries; i++) {
         float* sum = reinterpret_cast<float*>(start(to.bias_sum, sizeof(float)) + i * to.bias_sum.row);
         for (int j = 0; j < at.keys; j++) sum[j] += rows[i * TILE + j];
