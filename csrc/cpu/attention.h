@@ -79,13 +79,15 @@ constexpr int64_t pad_channels(int64_t D) { return ceil_div(D, 16) * 16; }
 constexpr int64_t vector_rows(const Attention& a) { return a.Lq + a.Lk - 1 + 2 * PAD; }
 constexpr int64_t query_blocks(int64_t Lq, int D) { return ceil_div(Lq, TILE * query_tiles(D)); }
 
-// Units of work, and fp32 elements of workspace that one thread needs.
+// Units of work, and fp32 elements of workspace that one thread needs: exactly, so that AddressSanitizer sees a step beyond.
 constexpr int64_t units(const Attention& a) { return a.B * a.H * query_blocks(a.Lq, a.D); }
-constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 16) + 2 * pad_channels(D) + 2 * TILE + 16); }
-constexpr int64_t backward_space(int D) { return TILE * (query_tiles(D) * (5 * pad_channels(D) + 16) + 4 * pad_channels(D) + 3 * TILE + 64); }
+constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 2) + 2 * pad_channels(D) + 2 * TILE); }
+constexpr int64_t backward_space(int D) {
+    return TILE * (query_tiles(D) * (5 * pad_channels(D) + 2) + 4 * pad_channels(D)) + 5 * TILE * TILE / 2 + (TILE + 1) * (TILE + 16);
+}
 
 // … and what its terms need on top: tiles of pairs, and what distance vectors meet.
-constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D) + 8) : 0; }
+constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D)) : 0; }
 
 struct Range {
     int64_t begin, end;
