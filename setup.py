@@ -80,11 +80,13 @@ def build(name: str, target: Path, temp: Path, plan) -> dict:
 
 def plan_cpu(target: Path) -> tuple[list[str], dict]:
     compiler, version = cxx()
-    sanitize = [f"-fsanitize={os.environ['FASTLM_SANITIZE']}", "-fno-omit-frame-pointer", "-g1", "-O1"] if os.environ.get("FASTLM_SANITIZE") else []
-    openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"]) else []
+    asked = os.environ.get("FASTLM_SANITIZE", "")
+    sanitize = [f"-fsanitize={asked}", "-fno-omit-frame-pointer", "-g1", "-O1"] if asked else []
+    openmp = asked != "thread" and compiles(compiler, ["-fopenmp"])  # csrc/cpu/parallel.h has another way
+    threads = ["-fopenmp" if openmp else "-pthread"]
     known = {isa: flags for isa, flags in ISA_FLAGS.items() if compiles(compiler, flags)}  # an old compiler lacks the newest sets
     defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
-    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *openmp, *sanitize, *includes(), *defines]
+    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *threads, *sanitize, *includes(), *defines]
     lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
     objects = []
     for source in sorted(CPU.glob("*.cpp")):
@@ -94,9 +96,9 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
             extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
             lines += [f"build {objects[-1]}: cxx {escape(source)}", f"  flags = {shlex.join(extra)}"]
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    lines += rule("link", [*compiler, "-shared", *openmp, *sanitize, *undefined, "$in", "-o", "$out"])
+    lines += rule("link", [*compiler, "-shared", *threads, *sanitize, *undefined, "$in", "-o", "$out"])
     lines += [f"build {escape(target)}: link {' '.join(objects)}"]
-    return lines, {"compiler": version, "openmp": bool(openmp), "isas": list(known)}
+    return lines, {"compiler": version, "openmp": openmp, "isas": list(known)}
 
 
 def plan_cuda(target: Path) -> tuple[list[str], dict]:

@@ -5,6 +5,8 @@ table is ours alone; the comparison, by the protocol of timing.py, is in each te
 """
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,12 @@ def limits(smoke) -> dict:
 @pytest.fixture(scope="session")
 def copy(smoke) -> float:
     return machine.copy_rate(torch.device("cpu"), 2**20 if smoke else 2**28)
+
+
+@pytest.fixture(scope="session")
+def matmul(smoke) -> Callable[[torch.dtype], float]:
+    """Operations per second of torch.mm in a dtype, measured once in this run."""
+    return cache(lambda dtype: machine.matmul_rate(torch.device("cpu"), 64 if smoke else 2048, dtype))
 
 
 @pytest.fixture

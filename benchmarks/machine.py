@@ -1,7 +1,10 @@
 """What is being measured on: names and versions, and the two rates that bound every kernel, taken in the same run."""
 
+import ctypes
+import gc
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,6 +54,21 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_growth(work) -> int | None:
+    """Bytes by which the process's resident memory grows at most while work runs, what was freed before having gone back to
+    the system; None where Linux's /proc and the GNU C library are not there to tell."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not os.access(reset, os.W_OK) or platform.libc_ver()[0] != "glibc":
+        return None
+    resident = lambda key: 1024 * int(re.search(rf"{key}:\s*(\d+) kB", status.read_text()).group(1))
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
 
 
 def rate(work, amount: float, device: torch.device) -> float:

@@ -56,7 +56,11 @@ def peers(row: dict) -> str:
 def attention_line(row: dict) -> str:
     problem = f"{row['scheme']} {row['direction']}, B{row['B']} H{row['H']} L{row['L']} D{row['D']} {row['dtype']}"
     ours = row["seconds"][OURS]
-    return f"| {problem} | {seconds(ours)} | {row['flops'] / ours['median'] / 1e12:.3g} TFLOP/s | {peers(row)} |"
+    speed = row["flops"] / ours["median"]
+    share = f", {100 * speed / row['matmul']:.0f} % of torch.mm" if "matmul" in row else ""
+    grown = [f"{name} {n / 2**20:.1f}" for name, n in row.get("memory", {}).items() if n is not None]
+    memory = f"; memory, MiB: {', '.join(grown)}" if grown else ""
+    return f"| {problem} | {seconds(ours)} | {speed / 1e12:.3g} TFLOP/s{share} | {peers(row)}{memory} |"
 
 
 def optimizer_line(row: dict) -> str:

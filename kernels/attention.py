@@ -18,7 +18,6 @@ from fastlm.kernels.launch import numbers, rows, terms, tiles_for, with_bounds
 from fastlm.kernels.terms import UNSPECIALIZED, Head, Numbers, by_distance, distance_rows, key_count, scores, survive, tiles_of_keys, units
 from fastlm.kernels.tile import LOG2E, cast, dot, edge_tile, fma, load_head, load_rows, store_rows
 from fastlm.kernels.tiles import block_d
-from fastlm.ops.attention import Arguments
 
 NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
 
@@ -96,7 +95,7 @@ def forward_kernel(
 # Launcher
 
 
-def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+def forward(a: tuple) -> tuple[Tensor, Tensor]:
     """(out, lse) of the op `attention`."""
     B, H, Lq, D = a.q.shape
     q, k, v = rows(a.q), rows(a.k), rows(a.v)

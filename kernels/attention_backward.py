@@ -21,7 +21,6 @@ from fastlm.kernels.terms import (
 )  # fmt: skip
 from fastlm.kernels.tile import LOG2E, cast, dot, edge_tile, load_head, load_rows, store_rows
 from fastlm.kernels.tiles import block_d
-from fastlm.ops.attention import Arguments
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -179,7 +178,7 @@ def dkdv_kernel(
 # Launcher
 
 
-def backward(grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: Arguments, wanted: set[str]) -> dict[str, Tensor]:
+def backward(grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
     """Gradients of the op `attention_backward` by name: those of q, k, v and what stands beside them, and what else is wanted."""
     (B, H, Lq, D), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     q, k, v, grad, out = rows(a.q), rows(a.k), rows(a.v), grad.contiguous(), out.contiguous()

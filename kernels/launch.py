@@ -1,4 +1,7 @@
-"""What launchers share: the op's arguments as pointers and numbers that kernels take, and the machine they run on."""
+"""What launchers share: the op's arguments as pointers and numbers that kernels take, and the machine they run on.
+
+`a` is the op's arguments by name everywhere, fastlm.ops.attention.Arguments.
+"""
 
 import torch
 import triton
@@ -7,17 +10,15 @@ from torch import Tensor
 from fastlm.kernels.terms import Terms
 from fastlm.kernels.tile import INTERPRETED
 from fastlm.kernels.tiles import LARGEST, Tiles, tiles
-from fastlm.ops.attention import TENSORS, Arguments
 from fastlm.philox import threshold
-
 
 VECTORS = ("query_vectors", "key_vectors", "value_vectors")
 INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
 
 
-def tiles_for(kernel: str, a: Arguments) -> Tiles:
+def tiles_for(kernel: str, a: tuple) -> Tiles:
     """The kernel's tiles: square ones of their own where rows by distance are met; terms beyond a table find no room under a cap on registers."""
-    given = {name for name in TENSORS if getattr(a, name) is not None}
+    given = {name for name, x in a._asdict().items() if isinstance(x, Tensor)}
     if given & set(VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
     found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
@@ -29,7 +30,7 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) < 2**22 else x.contiguous()
 
 
-def terms(a: Arguments) -> Terms:
+def terms(a: tuple) -> Terms:
     """The call's terms and masks as kernels read them; without bounds, which depend on the tiles."""
     table, table_stride = _with_margins(a.table, a.q.shape[2], a.k.shape[2])
     positions = {}
@@ -52,7 +53,7 @@ def with_bounds(t: Terms, tiles: Tiles) -> Terms:
     return t._replace(q_bounds=_bounds(t.q_segments, tiles.BLOCK_M), k_bounds=_bounds(t.k_segments, tiles.BLOCK_N))
 
 
-def numbers(a: Arguments) -> tuple:
+def numbers(a: tuple) -> tuple:
     """The fields of kernels.terms.Numbers, which kernels take one by one so that Triton need not compile for each value."""
     (_, H, Lq, _), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     drops = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)

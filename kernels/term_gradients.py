@@ -21,7 +21,6 @@ from fastlm.kernels.terms import (
 )  # fmt: skip
 from fastlm.kernels.tile import cast, dot, fma, load_head, load_rows, store_rows
 from fastlm.kernels.tiles import block_d
-from fastlm.ops.attention import Arguments
 
 
 class Saved(NamedTuple):
@@ -223,7 +222,7 @@ def bias_kernel(
 # Launchers
 
 
-def distance_gradients(s: Saved, t: Terms, a: Arguments, wanted: set[str]) -> dict[str, Tensor]:
+def distance_gradients(s: Saved, t: Terms, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
     """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the batch."""
     names = [name for name in ("table", *VECTORS) if name in wanted]
     if not names:
@@ -264,7 +263,7 @@ def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int,
     return batch_splits, splits // batch_splits
 
 
-def bias_gradient(s: Saved, t: Terms, a: Arguments) -> Tensor:
+def bias_gradient(s: Saved, t: Terms, a: tuple) -> Tensor:
     """Σ dS over what the bias is broadcast over, in the bias's shape and dtype."""
     (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("bias", a)

@@ -1,4 +1,4 @@
-"""Attention in C++: every instruction set by the tolerance rule, the same bits for any number of threads, and what it does not take.
+"""Attention in C++: every instruction set by the tolerance rule, what hidden pairs may hold, and what it does not take.
 
 Results start as NaN here (torch fills empty tensors when it is asked to be deterministic), so an element nobody wrote shows.
 """
@@ -6,9 +6,10 @@ Results start as NaN here (torch fills empty tensors when it is asked to be dete
 import pytest
 import torch
 from cases import ATTENTION
+from chosen import MASKS, TERMS, arguments, draw, results, with_terms
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_attention_accurate, attention_truth, leaves_of, with_gradients
+from tolerance import assert_attention_accurate, attention_truth, leaves_of
 
 import fastlm
 from fastlm import native
@@ -21,7 +22,6 @@ CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
-
 
 
 @pytest.fixture(autouse=True)
@@ -40,111 +40,10 @@ def isa(request):
     native.cpu().use(before)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def draw(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def arguments(B=1, H=2, Hk=2, Lq=70, Lk=70, D=32, dtype=torch.float32, table=True, **given) -> Arguments:
-    q, k, v = draw(B, H, Lq, D, dtype=dtype), draw(B, Hk, Lk, D, dtype=dtype, seed=1), draw(B, Hk, Lk, D, dtype=dtype, seed=2)
-    return Arguments.of(q, k, v, table=draw(H, Lq + Lk - 1, seed=3) if table else None, **given)
-
-
-def with_terms(args: Arguments, names: list[str]) -> Arguments:
-    """args with the terms and masks of these names (TERMS) drawn as well."""
-    (B, H, Lq, D), (Hk, Lk), dtype = args.q.shape, args.k.shape[1:3], args.q.dtype
-    ints = lambda high, *shape, seed: torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
-    ids = lambda name, high: {f"{side}_{name}": ints(high, B, n, seed=n) for side, n in (("q", Lq), ("k", Lk))}
-    vectors = lambda seed: draw(H, Lq + Lk - 1, D, dtype=dtype, seed=seed)
-    drawn = {
-        "prefix": lambda: dict(prefix=ints(Lk + 3, B, seed=5)),
-        "segments": lambda: {name: x.sort(-1).values for name, x in ids("segments", 3).items()},
-        "ranks": lambda: ids("ranks", Lk),
-        "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
-        "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
-        "bias of keys": lambda: dict(bias=draw(1, H, 1, Lk, seed=6)),
-        "bias of queries": lambda: dict(bias=draw(B, 1, Lq, 1, seed=6)),
-        "groups": lambda: dict(same=draw(B, H, Lq, seed=7), **ids("groups", 2)),
-        "query vectors": lambda: dict(query_vectors=vectors(8)),
-        "query vectors and positions": lambda: dict(query_vectors=vectors(8), q_position=draw(B, H, Lq, D, dtype=dtype, seed=9)),
-        "key vectors": lambda: dict(key_vectors=vectors(10)),
-        "key vectors and positions": lambda: dict(key_vectors=vectors(10), k_position=draw(B, Hk, Lk, D, dtype=dtype, seed=11)),
-        "value vectors": lambda: dict(value_vectors=vectors(12)),
-    }
-    for name in names:
-        args = args._replace(**drawn[name]())
-    return args
-
-
-MASKS = ["prefix", "segments", "ranks"]
-TERMS = [
-    *MASKS, "dropout", "bias", "bias of keys", "bias of queries", "groups",
-    "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
-]  # fmt: skip
-
-
-def results(args: Arguments) -> dict[str, torch.Tensor]:
-    leaves = leaves_of(args)
-    out, lse = attention(*args._replace(**leaves))
-    return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_cpp_is_accurate(case, dtype, isa):
     assert_attention_accurate(case.make(dtype, CPU))
-
-
-MANY_TURNS = {  # several units of work for each key head, more than one tile of keys
-    "bidirectional": dict(H=2, Hk=1, Lq=600, Lk=520),
-    "causal": dict(H=2, Hk=2, Lq=700, Lk=700, right=0),
-    "diagonal": dict(Lq=600, Lk=600, left=0, right=0),  # neighbouring units share no key
-    "window": dict(Lq=600, Lk=600, left=70, right=3),
-    "lengths": dict(B=2, H=2, Hk=1, Lq=530, Lk=400, key_lengths=torch.tensor([130, 400])),
-    "wide": dict(H=2, Hk=1, Lq=300, Lk=200, D=256),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MANY_TURNS)
-def test_cpp_bits_do_not_depend_on_threads(name, dtype, threads):
-    args = arguments(dtype=dtype, **MANY_TURNS[name])
-    threads(1)
-    alone = results(args)
-    for n in (2, 3, 7):
-        threads(n)
-        for key, got in results(args).items():
-            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    assert_attention_accurate(args)
-
-
-MANY_TERMS = {
-    "masks": (MASKS, dict(B=2, H=2, Hk=1, Lq=530, Lk=400, left=40, right=0)),
-    "prefix of a window": (["prefix", "value vectors"], dict(B=2, Lq=600, Lk=600, left=20, right=3)),
-    "dropout and biases": (["dropout", "bias of keys", "groups"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400)),
-    "vectors": (["query vectors", "key vectors and positions", "value vectors"], dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0)),
-    "all": (["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"], dict(H=2, Hk=1, Lq=300, Lk=330, right=0)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MANY_TERMS)
-def test_cpp_bits_of_terms_do_not_depend_on_threads(name, dtype, threads):
-    terms, sizes = MANY_TERMS[name]
-    args = with_terms(arguments(dtype=dtype, offset=sizes.get("Lk") - sizes["Lq"], **sizes), terms)
-    threads(1)
-    alone = results(args)
-    for n in (2, 3, 7):
-        threads(n)
-        for key, got in results(args).items():
-            assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    assert_attention_accurate(args)
 
 
 def test_cpp_drops_what_the_definition_drops(isa):
@@ -159,11 +58,26 @@ def test_cpp_drops_what_the_definition_drops(isa):
 def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
     args = arguments(B=2)
     bias = draw(2, 1, 70, 70).mT
-    torch.testing.assert_close(results(args._replace(bias=bias.expand(2, 2, 70, 70)))["out"], results(args._replace(bias=bias.contiguous()))["out"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        results(args._replace(bias=bias.expand(2, 2, 70, 70)))["out"], results(args._replace(bias=bias.contiguous()))["out"], rtol=0, atol=0
+    )
     q = args.q.clone().requires_grad_()
     out, _ = attention(*args._replace(q=q, bias=bias))
     (got,) = torch.autograd.grad(out.sum(), q)
     assert got.isfinite().all() and bias.grad is None
+
+
+def test_cpp_exponential(isa):
+    """exp(x) for x ≤ 0 is exact at 0, off by at most 2⁻²³ + 1.25 · |x| · 2⁻²⁴ of itself, by less than 2⁻¹²⁶ where it is smaller than that."""
+    bits = torch.arange(0, torch.tensor(1000.0).view(torch.int32).item(), 499, dtype=torch.int32)
+    x = torch.cat((-bits.view(torch.float32), torch.tensor([-torch.inf, torch.nan, torch.finfo(torch.float32).min])))
+    got = torch.full_like(x, torch.nan)
+    native.cpu().attention_exp(x.data_ptr(), got.data_ptr(), x.numel())
+    truth, least = x.double().exp(), torch.finfo(torch.float32).tiny
+    allowed = torch.where(truth < least, least, truth * (2**-23 + 1.25 * x.double().abs() * 2**-24))
+    assert got[0] == 1 and got[-2].isnan() and got[-1] == got[-3] == 0
+    wrong = ((got.double() - truth).abs() > allowed)[:-3]
+    assert not wrong.any(), f"exp({x[:-3][wrong][0].item()}) gave {got[:-3][wrong][0].item()}"
 
 
 def test_cpp_reads_strided_tensors_in_place(isa):
@@ -208,16 +122,39 @@ def test_cpp_masks_inside_the_table(hidden, isa):
     assert all(x.isfinite().all() for name, x in got.items() if name != "lse")
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("terms", [[], *([name] for name in (*MASKS, "bias of keys", "groups", "query vectors", "key vectors"))], ids=str)
+def test_cpp_hidden_pairs_may_hold_anything(terms, value, isa):
+    args = with_terms(arguments(B=2, Lq=140, Lk=140, right=0), terms)
+    args.k[:, 1, 100] = value
+    out, lse = attention(*args)
+    expected, expected_lse = attention.definition(*args)
+    assert expected[:, 1, 20:90].isfinite().all() and not expected[:, 1].isfinite().all()
+    seen = expected.isfinite()
+    assert torch.equal(out.isfinite(), seen)
+    torch.testing.assert_close(out[seen], expected[seen])
+    torch.testing.assert_close(lse[seen[..., 0]], expected_lse[seen[..., 0]])
+
+
 def gradients_from_stored_output(args: Arguments, grad: torch.Tensor) -> dict[str, torch.Tensor]:
     """In fp64 but for δ = ⟨grad, out⟩ of out as it is stored: beside the truth, what every flash attention pays for that."""
     a = args._replace(**{name: x.detach() for name, x in leaves_of(args, torch.float64).items()})
     out, lse = attention.definition(*a)
-    grads = attention_backward.definition(grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED])
+    grads = attention_backward.definition(
+        grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED]
+    )
     return {name: x for name, x in zip(LEARNED, grads, strict=True) if getattr(a, name) is not None}
 
 
 shapes = st.fixed_dictionaries(
-    {"B": st.integers(1, 2), "Hk": st.integers(1, 2), "group": st.integers(1, 3), "Lq": st.integers(1, 150), "Lk": st.integers(1, 150), "D": st.integers(1, 40)}
+    {
+        "B": st.integers(1, 2),
+        "Hk": st.integers(1, 2),
+        "group": st.integers(1, 3),
+        "Lq": st.integers(1, 150),
+        "Lk": st.integers(1, 150),
+        "D": st.integers(1, 40),
+    }
 )
 bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 
@@ -229,7 +166,9 @@ bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 )  # fmt: skip
 def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose, terms):
     before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))
-    args = arguments(B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape)
+    args = arguments(
+        B, Hk * group, Hk, dtype=dtype, table=table, left=left, right=right, offset=offset, key_lengths=torch.tensor(lengths[:B]), **shape
+    )
     if transpose:
         args = args._replace(**{n: getattr(args, n).transpose(1, 2).contiguous().transpose(1, 2) for n in ("q", "k", "v")})
     args = with_terms(args, terms)
@@ -264,7 +203,9 @@ def test_what_it_does_not_take_is_refused(changes, reason):
 
 def launch(**changes):
     view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
-    given = dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    given = (
+        dict(q=view, k=view, v=view, dtype=0, table=0, lengths=0, terms={}, dropout=(0.0, 0, 0), band=(0, 0, 0), scale=1.0, out=64, lse=64) | changes
+    )
     native.cpu().attention(*given.values(), 1)
 
 

@@ -28,7 +28,6 @@ struct Terms {
     Rows bias;                                                       // [B, H, Lq, Lk], stride 0 where it is broadcast
     int64_t bias_column;                                             // bytes from a key to the next
     int bias_dtype;
-    int64_t bias_rows, bias_columns;                                 // Lq or 1, Lk or 1: how its gradient is summed before the launcher's sums
     Rows q_position, k_position;                                     // like q and k, which take their place where not given
     const float *query_vectors, *key_vectors, *value_vectors;        // [H, vector_rows, padded D], zeros in PAD rows at both ends
     uint64_t threshold, seed;                                        // of dropout: a word below the threshold drops
@@ -50,15 +49,12 @@ struct Attention {
     const Terms* terms;             // or null
 };
 
-/*
-The backward's units share the sums dk and dv of a key head, and add to a tile of keys in turn: a unit waits until as many
-others have finished the tile as come before it in the order of units. That order is fixed, so the bits are, whatever the
-number of threads; and units are begun in that order, so the one waited for is always at work.
-*/
 struct TermGradients {  // null where not wanted
-    float* bias;                                            // [B, H, bias_rows, bias_columns] of zeros, summed to the bias's shape later
+    Rows bias_own;                                          // a bias with an element for each pair: its gradient, zeros, in the bias's dtype
+    Rows bias_sum;                                          // one for all rows of the batch, or heads: fp32 sums, zeros, stride 0 where shared
+    float *bias_of_queries, *bias_of_keys;                  // one for all keys, or queries: [B, H, Lq], [B, H, Lk] of zeros, summed to its shape later
     float* same;                                            // [B, H, Lq] of zeros
-    float *query_vectors, *key_vectors, *value_vectors;     // [B, H, vector_rows, padded D] of zeros
+    float *query_vectors, *key_vectors, *value_vectors;     // [H, vector_rows, padded D] of zeros
     char *q_position, *k_position;                          // dense, in dtype
     float* k_position_sum;                                  // [B, Hk, Lk, padded D]
 };
@@ -70,7 +66,8 @@ struct AttentionBackward {
     char *dq, *dk, *dv;             // dense, in dtype
     float *dk_sum, *dv_sum;         // [B, Hk, Lk, padded D]
     float* dstrips;                 // [B, H, strip_size] of zeros, or null
-    int64_t* finished;              // [B, Hk, tiles of keys] of zeros: how many units have finished the tile
+    int64_t* finished;              // [B, Hk, tiles of keys] of zeros: how many units have finished the tile (attention_turns.h)
+    int64_t* progress;              // [units] of zeros: tiles of keys before this one are done; null where no term's sums are shared
     TermGradients terms;
 };
 
@@ -82,13 +79,15 @@ constexpr int64_t pad_channels(int64_t D) { return ceil_div(D, 16) * 16; }
 constexpr int64_t vector_rows(const Attention& a) { return a.Lq + a.Lk - 1 + 2 * PAD; }
 constexpr int64_t query_blocks(int64_t Lq, int D) { return ceil_div(Lq, TILE * query_tiles(D)); }
 
-// Units of work, and fp32 elements of workspace that one thread needs.
+// Units of work, and fp32 elements of workspace that one thread needs: exactly, so that AddressSanitizer sees a step beyond.
 constexpr int64_t units(const Attention& a) { return a.B * a.H * query_blocks(a.Lq, a.D); }
-constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 16) + 2 * pad_channels(D) + 2 * TILE + 16); }
-constexpr int64_t backward_space(int D) { return TILE * (query_tiles(D) * (5 * pad_channels(D) + 16) + 5 * pad_channels(D) + 6 * TILE + 64); }
+constexpr int64_t forward_space(int D) { return TILE * (query_tiles(D) * (2 * pad_channels(D) + 2) + 2 * pad_channels(D) + 2 * TILE); }
+constexpr int64_t backward_space(int D) {
+    return TILE * (query_tiles(D) * (5 * pad_channels(D) + 2) + 4 * pad_channels(D)) + 5 * TILE * TILE / 2 + (TILE + 1) * (TILE + 16);
+}
 
 // … and what its terms need on top: tiles of pairs, and what distance vectors meet.
-constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D) + 64) : 0; }
+constexpr int64_t terms_space(const Attention& a) { return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D)) : 0; }
 
 struct Range {
     int64_t begin, end;

@@ -5,11 +5,10 @@ Flash attention, backward (Dao et al. 2022, algorithm 4), probabilities recomput
     dv += Pᵀ grad           dk += dSᵀ q                   dqᵀ += Kᵀ dSᵀ
 
 A unit is a few tiles of queries of one head; dq is its own, dk and dv are shared with the other units of the key head and
-are added to in turn (attention.h). The table's gradient sums dS over diagonals.
+are added to in turn (attention_turns.h). The table's gradient sums dS over diagonals.
 */
-#include <sched.h>
-
 #include "attention_terms.h"
+#include "attention_turns.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {
@@ -105,7 +104,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin), n = int(seen.end) - first;
     float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
     matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
         store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
     });
     matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
@@ -142,39 +141,18 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     if (strip) add_diagonals(keys, strip);
 }
 
-template <typename T>
-static inline void narrow_rows(char* out, const float* x, int64_t pitch, int n, int D, float scale) {
-    for (int r = 0; r < n; r++)
-        for (int d = 0; d < D; d++) narrow(scale * x[r * pitch + d], reinterpret_cast<T*>(out)[r * D + d]);
-}
-
-// Round n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
+// n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
 static inline void store_rows(char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
-    out += first * D * size_of(dtype);
-    if (dtype == BF16) narrow_rows<bf16>(out, x, pitch, n, D, scale);
-    else if (dtype == F16) narrow_rows<f16>(out, x, pitch, n, D, scale);
-    else narrow_rows<float>(out, x, pitch, n, D, scale);
+    narrow_rows(out + first * D * size_of(dtype), D * size_of(dtype), x, pitch, dtype, n, D, scale);
 }
 
 template <class Product, bool TERMS>
-static inline void backward(const AttentionBackward& x, int64_t unit, float* workspace) {
+static inline void backward(const AttentionBackward& x, int64_t number, float* workspace) {
     const Attention& a = x.forward;
     const int D = a.D, most = query_tiles(D), words = words_in<Product>(D), padded = int(pad_channels(D));
-    const int64_t kv_heads = a.B * a.Hk, group = a.H / a.Hk;
-    const int64_t bh_kv = unit % kv_heads, b = bh_kv / a.Hk, h_kv = bh_kv % a.Hk;
-    const int64_t blocks = query_blocks(a.Lq, D), turn = unit / kv_heads, h = h_kv * group + turn / blocks, block = turn % blocks;
-    const auto seen_by = [&](int64_t block) {
-        const int64_t begin = block * most * TILE, end = begin + most * TILE;
-        return keys_seen(a, b, {begin, end < a.Lq ? end : a.Lq});
-    };
-    // Tiles of keys where a block takes its turn: those it sees, and on to the next block's first, so that neighbours meet
-    // in one at least, and the order of all that was added before is settled there.
-    const auto turns_of = [&](int64_t block) {
-        const Range seen = seen_by(block), next = block + 1 < blocks ? seen_by(block + 1) : Range{0, 0};
-        if (seen.empty()) return Range{0, 0};
-        const int64_t end = ceil_div(seen.end, TILE), meeting = next.empty() ? 0 : next.begin / TILE + 1;
-        return Range{seen.begin / TILE, end > meeting ? end : meeting};
-    };
+    const Unit unit = unit_of(a, number);
+    const int64_t b = unit.b, h = unit.h, h_kv = unit.h_kv;
+    Turns turns(x, unit);
 
     Space space{workspace};
     KeyTile keys = {};
@@ -187,7 +165,7 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
     float* staging = space.take(TILE * padded);
     QueryTile tiles[4];
     int count = 0;
-    for (int64_t i0 = block * most * TILE; count < most && i0 < a.Lq; i0 += TILE) {
+    for (int64_t i0 = unit.block * most * TILE; count < most && i0 < a.Lq; i0 += TILE) {
         QueryTile& t = tiles[count++];
         t.q = space.take(TILE * words), t.grad = space.take(TILE * words);
         t.q_pairs = space.take(TILE * padded), t.grad_pairs = space.take(TILE * padded), t.dq = space.take(TILE * D);
@@ -199,28 +177,21 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
     QueryTerms query[4] = {};
     if (TERMS) terms = term_space(space, D);
     for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
-    const Range turns = turns_of(block);
+    const Range visited = turns.tiles();
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
-    for (int64_t tile = turns.begin; tile < turns.end; tile++) {
+    for (int64_t tile = visited.begin; tile < visited.end; tile++) {
         keys.j0 = tile * TILE, keys.n = int(n_keys - keys.j0 < TILE ? n_keys - keys.j0 : TILE);
-        int64_t each = 0, before = 0;  // turns at this tile: of each query head, and before this unit's
-        for (int64_t other = 0; other < blocks; other++) {
-            const Range theirs = turns_of(other);
-            const bool takes = theirs.begin <= tile && tile < theirs.end;
-            each += takes, before += takes && other < block;
-        }
-        before += each * (turn / blocks);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         load_words<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         if (Product::PAIR == 2) load_pairs<Product>(keys.k_pairs, D, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
-        const int64_t first = bh_kv * a.Lk + keys.j0;
+        const int64_t first = (b * a.Hk + h_kv) * a.Lk + keys.j0;
         keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded;
-        int64_t* finished = x.finished + bh_kv * ceil_div(a.Lk, TILE) + tile;
-        while (__atomic_load_n(finished, __ATOMIC_ACQUIRE) != before) sched_yield();
-        if (before == 0)
+        bool opens, closes;
+        turns.begin(tile, opens, closes);
+        if (opens)
             for (int i = 0; i < keys.n * padded; i++) keys.dk[i] = keys.dv[i] = 0.0f;
         float* k_position_sum = TERMS && x.terms.k_position_sum ? x.terms.k_position_sum + first * padded : nullptr;
-        for (int i = 0; k_position_sum && before == 0 && i < keys.n * padded; i++) k_position_sum[i] = 0.0f;
+        for (int i = 0; k_position_sum && opens && i < keys.n * padded; i++) k_position_sum[i] = 0.0f;
         if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
@@ -232,17 +203,19 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
             if (TERMS && a.terms->value_vectors) meet_values(a, at, tiles[t].grad);
             attend<Product, TERMS>(a, tiles[t], keys, scores, at, strip);
             if (!TERMS) continue;
-            if (x.terms.bias) add_bias_gradient(x, at.at, keys.ds, PITCH);
+            add_bias_gradient(x, at, keys.ds, PITCH);
             if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);
-            if (has_vectors(*a.terms)) add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
+            if (!has_vectors(*a.terms)) continue;
+            add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq, k_position_sum ? k_position_sum : keys.dk);
         }
-        if (before + 1 == each * group) {
+        if (closes) {
             store_rows(x.dk, first, keys.dk, padded, a.dtype, keys.n, D, a.scale);
             store_rows(x.dv, first, keys.dv, padded, a.dtype, keys.n, D, TERMS ? a.terms->kept_scale : 1.0f);
             if (TERMS && k_position_sum && x.terms.k_position) store_rows(x.terms.k_position, first, k_position_sum, padded, a.dtype, keys.n, D, a.scale);
         }
-        __atomic_store_n(finished, before + 1, __ATOMIC_RELEASE);
+        turns.end(tile);
     }
+    turns.end();
     for (int t = 0; t < count; t++) {
         transpose(staging, D, tiles[t].dq, TILE, D, tiles[t].n);
         store_rows(x.dq, (b * a.H + h) * a.Lq + tiles[t].i0, staging, D, a.dtype, tiles[t].n, D, a.scale);
@@ -255,7 +228,7 @@ static inline void backward(const AttentionBackward& x, int64_t unit, float* wor
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
     if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
-    if (x.forward.dtype == BF16 && !has_vectors(*x.forward.terms)) return backward<Bf16Dot, true>(x, unit, workspace);
+    if (x.forward.dtype == BF16 && !x.forward.terms->value_vectors) return backward<Bf16Dot, true>(x, unit, workspace);
 #endif
     if (x.forward.terms) return backward<Fma, true>(x, unit, workspace);
     backward<Fma, false>(x, unit, workspace);

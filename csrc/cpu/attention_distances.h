@@ -2,8 +2,8 @@
 Terms by distance: query_vectors, key_vectors, value_vectors, and the gradients of both sides of each product.
 
 Distance vectors meet a tile in 2 TILE - 1 rows: `by_distance` holds, for each of those rows, one lane a query (or a key).
-Element (row, lane) belongs to the pair with key - query + TILE - 1 = row. Units that run at the same time share no row: of
-two blocks of one head the later is a tile of keys behind (attention.h).
+Element (row, lane) belongs to the pair with key - query + TILE - 1 = row. Units that run at the same time share no row
+(attention_turns.h).
 */
 #pragma once
 
@@ -14,7 +14,7 @@ namespace FASTLM_ISA {
 
 constexpr int DISTANCES = 2 * TILE - 1;
 
-// Their products are in fp32 whatever the dtype, and so is the whole call.
+// Their products are in fp32 whatever the dtype, and with value_vectors so is the whole call.
 static FASTLM_INLINE bool has_vectors(const Terms& terms) { return terms.query_vectors || terms.key_vectors || terms.value_vectors; }
 
 static inline QueryTerms query_terms(const Attention& a, const Pairs& at, Space& space) {
@@ -83,22 +83,22 @@ static inline void add_vector_gradients(const AttentionBackward& x, const TermTi
     const Attention& a = x.forward;
     const auto& [at, space, query] = tile;
     const Terms& terms = *a.terms;
-    const int64_t padded = pad_channels(a.D), bh = at.b * a.H + at.h;
+    const int64_t padded = pad_channels(a.D);
     const int across = int(padded) / W;
     float* by = space.by_distance;
     if (terms.query_vectors) {
         spread<false>(at, ds, pitch, by);
         add_product({rows_of(a, at, terms.query_vectors, at.h), 1, padded}, {by, TILE}, a.D, LANES, DISTANCES, terms.q_position.data ? query.gradient : dq, TILE);
-        if (x.terms.query_vectors) add_product({by, TILE, 1}, {query.rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.query_vectors, bh), padded);
+        if (x.terms.query_vectors) add_product({by, TILE, 1}, {query.rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.query_vectors, at.h), padded);
     }
     if (terms.key_vectors) {
         spread<true>(at, ds, pitch, by);
         add_product({by, 1, TILE}, {rows_of(a, at, terms.key_vectors, at.h), padded}, at.keys, across, DISTANCES, dk, padded);
-        if (x.terms.key_vectors) add_product({by, TILE, 1}, {space.k_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.key_vectors, bh), padded);
+        if (x.terms.key_vectors) add_product({by, TILE, 1}, {space.k_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.key_vectors, at.h), padded);
     }
     if (x.terms.value_vectors) {
         spread<false>(at, p, TILE, by);
-        add_product({by, TILE, 1}, {grad_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.value_vectors, bh), padded);
+        add_product({by, TILE, 1}, {grad_rows, padded}, DISTANCES, across, TILE, rows_of(a, at, x.terms.value_vectors, at.h), padded);
     }
 }
 

@@ -63,7 +63,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     V top[LANES], sum[LANES], rescale[LANES];
     for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
     matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
-        const V score = scores.operator()<EDGE>(product, first + j, lane + c * W);
+        const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
         top[c] = max(score, top[c]);
         store(s + j * TILE + c * W, score);
     });
@@ -88,11 +88,6 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     }
 }
 
-template <typename T>
-static inline void narrow_rows(char* out, const float* x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) narrow(x[i], reinterpret_cast<T*>(out)[i]);
-}
-
 // out = o / sum, and lse; a query that saw nothing gets zeros and -∞.
 static inline void end_queries(const Attention& a, const QueryTile& t, int64_t bh, float* staging) {
     for (int i = 0; i < TILE; i++) {
@@ -103,10 +98,8 @@ static inline void end_queries(const Attention& a, const QueryTile& t, int64_t b
     for (int d = 0; d < a.D; d++)
         for (int i = 0; i < TILE; i++) t.o[d * TILE + i] *= t.sum[i];
     transpose(staging, a.D, t.o, TILE, a.D, t.n);
-    const int64_t first = (bh * a.Lq + t.i0) * a.D, n = int64_t(t.n) * a.D;
-    if (a.dtype == BF16) narrow_rows<bf16>(a.out + 2 * first, staging, n);
-    else if (a.dtype == F16) narrow_rows<f16>(a.out + 2 * first, staging, n);
-    else narrow_rows<float>(a.out + 4 * first, staging, n);
+    const int64_t row = a.D * size_of(a.dtype);
+    narrow_rows(a.out + (bh * a.Lq + t.i0) * row, row, staging, a.D, a.dtype, t.n, a.D, 1.0f);
 }
 
 template <class Product, bool TERMS>
@@ -148,10 +141,20 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
     if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
-    if (a.dtype == BF16 && !has_vectors(*a.terms)) return forward<Bf16Dot, true>(a, unit, workspace);
+    if (a.dtype == BF16 && !a.terms->value_vectors) return forward<Bf16Dot, true>(a, unit, workspace);
 #endif
     if (a.terms) return forward<Fma, true>(a, unit, workspace);
     forward<Fma, false>(a, unit, workspace);
+}
+
+void attention_exp(const float* x, float* out, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) {
+        V lanes = {};
+        const int count = n - i < W ? int(n - i) : W;
+        memcpy(&lanes, x + i, sizeof(float) * count);
+        lanes = exp(lanes);
+        memcpy(out + i, &lanes, sizeof(float) * count);
+    }
 }
 
 }  // namespace FASTLM_ISA

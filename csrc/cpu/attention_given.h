@@ -12,14 +12,24 @@ namespace fastlm {
 
 static inline int64_t bytes_of(int dtype) { return dtype == F32 ? 4 : 2; }
 
-static inline float widen_at(const char* x, int dtype) {
-    return dtype == F32 ? *reinterpret_cast<const float*>(x) : dtype == BF16 ? widen(*reinterpret_cast<const bf16*>(x)) : widen(*reinterpret_cast<const f16*>(x));
+// n elements, `step` bytes apart, as fp32.
+static inline void widen_run(const char* x, int64_t step, int dtype, int64_t n, float* out) {
+    const auto run = [&](const auto* first) {
+        for (int64_t i = 0; i < n; i++) out[i] = widen(*reinterpret_cast<decltype(first)>(x + i * step));
+    };
+    if (dtype == BF16) run(static_cast<const bf16*>(nullptr));
+    else if (dtype == F16) run(static_cast<const f16*>(nullptr));
+    else run(static_cast<const float*>(nullptr));
 }
 
-static inline void narrow_at(float x, char* to, int dtype) {
-    if (dtype == BF16) narrow(x, *reinterpret_cast<bf16*>(to));
-    else if (dtype == F16) narrow(x, *reinterpret_cast<f16*>(to));
-    else narrow(x, *reinterpret_cast<float*>(to));
+// The way back, densely, times scale.
+static inline void narrow_run(const float* x, int64_t n, float scale, int dtype, char* out) {
+    const auto run = [&](auto* to) {
+        for (int64_t i = 0; i < n; i++) narrow(scale * x[i], to[i]);
+    };
+    if (dtype == BF16) run(reinterpret_cast<bf16*>(out));
+    else if (dtype == F16) run(reinterpret_cast<f16*>(out));
+    else run(reinterpret_cast<float*>(out));
 }
 
 // The last dimension's stride must be 1: kernels read channels side by side.
@@ -80,8 +90,6 @@ private:
         }
         terms.bias = {reinterpret_cast<char*>(address), steps[0], steps[1], steps[2]};
         terms.bias_column = steps[3], terms.bias_dtype = dtype;
-        terms.bias_columns = shape[3];  // where one column serves all keys, queries stay apart: a unit of work adds to its own alone
-        terms.bias_rows = shape[2] == 1 && shape[3] > 1 ? 1 : a.Lq;
     }
 
     const float* vectors(const char* name, int which) {
@@ -93,8 +101,8 @@ private:
         copies[which].reset(new float[a.H * vector_rows(a) * padded]());
         for (int64_t h = 0; h < a.H; h++)
             for (int64_t r = 0; r < n; r++)
-                for (int64_t d = 0; d < a.D; d++)
-                    copies[which][(h * vector_rows(a) + PAD + r) * padded + d] = widen_at(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1] + d * strides[2]) * size, dtype);
+                widen_run(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1]) * size, strides[2] * size, dtype, a.D,
+                          copies[which].get() + (h * vector_rows(a) + PAD + r) * padded);
         return copies[which].get();
     }
 
@@ -109,21 +117,26 @@ public:
     WantedTerms(AttentionBackward& x, const GivenTerms& given, const std::map<std::string, Address>& wanted) : x(x), given(given), wanted(wanted) {
         const Attention& a = x.forward;
         for (const auto& [name, address] : wanted) check(given.count(name), "the gradient of " + name + " is wanted, which is not given");
-        const int64_t by_head = a.B * a.H, by_row = vector_rows(a) * pad_channels(a.D);
-        if (wanted.count("bias")) x.terms.bias = sums[0] = zeros(by_head * a.terms->bias_rows * a.terms->bias_columns);
-        if (wanted.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_head * by_row);
-        if (wanted.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_head * by_row);
-        if (wanted.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_head * by_row);
+        const int64_t by_distance = a.H * vector_rows(a) * pad_channels(a.D);
+        if (wanted.count("bias")) want_bias();
+        if (wanted.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_distance);
+        if (wanted.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_distance);
+        if (wanted.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_distance);
         x.terms.same = reinterpret_cast<float*>(at("same"));
         x.terms.q_position = at("q_position"), x.terms.k_position = at("k_position");
         if (given.count("k_position") && a.terms->key_vectors) x.terms.k_position_sum = sums[4] = zeros(a.B * a.Hk * a.Lk * pad_channels(a.D));
+        if (x.terms.bias_sum.data || sums[1] || sums[2] || sums[3]) x.progress = progress = new int64_t[units(a)]();
     }
     WantedTerms(const WantedTerms&) = delete;
-    ~WantedTerms() { for (float* sum : sums) delete[] sum; }
+    ~WantedTerms() {
+        for (float* sum : sums) delete[] sum;
+        delete[] progress;
+    }
 
     // Once all units are done. Sums over rows of the batch, heads, queries run in their order.
     void finish(int threads) const {
-        if (sums[0]) finish_bias();
+        if (x.terms.bias_sum.data && sums[0]) narrow_bias();
+        if (x.terms.bias_of_queries || x.terms.bias_of_keys) finish_bias();
         const char* names[] = {"", "query_vectors", "key_vectors", "value_vectors"};
         const Attention& a = x.forward;
         const float scales[] = {0.0f, a.scale, a.scale, a.terms ? a.terms->kept_scale : 1.0f};
@@ -136,33 +149,48 @@ private:
 
     char* at(const char* name) const { return wanted.count(name) ? reinterpret_cast<char*>(wanted.at(name)) : nullptr; }
 
+    // Straight into the gradient where each pair has its element, or the sum is in its dtype; else into an fp32 tensor of its shape.
+    void want_bias() {
+        const Attention& a = x.forward;
+        const auto& [view, dtype] = given.at("bias");
+        const auto& shape = std::get<1>(view);
+        if (shape[3] == 1) { x.terms.bias_of_queries = sums[0] = zeros(a.B * a.H * a.Lq); return; }
+        if (shape[2] == 1) { x.terms.bias_of_keys = sums[0] = zeros(a.B * a.H * a.Lk); return; }
+        const bool shared = shape[0] < a.B || shape[1] < a.H;
+        const int64_t size = shared ? 4 : bytes_of(dtype), row = a.Lk * size, head = a.Lq * row;
+        if (shared && dtype != F32) sums[0] = zeros(shape[0] * shape[1] * a.Lq * a.Lk);
+        char* data = sums[0] ? reinterpret_cast<char*>(sums[0]) : at("bias");
+        (shared ? x.terms.bias_sum : x.terms.bias_own) = {data, shape[0] < a.B ? 0 : shape[1] * head, shape[1] < a.H ? 0 : head, row};
+    }
+
+    void narrow_bias() const {
+        const auto& [view, dtype] = given.at("bias");
+        const auto& shape = std::get<1>(view);
+        narrow_run(sums[0], shape[0] * shape[1] * shape[2] * shape[3], 1.0f, dtype, at("bias"));
+    }
+
     void finish_bias() const {
         const Attention& a = x.forward;
         const auto& [view, dtype] = given.at("bias");
         const auto& shape = std::get<1>(view);
-        std::unique_ptr<double[]> total(new double[shape[0] * shape[1] * shape[2] * shape[3]]());
-        const float* from = sums[0];
+        const int64_t n = x.terms.bias_of_keys ? a.Lk : a.Lq, kept = x.terms.bias_of_keys ? shape[3] : shape[2];
+        std::unique_ptr<double[]> total(new double[shape[0] * shape[1] * kept]());
         for (int64_t b = 0; b < a.B; b++)
-            for (int64_t h = 0; h < a.H; h++)
-                for (int64_t i = 0; i < a.terms->bias_rows; i++) {
-                    double* to = total.get() + (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] + (shape[2] == 1 ? 0 : i)) * shape[3];
-                    for (int64_t j = 0; j < a.terms->bias_columns; j++) to[shape[3] == 1 ? 0 : j] += *from++;
-                }
-        char* to = at("bias");
-        for (int64_t e = 0; e < shape[0] * shape[1] * shape[2] * shape[3]; e++) narrow_at(float(total[e]), to + e * bytes_of(dtype), dtype);
+            for (int64_t h = 0; h < a.H; h++) {
+                double* to = total.get() + ((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * kept;
+                for (int64_t e = 0; e < n; e++) to[kept == 1 ? 0 : e] += sums[0][(b * a.H + h) * n + e];
+            }
+        const std::vector<float> rounded(total.get(), total.get() + shape[0] * shape[1] * kept);
+        narrow_run(rounded.data(), shape[0] * shape[1] * kept, 1.0f, dtype, at("bias"));
     }
 
     void finish_vectors(const char* name, const float* sum, float scale, int threads) const {
         const Attention& a = x.forward;
-        const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D), size = vector_rows(a) * padded;
+        const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D);
         const int dtype = given.at(name).second;
         parallel_for(a.H, threads, [&](int64_t h) {
             for (int64_t r = 0; r < n; r++)
-                for (int64_t d = 0; d < a.D; d++) {
-                    float total = 0.0f;
-                    for (int64_t b = 0; b < a.B; b++) total += sum[(b * a.H + h) * size + (PAD + r) * padded + d];
-                    narrow_at(scale * total, at(name) + ((h * n + r) * a.D + d) * bytes_of(dtype), dtype);
-                }
+                narrow_run(sum + (h * vector_rows(a) + PAD + r) * padded, a.D, scale, dtype, at(name) + (h * n + r) * a.D * bytes_of(dtype));
         });
     }
 
@@ -170,6 +198,7 @@ private:
     const GivenTerms& given;
     const std::map<std::string, Address>& wanted;
     float* sums[5] = {};
+    int64_t* progress = nullptr;
 };
 
 }  // namespace fastlm

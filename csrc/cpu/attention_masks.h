@@ -63,16 +63,21 @@ static inline bool may_see(const Attention& a, const Pairs& at) {
     return !terms.q_ranks || span_of(terms.k_ranks + k, at.keys).least <= span_of(terms.q_ranks + q, at.queries).most;
 }
 
-// Hide every pair where keeps(id of query, id of key) is false.
+// Hide every pair where keeps(id of query, id of key) is false; returns whether any is true.
 template <class Keeps>
-static FASTLM_INLINE void hide_unless(float* tile, const Pairs& at, const int64_t* q_ids, const int64_t* k_ids, const Keeps& keeps) {
+static FASTLM_INLINE bool hide_unless(float* tile, const Pairs& at, const int64_t* q_ids, const int64_t* k_ids, const Keeps& keeps) {
     int64_t ids[TILE] = {};
-    for (int i = 0; i < at.queries; i++) ids[i] = q_ids[i];
+    for (int i = 0; i < TILE; i++) ids[i] = q_ids[i < at.queries ? i : 0];
+    int any = 0;
     for (int j = 0; j < at.keys; j++)
-        for (int i = 0; i < TILE; i++) tile[j * TILE + i] = keeps(ids[i], k_ids[j]) ? tile[j * TILE + i] : -__builtin_inff();
+        for (int i = 0; i < TILE; i++) {
+            const bool kept = keeps(ids[i], k_ids[j]);
+            tile[j * TILE + i] = kept ? tile[j * TILE + i] : -__builtin_inff(), any |= kept;
+        }
+    return any;
 }
 
-// -∞ over what no mask shows; returns whether anything is left.
+// -∞ over what no mask shows; false where one of them shows nothing.
 static inline bool hide(const Attention& a, const Pairs& at, const Scores& scores, float* tile) {
     const Terms& terms = *a.terms;
     const int64_t q = at.b * a.Lq + at.i0, k = at.b * a.Lk + at.j0;
@@ -80,11 +85,10 @@ static inline bool hide(const Attention& a, const Pairs& at, const Scores& score
         if (terms.prefix && at.j0 + j < terms.prefix[at.b]) continue;
         for (int lane = 0; lane < TILE; lane += W) store(tile + j * TILE + lane, scores.hide(load(tile + j * TILE + lane), j, lane));
     }
-    if (terms.q_segments) hide_unless(tile, at, terms.q_segments + q, terms.k_segments + k, [](int64_t i, int64_t j) FASTLM_LAMBDA { return i == j; });
-    if (terms.q_ranks) hide_unless(tile, at, terms.q_ranks + q, terms.k_ranks + k, [](int64_t i, int64_t j) FASTLM_LAMBDA { return j <= i; });
-    int seen = 0;
-    for (int e = 0; e < at.keys * TILE; e++) seen |= tile[e] != -__builtin_inff();
-    return seen;
+    const auto equal = [](int64_t i, int64_t j) FASTLM_LAMBDA { return i == j; };
+    const auto ranked = [](int64_t i, int64_t j) FASTLM_LAMBDA { return j <= i; };
+    if (terms.q_segments && !hide_unless(tile, at, terms.q_segments + q, terms.k_segments + k, equal)) return false;
+    return !terms.q_ranks || hide_unless(tile, at, terms.q_ranks + q, terms.k_ranks + k, ranked);
 }
 
 }  // namespace FASTLM_ISA

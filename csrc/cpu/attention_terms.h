@@ -16,47 +16,73 @@ namespace FASTLM_ISA {
 // Dense bias, and a query's value where groups are equal
 
 template <typename T>
-static inline void read_bias(const Terms& terms, const Pairs& at, float* rows) {
+static inline void read_bias(const Terms& terms, const Pairs& at, int queries, int keys, float* rows) {
     const char* from = terms.bias.data + at.b * terms.bias.batch + at.h * terms.bias.head + at.i0 * terms.bias.row + at.j0 * terms.bias_column;
-    for (int i = 0; i < at.queries; i++, from += terms.bias.row)
-        for (int j = 0; j < at.keys; j++) rows[i * TILE + j] = widen(*reinterpret_cast<const T*>(from + j * terms.bias_column));
+    if (terms.bias_column == sizeof(T)) return widen_rows<T>(rows, TILE, from, terms.bias.row, queries, keys);
+    for (int i = 0; i < queries; i++, from += terms.bias.row)
+        for (int j = 0; j < keys; j++) rows[i * TILE + j] = widen(*reinterpret_cast<const T*>(from + j * terms.bias_column));
 }
 
 static inline void add_bias(const Terms& terms, const Pairs& at, float* rows, float* turned, float* tile) {
-    if (terms.bias_dtype == BF16) read_bias<bf16>(terms, at, rows);
-    else if (terms.bias_dtype == F16) read_bias<f16>(terms, at, rows);
-    else read_bias<float>(terms, at, rows);
-    transpose(turned, TILE, rows, TILE, at.queries, at.keys);
+    const bool by_query = terms.bias.row != 0, by_key = terms.bias_column != 0;  // or one value for all of them
+    const int queries = by_query ? at.queries : 1, keys = by_key ? at.keys : 1;
+    if (terms.bias_dtype == BF16) read_bias<bf16>(terms, at, queries, keys, rows);
+    else if (terms.bias_dtype == F16) read_bias<f16>(terms, at, queries, keys, rows);
+    else read_bias<float>(terms, at, queries, keys, rows);
+    for (int e = queries * TILE; by_query && e < TILE * TILE; e++) rows[e] = 0.0f;
+    if (by_query) transpose(turned, TILE, rows, TILE, TILE, keys);
     for (int j = 0; j < at.keys; j++)
-        for (int i = 0; i < at.queries; i++) tile[j * TILE + i] += turned[j * TILE + i];
+        for (int lane = 0; lane < TILE; lane += W)
+            add_to(tile + j * TILE + lane, by_query ? load(turned + (by_key ? j * TILE : 0) + lane) : broadcast(rows[by_key ? j : 0]));
 }
 
-static inline void add_bias_gradient(const AttentionBackward& x, const Pairs& at, const float* ds, int64_t pitch) {
+static inline void add_bias_gradient(const AttentionBackward& x, const TermTile& tile, const float* ds, int64_t pitch) {
     const Attention& a = x.forward;
-    const int64_t rows = a.terms->bias_rows, columns = a.terms->bias_columns;
-    float* sum = x.terms.bias + (at.b * a.H + at.h) * rows * columns;
-    if (rows > 1 && columns > 1) return transpose(sum + at.i0 * columns + at.j0, columns, ds, pitch, at.keys, at.queries);
-    for (int j = 0; j < at.keys; j++)
-        for (int i = 0; i < at.queries; i++) sum[columns > 1 ? at.j0 + j : at.i0 + i] += ds[j * pitch + i];
+    const TermGradients& to = x.terms;
+    const Pairs& at = tile.at;
+    const int64_t bh = at.b * a.H + at.h;
+    for (int j = 0; to.bias_of_keys && j < at.keys; j++) {
+        V sum = {};
+        for (int lane = 0; lane < TILE; lane += W) sum += load(ds + j * pitch + lane);
+        for (int l = 0; l < W; l++) to.bias_of_keys[bh * a.Lk + at.j0 + j] += sum[l];
+    }
+    float of_queries[TILE] = {};
+    for (int lane = 0; to.bias_of_queries && lane < TILE; lane += W)
+        for (int j = 0; j < at.keys; j++) add_to(of_queries + lane, load(ds + j * pitch + lane));
+    for (int i = 0; to.bias_of_queries && i < at.queries; i++) to.bias_of_queries[bh * a.Lq + at.i0 + i] += of_queries[i];
+    if (!to.bias_own.data && !to.bias_sum.data) return;
+    float* rows = tile.space.by_distance;
+    transpose(rows, TILE, ds, pitch, at.keys, at.queries);
+    const auto start = [&](const Rows& of, int64_t size) FASTLM_LAMBDA { return of.data + at.b * of.batch + at.h * of.head + at.i0 * of.row + at.j0 * size; };
+    const int dtype = a.terms->bias_dtype;
+    if (to.bias_own.data) return narrow_rows(start(to.bias_own, size_of(dtype)), to.bias_own.row, rows, TILE, dtype, at.queries, at.keys, 1.0f);
+    for (int i = 0; i < at.queries; i++) {
+        float* sum = reinterpret_cast<float*>(start(to.bias_sum, sizeof(float)) + i * to.bias_sum.row);
+        for (int j = 0; j < at.keys; j++) sum[j] += rows[i * TILE + j];
+    }
 }
 
-// use(key, query of the tile) for each pair of equal groups.
+// use(key, query of the tile, whether their groups are equal) for each pair, and for lanes without a query.
 template <class Use>
-static FASTLM_INLINE void for_equal_groups(const Attention& a, const Pairs& at, const Use& use) {
+static FASTLM_INLINE void for_groups(const Attention& a, const Pairs& at, const Use& use) {
     const int64_t *q = a.terms->q_groups + at.b * a.Lq + at.i0, *k = a.terms->k_groups + at.b * a.Lk + at.j0;
+    int64_t groups[TILE];
+    for (int i = 0; i < TILE; i++) groups[i] = q[i < at.queries ? i : 0];
     for (int j = 0; j < at.keys; j++)
-        for (int i = 0; i < at.queries; i++)
-            if (q[i] == k[j]) use(j, i);
+        for (int i = 0; i < TILE; i++) use(j, i, groups[i] == k[j]);
 }
 
 static inline void add_same(const Attention& a, const Pairs& at, float* tile) {
-    const float* same = a.terms->same + (at.b * a.H + at.h) * a.Lq + at.i0;
-    for_equal_groups(a, at, [&](int j, int i) FASTLM_LAMBDA { tile[j * TILE + i] += same[i]; });
+    const float* from = a.terms->same + (at.b * a.H + at.h) * a.Lq + at.i0;
+    float same[TILE] = {};
+    for (int i = 0; i < at.queries; i++) same[i] = from[i];
+    for_groups(a, at, [&](int j, int i, bool equal) FASTLM_LAMBDA { tile[j * TILE + i] += equal ? same[i] : 0.0f; });
 }
 
 static inline void add_same_gradient(const AttentionBackward& x, const Pairs& at, const float* ds, int64_t pitch) {
-    float* sum = x.terms.same + (at.b * x.forward.H + at.h) * x.forward.Lq + at.i0;
-    for_equal_groups(x.forward, at, [&](int j, int i) FASTLM_LAMBDA { sum[i] += ds[j * pitch + i]; });
+    float sum[TILE] = {};
+    for_groups(x.forward, at, [&](int j, int i, bool equal) FASTLM_LAMBDA { sum[i] += equal ? ds[j * pitch + i] : 0.0f; });
+    for (int i = 0; i < at.queries; i++) x.terms.same[(at.b * x.forward.H + at.h) * x.forward.Lq + at.i0 + i] += sum[i];
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

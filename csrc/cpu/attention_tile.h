@@ -47,6 +47,21 @@ static inline void widen_rows(float* out, int64_t pitch, const char* x, int64_t 
     }
 }
 
+template <typename T>
+static inline void narrow_rows(char* out, int64_t stride, const float* x, int64_t pitch, int n, int D, float scale) {
+    for (int r = 0; r < n; r++)
+        for (int d = 0; d < D; d++) narrow(scale * x[r * pitch + d], reinterpret_cast<T*>(out + r * stride)[d]);
+}
+
+// The way back, times scale.
+static inline void narrow_rows(char* out, int64_t stride, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
+    switch (dtype) {
+        case BF16: return narrow_rows<bf16>(out, stride, x, pitch, n, D, scale);
+        case F16: return narrow_rows<f16>(out, stride, x, pitch, n, D, scale);
+        default: return narrow_rows<float>(out, stride, x, pitch, n, D, scale);
+    }
+}
+
 // n rows as words, words_in(D) apart.
 template <class Product>
 static inline void load_words(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
@@ -116,10 +131,11 @@ struct Scores {
         return (at >= first) & (at <= last) ? score : broadcast(-__builtin_inff());
     }
 
-    template <bool EDGE>
+    // With terms, -∞ in place of a bias hides a pair, whatever its product: infinity or NaN there is no one's.
+    template <bool EDGE, bool TERMS>
     FASTLM_INLINE V operator()(V product, int key, int lane) const {
-        const V score = fma(product, broadcast(scale), bias(key, lane));
-        return EDGE ? hide(score, key, lane) : score;
+        const V added = bias(key, lane), score = fma(product, broadcast(scale), added);
+        return EDGE ? hide(score, key, lane) : TERMS ? (added == broadcast(-__builtin_inff()) ? added : score) : score;
     }
 };
 

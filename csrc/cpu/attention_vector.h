@@ -60,7 +60,7 @@ static FASTLM_INLINE Longs multiply_low_halves(Longs a, Longs b) {
 #endif
 }
 
-// 2ˣ with a relative error below 1.5 · 2⁻²³ for -126 ≤ x ≤ 127; towards 0 below, 0 for -∞, NaN for NaN. The polynomial
+// 2ˣ with a relative error below 2⁻²³ for -126 ≤ x ≤ 127; towards 0 below, 0 for -∞, NaN for NaN. The polynomial
 // is the best of degree 6 for 2ᶠ on [0, 1), 1.9e-9 from it.
 static FASTLM_INLINE V exp2(V x) {
 #if defined(__AVX512F__)
@@ -89,7 +89,8 @@ static FASTLM_INLINE V exp2(V x) {
 #endif
 }
 
-// eˣ for x ≤ 0: exact at 0, and within |x| · 2⁻²⁴ of exp2's error elsewhere.
+// eˣ for x ≤ 0: exact at 0; relative error below 2⁻²³ + 1.25 |x| · 2⁻²⁴, the second part from rounding x · log₂e; below 2⁻¹²⁶
+// it may give 0. The tests ask for it; benchmarks/FACTS.md has the largest errors over every float.
 static FASTLM_INLINE V exp(V x) { return exp2(x * 1.4426950408889634f); }
 
 /*

@@ -39,6 +39,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
     m.def("rotate", &launch_rotate, unlocked());
+    m.def("attention_exp", [](Address x, Address out, int64_t n) { active().attention_exp(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(out), n); },
+          "out = eˣ of n fp32 x ≤ 0, as the kernels of attention take it.");
     m.def("attention", &launch_attention, unlocked());
     m.def("attention_backward", &launch_attention_backward, unlocked());
 }

@@ -74,6 +74,8 @@ struct Kernels {
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);
+    // eˣ as attention takes it, x ≤ 0: its error has a bound, which is tested
+    void (*attention_exp)(const float* x, float* out, int64_t n);
 };
 
 // Defined once per instruction set, by table.cpp.

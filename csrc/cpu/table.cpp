@@ -21,10 +21,11 @@ bool unscale_chunk(Span g, int64_t n, float factor);
 void rotate_row(const Rotation& row);
 void attention_forward(const Attention& a, int64_t unit, float* workspace);
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace);
+void attention_exp(const float* x, float* out, int64_t n);
 
 extern const Kernels kernels = {FASTLM_NAME(FASTLM_ISA), adamw_chunk, lamb_moments_chunk, lamb_apply_chunk, sgd_chunk,
                                 adafactor_measure_panel, adafactor_bounded_panel, adafactor_apply_panel, adafactor_measure_run, adafactor_apply_run,
-                                sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward};
+                                sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward, attention_exp};
 
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

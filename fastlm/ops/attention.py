@@ -90,6 +90,9 @@ def attention(
 
     lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none. A backend may leave it
     empty unless return_lse, or unless its own gradient needs it.
+
+    What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients k,
+    must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
     """
     a = Arguments(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
@@ -280,12 +283,13 @@ def _sdpa_refuses(*args):
 
 
 def _sdpa_yields(*args):
-    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's
-    own 70 µs count, nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's own
+    time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
     a = Arguments(*args)
     if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
         return False
-    return a.q.numel() * a.k.shape[2] >= 2**20 and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
+    smallest = 2**22 if a.q.dtype == torch.bfloat16 else 2**23
+    return a.q.numel() * a.k.shape[2] >= smallest and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
@@ -365,6 +369,9 @@ def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
 def _(*args):
+    """Memory besides arguments and results, fp32: at most 0.3 MiB a thread, 0.7 MiB with terms, whatever the lengths (csrc/cpu/attention.h:
+    forward_space, terms_space), H · (Lq + Lk + 255) for a table, and D times that for each tensor of vectors.
+    """
     a = _for_cpp(Arguments(*args))
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
@@ -376,6 +383,11 @@ def _(*args):
 
 @attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
 def _(grad, grad_lse, out, lse, *args):
+    """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k and v in fp32, twice
+    B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads share like the bias, and of
+    a table or a bias of keys or queries one for each row of the batch and head, B · H · L. Every sum has one order, so that bits
+    do not depend on the number of threads.
+    """
     *forward, wanted = args
     a = _for_cpp(Arguments(*forward))
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
