@@ -86,7 +86,7 @@ def forward_kernel(
     o_i = tl.arange(0, BLOCK_M)
     seen = tl.where(l == 0, 1.0, l)
     store_rows(acc * (kept_scale / seen)[:, None], p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D)
-    to_unit, to_log2 = units(q.dtype, scale)
+    _, to_log2 = units(q.dtype, scale)
     lse = tl.where(l == 0, float("-inf"), m * (to_log2 / LOG2E) + tl.log(seen))
     tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
 

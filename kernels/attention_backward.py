@@ -16,8 +16,22 @@ from torch import Tensor
 from fastlm.kernels.launch import numbers, rows, terms, tiles_for, with_bounds
 from fastlm.kernels.term_gradients import Saved, bias_gradient, distance_gradients
 from fastlm.kernels.terms import (
-    UNSPECIALIZED, Head, Numbers, by_distance, distance_rows, gradient, key_count, load_vector, places, probabilities, same_group, scores, survive,
-    tiles_of_keys, tiles_of_queries, units,
+    UNSPECIALIZED,
+    Head,
+    Numbers,
+    by_distance,
+    distance_rows,
+    gradient,
+    key_count,
+    load_vector,
+    places,
+    probabilities,
+    same_group,
+    scores,
+    survive,
+    tiles_of_keys,
+    tiles_of_queries,
+    units,
 )  # fmt: skip
 from fastlm.kernels.tile import LOG2E, cast, dot, edge_tile, load_head, load_rows, store_rows
 from fastlm.kernels.tiles import block_d
@@ -106,7 +120,7 @@ def dq_kernel(
     if p_grad_lse is not None:
         delta -= load_vector(p_grad_lse + i_bh * Lq, i0, Lq, BLOCK_M, 0.0, True)
     lse = load_vector(p_lse + i_bh * Lq, i0, Lq, BLOCK_M, float("inf"), True)
-    to_unit, to_log2 = units(q.dtype, scale)
+    _, to_log2 = units(q.dtype, scale)
     lse = tl.where(lse == float("-inf"), float("inf"), lse) * (LOG2E / to_log2)
     o_i = tl.arange(0, BLOCK_M)
     tl.store(p_delta + i_bh * Lq + i0 + o_i, delta, mask=o_i < Lq - i0)

@@ -16,7 +16,20 @@ from torch import Tensor
 
 from fastlm.kernels.launch import VECTORS, numbers, tiles_for, with_bounds
 from fastlm.kernels.terms import (
-    UNSPECIALIZED, Head, Numbers, Terms, by_distance, gradient, key_count, load_vector, places, probabilities, scores, survive, table_at, tiles_meet,
+    UNSPECIALIZED,
+    Head,
+    Numbers,
+    Terms,
+    by_distance,
+    gradient,
+    key_count,
+    load_vector,
+    places,
+    probabilities,
+    scores,
+    survive,
+    table_at,
+    tiles_meet,
     tiles_of_keys,
 )  # fmt: skip
 from fastlm.kernels.tile import cast, dot, fma, load_head, load_rows, store_rows
@@ -265,7 +278,7 @@ def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int,
 
 def bias_gradient(s: Saved, t: Terms, a: tuple) -> Tensor:
     """Σ dS over what the bias is broadcast over, in the bias's shape and dtype."""
-    (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
+    (B, _, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("bias", a)
     of_batch, of_heads, of_queries, of_keys = a.bias.shape
     programs = of_batch * of_heads * (1 if of_queries == 1 else triton.cdiv(Lq, chosen.BLOCK_M)) * (1 if of_keys == 1 else triton.cdiv(Lk, chosen.BLOCK_N))

@@ -11,7 +11,6 @@ from fastlm import dispatch
 from fastlm.dispatch import BackendError, SlowPathWarning, op, use_backend
 from fastlm.ops.attention import attention
 
-
 ABSENT = "its compiler was not found; cure: install it"
 
 

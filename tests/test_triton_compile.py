@@ -42,7 +42,7 @@ def resources(request, tmp_path_factory) -> list[dict]:
     return kernels
 
 
-KERNELS = {"forward", "dq", "dkdv", "dtable", "dtable_sum", "rotate"}
+KERNELS = {"forward", "dq", "dkdv", "distances", "distances_sum", "bias", "rotate"}
 
 
 def test_every_kernel_compiles_everywhere(resources):
@@ -57,22 +57,23 @@ def test_shared_memory_fits(resources):
 def test_registers_hold_everything(resources):
     """The forward in 16 bits and the small kernels spill nothing; the rest, bytes by the hundred, mostly constants of their loops."""
     for k in resources:
-        spares = k["kernel"] in ("dtable_sum", "rotate") or (k["kernel"] == "forward" and k["case"].startswith("bfloat16"))
-        assert k["spills"] <= (0 if spares else 400), k
+        spares = k["kernel"] in ("distances_sum", "rotate") or (k["kernel"] == "forward" and k["case"].startswith("bfloat16"))
+        assert k["spills"] <= (0 if spares else 512), k
 
 
 def test_two_programs_share_a_multiprocessor(resources):
     """The forward at head size 64 on sm_90 keeps to 128 registers, so that one program's softmax overlaps another's products."""
-    found = [k for k in resources if k["arch"] == 90 and k["kernel"] == "forward" and k["case"].startswith("bfloat16 D=64")]
+    found = [k for k in resources if k["arch"] == 90 and k["kernel"] == "forward" and k["case"] in ("bfloat16 D=64", "bfloat16 D=64 table")]
     assert len(found) == 2 and all(k["blocks"] >= 2 for k in found)
 
 
 def test_16_bit_products_run_on_tensor_cores(resources):
-    """HGMMA on sm_90 (warp-group products, not the older HMMA), and never in fp32, where TF32 would lose bits."""
+    """HGMMA on sm_90 (warp-group products, not the older HMMA) where a tile has their 64 rows; and never in fp32, where TF32 would lose bits."""
     for k in resources:
-        if k["kernel"] in ("forward", "dq", "dkdv", "dtable"):
+        if k["kernel"] in ("forward", "dq", "dkdv", "distances", "bias"):
             assert (k["tensor_core"] > 0) == k["case"].startswith("bfloat16"), k
-            assert k["warp_group"] == (k["arch"] == 90 and k["case"].startswith("bfloat16")), k
+            large = int(k["tile"].split("×")[0]) >= 64
+            assert k["warp_group"] == (k["arch"] == 90 and k["case"].startswith("bfloat16") and large), k
 
 
 def test_a_table_takes_no_shared_memory(resources):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastlm import native
 from fastlm.dispatch import op
-from fastlm.ops.adamw import biases, moments, refuses_moments
 from fastlm.native import address
+from fastlm.ops.adamw import biases, moments, refuses_moments
 from fastlm.ops.lists import Lists
 from fastlm.ops.precision import assign, parameters
 from fastlm.ops.sums import Rule, every, follow
