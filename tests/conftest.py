@@ -17,6 +17,16 @@ if not torch.cuda.is_available():
 __all__ = ["text"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", default="0/1", metavar="I/N", help="every N-th test, from the I-th on, so that N processes share a suite")
+
+
+def pytest_collection_modifyitems(config, items):
+    i, n = map(int, config.getoption("--part").split("/"))
+    config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
+    items[:] = items[i::n]
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Python looks in the working directory first, and a checkout there may not be built."""

@@ -78,9 +78,10 @@ def run(args: Arguments, seed: int = 0) -> dict[str, torch.Tensor]:
     return with_gradients(out, leaves, grad)
 
 
-@settings(max_examples=400 if DEVICE.type == "cuda" else 50, deadline=None, derandomize=True)
+@settings(max_examples=20 if DEVICE.type == "cuda" else 50, deadline=None, derandomize=True)
 @given(arguments(longest=24, device=DEVICE))
 def test_what_is_drawn_is_accurate(args):
+    """Fewer where every draw has kernels to compile."""
     with fastlm.use_backend("triton"):
         assert_attention_accurate(args, ulps=64)
 

@@ -21,14 +21,17 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import report  # noqa: E402
 
 TOTAL = 570  # seconds
+TESTERS = 12  # processes that share the tests, most of whose time goes into compiling kernels
 
 
 @dataclass(frozen=True)
 class Block:
+    """Commands that run beside one another, within `cap` seconds; `tail` lines of each one's log are shown."""
+
     name: str
-    cap: int  # seconds
-    command: list[str]
-    tail: int  # lines of its log to show
+    cap: int
+    commands: list[list[str]]
+    tail: int
 
 
 def plan(out: Path, smoke: bool) -> list[Block]:
@@ -36,25 +39,31 @@ def plan(out: Path, smoke: bool) -> list[Block]:
     python, blocks = sys.executable, str(ROOT / "benchmarks" / "gpu" / "blocks.py")
     tests = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_triton.py") if (ROOT / "tests" / name).exists()]
     extra = ["--smoke"] * smoke
-    timed = lambda name, cap, tail: Block(name, cap, [python, blocks, name, str(out), str(cap - 15), *extra], tail)
-    build = Block("build", 90, [python, "setup.py", "build_ext", "--inplace"], 3)
-    check = Block("tests", 120, [python, "-m", "pytest", "-q", "--maxfail=8", "-p", "no:cacheprovider", *tests], 25)
-    measured = timed("adamw", 90, 10), timed("optim", 100, 20), timed("attention", 280, 20)
+    timed = lambda name, cap, tail: Block(name, cap, [[python, blocks, name, str(out), str(cap - 15), *extra]], tail)
+    build = Block("build", 90, [[python, "setup.py", "build_ext", "--inplace"]], 3)
+    pytest = [python, "-m", "pytest", "-q", "--maxfail=4", "-p", "no:cacheprovider", *tests]
+    check = Block("tests", 120, [[*pytest, "--part", f"{i}/{TESTERS}"] for i in range(TESTERS)], 6)  # their time is the compiler's
+    measured = timed("attention", 200, 20), timed("adamw", 80, 10), timed("optim", 100, 20)
     return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), *measured]
 
 
-def run(block: Block, log: Path, cap: float) -> str:
-    """Run it with its output in `log`; return how it went. Its whole process group ends with it."""
+def run(block: Block, logs: list[Path], cap: float) -> str:
+    """Run its commands with their output in `logs`; return how it went. Their whole process groups end with it."""
     begin = time.monotonic()
-    with log.open("w") as file:
-        process = subprocess.Popen(block.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment())
+    processes = []
+    for command, log in zip(block.commands, logs, strict=True):
+        with log.open("w") as file:
+            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment()))
+    codes = []
+    for process in processes:
         try:
-            code = process.wait(cap)
-            how = "done" if code == 0 else f"FAILED with code {code}"
+            codes.append(process.wait(max(0.0, begin + cap - time.monotonic())))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            how = f"CUT at its {cap:.0f} s"
+            codes.append(None)
+    failed = [code for code in codes if code]
+    how = f"CUT at its {cap:.0f} s" if None in codes else f"FAILED with code {failed[0]}" if failed else "done"
     return f"{how} in {time.monotonic() - begin:.0f} s"
 
 
@@ -74,10 +83,10 @@ def main() -> int:
     end, good = time.monotonic() + TOTAL, True
     for block in plan(arguments.out, arguments.smoke):
         left = end - time.monotonic()
-        log = arguments.out / f"{block.name}.log"
-        how = run(block, log, min(block.cap, left)) if left > 5 else "SKIPPED: no time left"
+        logs = [arguments.out / f"{block.name}{f'-{i}' if len(block.commands) > 1 else ''}.log" for i in range(len(block.commands))]
+        how = run(block, logs, min(block.cap, left)) if left > 5 else "SKIPPED: no time left"
         good &= how.startswith("done")
-        print(f"\n== {block.name}: {how}", *(log.read_text().splitlines()[-block.tail :] if log.exists() else []), sep="\n", flush=True)
+        print(f"\n== {block.name}: {how}", *(line for log in logs if log.exists() for line in log.read_text().splitlines()[-block.tail :]), sep="\n", flush=True)
     rows = report.load([results]) if results.exists() else []
     (arguments.out / "report.md").write_text(report.markdown(rows))
     print(report.markdown(rows))
