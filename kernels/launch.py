@@ -21,6 +21,8 @@ def tiles_for(kernel: str, a: tuple) -> Tiles:
     given = {name for name, x in a._asdict().items() if isinstance(x, Tensor)}
     if given & set(VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
+    elif kernel == "forward" and a.bias is not None:
+        kernel = "forward_bias"
     found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
     return found if given <= {"q", "k", "v", "table", "key_lengths"} and not a.dropout else found._replace(maxnreg=None)
 
