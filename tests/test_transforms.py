@@ -119,7 +119,7 @@ def test_autocast_is_casting_what_goes_in(name, dtype, backend):
     assert inside[0].dtype == dtype and all(g.dtype == torch.float32 for g in inside[1:])
     assert_equal(inside, outside)
     for a, b in zip(inside, cast, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)  # a scheme's own linear layers are cast too
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=5e-2)  # a scheme's own linear layers are cast too
 
 
 def test_autocast_leaves_rotations_alone(backend):
