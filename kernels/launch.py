@@ -17,14 +17,15 @@ INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_se
 
 
 def tiles_for(kernel: str, a: tuple) -> Tiles:
-    """The kernel's tiles: square ones of their own where rows by distance are met; terms beyond a table find no room under a cap on registers."""
+    """The kernel's tiles: square ones of their own where rows by distance are met; without plain attention's cap on registers where terms need more."""
     given = {name for name, x in a._asdict().items() if isinstance(x, Tensor)}
     if given & set(VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
     elif kernel == "forward" and a.bias is not None:
         kernel = "forward_bias"
     found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
-    return found if given <= {"q", "k", "v", "table", "key_lengths"} and not a.dropout else found._replace(maxnreg=None)
+    plain = given <= {"q", "k", "v", "table", "key_lengths"} and not a.dropout
+    return found if plain or kernel != "forward" else found._replace(maxnreg=None)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -55,10 +55,13 @@ def test_shared_memory_fits(resources):
 
 
 def test_registers_hold_everything(resources):
-    """The forward in 16 bits and the small kernels spill nothing; the rest, bytes by the hundred, mostly constants of their loops."""
+    """The forward in 16 bits and the small kernels spill nothing; in fp32 a word or two, by which the compiler fits a second program.
+
+    The backward kernels spill bytes by the hundred, mostly constants of their loops.
+    """
     for k in resources:
         spares = k["kernel"] in ("distances_sum", "rotate") or (k["kernel"] == "forward" and k["case"].startswith("bfloat16"))
-        assert k["spills"] <= (0 if spares else 512), k
+        assert k["spills"] <= (0 if spares else 16 if k["kernel"] == "forward" else 512), k
 
 
 def test_two_programs_share_a_multiprocessor(resources):
@@ -68,12 +71,16 @@ def test_two_programs_share_a_multiprocessor(resources):
 
 
 def test_16_bit_products_run_on_tensor_cores(resources):
-    """HGMMA on sm_90 (warp-group products, not the older HMMA) where a tile has their 64 rows; and never in fp32, where TF32 would lose bits."""
+    """HGMMA on sm_90 (warp-group products, not the older HMMA) where a tile has their 64 rows; and never in fp32, where TF32 would lose bits.
+
+    A tile of 32 rows may have some too: it meets 64 distances.
+    """
     for k in resources:
         if k["kernel"] in ("forward", "dq", "dkdv", "distances", "bias"):
             assert (k["tensor_core"] > 0) == k["case"].startswith("bfloat16"), k
+            able = k["arch"] == 90 and k["case"].startswith("bfloat16")
             large = int(k["tile"].split("×")[0]) >= 64
-            assert k["warp_group"] == (k["arch"] == 90 and k["case"].startswith("bfloat16") and large), k
+            assert k["warp_group"] in ({able} if large else {able, False}), k
 
 
 def test_a_table_takes_no_shared_memory(resources):
