@@ -26,7 +26,7 @@ PROBLEMS = {  # name: (scheme, causal, B, H, L, D)
     **{f"{scheme}_{L}": (scheme, scheme in ("alibi", "causal"), 1, 12, L, 64) for scheme in ("t5", "alibi", "causal", "none") for L in (1024, 4096)},
     "small": ("causal", True, 8, 4, 128, 32),
 }
-CLOSE = {torch.float32: 5e-5, torch.bfloat16: 2e-2}  # a scatter of all scores into 32 sums is not more exact
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # a scatter of all scores into 32 sums is not more exact
 LAYERS_CLOSE = {torch.float32: 5e-5, torch.bfloat16: 4e-2}
 
 by_dtype = pytest.mark.parametrize("dtype", CLOSE, ids=lambda d: str(d).removeprefix("torch."))
