@@ -26,7 +26,9 @@ WARNINGS = ["-Wall", "-Wextra"]
 OPTIMISE = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
-ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]} if X86 else {})
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
+ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX} if X86 else {})
 PER_ISA = ("adafactor", "adam", "sgd", "unscale", "rotary", "attention_forward", "attention_backward", "table")  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 

@@ -26,7 +26,7 @@ struct QueryTile {
 
 struct KeyTile {
     float *k, *v;                 // [TILE, words of D]
-    float *k_pairs;               // [words of TILE, D]
+    float *k_pairs;               // [words of TILE, D], as channels
     float *p, *ds;                // [TILE, TILE] and [TILE, PITCH]
     float *p_words, *ds_words;    // [TILE, words of TILE]
     float *ds_pairs;              // [words of TILE, TILE]
@@ -122,7 +122,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     };
     add(p_rows, t.grad_pairs, keys.dv);
     add(ds_rows, t.q_pairs, keys.dk);
-    matmul<Product>({(WIDE ? keys.k : keys.k_pairs) + first / PAIR * D, 1, D}, {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE},
+    matmul<Product>(channels<Product>(WIDE ? keys.k : keys.k_pairs, first, D), {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE},
         D, LANES, words_in<Product>(n), [&](int d, int c, V x) FASTLM_LAMBDA { add_to(dq + d * TILE + c * W, x); });
 }
 
@@ -183,7 +183,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
         keys.j0 = tile * TILE, keys.n = int(n_keys - keys.j0 < TILE ? n_keys - keys.j0 : TILE);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         load_words<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
-        if (Product::PAIR == 2) load_pairs<Product>(keys.k_pairs, D, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
+        if (Product::PAIR == 2) load_channels<Product>(keys.k_pairs, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         const int64_t first = (b * a.Hk + h_kv) * a.Lk + keys.j0;
         keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded;
         bool opens, closes;
@@ -226,6 +226,9 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
 }
 
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
+#if defined(__AMX_BF16__)
+    const TileRegisters held;
+#endif
 #if defined(__AVX512BF16__)
     if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
     if (x.forward.dtype == BF16 && !x.forward.terms->value_vectors) return backward<Bf16Dot, true>(x, unit, workspace);

@@ -19,7 +19,7 @@ struct QueryTile {
 
 struct KeyTile {
     float *k;             // [TILE, words of D]
-    float *v;             // [words of TILE, D]
+    float *v;             // [words of TILE, D], as channels
     float *s, *p;         // [TILE, TILE] scores, [words of TILE, TILE] probabilities
     int64_t j0;
     int n;
@@ -74,7 +74,7 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     probabilities<Product>(s, p, n, top, sum);
     if (TERMS) drop<Product>(a, terms.at, terms.space, p);
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
-    matmul<Product>({keys.v + first / Product::PAIR * a.D, 1, a.D}, {p, TILE}, a.D, LANES, words_in<Product>(n),
+    matmul<Product>(channels<Product>(keys.v, first, a.D), {p, TILE}, a.D, LANES, words_in<Product>(n),
         [&](int d, int c, V x) FASTLM_LAMBDA { store(o + d * TILE + c * W, fma(load(o + d * TILE + c * W), rescale[c], x)); });
     if (TERMS && a.terms->value_vectors) add_values(a, terms, p, o);
 }
@@ -124,7 +124,7 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
     for (keys.j0 = seen.begin; keys.j0 < seen.end; keys.j0 += TILE) {
         keys.n = int(seen.end - keys.j0 < TILE ? seen.end - keys.j0 : TILE);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
-        load_pairs<Product>(keys.v, D, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
+        load_channels<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         if (TERMS) load_key_terms(a, {b, h, 0, keys.j0, 0, keys.n}, terms);
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
@@ -139,6 +139,9 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 }
 
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
+#if defined(__AMX_BF16__)
+    const TileRegisters held;
+#endif
 #if defined(__AVX512BF16__)
     if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
     if (a.dtype == BF16 && !a.terms->value_vectors) return forward<Bf16Dot, true>(a, unit, workspace);

@@ -29,6 +29,16 @@ struct Right {  // row k of B
     FASTLM_INLINE const float* at(int64_t k) const { return data + k * step; }
 };
 
+}  // namespace FASTLM_ISA
+}  // namespace fastlm
+
+#if defined(__AMX_BF16__)
+#include "attention_amx.h"
+#endif
+
+namespace fastlm {
+namespace FASTLM_ISA {
+
 template <class Product, int M, int N>
 static FASTLM_INLINE void accumulate(const Left& a, const Right& b, int row, int column, int k, int steps, V (&c)[M][N]) {
     const float *pa = a.at(row, k), *pb = b.at(k) + column * W;
@@ -64,21 +74,23 @@ static FASTLM_INLINE void block(const Left& a, const Right& b, int row, int colu
 }
 
 template <class Product, int N, class End>
-static FASTLM_INLINE void columns(const Left& a, const Right& b, int column, int M, int K, const End& end) {
-    int row = 0;
+static FASTLM_INLINE void columns(const Left& a, const Right& b, int row, int column, int M, int K, const End& end) {
     for (; row + ROWS <= M; row += ROWS) block<Product, ROWS, N>(a, b, row, column, K, end);
     for (; row < M; row++) block<Product, 1, N>(a, b, row, column, K, end);
 }
 
 template <class Product, class End>
 static FASTLM_INLINE void matmul(const Left& a, const Right& b, int M, int vectors, int K, const End& end) {
-    int column = 0;
-    for (; column + COLUMNS <= vectors; column += COLUMNS) columns<Product, COLUMNS>(a, b, column, M, K, end);
+    int row = 0, column = 0;
+#if defined(__AMX_BF16__)
+    if (Product::TILES && a.step == 1) row = matmul_by_tiles<Product>(a, b, M, vectors, K, end);
+#endif
+    for (; column + COLUMNS <= vectors; column += COLUMNS) columns<Product, COLUMNS>(a, b, row, column, M, K, end);
     if (COLUMNS == 4 && vectors - column >= 2) {
-        columns<Product, 2>(a, b, column, M, K, end);
+        columns<Product, 2>(a, b, row, column, M, K, end);
         column += 2;
     }
-    if (column < vectors) columns<Product, 1>(a, b, column, M, K, end);
+    if (column < vectors) columns<Product, 1>(a, b, row, column, M, K, end);
 }
 
 }  // namespace FASTLM_ISA

@@ -17,6 +17,7 @@ constexpr int EDGE_LANES = 2;    // an edge tile is taken in parts of so many, e
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Layouts. `words`: a row's channels one after the other, PAIR in a word. `pairs`: PAIR rows share a word, channel by channel.
+// `channels`: the same for a product whose left rows are channels; turned where tiles are multiplied, [D, words of TILE].
 
 struct Space {  // a thread's workspace, handed out piece by piece
     float* next;
@@ -103,6 +104,25 @@ static inline void transpose(float* out, int64_t out_pitch, const float* x, int6
     }
     for (; r < rows; r++)
         for (int c = 0; c < columns; c++) out[c * out_pitch + r] = x[r * pitch + c];
+}
+
+// n rows as channels.
+template <class Product>
+static inline void load_channels(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
+    if (!Product::TILES) return load_pairs<Product>(out, D, x, stride, dtype, n, D);
+    float four[4 * MAX_D];  // words of each channel
+    for (int r = 0; r < n; r += 4 * Product::PAIR) {
+        const int rows = n - r < 4 * Product::PAIR ? n - r : 4 * Product::PAIR;
+        load_pairs<Product>(four, D, x + r * stride, stride, dtype, rows, D);
+        transpose(out + r / Product::PAIR, words_in<Product>(TILE), four, D, words_in<Product>(rows), D);
+    }
+}
+
+// Channels of the rows from the even one `first` on, as the left operand.
+template <class Product>
+static FASTLM_INLINE Left channels(const float* x, int first, int D) {
+    const int word = first / Product::PAIR;
+    return Product::TILES ? Left{x + word, words_in<Product>(TILE), 1} : Left{x + word * D, 1, D};
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -95,16 +95,23 @@ static FASTLM_INLINE V exp(V x) { return exp2(x * 1.4426950408889634f); }
 
 /*
 How a product is taken. Operands are 32-bit words, kept as fp32 whatever they hold; a word is one fp32, or two bf16 that are
-multiplied with two others and added. PAIR is the number of terms in a word.
+multiplied with two others and added. PAIR is the number of terms in a word; TILES, whether whole tiles are multiplied
+where both operands allow it (attention_amx.h).
 */
 struct Fma {
     static constexpr int PAIR = 1;
+    static constexpr bool TILES = false;
     static FASTLM_INLINE V multiply_add(V a, V b, V c) { return fma(a, b, c); }
 };
 
 #if defined(__AVX512BF16__)
 struct Bf16Dot {
     static constexpr int PAIR = 2;
+#if defined(__AMX_BF16__)
+    static constexpr bool TILES = true;
+#else
+    static constexpr bool TILES = false;
+#endif
     static FASTLM_INLINE V multiply_add(V a, V b, V c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 };
 

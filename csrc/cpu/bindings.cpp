@@ -19,7 +19,6 @@ PYBIND11_MODULE(_cpu, m) {
     }, "Names of the instruction sets this processor has, best first.");
     m.def("active", [] { return std::string(active().name); }, "Name of the instruction set in use.");
     m.def("use", &use, "Use the instruction set of this name; raises ValueError if the processor lacks it.");
-    m.attr("amx") = has_amx();
     m.attr("openmp") =
 #if defined(_OPENMP)
         true;

@@ -1,6 +1,12 @@
 // Which instruction set this processor has, best first. Compiled once, for every processor.
 #include <stdexcept>
 
+#if defined(FASTLM_HAS_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "launch.h"
 
 namespace fastlm {
@@ -16,18 +22,32 @@ static bool has_avx512() {
 }
 #endif
 
-bool has_amx() {
-#if defined(FASTLM_HAS_AVX512_BF16) && (defined(__clang__) || __GNUC__ >= 12)
-    return __builtin_cpu_supports("amx-bf16");
+#if defined(FASTLM_HAS_AVX512_BF16)
+static bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#if defined(FASTLM_HAS_AMX)
+// Tiles of bf16, and Linux willing to keep a thread's (XTILEDATA, state 18), which a process must ask for: arch_prctl(2), 5.16 or newer.
+static bool has_amx() {
+#if defined(__linux__)
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+    constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
+    unsigned a, b, c, d;
+    const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE);  // not every compiler's __builtin_cpu_supports knows them
+    return tiles && has_avx512_bf16() && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 #else
     return false;
 #endif
 }
+#endif
 
 std::vector<const Kernels*> available() {
     std::vector<const Kernels*> sets;
+#if defined(FASTLM_HAS_AMX)
+    if (has_amx()) sets.push_back(&amx::kernels);
+#endif
 #if defined(FASTLM_HAS_AVX512_BF16)
-    if (has_avx512() && __builtin_cpu_supports("avx512bf16")) sets.push_back(&avx512_bf16::kernels);
+    if (has_avx512_bf16()) sets.push_back(&avx512_bf16::kernels);
 #endif
 #if defined(FASTLM_HAS_AVX512)
     if (has_avx512()) sets.push_back(&avx512::kernels);

@@ -1,6 +1,6 @@
 /*
 One source, several instruction sets. Files that include this are compiled once for each set, with FASTLM_ISA defined as
-portable, avx2, avx512 or avx512_bf16 and the compiler's matching flags; the best set the processor has is chosen at run time (isa.cpp).
+portable, avx2, avx512, avx512_bf16 or amx and the compiler's matching flags; the best set the processor has is chosen at run time (isa.cpp).
 
 Such a file uses no inline function of the C++ library and defines nothing outside its own namespace: a function that the
 linker shares between sets would run AVX-512 code on a processor without it (tests/test_native.py looks). Loops are plain C++
@@ -15,7 +15,7 @@ that compilers vectorise, with the order of every sum written out, so that all s
 #include "kernels.h"
 
 #ifndef FASTLM_ISA
-#error "compile with -DFASTLM_ISA=portable, avx2, avx512 or avx512_bf16"
+#error "compile with -DFASTLM_ISA=portable, avx2, avx512, avx512_bf16 or amx"
 #endif
 
 namespace fastlm {

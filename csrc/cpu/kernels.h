@@ -83,5 +83,6 @@ namespace portable { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512_bf16 { extern const Kernels kernels; }
+namespace amx { extern const Kernels kernels; }
 
 }  // namespace fastlm

@@ -15,7 +15,6 @@ namespace fastlm {
 std::vector<const Kernels*> available();  // the sets this processor has, best first
 const Kernels& active();
 void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
-bool has_amx();  // matrix products of bf16 tiles, which PyTorch uses and fastlm does not
 
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
 using GivenTerms = std::map<std::string, std::pair<View, int>>;  // (view, dtype) by the names of fastlm/ops/attention.py

@@ -32,7 +32,7 @@ def _sdpa_yields(*args):
     if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
         return False
     smallest = 2**22 if a.q.dtype == torch.bfloat16 else 2**23
-    return a.q.numel() * a.k.shape[2] >= smallest and not (a.q.dtype == torch.bfloat16 and native.cpu().amx)
+    return a.q.numel() * a.k.shape[2] >= smallest and not (a.q.dtype == torch.bfloat16 and "amx" in native.cpu().available())
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
