@@ -33,6 +33,23 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def poisoned_cpp():
+    """Attention by C++; results start as NaN, for torch fills empty tensors when it is asked to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["reference", "cpp"])
 def backend(request):
     """Attention and rotation, forward and backward, by the definition and by C++ in turn."""

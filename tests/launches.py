@@ -20,6 +20,7 @@ from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import resources  # noqa: E402
+
 from fastlm.kernels import rotary  # noqa: E402
 
 LIBCUDA = ctypes.CDLL(os.path.join(os.environ["TRITON_LIBCUDA_PATH"], "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)

@@ -1,6 +1,6 @@
 """Attention in C++: every instruction set by the tolerance rule, what hidden pairs may hold, and what it does not take.
 
-Results start as NaN here (torch fills empty tensors when it is asked to be deterministic), so an element nobody wrote shows.
+Results start as NaN here (conftest.py: poisoned_cpp), so an element nobody wrote shows.
 """
 
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerance import assert_attention_accurate, attention_truth, leaves_of
 
-import fastlm
 from fastlm import native
 from fastlm.dispatch import BackendError
 from fastlm.masks import UNBOUNDED
@@ -22,14 +21,7 @@ CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def cpp_and_poison():
-    torch.use_deterministic_algorithms(True)
-    with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
-        yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_cpp")
 
 
 @pytest.fixture(params=native.cpu().available())

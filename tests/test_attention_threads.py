@@ -1,6 +1,6 @@
 """Attention in C++ on several threads: the same bits for any number of them, and no copies of a sum.
 
-The sanitizer of threads runs this file too (test_native.py). Results start as NaN, as in test_attention_cpu.py.
+The sanitizer of threads runs this file too (test_native.py). Results start as NaN (conftest.py).
 """
 
 import os
@@ -11,29 +11,13 @@ import torch
 from chosen import MASKS, arguments, draw, results, with_terms
 from tolerance import assert_attention_accurate
 
-import fastlm
 from fastlm import native
 from fastlm.ops.attention import LEARNED, attention, attention_backward
 
 CPU = torch.device("cpu")
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def cpp_and_poison():
-    torch.use_deterministic_algorithms(True)
-    with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
-        yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("poisoned_cpp")
 
 MANY_TURNS = {  # several units of work for each key head, more than one tile of keys
     "bidirectional": dict(H=2, Hk=1, Lq=600, Lk=520),

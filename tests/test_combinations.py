@@ -7,29 +7,12 @@ from draws import arguments
 from hypothesis import given, settings
 from tolerance import assert_attention_accurate, assert_repeats
 
-import fastlm
 from fastlm import native
 
 CPU = torch.device("cpu")
 if native.cpp_missing(CPU):
     pytest.skip(native.cpp_missing(CPU), allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def cpp_and_poison():
-    """Results start as NaN: torch fills empty tensors when it is asked to be deterministic."""
-    torch.use_deterministic_algorithms(True)
-    with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
-        yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(5)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("poisoned_cpp")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -41,4 +24,5 @@ def test_what_is_drawn_is_accurate(args):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", COMBINED, ids=str)
 def test_twenty_times_the_same_bits(case, dtype, threads):
+    threads(5)
     assert_repeats(case.make(dtype, CPU))
