@@ -226,7 +226,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
 }
 
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace) {
-#if defined(__AMX_BF16__)
+#if defined(FASTLM_AMX)
     const TileRegisters held;
 #endif
 #if defined(__AVX512BF16__)

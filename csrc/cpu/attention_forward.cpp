@@ -139,7 +139,7 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
 }
 
 void attention_forward(const Attention& a, int64_t unit, float* workspace) {
-#if defined(__AMX_BF16__)
+#if defined(FASTLM_AMX)
     const TileRegisters held;
 #endif
 #if defined(__AVX512BF16__)

@@ -32,7 +32,7 @@ struct Right {  // row k of B
 }  // namespace FASTLM_ISA
 }  // namespace fastlm
 
-#if defined(__AMX_BF16__)
+#if defined(FASTLM_AMX)
 #include "attention_amx.h"
 #endif
 
@@ -82,7 +82,7 @@ static FASTLM_INLINE void columns(const Left& a, const Right& b, int row, int co
 template <class Product, class End>
 static FASTLM_INLINE void matmul(const Left& a, const Right& b, int M, int vectors, int K, const End& end) {
     int row = 0, column = 0;
-#if defined(__AMX_BF16__)
+#if defined(FASTLM_AMX)
     if (Product::TILES && a.step == 1) row = matmul_by_tiles<Product>(a, b, M, vectors, K, end);
 #endif
     for (; column + COLUMNS <= vectors; column += COLUMNS) columns<Product, COLUMNS>(a, b, row, column, M, K, end);

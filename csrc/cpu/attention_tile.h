@@ -109,12 +109,13 @@ static inline void transpose(float* out, int64_t out_pitch, const float* x, int6
 // n rows as channels.
 template <class Product>
 static inline void load_channels(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
-    if (!Product::TILES) return load_pairs<Product>(out, D, x, stride, dtype, n, D);
-    float four[4 * MAX_D];  // words of each channel
-    for (int r = 0; r < n; r += 4 * Product::PAIR) {
-        const int rows = n - r < 4 * Product::PAIR ? n - r : 4 * Product::PAIR;
-        load_pairs<Product>(four, D, x + r * stride, stride, dtype, rows, D);
-        transpose(out + r / Product::PAIR, words_in<Product>(TILE), four, D, words_in<Product>(rows), D);
+    if constexpr (!Product::TILES) return load_pairs<Product>(out, D, x, stride, dtype, n, D);
+    constexpr int ROWS = 4 * Product::PAIR;
+    float words[4 * MAX_D];  // four of each channel
+    for (int r = 0; r < n; r += ROWS) {
+        const int rows = n - r < ROWS ? n - r : ROWS;
+        load_pairs<Product>(words, D, x + r * stride, stride, dtype, rows, D);
+        transpose(out + r / Product::PAIR, words_in<Product>(TILE), words, D, words_in<Product>(rows), D);
     }
 }
 
@@ -148,7 +149,7 @@ struct Scores {
         Ints at;
         for (int l = 0; l < W; l++) at[l] = l;
         at += lane - key;
-        return (at >= first) & (at <= last) ? score : broadcast(-__builtin_inff());
+        return ((at >= first) & (at <= last)) ? score : broadcast(-__builtin_inff());
     }
 
     // With terms, -∞ in place of a bias hides a pair, whatever its product: infinity or NaN there is no one's.

@@ -10,6 +10,10 @@ scalars do; intrinsics only for what those have no word for: fused multiply-add,
 
 #include "isa.h"
 
+#if defined(__AMX_BF16__) || defined(__AMXBF16__)  // the second is Clang's, before 15
+#define FASTLM_AMX
+#endif
+
 #define FASTLM_INLINE inline __attribute__((always_inline))
 #define FASTLM_LAMBDA __attribute__((always_inline))
 
@@ -107,7 +111,7 @@ struct Fma {
 #if defined(__AVX512BF16__)
 struct Bf16Dot {
     static constexpr int PAIR = 2;
-#if defined(__AMX_BF16__)
+#if defined(FASTLM_AMX)
     static constexpr bool TILES = true;
 #else
     static constexpr bool TILES = false;

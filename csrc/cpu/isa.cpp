@@ -1,8 +1,10 @@
 // Which instruction set this processor has, best first. Compiled once, for every processor.
 #include <stdexcept>
 
-#if defined(FASTLM_HAS_AMX) && defined(__linux__)
+#if defined(FASTLM_HAS_AVX2)
 #include <cpuid.h>
+#endif
+#if defined(FASTLM_HAS_AMX) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -12,7 +14,19 @@
 namespace fastlm {
 
 #if defined(FASTLM_HAS_AVX2)
-static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+struct Cpuid { unsigned a, b, c, d; };
+
+// For features that some compiler's __builtin_cpu_supports does not know.
+static Cpuid cpuid(unsigned leaf) {
+    Cpuid x = {};
+    __get_cpuid_count(leaf, 0, &x.a, &x.b, &x.c, &x.d);
+    return x;
+}
+
+static bool has_avx2() {
+    constexpr unsigned F16C = 1u << 29;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (cpuid(1).c & F16C);
+}
 #endif
 
 #if defined(FASTLM_HAS_AVX512)
@@ -32,9 +46,8 @@ static bool has_amx() {
 #if defined(__linux__)
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
     constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
-    unsigned a, b, c, d;
-    const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE);  // not every compiler's __builtin_cpu_supports knows them
-    return tiles && has_avx512_bf16() && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+    const unsigned features = cpuid(7).d;
+    return (features & AMX_BF16) && (features & AMX_TILE) && has_avx512_bf16() && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 #else
     return false;
 #endif
