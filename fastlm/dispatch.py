@@ -59,7 +59,7 @@ class Backend:
 
     devices: device types on which it is chosen unasked. missing(device): why it cannot run there at all, or None.
     refuses(*args): why it cannot compute these arguments, or None. yields(*args): whether it could, but a backend ranked
-    after it is faster; torch.compile does not ask. differentiable: it is made of PyTorch operators that carry their own
+    after it is faster. differentiable: it is made of PyTorch operators that carry their own
     gradient, and is called outside the custom operator so that autograd and torch.compile see it whole.
     """
 
@@ -79,8 +79,8 @@ _forced: list[dict[str, str]] = []  # op name, or "" for every op → backend na
 @contextmanager
 def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
     """Force a backend inside the `with` block: `use_backend("reference")` for every op, `use_backend(attention="triton")`
-    for one. The innermost choice wins; in one call, an op's own choice goes before the choice for every op. It holds for the whole
-    process, since backward passes run on threads of their own.
+    for one and its gradient. The innermost choice wins; in one call, an op's own choice goes before its forward's, and that before
+    the choice for every op. It holds for the whole process, since backward passes run on threads of their own.
 
     Raises BackendError at once if no op has the backend; a call that the forced backend cannot serve raises it there.
     The environment variable FASTLM_BACKEND sets the outermost choice for every op.
@@ -105,10 +105,15 @@ def _check_known(op_name: str, backend_name: str) -> None:
 
 def forced_backend(op_name: str) -> str | None:
     """The backend name that `use_backend` or FASTLM_BACKEND asks for, or None for a free choice."""
+    forward = op_name.removesuffix("_backward")
     for choice in reversed(_forced):
-        if op_name in choice or "" in choice:
-            return choice.get(op_name) or choice[""]
-    return os.environ.get("FASTLM_BACKEND")
+        if op_name in choice:
+            return choice[op_name]
+        if forward in choice and choice[forward] in OPS[op_name].names():  # a choice for an op is one for its gradient
+            return choice[forward]
+        if "" in choice:
+            return choice[""]
+    return os.environ.get("FASTLM_BACKEND") or None
 
 
 class Op:
@@ -185,7 +190,7 @@ class Op:
             reason = backend.refuses(*args)
             if reason is not None:
                 self._tell(backend, "refused", reason)
-            elif torch.compiler.is_compiling() or not backend.yields(*args):
+            elif not backend.yields(*args):
                 return backend
         return self._reference
 

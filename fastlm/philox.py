@@ -39,5 +39,5 @@ def kept(shape: tuple[int, int, int, int], dropout: float, seed: int, device: to
 
 
 def threshold(dropout: float) -> int:
-    """A word below it drops: dropout to the nearest 2⁻³²."""
-    return round(dropout * 2**32)
+    """A word below it drops: dropout to the nearest 2⁻³² that fits a word."""
+    return min(round(dropout * 2**32), LOW)

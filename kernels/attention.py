@@ -19,7 +19,7 @@ from fastlm.kernels.terms import UNSPECIALIZED, Head, Numbers, by_distance, dist
 from fastlm.kernels.tile import LOG2E, cast, dot, edge_tile, fma, load_head, load_rows, store_rows
 from fastlm.kernels.tiles import block_d
 
-NOTHING = tl.constexpr(-1e30)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
+NOTHING = tl.constexpr(-3.4028234663852886e38)  # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device

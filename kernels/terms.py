@@ -92,7 +92,7 @@ def places(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexp
 @triton.jit
 def key_count(t, b, Lk):
     """How many of Lk keys row b of the batch has."""
-    return Lk if t.key_lengths is None else tl.minimum(tl.load(t.key_lengths + b).to(tl.int32), Lk)
+    return Lk if t.key_lengths is None else tl.minimum(tl.load(t.key_lengths + b), Lk).to(tl.int32)
 
 
 @triton.jit
@@ -141,6 +141,13 @@ def bias_at(t, head, i0, j0, o_i, o_j, n):
 
 
 @triton.jit
+def within_half(x):
+    """x, no less than fp16's least number unless it is -inf. Where a mask of -1e9, or of the least float, hides a whole row, the softmax
+    of what it hides is asked for; in units of 1/scale that number overflows, and its rounding outweighs the scores."""
+    return tl.where(x == float("-inf"), x, tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
 def same_at(t, head, i0, j0, o_i, o_j, n):
     return tl.where(same_group(t, head, i0, j0, o_i, o_j, n), of_row(t.same, head.b * n.H + head.h, i0, o_i, n.Lq), 0.0)
 
@@ -178,7 +185,8 @@ def scores(
     if t.table is not None and table is None:
         added = table_at(t, head.h, j0 - i0, o_i, o_j, n)
     if t.bias is not None:
-        added = plus(added, bias_at(t, head, i0, j0, o_i, o_j, n))
+        bias = bias_at(t, head, i0, j0, o_i, o_j, n)
+        added = plus(added, bias if q.dtype == tl.float32 else within_half(bias))
     if t.same is not None:
         added = plus(added, same_at(t, head, i0, j0, o_i, o_j, n))
     x = product(k, q.T, related, added, n.scale) if KEYS_FIRST else product(q, k.T, related, added, n.scale)

@@ -175,6 +175,66 @@ def test_plain_attention_goes_to_torch():
     assert attention.choose(*Arguments.of(q, q, q, right=0)).name == "sdpa"
     assert attention.choose(*Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
     assert attention.choose(*Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
+    assert attention.choose(*Arguments.of(q[:, :, :1], q, q, right=0, offset=7)).name == "sdpa"  # a step of decoding
+    assert attention.choose(*Arguments.of(q[:, :, :1], q, q, right=0, offset=6)).name != "sdpa"
+    torch.testing.assert_close(fastlm.attention(q, q, q, causal=True)[:, :, 7:], fastlm.attention(q[:, :, 7:], q, q, causal=True))
+
+
+def assert_far_scores_are_a_softmax(dtype, device):
+    """Rows of which all scores are large and negative, masked by the dtype's least number, or so in part: the softmax they are."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, L, 16, generator=g).to(device, dtype) for L in (5, 70, 70))
+    bias = torch.zeros(1, 1, 5, 70, dtype=dtype, device=device)
+    bias[..., 1, :], bias[..., 2, :], bias[..., 3, 1:], bias[..., 4, :] = -1e4, *[torch.finfo(dtype).min] * 2, max(-1e9, torch.finfo(dtype).min)
+    truth = ((q.double() @ k.double().mT) / 4 + bias.double()).softmax(-1) @ v.double()
+    plain = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias.float())
+    got = fastlm.attention(q, k, v, bias=bias)
+    close = 2 * (plain - truth).abs().max() + 2 * torch.finfo(dtype).eps
+    assert (got - truth).abs().max() <= close
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_far_scores(dtype, backend):
+    assert_far_scores_are_a_softmax(dtype, "cpu")
+
+
+def test_lengths_and_offsets_without_end(backend):
+    """Numbers that stand for "no limit" are not cut to 32 bits; offsets that reach the band's own are refused."""
+    q = torch.randn(2, 2, 5, 16)
+    got = fastlm.attention(q, q, q, key_lengths=torch.tensor([2**63 - 1, 2**31]))
+    torch.testing.assert_close(got, fastlm.attention(q, q, q))
+    with pytest.raises(ValueError, match="offset is 1073741824; it must be an int, and stay"):
+        fastlm.attention(q, q, q, offset=2**30, causal=True)
+
+
+def test_dropout_of_nearly_all_drops_all(backend):
+    q = torch.randn(1, 1, 40, 16)
+    assert not fastlm.attention(q, q, q, dropout=1 - 1e-12, seed=1).any()
+
+
+def test_terms_in_other_dtypes_are_served(backend):
+    """By every backend, their gradients in their own dtypes."""
+    q = torch.randn(1, 2, 6, 16)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        bias = torch.randn(1, 2, 6, 6, dtype=dtype, requires_grad=True)
+        out = fastlm.attention(q, q, q, bias=bias)
+        torch.testing.assert_close(out, fastlm.attention(q, q, q, bias=bias.float()))
+        out.sum().backward()
+        assert bias.grad.dtype == dtype
+
+
+def test_a_choice_for_attention_is_one_for_its_gradient():
+    with fastlm.use_backend(attention="reference"):
+        assert fastlm.dispatch.forced_backend("attention_backward") == "reference"
+        with fastlm.use_backend(attention_backward="cpp"):
+            assert fastlm.dispatch.forced_backend("attention_backward") == "cpp"
+    with fastlm.use_backend(attention="sdpa"):
+        assert fastlm.dispatch.forced_backend("attention_backward") is None
+
+
+def test_meta_tensors():
+    q = torch.empty(1, 2, 6, 16, device="meta")
+    assert fastlm.attention(q, q, q, causal=True).shape == q.shape
 
 
 @pytest.mark.parametrize(
@@ -186,7 +246,7 @@ def test_plain_attention_goes_to_torch():
         (dict(key_lengths=torch.tensor([1.0])), r"key_lengths must be \[1\] integers"),
         (dict(prefix=torch.zeros(2, dtype=torch.long)), r"prefix must be \[1\] integers; got \[2\]"),
         (dict(segments=torch.zeros(1, 3, dtype=torch.long)), r"segments of queries must be \[1, 4\] integers"),
-        (dict(order=(None, torch.zeros(1, 4, dtype=torch.long))), "order must be given for queries and keys"),
+        (dict(order=(None, torch.zeros(1, 4, dtype=torch.long))), r"order must be a tuple of tensors"),
         (dict(bias=torch.zeros(1, 3, 4, 4)), r"bias must be \[B, H, Lq, Lk\] = \[1, 2, 4, 4\], each 1 to broadcast"),
         (dict(scale=0.0), "scale is 0.0; it must be positive"),
         (dict(dropout=1.0), "dropout is 1.0"),
@@ -195,10 +255,21 @@ def test_plain_attention_goes_to_torch():
         (dict(window=(1, 2, 3)), r"window is \(1, 2, 3\); give \(left, right\)"),
         (dict(window=True), "window is True"),
         (dict(position="rope"), "position is 'rope'; give a scheme"),
-        (dict(group_bias=(torch.zeros(4), *torch.zeros(2, 1, 4, dtype=torch.long))), r"\[B, H, Lq\] = \[1, 2, 4\]; got \[4\]"),
+        (dict(group_bias=(torch.zeros(4), *torch.zeros(2, 1, 4, dtype=torch.long))), r"\[B, H, Lq\] = \[1, 2, 4\] of floats; got \[4\]"),
         (dict(position=positions.Terms(vectors=positions.Vectors(query_vectors=torch.zeros(2, 9, 8)))), r"query_vectors must be .* \[2, 7, 8\]"),
-        (dict(key_lengths=torch.zeros(1, dtype=torch.long, device="meta")), "key_lengths is on meta and query on cpu"),
+        (dict(key_lengths=torch.zeros(1, dtype=torch.long, device="meta")), "key_lengths is on meta and query or x on cpu"),
         (dict(window=-1), "window left bound is -1"),
+        (dict(key_lengths=[4]), r"key_lengths must be a tensor; got \[4\]"),
+        (dict(key_lengths=torch.ones(1, dtype=torch.bool)), r"key_lengths must be \[1\] integers; got \[1\] torch.bool"),
+        (dict(order=torch.zeros(1, 4)), r"order must be a tuple of tensors \(ranks of queries, ranks of keys\); got Tensor"),
+        (dict(segments=(torch.zeros(1, 4, dtype=torch.long), None)), r"segments must be a tuple of tensors .* got \['Tensor', 'NoneType'\]"),
+        (dict(group_bias=torch.zeros(2, 1, 2, 4).unbind()), r"group_bias must be a tuple of tensors \(x, groups of queries, groups of keys\)"),
+        (dict(segments=(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4, dtype=torch.long, device="meta"))), "segments is on meta"),
+        (dict(seed=torch.tensor(5)), r"seed is tensor\(5\); it must be an int"),
+        (dict(seed=1.5), "seed is 1.5; it must be an int"),
+        (dict(offset=1.0), "offset is 1.0; it must be an int"),
+        (dict(scale=float("inf")), "scale is inf; it must be positive and finite"),
+        (dict(causal="no"), "causal is 'no'; give True or False"),
         (dict(position=positions.Sinusoidal(8)), "'sinusoidal' adds to token embeddings"),
         (dict(position=positions.ALiBi(3)), r"\[heads, Lq \+ Lk - 1\] = \[2, 7\]; got \[3, 7\]"),
     ],

@@ -5,6 +5,7 @@ import torch
 from cases import ATTENTION, COMBINED, ROTATE
 from draws import arguments
 from hypothesis import given, settings
+from test_attention import assert_far_scores_are_a_softmax
 from tolerance import assert_attention_accurate, assert_repeats, leaves_of, with_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,6 +50,20 @@ def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
 def test_attention_is_accurate(case, dtype):
     with fastlm.use_backend("triton"):
         assert_attention_accurate(case.make(dtype, DEVICE))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_far_scores(dtype):
+    with fastlm.use_backend("triton"):
+        assert_far_scores_are_a_softmax(dtype, DEVICE)
+
+
+def test_lengths_without_end():
+    q = torch.randn(2, 2, 5, 16, device=DEVICE)
+    with fastlm.use_backend("triton"):
+        got = fastlm.attention(q, q, q, key_lengths=torch.tensor([2**63 - 1, 2**31], device=DEVICE))
+        assert not fastlm.attention(q, q, q, dropout=1 - 1e-12, seed=1).any()
+    torch.testing.assert_close(got, fastlm.attention(q, q, q))
 
 
 SMALL = {

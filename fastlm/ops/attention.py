@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.dispatch import op
+from fastlm.dispatch import BackendError, op
 from fastlm.masks import UNBOUNDED
 from fastlm.philox import kept
 
@@ -99,8 +99,7 @@ def attention(
     )  # fmt: skip
     a = _without_padding(a)
     score = scores(a, torch.promote_types(q.dtype, torch.float32))
-    lse = score.logsumexp(-1)
-    return values(_probabilities(score, lse), a).to(q.dtype), lse
+    return values(_probabilities(score), a).to(q.dtype), score.logsumexp(-1)
 
 
 @op
@@ -129,7 +128,7 @@ def attention_backward(
     )  # fmt: skip
     a = _without_padding(a)
     k, v, wide = a.k, a.v, torch.promote_types(q.dtype, torch.float32)
-    p = _probabilities(scores(a, wide), lse)
+    p = _probabilities(scores(a, wide))
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ _per_query_head(v, q).to(wide).mT
     if value_vectors is not None:
@@ -225,9 +224,9 @@ def _equal(of_query: Tensor, of_key: Tensor) -> Tensor:
     return of_query[:, None, :, None] == of_key[:, None, None, :]
 
 
-def _probabilities(score: Tensor, lse: Tensor) -> Tensor:
-    """softmax from the log-sum-exp; a row with no visible key is all zeros instead of NaN."""
-    return torch.exp(score - lse.masked_fill(lse == -torch.inf, 0.0)[..., None].to(score.dtype))
+def _probabilities(score: Tensor) -> Tensor:
+    """softmax over the keys; a row with no visible key is all zeros instead of NaN."""
+    return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)
 
 
 def _dropped(p: Tensor, a: Arguments) -> Tensor:
@@ -282,3 +281,8 @@ def _(ctx, grad, grad_lse):
     wanted = list(ctx.needs_input_grad[: len(LEARNED)])
     grads = attention_backward(grad, grad_lse, out, *rest, *ctx.numbers, wanted)
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(Arguments._fields) - len(LEARNED))
+
+
+@attention_backward.gradient(save=lambda ctx, inputs, output: None)
+def _(ctx, *grads):
+    raise BackendError("attention is differentiable once; for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch")

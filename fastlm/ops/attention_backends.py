@@ -20,27 +20,39 @@ def _sdpa_refuses(*args):
     if a.dropout or a.return_lse:
         return "scaled_dot_product_attention has no dropout from a seed, and returns no lse"
     causal = (a.left, a.right, a.offset) == (UNBOUNDED, 0, 0) and a.q.shape[2] == a.k.shape[2]
-    if not causal and (a.left, a.right) != (UNBOUNDED, UNBOUNDED):
+    if not causal and not _sees_all(a):
         return "scaled_dot_product_attention knows no mask, or causal with as many queries as keys"
     return None
+
+
+def _sees_all(a: Arguments) -> bool:
+    """Whether the band hides nothing, as when one query decodes."""
+    return a.left >= a.q.shape[2] - 1 + a.offset and a.right >= a.k.shape[2] - 1 - a.offset
 
 
 def _sdpa_yields(*args):
     """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's own
     time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
     a = Arguments(*args)
-    if a.q.device.type != "cpu" or native.cpp_missing(a.q.device) or _cpp_refuses(*args):
+    if a.q.device.type != "cpu" or _cpp_refuses(*args):
         return False
     smallest = 2**22 if a.q.dtype == torch.bfloat16 else 2**23
-    return a.q.numel() * a.k.shape[2] >= smallest and not (a.q.dtype == torch.bfloat16 and "amx" in native.cpu().available())
+    return a.q.numel() * a.k.shape[2] >= smallest and _cpp_is_faster(a.q.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _cpp_is_faster(dtype: torch.dtype) -> bool:
+    return native.cpp_missing(torch.device("cpu")) is None and not (dtype == torch.bfloat16 and "amx" in native.cpu().available())
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
 def _(*args):
     """PyTorch's own kernels (cuDNN, FlashAttention, CPU flash), which serve plain attention well. No lse."""
     a = Arguments(*args)
-    grouped = a.q.shape[1] != a.k.shape[1]
-    return F.scaled_dot_product_attention(a.q, a.k, a.v, is_causal=a.right == 0, scale=a.scale, enable_gqa=grouped), None
+    options = {} if _sees_all(a) else {"is_causal": True}
+    if a.q.shape[1] != a.k.shape[1]:  # a comparison of sizes is not a bool under torch.compile until it is asked like this
+        options["enable_gqa"] = True
+    return F.scaled_dot_product_attention(a.q, a.k, a.v, scale=a.scale, **options), None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,10 +116,10 @@ def _cpp_refuses(*args):
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
         return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
-    for name in CPP_LEARNED:
-        x, others = getattr(a, name), () if name.endswith("position") else (torch.float32,)
-        if x is not None and x.dtype not in (a.q.dtype, *others):
-            return f"{name} is {x.dtype}; served beside such a query: {', '.join(map(str, {a.q.dtype, *others}))}"
+    for name in ("q_position", "k_position"):
+        x = getattr(a, name)
+        if x is not None and x.dtype != a.q.dtype:
+            return f"{name} is {x.dtype} and query {a.q.dtype}; served are equal dtypes"
     if a.left + a.right < 0:
         return f"the band from -{a.left} to {a.right} is empty"
     return None
@@ -139,7 +151,8 @@ def _(grad, grad_lse, out, lse, *args):
     do not depend on the number of threads.
     """
     *forward, wanted = args
-    a = _for_cpp(Arguments(*forward))
+    given = Arguments(*forward)
+    a = _for_cpp(given)
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
@@ -153,11 +166,14 @@ def _(grad, grad_lse, out, lse, *args):
         native.address(dtable), {name: x.data_ptr() for name, x in made.items()}, torch.get_num_threads(),
     )  # fmt: skip
     made |= {"q": dq, "k": dk, "v": dv, "table": dtable}
-    return [lse.new_empty(0) if made.get(name) is None else made[name] for name in LEARNED]
+    return [lse.new_empty(0) if made.get(name) is None else made[name].to(getattr(given, name).dtype) for name in LEARNED]
 
 
 def _for_cpp(a: Arguments) -> Arguments:
+    """Dtypes and layouts as its kernels take them; terms that are neither in query's dtype nor in fp32 become fp32."""
+    learned = {name: getattr(a, name) for name in ("bias", "query_vectors", "key_vectors", "value_vectors")}
     return a._replace(
+        **{name: x.float() for name, x in learned.items() if x is not None and x.dtype not in (a.q.dtype, torch.float32)},
         **{name: native.side_by_side(getattr(a, name)) for name in ("q", "k", "v")},
         table=None if a.table is None else a.table.float().contiguous(),
         key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
