@@ -272,7 +272,7 @@ ODD = dict(
     remainders=dict(kept="remainder"),
     by_noise=dict(kept="stochastic", shapes=((64, 33), (7,), (), (2051,))),
 )
-STATES = dict(bf16_states=dict(state_dtype=torch.bfloat16))
+STATES = dict(bf16_states=dict(state_dtype=torch.bfloat16), bf16_states_and_masters=dict(state_dtype=torch.bfloat16, kept="fp32"))
 
 
 def _odd(make, more: dict) -> dict[str, Callable]:
