@@ -99,6 +99,19 @@ def test_masters_and_remainders_are_fp32_training(choice, master):
         assert (p.float() - q).abs().max() <= 2**-8 * q.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, optim.LAMB])
+def test_small_gradients_survive_large_ones(make, backend):
+    """Without momentum the average is the last gradient, to the bit, whatever came before."""
+    p = nn.Parameter(torch.ones(5))
+    optimizer = make([p], betas=(0.0, 0.95))
+    for size in (1e6, 1e-3, 3e4, 1e-7):
+        p.grad = size * torch.linspace(-1.0, 0.7, 5)
+        with fastlm.use_backend(backend):
+            optimizer.step()
+        assert_same_bits(optimizer.state[p]["exp_avg"], p.grad)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The classes they replace
 
