@@ -135,6 +135,7 @@ CHOICES = [
     Choice("lamb", dict(lr=1e-2, **BETAS, variant="deepspeed", bounds=(0.5, 0.6)), lamb(1e-2, 0.9, 0.95, 1e-6, 0.01, "step", ratio=(0.5, 0.6))),
     Choice("adafactor", T5, adafactor(LARGEST)),
     Choice("adafactor", dict(T5, beta1=0.9), adafactor(LARGEST, b1=0.9), shapes=((7, 5), (4, 3), (6, 4, 9), (8,))),
+    Choice("adafactor", dict(T5, warmup_init=True), adafactor(LARGEST, rho=lambda t: min(1e-6 * t, 1 / math.sqrt(t)))),
     Choice("adafactor", dict(T5, scale_parameter=False), adafactor(LARGEST, scale=0.05)),
     Choice("adafactor", dict(T5, scale_parameter=False, lr=0.02), adafactor(LARGEST, rho=lambda t: 0.02, scale=1.0)),
     Choice("adafactor", dict(T5, decay_offset=5, clip_threshold=0.5, decay_rate=-0.6), adafactor(LARGEST, offset=5, clip=0.5, exponent=0.6)),
