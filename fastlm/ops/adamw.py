@@ -66,10 +66,10 @@ def refuses_moments(params, companions, keys, grads, exp_avgs, exp_avg_sqs, *res
 
 def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, coefficient, found_inf, *options):
     *scalars, bias_correction, decoupled, where = options
-    lists = Lists(params, companions, keys, grads, exp_avgs, exp_avg_sqs)
+    lists = Lists(params, companions, keys, grads, steps, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     flags = address(coefficient), address(found_inf)
     rule = module.AdamOptions(*scalars, int(bias_correction), decoupled)
-    module.adamw(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, rule, *where)
+    module.adamw(*lists.arguments(module), lists.steps, lists.sizes(), *flags, rule, *where)
     lists.write_back()
 
 

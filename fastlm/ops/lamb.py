@@ -83,10 +83,10 @@ def _rule(
 
 def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, coefficient, found_inf, *options):
     adam, ratio, where = options[:6], options[6:-1], options[-1]
-    lists = Lists(params, companions, keys, grads, exp_avgs, exp_avg_sqs)
+    lists = Lists(params, companions, keys, grads, steps, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     flags = address(coefficient), address(found_inf)
     rules = module.AdamOptions(*adam, True), module.RatioOptions(*ratio)
-    module.lamb(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, *rules, *where)
+    module.lamb(*lists.arguments(module), lists.steps, lists.sizes(), *flags, *rules, *where)
     lists.write_back()
 
 
