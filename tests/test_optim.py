@@ -174,6 +174,23 @@ def test_state_dicts_go_both_ways(ours, theirs, options):
         torch.testing.assert_close(r, p, rtol=1e-6, atol=1e-6)
 
 
+def test_momentum_that_is_switched_on_later_starts_from_the_gradient():
+    """torch's buffer begins as a whole gradient, however many steps went before; what is switched off and on again goes on."""
+    params, new_grads = params_and_grads()
+    others = twins(params)
+    a, b = optim.SGD(params, lr=0.1, dampening=0.5, max_grad_norm=1e9), torch.optim.SGD(others, lr=0.1, dampening=0.5)
+    for momentum in (0.0, 0.0, 0.9, 0.9, 0.0, 0.9):
+        a.param_groups[0]["momentum"] = b.param_groups[0]["momentum"] = momentum
+        new_grads()
+        params[0].grad[0, 0] = torch.inf
+        a.step()  # skipped: nothing has begun
+        params[0].grad[0, 0] = 1.0
+        share_grads(params, others)
+        a.step(), b.step()
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("choice", KINDS, ids=str)
 def test_a_state_dict_continues_with_the_same_bits(choice, precision):
