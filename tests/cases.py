@@ -272,7 +272,7 @@ ODD = dict(
     remainders=dict(kept="remainder"),
     by_noise=dict(kept="stochastic", shapes=((64, 33), (7,), (), (2051,))),
 )
-STATES = dict(bf16_states=dict(state_dtype=torch.bfloat16))
+STATES = dict(bf16_states=dict(state_dtype=torch.bfloat16), bf16_states_and_masters=dict(state_dtype=torch.bfloat16, kept="fp32"))
 
 
 def _odd(make, more: dict) -> dict[str, Callable]:
@@ -289,7 +289,7 @@ LAMB = _all(
             uncorrected=dict(correction=0, ratio=(False, False, 0.0, INF, 0.0, INF)),
             corrected_step=dict(correction=2, ratio=(True, False, 0.0, INF, 0.01, 10.0)),
             bounded_norm=dict(ratio=(True, False, 2.0, 3.0, 0.0, INF)),
-            rms=dict(ratio=(True, True, 0.0, INF, 1e-3, INF)),
+            rms=dict(correction=2, ratio=(True, True, 0.0, INF, 1e-3, INF)),
             several_groups=dict(shapes=((1000, 1500), (40,), (1100, 1000), (30, 20))),
         ),
     ),

@@ -27,15 +27,26 @@ def _moments(g, state, b1, b2):
     return state["m"], state["v"]
 
 
-def adam(lr, b1, b2, eps, l2=0.0, decay=0.0, corrected=True, rms=False):
-    """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2; rms: nanoT5's AdamWScale."""
+def adam(lr, b1, b2, eps, l2=0.0, decay=0.0, corrected=True):
+    """Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2."""
 
     def step(x, g, state, t):
         m, v = _moments(g + l2 * x, state, b1, b2)
         if corrected:
             m, v = m / (1 - b1**t), v / (1 - b2**t)
-        scale = max(1e-3, math.sqrt(np.mean(x * x))) if rms else 1.0
-        return x - lr * (scale * m / (np.sqrt(v) + eps) + decay * x)
+        return x - lr * (m / (np.sqrt(v) + eps) + decay * x)
+
+    return step
+
+
+def adamw_scale(lr, b1, b2, eps, decay, corrected=True):
+    """nanoT5's AdamWScale: Adam in the order of its paper's section 2, by RMS(θ); then the decay, of what came out and by lr alone."""
+
+    def step(x, g, state, t):
+        m, v = _moments(g, state, b1, b2)
+        alpha = lr * max(1e-3, math.sqrt(np.mean(x * x))) * (math.sqrt(1 - b2**t) / (1 - b1**t) if corrected else 1.0)
+        x = x - alpha * m / (np.sqrt(v) + eps)
+        return x - lr * decay * x
 
     return step
 
@@ -100,6 +111,7 @@ class Choice:
 
 
 BETAS = dict(betas=(0.9, 0.95))
+RMS = dict(BETAS, eps=1e-3, weight_decay=0.1, scale_by_rms=True)  # eps so large that its place shows
 LARGEST = lambda shape: tuple(sorted(np.argsort(shape, kind="stable")[-2:])) if len(shape) > 1 and sorted(shape)[-2] >= 5 else None
 T5 = dict(variant="t5", min_dim_size_to_factor=5)
 HF = dict(variant="huggingface")
@@ -110,7 +122,8 @@ CHOICES = [
     Choice("adam", dict(lr=1e-2, **BETAS, weight_decay=0.1), adam(1e-2, 0.9, 0.95, 1e-8, l2=0.1)),
     Choice("adamw", dict(lr=1e-2, **BETAS, weight_decay=0.1), adam(1e-2, 0.9, 0.95, 1e-8, decay=0.1)),
     Choice("adamw", dict(lr=1e-2, **BETAS, eps=1e-6, weight_decay=0.1, variant="bert"), adam(1e-2, 0.9, 0.95, 1e-6, decay=0.1, corrected=False)),
-    Choice("adamw", dict(lr=1e-2, **BETAS, weight_decay=0.1, scale_by_rms=True), adam(1e-2, 0.9, 0.95, 1e-8, decay=0.1, rms=True)),
+    Choice("adamw", dict(lr=1e-2, **RMS, variant="bert"), adamw_scale(1e-2, 0.9, 0.95, 1e-3, 0.1, corrected=False)),
+    Choice("adamw", dict(lr=1e-2, **RMS), adamw_scale(1e-2, 0.9, 0.95, 1e-3, 0.1)),
     Choice("lamb", dict(lr=1e-2, **BETAS, weight_decay=0.1), lamb(1e-2, 0.9, 0.95, 1e-6, 0.1, "moments")),
     Choice("lamb", dict(lr=1e-2, **BETAS, weight_decay=0.1, bounds=(1.0, 2.0)), lamb(1e-2, 0.9, 0.95, 1e-6, 0.1, "moments", norm=(1.0, 2.0))),
     Choice("lamb", dict(lr=1e-2, **BETAS, weight_decay=0.1, variant="google"), lamb(1e-2, 0.9, 0.95, 1e-6, 0.1, "none")),
@@ -122,6 +135,7 @@ CHOICES = [
     Choice("lamb", dict(lr=1e-2, **BETAS, variant="deepspeed", bounds=(0.5, 0.6)), lamb(1e-2, 0.9, 0.95, 1e-6, 0.01, "step", ratio=(0.5, 0.6))),
     Choice("adafactor", T5, adafactor(LARGEST)),
     Choice("adafactor", dict(T5, beta1=0.9), adafactor(LARGEST, b1=0.9), shapes=((7, 5), (4, 3), (6, 4, 9), (8,))),
+    Choice("adafactor", dict(T5, warmup_init=True), adafactor(LARGEST, rho=lambda t: min(1e-6 * t, 1 / math.sqrt(t)))),
     Choice("adafactor", dict(T5, scale_parameter=False), adafactor(LARGEST, scale=0.05)),
     Choice("adafactor", dict(T5, scale_parameter=False, lr=0.02), adafactor(LARGEST, rho=lambda t: 0.02, scale=1.0)),
     Choice("adafactor", dict(T5, decay_offset=5, clip_threshold=0.5, decay_rate=-0.6), adafactor(LARGEST, offset=5, clip=0.5, exponent=0.6)),

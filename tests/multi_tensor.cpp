@@ -52,7 +52,10 @@ static void cover() {
         for (int64_t& size : sizes) size = random() % 4 ? random() % (5 * CHUNK) : 0;
         all.push_back(sizes);
     }
-    for (const Sizes& sizes : all) chunks_cover_every_element_once<1>(sizes), chunks_cover_every_element_once<4>(sizes);
+    for (const Sizes& sizes : all) {
+        chunks_cover_every_element_once<1>(sizes), chunks_cover_every_element_once<4>(sizes);
+        chunks_cover_every_element_once<5>(sizes);  // p, its companion, g, m, v
+    }
 }
 
 static void alignment() {

@@ -99,6 +99,19 @@ def test_masters_and_remainders_are_fp32_training(choice, master):
         assert (p.float() - q).abs().max() <= 2**-8 * q.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, optim.LAMB])
+def test_small_gradients_survive_large_ones(make, backend):
+    """Without momentum the average is the last gradient, to the bit, whatever came before."""
+    p = nn.Parameter(torch.ones(5))
+    optimizer = make([p], betas=(0.0, 0.95))
+    for size in (1e6, 1e-3, 3e4, 1e-7):
+        p.grad = size * torch.linspace(-1.0, 0.7, 5)
+        with fastlm.use_backend(backend):
+            optimizer.step()
+        assert_same_bits(optimizer.state[p]["exp_avg"], p.grad)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The classes they replace
 
@@ -159,6 +172,23 @@ def test_state_dicts_go_both_ways(ours, theirs, options):
     for p, q, r in zip(others, mine, back, strict=True):
         torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(r, p, rtol=1e-6, atol=1e-6)
+
+
+def test_momentum_that_is_switched_on_later_starts_from_the_gradient():
+    """torch's buffer begins as a whole gradient, however many steps went before; what is switched off and on again goes on."""
+    params, new_grads = params_and_grads()
+    others = twins(params)
+    a, b = optim.SGD(params, lr=0.1, dampening=0.5, max_grad_norm=1e9), torch.optim.SGD(others, lr=0.1, dampening=0.5)
+    for momentum in (0.0, 0.0, 0.9, 0.9, 0.0, 0.9):
+        a.param_groups[0]["momentum"] = b.param_groups[0]["momentum"] = momentum
+        new_grads()
+        params[0].grad[0, 0] = torch.inf
+        a.step()  # skipped: nothing has begun
+        params[0].grad[0, 0] = 1.0
+        share_grads(params, others)
+        a.step(), b.step()
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -358,6 +388,51 @@ def test_gradients_and_parameters_may_differ_in_dtype(case):
 # Clipping, overflow, and odd parameters
 
 
+@pytest.mark.parametrize("choice", KINDS, ids=str)
+def test_gradients_are_only_read(choice):
+    """An expanded gradient, as of a sum, does what its contiguous copy does, and neither it nor a transposed one is written."""
+    ends = []
+    for copied in (False, True):
+        params, _ = params_and_grads(((6, 5), (5,), (4, 3)))
+        optimizer = make(choice, params, max_grad_norm=1.0)
+        for p, g in zip(params, (torch.tensor([0.5]).expand(6, 5), torch.tensor(2.0).expand(5), torch.arange(12.0).view(3, 4).T), strict=True):
+            p.grad = g.contiguous() if copied else g
+        versions = [p.grad._version for p in params]
+        optimizer.step(), optimizer.step()
+        assert [p.grad._version for p in params] == versions
+        ends.append([p.detach() for p in params])
+    assert_same_bits(*ends)
+
+
+NOT_A_NUMBER = [
+    ("adamw", dict(scale_by_rms=True)),
+    ("lamb", dict(bounds=(1.0, 2.0), weight_decay=0.0)),
+    ("lamb", dict(variant="deepspeed")),
+    ("adafactor", dict(variant="t5")),
+    ("adafactor", dict(variant="torch")),
+    ("sgd", dict(momentum=0.9)),
+]
+
+
+@pytest.mark.parametrize("where", ["parameter", "gradient", "infinite parameter"])
+@pytest.mark.parametrize("name, options", NOT_A_NUMBER, ids=str)
+def test_what_is_not_a_number_spreads_alike(name, options, where):
+    """Nothing hides a NaN: what a tensor's sums take with it is the same in C++ and in the definition."""
+    ends = []
+    for backend in BACKENDS:
+        params, new_grads = params_and_grads(((6, 5), (4,)))
+        optimizer = optim.OPTIMIZERS[name](params, **options)
+        new_grads()
+        with torch.no_grad():
+            (params[0].grad if where == "gradient" else params[0])[1, 2] = torch.inf if "infinite" in where else torch.nan
+        with fastlm.use_backend(backend):
+            optimizer.step()
+        ends.append([p.detach() for p in params])
+    assert ends[0][0].isnan().any() or "infinite" in where
+    for x, y in zip(*ends, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_clipping_is_global_and_reported(backend):
     params, new_grads = params_and_grads()
@@ -507,6 +582,38 @@ def test_what_cannot_be_stepped_is_refused_before_anything_changes(name):
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("choice", KINDS, ids=str)
+def test_a_parameter_that_changed_its_size_is_refused(choice):
+    """A state of another size must not reach C++ as an address."""
+    params, new_grads = params_and_grads()
+    optimizer = make(choice, params)
+    new_grads(), optimizer.step()
+    if len(optimizer.state[params[0]]) == 1:
+        pytest.skip("keeps nothing of the parameter's size")
+    params[0].data = torch.zeros(700, 500)
+    new_grads()
+    with pytest.raises(ValueError, match=r"\[0\] has shape \[7(, 5)?\], and its parameter needs \[700(, 500)?\]"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "case, position, i, wrong, message",
+    [
+        ("adamw-mixed_shapes", 6, 1, torch.tensor(3), r"steps\[1\] is torch.int64 on cpu; it must be torch.float32 on cpu"),
+        ("sgd-mixed_shapes", 5, 0, torch.zeros(0), r"steps\[0\] has shape \[0\], and its parameter needs \[\]"),
+        ("adafactor-mixed_shapes", 4, 0, torch.zeros(64, dtype=BF16), r"rows\[0\] is torch.bfloat16"),
+        ("adafactor-mixed_shapes", 5, 3, torch.zeros(2, 50), r"cols\[3\] has shape \[2, 50\], and its parameter needs \[3, 50\]"),
+        ("lamb-masters", 1, 0, torch.zeros(64, 32), r"companions\[0\] has shape \[64, 32\], and its parameter needs \[64, 33\]"),
+        ("adamw-mixed_shapes", 3, 0, torch.zeros(33, 64), r"grads\[0\] has shape \[33, 64\], and its parameter needs \[64, 33\]"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(case, position, i, wrong, message):
+    args = next(c for c in OPTIMIZERS if str(c) == case).make(BF16, torch.device("cpu"))
+    args[position][i] = wrong
+    with pytest.raises(ValueError, match=message), fastlm.use_backend("cpp"):
+        dispatch.OPS[case.split("-")[0]](*args)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # grad_stats and unscale
 
@@ -555,6 +662,16 @@ def test_unscale(backend):
             torch.testing.assert_close(g, e)
         unscale([torch.tensor([1.0, torch.nan])], torch.tensor(1.0), flag)
     assert flag == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unscale_of_expanded_gradients(backend):
+    """What elements share is multiplied once."""
+    grads = [torch.tensor(2.0).expand(3, 4), torch.arange(4.0).expand(3, 4), torch.arange(3.0)[:, None].expand(3, 4)]
+    expected = [0.25 * g for g in grads]
+    with fastlm.use_backend(backend):
+        unscale(grads, torch.tensor(0.25), torch.zeros(()))
+    assert_same_bits(grads, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

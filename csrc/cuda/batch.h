@@ -22,14 +22,15 @@ constexpr int OTHER_ARGUMENT_BYTES = 64;  // of which these are for what goes al
 
 template <int LISTS>
 struct Batch {
-    // address, size, first, dtypes; and the members after the arrays
-    static constexpr int CAPACITY = (ARGUMENT_BYTES - OTHER_ARGUMENT_BYTES - 24) / (8 * LISTS + 8 + 4 + 1);
+    static_assert(2 * LISTS <= 16, "two bits for each list must fit a tensor's dtypes");
+    // address, size, first, dtypes; and the other members
+    static constexpr int CAPACITY = (ARGUMENT_BYTES - OTHER_ARGUMENT_BYTES - 24) / (8 * LISTS + 8 + 4 + 2);
     char* data[LISTS][CAPACITY];  // pointers, not integers: the compiler then knows that they point into global memory
     int64_t size[CAPACITY];
     int64_t chunks_before;         // in earlier batches
     uint32_t first[CAPACITY + 1];  // the chunks of tensor t are first[t] … first[t + 1] - 1
     int tensors, tensors_before;
-    uint8_t dtypes[CAPACITY];      // two bits for each list
+    uint16_t dtypes[CAPACITY];     // two bits for each list
 };
 
 template <int LISTS>
@@ -103,7 +104,7 @@ void for_each_batch(const Tensors* const (&lists)[LISTS], const Sizes& sizes, co
             for (int l = 0; l < LISTS; l++) {
                 const auto [address, dtype] = (*lists[l])[begin + t];
                 batch.data[l][t] = reinterpret_cast<char*>(address);
-                batch.dtypes[t] |= uint8_t(dtype << (2 * l));
+                batch.dtypes[t] |= uint16_t(dtype << (2 * l));
             }
         }
         const uint32_t chunks = batch.first[batch.tensors];

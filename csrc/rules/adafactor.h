@@ -54,7 +54,7 @@ FASTLM_RULE Adafactor make_rule(double step, const AdafactorOptions& o) {
 // Fill in what follows from Σ θ² and Σ U² over the n elements of a tensor.
 FASTLM_RULE void finish_adafactor(Adafactor& c, double step, double p_squares, double u_squares, double n, const AdafactorOptions& o) {
     const double rho = o.relative_step ? fmin(fmin(o.lr, o.ramp * step), 1.0 / sqrt(step)) : o.lr;
-    const double alpha = rho * (o.scale_parameter ? fmax(o.eps_scale, sqrt(p_squares / n)) : o.scale);
+    const double alpha = rho * (o.scale_parameter ? clip(sqrt(p_squares / n), o.eps_scale, HUGE_VAL) : o.scale);
     const double rms = sqrt(u_squares / n) / o.clip_threshold;
     c.decay = float(1.0 - o.weight_decay * (o.decay_by_step ? alpha : o.lr));
     c.step_size = float(rms > 1.0 ? alpha / rms : rms <= 1.0 ? alpha : rms);  // NaN stays NaN

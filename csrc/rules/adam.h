@@ -3,13 +3,14 @@ Adam's family for one element, the one source for CPU and GPU: Adam (Kingma & Ba
 (You et al. 2020), whose direction is AdamW's and whose step is scaled, tensor by tensor, by a trust ratio. AdamW is LAMB with ratio 1.
 
     g ← g + λ₂ θ                                    Adam's weight decay, an L2 penalty; 0 for the others
-    m ← m + (1 - β₁)(g - m)        v ← β₂ v + (1 - β₂) g²
+    m ← β₁ m + (1 - β₁) g        v ← β₂ v + (1 - β₂) g²
     θ ← (1 - η ratio λ) θ - η ratio k · a m / (s √v + ε)
 
-in fp32, in this order, which is torch.optim.AdamW's. Bias correction is in a = 1/(1 - β₁ᵗ) and s = 1/√(1 - β₂ᵗ); DeepSpeed puts it into
-the step instead, k = √(1 - β₂ᵗ)/(1 - β₁ᵗ), which then scales the decay too; Google's BERT and ALBERT have none. What depends only on
-the step is computed once per tensor, in fp64, as reciprocals: a division costs a CPU as much as the rest, and one of the two
-that torch makes is saved.
+in fp32, in this order, which is torch.optim.AdamW's but for m: of m + (1 - β₁)(g - m), which torch takes where β₁ > 1/2, a small g is
+lost beside a large m. Bias correction is in a = 1/(1 - β₁ᵗ) and s = 1/√(1 - β₂ᵗ); DeepSpeed puts it into the step instead,
+k = √(1 - β₂ᵗ)/(1 - β₁ᵗ), which then scales the decay too; Google's BERT and ALBERT have none. nanoT5's decay comes last,
+θ ← (1 - η λ)(θ - …), so its factor joins the step's. What depends only on the step is computed once per tensor, in fp64, as
+reciprocals: a division costs a CPU as much as the rest, and one of the two that torch makes is saved.
 */
 #pragma once
 
@@ -30,13 +31,12 @@ struct AdamOptions {
 struct Adam {
     float l2;            // λ₂
     float decay;         // 1 - η ratio λ
-    float one_beta1;     // 1 - β₁
-    float beta2;
-    float one_beta2;     // 1 - β₂
+    float beta1, one_beta1;  // β₁, 1 - β₁
+    float beta2, one_beta2;
     float step_size;     // η ratio k a
     float root_scale;    // s
     float eps;
-    float rate, r_scale, r_decay;  // η k; LAMB's direction is r_scale · m / (s √v + ε) + r_decay · θ
+    float lr, rate, r_scale, r_decay;  // η, η k; LAMB's direction is r_scale · m / (s √v + ε) + r_decay · θ
 };
 
 // step: the number of this update, from 1.
@@ -46,13 +46,13 @@ FASTLM_RULE Adam make_rule(double step, const AdamOptions& o) {
     const bool moments = o.correction == CORRECT_MOMENTS;
     const double decay = o.decoupled ? o.weight_decay : 0.0;
     const double k = moments ? 1.0 : sqrt(bias2) / bias1, a = moments ? 1.0 / bias1 : 1.0, s = moments ? 1.0 / sqrt(bias2) : 1.0;
-    return {float(o.weight_decay - decay), float(1.0 - o.lr * k * decay), float(1.0 - o.beta1), float(o.beta2), float(1.0 - o.beta2),
-            float(o.lr * k * a), float(s), float(o.eps), float(o.lr * k), float(a), float(decay)};
+    return {float(o.weight_decay - decay), float(1.0 - o.lr * k * decay), float(o.beta1), float(1.0 - o.beta1), float(o.beta2), float(1.0 - o.beta2),
+            float(o.lr * k * a), float(s), float(o.eps), float(o.lr), float(o.lr * k), float(a), float(decay)};
 }
 
 FASTLM_RULE void adam_moments(float p, float g, float& m, float& v, const Adam& c) {
     g += c.l2 * p;
-    m += c.one_beta1 * (g - m);
+    m = c.beta1 * m + c.one_beta1 * g;
     v = c.beta2 * v + c.one_beta2 * (g * g);
 }
 
@@ -70,7 +70,7 @@ FASTLM_RULE void adam(float& p, float g, float& m, float& v, const Adam& c) {
 
 struct RatioOptions {
     bool adapt;                  // false: the ratio is 1
-    bool rms;                    // AdamWScale of nanoT5: max(low, RMS(θ)), and the decay is not scaled
+    bool rms;                    // AdamWScale of nanoT5: max(low, RMS(θ)); the decay comes last and is of η alone
     double norm_low, norm_high;  // φ of LAMB's paper: bounds of ‖θ‖
     double low, high;            // bounds of the ratio
 };
@@ -80,10 +80,12 @@ FASTLM_RULE Adam with_ratio(Adam c, double p_squares, double r_squares, double n
     if (!o.adapt) return c;
     double ratio = 1.0;
     if (o.rms) {
-        ratio = fmax(o.low, sqrt(p_squares / n));
+        const double decay = 1.0 - double(c.lr) * c.r_decay;
+        c.decay = float(decay);
+        ratio = decay * clip(sqrt(p_squares / n), o.low, o.high);  // the step, too, decays
     } else {
-        const double norm = fmin(fmax(sqrt(p_squares), o.norm_low), o.norm_high), r = sqrt(r_squares);
-        if (norm > 0.0 && r > 0.0) ratio = fmin(fmax(norm / r, o.low), o.high);
+        const double norm = clip(sqrt(p_squares), o.norm_low, o.norm_high), r = sqrt(r_squares);
+        if (norm > 0.0 && r > 0.0) ratio = clip(norm / r, o.low, o.high);
         c.decay = float(1.0 - ratio * c.rate * c.r_decay);
     }
     c.step_size = float(ratio * c.step_size);

@@ -28,6 +28,8 @@ FASTLM_RULE int element_size(int dtype) { return dtype == F32 ? 4 : 2; }  // byt
 FASTLM_RULE uint32_t as_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 FASTLM_RULE float as_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 
+FASTLM_RULE double clip(double x, double low, double high) { return x < low ? low : x > high ? high : x; }  // NaN stays NaN
+
 FASTLM_RULE float widen(float x) { return x; }
 
 FASTLM_RULE float widen(bf16 x) { return as_float(uint32_t(x.bits) << 16); }

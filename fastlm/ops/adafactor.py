@@ -12,7 +12,7 @@ from torch import Tensor
 from fastlm import native
 from fastlm.dispatch import op
 from fastlm.native import address
-from fastlm.ops.lists import Lists, refuses_lists, write_back
+from fastlm.ops.lists import Lists, addresses, refuses_lists, write_back
 from fastlm.ops.precision import assign, parameters
 from fastlm.ops.sums import Rule, every, follow
 
@@ -98,12 +98,15 @@ def _refuses(params, companions, keys, grads, rows, cols, exp_avgs, *rest):
 
 def _launch(module, params, companions, keys, grads, rows, cols, exp_avgs, steps, coefficient, found_inf, *options):
     *scalars, where = options
-    lists = Lists(params, companions, keys, grads, exp_avgs, row_major=True)
+    lists = Lists(params, companions, keys, grads, steps, row_major=True, exp_avgs=exp_avgs)
     factors = [x.contiguous() for x in rows], [x.contiguous() for x in cols]
-    addresses = [[x.data_ptr() for x in xs] for xs in (*factors, steps)]
+    shapes = _shapes(params, cols)
+    factored = list(zip((p.shape for p in params), (columns > 0 for _, _, columns in shapes), strict=True))
+    R = addresses("rows", factors[0], [shape[:-1] if f else shape for shape, f in factored], params)
+    C = addresses("cols", factors[1], [shape[:-2] + shape[-1:] if f else (0,) for shape, f in factored], params)
     p, g, m = lists.arguments(module)
     flags = address(coefficient), address(found_inf)
-    module.adafactor(p, g, *addresses[:2], m, addresses[2], _shapes(params, cols), *flags, module.AdafactorOptions(*scalars), *where)
+    module.adafactor(p, g, R, C, m, lists.steps, shapes, *flags, module.AdafactorOptions(*scalars), *where)
     lists.write_back()
     write_back(rows, factors[0]), write_back(cols, factors[1])
 

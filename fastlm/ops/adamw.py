@@ -28,7 +28,7 @@ def adamw(
     """One update in place: g ← coefficient · g, t ← t + 1, then
 
         decoupled: θ ← θ - lr·weight_decay·θ;  else g ← g + weight_decay·θ
-        m ← m + (1 - β₁)(g - m);  v ← β₂v + (1 - β₂)g²
+        m ← β₁m + (1 - β₁)g;  v ← β₂v + (1 - β₂)g²
         θ ← θ - lr/(1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + eps)
 
     bias_correction=False leaves both denominators 1 (Google's BERT). companions, keys: see precision.py. coefficient, found_inf:
@@ -53,7 +53,7 @@ def biases(step: Tensor, beta1: float, beta2: float, corrected: bool) -> tuple[T
 def moments(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, coefficient: Tensor | None, beta1: float, beta2: float, l2: float) -> tuple[Tensor, Tensor]:
     """The next m and v, fp32. l2: Adam's weight decay, which joins the gradient."""
     g = (g.float() if coefficient is None else coefficient * g.float()) + l2 * theta
-    return m.float() + (1 - beta1) * (g - m.float()), beta2 * v.float() + (1 - beta2) * (g * g)
+    return beta1 * m.float() + (1 - beta1) * g, beta2 * v.float() + (1 - beta2) * (g * g)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def refuses_moments(params, companions, keys, grads, exp_avgs, exp_avg_sqs, *res
 
 def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, coefficient, found_inf, *options):
     *scalars, bias_correction, decoupled, where = options
-    lists = Lists(params, companions, keys, grads, exp_avgs, exp_avg_sqs)
+    lists = Lists(params, companions, keys, grads, steps, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     flags = address(coefficient), address(found_inf)
     rule = module.AdamOptions(*scalars, int(bias_correction), decoupled)
-    module.adamw(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, rule, *where)
+    module.adamw(*lists.arguments(module), lists.steps, lists.sizes(), *flags, rule, *where)
     lists.write_back()
 
 

@@ -36,8 +36,9 @@ def lamb(
         ratio = clip(clip(‖θ‖, norm_low, norm_high) / ‖r‖, low, high), and 1 where a norm is 0 or adapt is False
 
     correction: 0, m̂ = m and v̂ = v; 1, they are corrected for bias; 2, √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies the step instead (DeepSpeed).
-    rms: ratio = max(low, RMS(θ)) instead, and it does not scale the decay (AdamWScale of nanoT5). r is taken from the moments as
-    they are stored. companions, keys, coefficient, found_inf: as for adamw.
+    rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio = clip(RMS(θ), low, high), where the factor of correction 2
+    multiplies the step alone (AdamWScale of nanoT5). r is taken from the moments as they are stored. companions, keys,
+    coefficient, found_inf: as for adamw.
     """
     lists, flags = (params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps), (coefficient, found_inf)
     ratio = adapt, rms, norm_low, norm_high, low, high
@@ -62,17 +63,18 @@ def _rule(
     else:
         rate, scale, root = torch.full_like(bias1, lr), 1 / bias1, bias2.sqrt()
     direction = scale.float() * m_new.float() / (v_new.float().sqrt() / root.float() + eps)
-    ratio = torch.ones_like(rate)
+    decay, step_size = 1 - rate * weight_decay, rate
     if adapt and rms:
         (squares,) = yield [(theta.double().square(), every(theta))]
-        ratio = (squares.view(()) / shape.numel()).sqrt().clamp(min=low)
+        decay = torch.full_like(rate, 1 - lr * weight_decay)
+        step_size = decay * rate * (squares.view(()) / shape.numel()).sqrt().clamp(low, high)
     elif adapt:
         squares = yield [(x.double().square(), every(x)) for x in (theta, direction + weight_decay * theta)]
         norm, r = (x.view(()).sqrt() for x in squares)
         norm = norm.clamp(norm_low, norm_high)
         ratio = torch.where((norm > 0) & (r > 0), (norm / r).clamp(low, high), 1.0)
-    decay = 1 - rate * weight_decay * (1.0 if rms else ratio)
-    assign([*p.write(decay.float() * theta - (rate * ratio).float() * direction, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)
+        decay, step_size = 1 - rate * ratio * weight_decay, rate * ratio
+    assign([*p.write(decay.float() * theta - step_size.float() * direction, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,10 +83,10 @@ def _rule(
 
 def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, coefficient, found_inf, *options):
     adam, ratio, where = options[:6], options[6:-1], options[-1]
-    lists = Lists(params, companions, keys, grads, exp_avgs, exp_avg_sqs)
+    lists = Lists(params, companions, keys, grads, steps, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     flags = address(coefficient), address(found_inf)
     rules = module.AdamOptions(*adam, True), module.RatioOptions(*ratio)
-    module.lamb(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, *rules, *where)
+    module.lamb(*lists.arguments(module), lists.steps, lists.sizes(), *flags, *rules, *where)
     lists.write_back()
 
 

@@ -36,6 +36,14 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     return x if x.stride() == strides or x.numel() <= 1 else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
+def unrepeated(x: Tensor) -> Tensor:
+    """x without the repetitions of an expanded tensor: what is done to it in place is done to each element once."""
+    for dim, (stride, size) in enumerate(zip(x.stride(), x.shape, strict=True)):
+        if stride == 0 and size > 1:
+            x = x.narrow(dim, 0, 1)
+    return x
+
+
 def _dense(x: Tensor) -> bool:
     expected = 1
     for stride, size in sorted((st, n) for st, n in zip(x.stride(), x.shape, strict=True) if n != 1):
@@ -46,29 +54,34 @@ def _dense(x: Tensor) -> bool:
 
 
 class Lists:
-    """A parameter list with its companions and other lists, laid out alike for a launcher.
+    """A parameter list with its companions, gradients and states, laid out alike for a launcher. It must outlive the launch.
 
     Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number them in
-    row-major order. `write_back` copies results into those tensors that had to be laid out anew.
+    row-major order. `write_back` copies results into those tensors that had to be laid out anew; gradients are only read.
+    Raises ValueError where a tensor is not shaped as its parameter is, or a step is not an fp32 scalar on its device.
     """
 
-    def __init__(self, params: list[Tensor], companions: list[Tensor], keys: list[int], *others: list[Tensor], row_major: bool = False):
+    def __init__(
+        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], steps: list[Tensor], *,
+        row_major: bool = False, **states: list[Tensor],
+    ):  # fmt: skip
         self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]
-        strides = [p.stride() for p in self.params]
-        like = lambda xs: [laid_out(x, of_p) for x, of_p in zip(xs, strides, strict=True)]
-        self.companions, self.others = like(companions) if companions else [], [like(xs) if xs else [] for xs in others]
-        self.keys = keys
-        self._laid_out = list(zip((params, companions, *others), (self.params, self.companions, *self.others), strict=True))
+        shapes, strides = [p.shape for p in params], [p.stride() for p in self.params]
+        like = lambda name, xs: [laid_out(x, of_p) for x, of_p in zip(with_shapes(name, xs, shapes), strides, strict=True)] if xs else []
+        self.companions, self.grads = like("companions", companions), like("grads", grads)
+        self.states = [like(name, xs) for name, xs in states.items()]
+        self.keys, self.steps = keys, addresses("steps", steps, [()] * len(params), params)
+        self._written = list(zip((params, companions, *states.values()), (self.params, self.companions, *self.states), strict=True))
 
     def sizes(self) -> list[int]:
         return [p.numel() for p in self.params]
 
     def arguments(self, module) -> tuple:
         """Parameters and the other lists as the launchers of `module` take them."""
-        return module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys), *map(cpp_list, self.others)
+        return module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys), cpp_list(self.grads), *map(cpp_list, self.states)
 
     def write_back(self) -> None:
-        for originals, dense in self._laid_out:
+        for originals, dense in self._written:
             write_back(originals, dense)
 
 
@@ -77,6 +90,24 @@ def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
     for original, laid_out in zip(originals, dense, strict=True):
         if original is not laid_out:
             original.copy_(laid_out)
+
+
+def with_shapes(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """The tensors. Raises ValueError where one has another shape: a launcher is given addresses, and would read past its end."""
+    given = [x.shape for x in tensors]
+    if given != shapes:
+        i = next(i for i, (x, y) in enumerate(zip(given, shapes, strict=True)) if x != y)
+        raise ValueError(f"{name}[{i}] has shape {list(given[i])}, and its parameter needs {list(shapes[i])}")
+    return tensors
+
+
+def addresses(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]], params: list[Tensor]) -> list[int]:
+    """Addresses of tensors that must be dense, fp32, of these shapes, and where the parameters are."""
+    device = params[0].device if params else None
+    for i, x in enumerate(with_shapes(name, tensors, shapes)):
+        if x.dtype != torch.float32 or x.device != device:
+            raise ValueError(f"{name}[{i}] is {x.dtype} on {x.device}; it must be torch.float32 on {device}")
+    return [x.data_ptr() for x in tensors]
 
 
 def cpp_list(tensors: list[Tensor]) -> list[tuple[int, int]]:

@@ -46,9 +46,9 @@ def _refuses(params, companions, keys, grads, buffers, *rest):
 
 def _launch(module, params, companions, keys, grads, buffers, steps, coefficient, found_inf, *options):
     *scalars, where = options
-    lists = Lists(params, companions, keys, grads, buffers)
+    lists = Lists(params, companions, keys, grads, steps, buffers=buffers)
     flags = address(coefficient), address(found_inf)
-    module.sgd(*lists.arguments(module), [s.data_ptr() for s in steps], lists.sizes(), *flags, module.SgdOptions(*scalars), *where)
+    module.sgd(*lists.arguments(module), lists.steps, lists.sizes(), *flags, module.SgdOptions(*scalars), *where)
     lists.write_back()
 
 

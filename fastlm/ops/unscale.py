@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastlm import native
 from fastlm.dispatch import op
-from fastlm.ops.lists import cpp_list, dense, refuses_lists, write_back
+from fastlm.ops.lists import cpp_list, dense, refuses_lists, unrepeated, write_back
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -32,7 +32,7 @@ def grad_stats(grads: list[Tensor], scale: Tensor | None, max_norm: float) -> Te
 @op(mutates=("grads", "found_inf"))
 def unscale(grads: list[Tensor], factor: Tensor, found_inf: Tensor) -> None:
     """grads ← factor · grads in place; found_inf, an fp32 scalar, becomes 1 if an element was inf or NaN, else stays."""
-    for g in grads:
+    for g in map(unrepeated, grads):
         found_inf.copy_(torch.maximum(found_inf, (~g.isfinite().all()).float()))
         g.copy_(factor * g.float())
 
@@ -53,6 +53,7 @@ def _grad_stats(module, grads, scale, max_norm, *where):
 
 
 def _unscale(module, grads, factor, found_inf, *where):
+    grads = [unrepeated(g) for g in grads]
     laid_out = [dense(g) for g in grads]
     module.unscale(cpp_list(laid_out), [g.numel() for g in laid_out], factor.data_ptr(), found_inf.data_ptr(), *where)
     write_back(grads, laid_out)

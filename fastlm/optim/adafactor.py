@@ -175,7 +175,7 @@ class Adafactor(Optimizer, name="adafactor"):
     def _scalars(self, group: dict) -> tuple:
         variant, lr = group["variant"], group["lr"]
         relative = lr is None or variant == "torch"
-        bound = number(lr) if lr is not None else torch.inf if group["warmup_init"] else RELATIVE_BOUND
+        bound = number(lr) if lr is not None else 1.0 if group["warmup_init"] else RELATIVE_BOUND  # 1/√t is at most 1
         scale = T5_UNSCALED if variant == "t5" and lr is None else 1.0
         ramp = WARMUP_RAMP if group["warmup_init"] else torch.inf
         decay_by_step = VARIANTS[variant].decays == "by step"

@@ -98,7 +98,7 @@ class AdamW(Adam, name="adamw"):
     def update(self, group, part, coefficient, found_inf):
         lists, scalars, corrected = self._lists(part, coefficient, found_inf), self._scalars(group), VARIANTS[group["variant"]]
         if group["scale_by_rms"]:
-            args = *lists, *scalars, CORRECTIONS["moments" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf
+            args = *lists, *scalars, CORRECTIONS["step" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf
             sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *args)
         else:
             adamw(*lists, *scalars, corrected, True)

@@ -44,6 +44,12 @@ class SGD(Optimizer, name="sgd"):
     def layout(self, p, group):
         return {"momentum_buffer": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
 
+    def _state(self, p, layout):
+        """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched on later."""
+        if "momentum_buffer" in layout and "momentum_buffer" not in self.state[p]:
+            self.state[p].pop("step", None)
+        return super()._state(p, layout)
+
     def update(self, group, part, coefficient, found_inf):
         scalars = number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
         sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)
