@@ -50,5 +50,8 @@ def train(make_optimizer: Callable, steps: int = 20, clip: float | None = None) 
 
 
 if __name__ == "__main__":
-    losses = train(OPTIMIZERS[sys.argv[1] if len(sys.argv) > 1 else "adafactor"])
+    name = sys.argv[1] if len(sys.argv) > 1 else "adafactor"
+    if name not in OPTIMIZERS:
+        sys.exit(f"optimizer {name!r} is unknown; choose from {', '.join(OPTIMIZERS)}")
+    losses = train(OPTIMIZERS[name])
     print(f"loss {losses[0]:.3f} → {losses[-1]:.3f}")

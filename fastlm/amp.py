@@ -4,13 +4,16 @@
 
 * a `fastlm.optim` optimizer does unscaling, overflow check, clipping and update in its own pass, so `step` reads the
   gradients once instead of three times;
-* any other optimizer is stepped and, where a gradient overflowed, put back by a predicated copy; torch would wait for the flag
-  first. Only a step that makes, replaces or counts state in Python still waits for it, as an optimizer's first does;
+* torch.optim's own, and any that keeps everything in `state` and `param_groups`, is stepped and, where a gradient overflowed, put
+  back by a predicated copy; torch would wait for the flag first. Only a step that makes, replaces or counts state in Python still
+  waits for it, as an optimizer's first does. An optimizer with attributes or objects of its own, which no copy could put back,
+  waits for the flag and is skipped, as by torch's scaler;
 * fp16 gradients are allowed; hysteresis and a floor for the scale; overflow shared with other ranks.
 
 Dynamic scaling after Micikevicius et al. 2018.
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -18,8 +21,9 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from fastlm.ops.unscale import unscale
-from fastlm.optim import Optimizer, sharding
+from fastlm.optim import Optimizer, checks, sharding
 
+HELD = (Tensor, int, float, str, torch.dtype)  # what a state may hold for a copy to put it back
 PRESETS: dict[str, dict] = {
     "torch": dict(init_scale=2.0**16, growth_interval=2000),
     "fairseq": dict(init_scale=2.0**7, growth_interval=2**14, min_scale=1e-4),  # its interval is for one worker, one micro-batch
@@ -33,7 +37,7 @@ class GradScaler(torch.amp.GradScaler):
 
     hysteresis: overflows that are forgiven before the scale backs off, until the scale next grows; 1 forgives none.
     min_scale: the scale never falls below it; `check()` raises once it would have. Ranks that share a DTensor skip together; process_group:
-    other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline stages).
+    other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline stages). Raises ValueError for values out of range.
     """
 
     def __init__(
@@ -49,9 +53,13 @@ class GradScaler(torch.amp.GradScaler):
         min_scale: float = 0.0,
         process_group=None,
     ):
+        checks.positive(init_scale=init_scale)
+        checks.at_least_zero(min_scale=min_scale)
+        checks.whole(1, growth_interval=growth_interval, hysteresis=hysteresis)  # a hysteresis of 1 forgives no overflow
+        checks.process_group(process_group)
+        if min_scale > init_scale:
+            raise ValueError(f"min_scale is {min_scale} and init_scale {init_scale}; begin at the floor or above")
         super().__init__(device, init_scale, growth_factor, backoff_factor, growth_interval, enabled)
-        if hysteresis < 1:
-            raise ValueError(f"hysteresis is {hysteresis}; it must be at least 1, which forgives no overflow")
         self.hysteresis, self.min_scale, self.process_group = hysteresis, min_scale, process_group
         self._forgiven: Tensor | None = None  # overflows that may still be forgiven, and 1
         self._exhausted: Tensor | None = None  # 1 once the scale would have fallen below the floor
@@ -73,7 +81,7 @@ class GradScaler(torch.amp.GradScaler):
             raise RuntimeError("step() has already been called since the last update()")
         if isinstance(optimizer, Optimizer):
             result = self._step_ours(optimizer, state, *args, **kwargs)
-        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs or not optimizer.state:  # a wrapper's state is hidden
+        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs or not optimizer.state or not _can_be_put_back(optimizer):
             return super().step(optimizer, *args, **kwargs)
         else:
             if state["stage"] is OptState.READY:
@@ -155,7 +163,21 @@ class GradScaler(torch.amp.GradScaler):
 
 
 def _any(flags: Iterable[Tensor]) -> Tensor:
-    return torch.stack([f.reshape(()) for f in flags]).amax()
+    first, *others = (f.reshape(()) for f in flags)
+    return torch.stack([first, *(f.to(first.device) for f in others)]).amax()
+
+
+@functools.cache
+def _attributes_of_all() -> frozenset[str]:
+    """What torch itself gives every optimizer: its constructor, and schedules (which wrap `step` and note that it was called)."""
+    return frozenset(vars(torch.optim.SGD([torch.zeros(())]))) | {"step", "_opt_called"}
+
+
+def _can_be_put_back(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what a step changes is parameters, state and param_groups, and those hold nothing but tensors and constants."""
+    if not (type(optimizer).__module__.startswith("torch.optim.") or vars(optimizer).keys() <= _attributes_of_all()):
+        return False
+    return all(x is None or isinstance(x, HELD) for x in _leaves([list(optimizer.state.values()), _options(optimizer)]))
 
 
 @torch.no_grad()
@@ -176,28 +198,50 @@ class _Snapshot:
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        self.states = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
-        self.groups = [dict(group) for group in optimizer.param_groups]
-        places = [*(p for p in params if p.grad is not None), *(x for state in self.states.values() for x in state.values() if isinstance(x, Tensor))]
-        self.copies = [(place, place.clone()) for place in map(sharding.local, places)]
+        self.states = {p: _containers(state) for p, state in optimizer.state.items()}
+        self.options = _containers(_options(optimizer))
+        self.leaves = self._leaves()
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        places = [sharding.local(x) for x in (*params, *self.leaves) if isinstance(x, Tensor)]
+        self.copies = [(place, place.clone(), place._version) for place in places]
+
+    def _leaves(self) -> list:
+        return _leaves([list(self.optimizer.state.values()), _options(self.optimizer)])
 
     def in_place(self, device: torch.device) -> bool:
         """Whether the step wrote into tensors that were there, on this device, and nothing else."""
-        same = lambda now, then: now.keys() == then.keys() and all(now[k] is then[k] for k in then)
-        states = self.optimizer.state.keys() == self.states.keys() and all(same(self.optimizer.state[p], s) for p, s in self.states.items())
-        groups = all(same(now, then) for now, then in zip(self.optimizer.param_groups, self.groups, strict=True))
-        return states and groups and all(place.device == device for place, _ in self.copies)
+        now = self._leaves()
+        same = len(now) == len(self.leaves) and all(x is y for x, y in zip(now, self.leaves, strict=True))
+        return same and all(place.device == device or place._version == version for place, _, version in self.copies)
 
     def put_back_where(self, found_inf: Tensor) -> None:
-        for place, copy in self.copies:
-            place.copy_(torch.where(found_inf != 0, copy, place))
+        for place, copy, _ in self.copies:
+            if place.device == found_inf.device:
+                place.copy_(torch.where(found_inf != 0, copy, place))
 
     def put_back(self) -> None:
-        for place, copy in self.copies:
+        for place, copy, _ in self.copies:
             place.copy_(copy)
         self.optimizer.state.clear()
         self.optimizer.state.update(self.states)
-        for group, before in zip(self.optimizer.param_groups, self.groups, strict=True):
+        for group, options in zip(self.optimizer.param_groups, self.options, strict=True):
+            params = group["params"]
             group.clear()
-            group.update(before)
+            group.update(options, params=params)
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict]:
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _containers(tree: object):
+    """A tree of new dicts, lists and tuples with the same leaves."""
+    if type(tree) is dict:
+        return {name: _containers(x) for name, x in tree.items()}
+    return type(tree)(map(_containers, tree)) if type(tree) in (list, tuple) else tree
+
+
+def _leaves(tree: object) -> list:
+    if type(tree) is dict:
+        tree = list(tree.values())
+    return [leaf for x in tree for leaf in _leaves(x)] if type(tree) in (list, tuple) else [tree]

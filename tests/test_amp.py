@@ -126,6 +126,81 @@ def test_a_parameter_may_meet_its_first_gradient_in_a_step_that_overflows():
     assert optimizer.state[b]["step"] == 1 and optimizer.state[a]["step"] == 2 and b.isfinite().all()
 
 
+class Beside(torch.optim.Optimizer):
+    """Keeps a count and a buffer beside its state, as optimizers outside torch do."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+        self.count, self.sum = 0, None
+
+    def step(self):
+        self.count += 1
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("m", torch.zeros_like(p)).add_(p.grad)
+            self.sum = p.grad.clone() if self.sum is None else self.sum.add_(p.grad)
+            p.data.sub_(0.1 * self.sum)
+
+
+class Nested(torch.optim.Optimizer):
+    """Keeps tensors in lists within its state, as Shampoo and SOAP do, and one in its group."""
+
+    def __init__(self, params):
+        super().__init__(params, {"seen": torch.zeros(())})
+
+    def step(self):
+        for group in self.param_groups:
+            group["seen"] += 1
+            for p in group["params"]:
+                factors = self.state[p].setdefault("factors", [torch.zeros_like(p), torch.zeros_like(p)])
+                for factor in factors:
+                    factor.add_(p.grad)
+                p.data.sub_(0.1 * factors[0] + 0.1 * group["seen"])
+
+
+class Opaque(Nested):
+    """Keeps its tensors in an object that no copy could put back."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            kept = self.state[p].setdefault("kept", type("Kept", (), {"m": torch.zeros_like(p)})())
+            kept.m.add_(p.grad)
+            p.data.sub_(0.1 * kept.m)
+
+
+@pytest.mark.parametrize("make", [Beside, Nested, Opaque])
+def test_skips_an_optimizer_wherever_it_keeps_its_state(make):
+    """The parameters of torch's scaler after the same overflows."""
+    ends = []
+    for Scaler in SCALERS.values():
+        p = nn.Parameter(torch.ones(3))
+        scaler, optimizer = Scaler("cpu", init_scale=8.0), make([p])
+        for overflow in (0, 1, 0, 1, 0):
+            scaler.scale(torch.ones(()))
+            p.grad = torch.full((3,), torch.inf if overflow else 8.0)
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append(p.detach())
+        assert getattr(optimizer, "count", 3) == 3
+    assert ends[0].isfinite().all() and torch.equal(*ends)
+
+
+@pytest.mark.parametrize("make, waits", [(lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9), 0), (Nested, 0), (Beside, 2), (Opaque, 2)])
+def test_only_what_no_copy_could_put_back_waits_for_the_flag(make, waits, monkeypatch):
+    """A first step waits for all; schedules add attributes that do not matter."""
+    p, waited = nn.Parameter(torch.ones(3)), []
+    scaler, optimizer = GradScaler("cpu", init_scale=8.0), make([p])
+    if "lr" in optimizer.defaults:
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    step = torch.amp.GradScaler.step
+    monkeypatch.setattr(torch.amp.GradScaler, "step", lambda *args: (waited.append(1), step(*args))[1])
+    for _ in range(3):
+        scaler.scale(torch.ones(()))
+        p.grad = torch.full((3,), 8.0)
+        scaler.step(optimizer)
+        scaler.update()
+    assert len(waited) == 1 + waits
+
+
 def tensors(tree):
     if isinstance(tree, torch.Tensor):
         return [tree]
@@ -216,6 +291,23 @@ def test_misuse_is_refused():
     scaler.step(optimizer)
     with pytest.raises(RuntimeError, match="since the last update"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(min_scale=-1.0), "min_scale is -1.0; give a finite number of at least 0"),
+        (dict(min_scale=16.0, init_scale=8.0), "min_scale is 16.0 and init_scale 8.0; begin at the floor or above"),
+        (dict(hysteresis=1.5), "hysteresis is 1.5; give a whole number of at least 1"),
+        (dict(growth_interval=0), "growth_interval is 0; give a whole number of at least 1"),
+        *[(dict(init_scale=x), f"init_scale is {x}; give a positive, finite number") for x in (0, -1.0, float("inf"))],
+        (dict(process_group=3), "process_group is 3; give a group of torch.distributed"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GradScaler("cpu", **options)
 
 
 def test_disabled_scaler_steps():

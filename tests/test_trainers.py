@@ -54,6 +54,14 @@ def test_an_example_runs_as_a_command(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("loss 3.")
 
 
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_example_names_the_optimizers_it_has(name, monkeypatch):
+    example(name)
+    monkeypatch.setattr(sys, "argv", [name, "lion"])
+    with pytest.raises(SystemExit, match="optimizer 'lion' is unknown; choose from adafactor, adamw"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
 def test_examples_are_short_and_tested():
     files = {path.stem: path.read_text().count("\n") for path in EXAMPLES.glob("*.py")}
     assert set(files) == set(NEEDS) and max(files.values()) < 60
@@ -124,6 +132,30 @@ def test_schedules_that_write_into_a_tensor(schedule):
     for choice in KINDS:
         if isinstance(choice.options.get("lr"), float):
             assert_close(run(choice, schedule=schedule, lr=torch.tensor(choice.options["lr"])), run(choice, schedule=schedule))
+
+
+@pytest.mark.parametrize("options", [{}, dict(warmup_init=True), dict(scale_parameter=False)], ids=str)
+def test_hugging_faces_schedule_of_adafactor(options):
+    """It reports each step's size, and writes it into the groups, where a relative step takes no notice of it."""
+    import transformers
+
+    ends = []
+    for make in (optim.Adafactor, transformers.optimization.Adafactor):
+        torch.manual_seed(0)
+        p, reported = nn.Parameter(torch.randn(6, 5)), []
+        optimizer = make([p], **options)
+        schedule = transformers.optimization.AdafactorSchedule(optimizer)
+        for _ in range(5):
+            p.grad = torch.randn(6, 5)
+            optimizer.step()
+            schedule.step()
+            reported.append(float(schedule.get_last_lr()[0]))
+        ends.append((p.detach(), torch.tensor(reported)))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0.02, atol=0)  # theirs is of the parameter's size before the step
+    again = optim.Adafactor([p], **options)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["relative_step"]
 
 
 def test_an_lr_on_the_device_is_refused():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastlm.ops.adafactor import adafactor, adafactor_rules
-from fastlm.optim import sharding
-from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, Part, check_range, check_variant, number
+from fastlm.optim import checks, sharding
+from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, Part
 
 RELATIVE_BOUND = 1e-2  # of the step that depends on time alone
 T5_UNSCALED = 0.05  # mesh TensorFlow's factor where parameters do not scale the step
@@ -28,6 +28,7 @@ VARIANTS = {
     "huggingface": Variant(dict(lr=None, eps=(1e-30, 1e-3), min_dim_size_to_factor=0), True, "by step"),
     "torch": Variant(dict(lr=1e-2, eps=(None, 1e-3), min_dim_size_to_factor=0), False, "by lr"),
 }
+CLASSES = {"torch": "torch.optim.Adafactor", "huggingface": "transformers.Adafactor"}
 NAMES = {"torch": {"row_var": "exp_avg_sq_row", "col_var": "exp_avg_sq_col", "variance": "exp_avg_sq"}}
 
 
@@ -44,8 +45,10 @@ class Adafactor(Optimizer, name="adafactor"):
     scaled update, which costs a state of the parameter's size. clip_threshold: of the update's RMS. decay_offset: steps after which the
     decay of averages starts anew, for fine-tuning. weight_decay: "huggingface" multiplies it by the parameter's step, "torch" by lr,
     "t5" has none. huggingface's relative_step=True says lr=None; torch's `d` and `beta2_decay` are clip_threshold and decay_rate,
-    and are accepted. foreach is accepted and changes nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm
-    optimizer (`Optimizer`). Raises ValueError for what a variant does not have, naming what it has.
+    and are accepted. A step that is relative takes no notice of what is written into its group's lr, and schedules that multiply lr=None
+    fail: give transformers.AdafactorSchedule, which reports the steps, or a number to schedule. foreach is accepted and changes
+    nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError for
+    what a variant does not have, naming what it has, and for the state dict of a class whose variant this is not.
     """
 
     def __init__(
@@ -70,34 +73,54 @@ class Adafactor(Optimizer, name="adafactor"):
         foreach: bool | None = None,
         **common,
     ):
-        check_variant(variant, VARIANTS)
+        checks.one_of(VARIANTS, variant=variant)
+        if d is not None and clip_threshold not in (1.0, d):
+            raise ValueError(f"d={d} and clip_threshold={clip_threshold} are one option; give one of them")
+        if beta2_decay is not None and decay_rate not in (-0.8, beta2_decay):
+            raise ValueError(f"beta2_decay={beta2_decay} and decay_rate={decay_rate} are one option; give one of them")
         theirs = VARIANTS[variant].defaults
         given = dict(lr=lr, eps=eps, min_dim_size_to_factor=min_dim_size_to_factor)
         defaults = {name: theirs[name] if value is None else value for name, value in given.items()} | dict(
             clip_threshold=clip_threshold if d is None else d,
             decay_rate=decay_rate if beta2_decay is None else beta2_decay,
             beta1=beta1, weight_decay=weight_decay, scale_parameter=scale_parameter, warmup_init=warmup_init, variant=variant,
-            decay_offset=decay_offset, maximize=maximize,
+            decay_offset=decay_offset, maximize=maximize, relative_step=None,
         )  # fmt: skip
-        if relative_step is not None and variant != "torch" and relative_step != (lr is None):
+        if relative_step is not None and variant == "torch":
+            raise ValueError(f'relative_step is {relative_step} and variant "torch" has none: its lr bounds 1/√t; leave it out')
+        if relative_step is not None and relative_step != (lr is None):
             raise ValueError(f"relative_step={relative_step} and lr={lr} do not go together: lr=None is the relative step, a number is the step")
         super().__init__(params, defaults, **common)
 
+    def add_param_group(self, param_group):
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["relative_step"] = _is_relative(group)  # from now on: schedules write numbers into a group's lr
+
     def check(self, group):
         super().check(group)
-        variant, lr = group["variant"], group["lr"]
-        check_variant(variant, VARIANTS)
-        check_range(**{"lr": 0.0 if lr is None else lr, "eps[0]": group["eps"][0] or 0.0, "eps[1]": group["eps"][1], "weight_decay": group["weight_decay"]})
-        if not group["decay_rate"] <= 0:
-            raise ValueError(f"decay_rate is {group['decay_rate']}; it is the exponent of t and at most 0, as -0.8")
-        if not group["clip_threshold"] > 0:
-            raise ValueError(f"clip_threshold is {group['clip_threshold']}; it must be positive")
-        if not 0 <= (group["beta1"] or 0.0) < 1:
-            raise ValueError(f"beta1 is {group['beta1']}; it must lie in [0, 1), or be None for no momentum")
-        if group["warmup_init"] and (lr is not None or variant == "torch"):
+        variant, lr, relative = group["variant"], group["lr"], _is_relative(group)
+        checks.one_of(VARIANTS, variant=variant)
+        bounds = lambda first, second: (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
+        checks.pair(bounds, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
+        if group["eps"][0] is None and variant != "torch":
+            raise ValueError(f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30')
+        if lr is not None:
+            checks.at_least_zero(lr=checks.number(lr))
+        checks.at_least_zero(weight_decay=group["weight_decay"])
+        checks.bound(clip_threshold=group["clip_threshold"])
+        checks.whole(0, min_dim_size_to_factor=group["min_dim_size_to_factor"], decay_offset=group["decay_offset"])
+        checks.flag(scale_parameter=group["scale_parameter"], warmup_init=group["warmup_init"], relative_step=relative)
+        if not (checks.finite(group["decay_rate"]) and group["decay_rate"] <= 0):
+            raise ValueError(f"decay_rate is {group['decay_rate']!r}; it is the exponent of t and at most 0, as -0.8")
+        if group["beta1"] is not None:
+            checks.below_one(beta1=group["beta1"])
+        if not relative and lr is None:
+            raise ValueError(f"lr is None and relative_step is False in variant {variant!r}; give an lr")
+        if group["warmup_init"] and not relative:
             raise ValueError('warmup_init is a form of the relative step: it takes lr=None and variant "t5" or "huggingface"')
-        if variant == "torch" and (group["beta1"] or not group["scale_parameter"] or lr is None):
-            raise ValueError('variant "torch" has no momentum, always scales by the parameter and needs an lr; "huggingface" and "t5" have the choice')
+        if variant == "torch" and (group["beta1"] or not group["scale_parameter"] or relative):
+            raise ValueError('variant "torch" has no momentum, always scales by the parameter and needs an lr; the other variants have the choice')
         if variant == "t5" and group["weight_decay"]:
             raise ValueError('variant "t5" has no weight decay; "huggingface" decays by the parameter\'s step, "torch" by lr')
 
@@ -115,13 +138,18 @@ class Adafactor(Optimizer, name="adafactor"):
         return layout | ({"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["beta1"] else {})
 
     def translate(self, state_dict):
-        """torch's names, and its eps, d and beta2_decay."""
-        renamed = copy.copy(state_dict)
-        ours = lambda values: {NAMES["torch"].get(name, name): value for name, value in values.items()}
-        renamed["state"] = {i: ours(values) for i, values in state_dict["state"].items()}
+        """torch's names, and its d and beta2_decay. Raises ValueError for a namesake that computes otherwise than the group that is here."""
         options = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
-        renamed["param_groups"] = [{options.get(name, name): value for name, value in group.items()} for group in state_dict["param_groups"]]
-        return renamed
+        ours = lambda values, names: {names.get(name, name): value for name, value in values.items()}
+        for saved, here in zip(state_dict["param_groups"], self.param_groups, strict=False):  # their number is checked later
+            theirs = saved.get("variant") or ("torch" if "beta2_decay" in saved else "huggingface")
+            if "variant" not in saved and here["variant"] != theirs:
+                raise ValueError(f"the state is that of {CLASSES[theirs]}, and this is variant {here['variant']!r}; build it with variant={theirs!r}")
+        groups = [ours(group, options) for group in state_dict["param_groups"]]
+        for group in groups:
+            if "lr" in group:
+                group.setdefault("relative_step", group["lr"] is None)
+        return {"state": {i: ours(values, NAMES["torch"]) for i, values in state_dict["state"].items()}, "param_groups": groups}
 
     def export(self, names: str) -> dict:
         """The state dict in the names and shapes of "torch" (torch.optim.Adafactor) or "huggingface" (transformers.Adafactor), states alone:
@@ -166,23 +194,42 @@ class Adafactor(Optimizer, name="adafactor"):
         shapes = [torch.Size(shape[dim] for dim in order) for shape, order in zip(part.shapes, orders, strict=True)]
         shards = [tuple((order.index(dim), ranks) for dim, ranks in each) for each, order in zip(part.shards, orders, strict=True)]
         lists = shapes, shards, last(part.params), companions, part.keys, last(part.grads), row, col, exp_avgs, part.steps
-        dtypes = {p.dtype for p in part.params} if group["eps"][0] is None else {torch.float32}
+        dtypes = list(dict.fromkeys(p.dtype for p in part.params)) if group["eps"][0] is None else [torch.float32]  # every rank in one order
         if len(dtypes) == 1:
-            return [(dtypes.pop(), lists)]
+            return [(dtypes[0], lists)]
         pick = lambda dtype: [[x for x, p in zip(xs, part.params, strict=True) if p.dtype == dtype] if xs else [] for xs in lists]
         return [(dtype, pick(dtype)) for dtype in dtypes]
 
     def _scalars(self, group: dict) -> tuple:
-        variant, lr = group["variant"], group["lr"]
-        relative = lr is None or variant == "torch"
-        bound = number(lr) if lr is not None else 1.0 if group["warmup_init"] else RELATIVE_BOUND  # 1/√t is at most 1
-        scale = T5_UNSCALED if variant == "t5" and lr is None else 1.0
-        ramp = WARMUP_RAMP if group["warmup_init"] else torch.inf
+        variant = group["variant"]
+        bound, relative, ramp = self._step_size(group)
+        scale = T5_UNSCALED if variant == "t5" and group["relative_step"] else 1.0
         decay_by_step = VARIANTS[variant].decays == "by step"
         return (
             bound, relative, ramp, -group["decay_rate"], float(group["decay_offset"]), group["eps"][1], group["scale_parameter"], scale,
             group["clip_threshold"], group["beta1"] or 0.0, group["weight_decay"], decay_by_step,
         )  # fmt: skip
+
+    def _step_size(self, group: dict) -> tuple[float, bool, float]:
+        """(bound, whether time bounds it too, ramp of its warm-up)."""
+        if not group["relative_step"]:
+            return checks.number(group["lr"]), group["variant"] == "torch", torch.inf
+        return (1.0, True, WARMUP_RAMP) if group["warmup_init"] else (RELATIVE_BOUND, True, torch.inf)  # 1/√t is at most 1
+
+    def _get_lr(self, group: dict, state: dict) -> float:
+        """The step of the parameter with this state, at its size now, by the name that transformers.AdafactorSchedule calls. Reads the device."""
+        bound, relative, ramp = self._step_size(group)
+        t = max(1.0, float(state.get("step", 1.0)))
+        rho = min(bound, ramp * t, t**-0.5) if relative else bound
+        if not group["scale_parameter"]:
+            return rho * (T5_UNSCALED if group["variant"] == "t5" and group["relative_step"] else 1.0)
+        square = next(p for p in group["params"] if self.state.get(p) is state).detach().float().square().mean()
+        return rho * max(group["eps"][1], float(square.full_tensor() if sharding.is_dtensor(square) else square) ** 0.5)
+
+
+def _is_relative(group: dict) -> bool:
+    """Whether the step depends on time alone: what the group says, or lr=None."""
+    return group["lr"] is None if group["relative_step"] is None else group["relative_step"]
 
 
 def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:

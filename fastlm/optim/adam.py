@@ -8,11 +8,12 @@ from torch import Tensor
 
 from fastlm.ops.adamw import adamw
 from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
-from fastlm.optim import sharding
-from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
+from fastlm.optim import checks, sharding
+from fastlm.optim.base import Optimizer, moments_layout
 
 VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
 RMS_FLOOR = 1e-3
+EPS = {False: 1e-8, True: 1e-6}  # torch's, and nanoT5's where RMS(θ) scales the step
 
 
 class Adam(Optimizer, name="adam"):
@@ -48,8 +49,9 @@ class Adam(Optimizer, name="adam"):
 
     def check(self, group):
         super().check(group)
-        check_range(lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"])
-        check_betas(group["betas"])
+        checks.at_least_zero(lr=checks.number(group["lr"]), eps=group["eps"], weight_decay=group["weight_decay"])
+        checks.betas(group["betas"])
+        checks.flag(amsgrad=group["amsgrad"])
         if group["amsgrad"]:
             raise ValueError(f"fastlm.optim does not serve amsgrad; torch.optim.{type(self).__name__} does")
 
@@ -63,15 +65,16 @@ class Adam(Optimizer, name="adam"):
         return *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
 
     def _scalars(self, group):
-        return number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
+        return checks.number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
 
 
 class AdamW(Adam, name="adamw"):
     """AdamW, as torch.optim.AdamW, whose state dict it reads and writes.
 
-    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms: the step, but not the
-    decay, is multiplied by max(1e-3, RMS(θ)) of each tensor, which lets T5 learn (AdamWScale of nanoT5); it takes a second
-    pass over p, m and v. The rest is Adam's.
+    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms: AdamWScale of nanoT5,
+    which lets T5 learn: the step, but not the decay, is multiplied by max(1e-3, RMS(θ)) of each tensor, eps is added before the
+    moments are corrected for bias, and the decay, lr · weight_decay, comes after the step; it takes a second pass over p, m and v.
+    eps: None for 1e-8, or 1e-6 with scale_by_rms. The rest is Adam's.
     """
 
     OPTIONS = ("variant", "scale_by_rms")
@@ -81,7 +84,7 @@ class AdamW(Adam, name="adamw"):
         params: Iterable,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float | None = None,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
@@ -89,11 +92,13 @@ class AdamW(Adam, name="adamw"):
         scale_by_rms: bool = False,
         **options,
     ):
+        eps = EPS[bool(scale_by_rms)] if eps is None else eps
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, variant=variant, scale_by_rms=scale_by_rms, **options)
 
     def check(self, group):
         super().check(group)
-        check_variant(group["variant"], VARIANTS)
+        checks.one_of(VARIANTS, variant=group["variant"])
+        checks.flag(scale_by_rms=group["scale_by_rms"])
 
     def update(self, group, part, coefficient, found_inf):
         lists, scalars, corrected = self._lists(part, coefficient, found_inf), self._scalars(group), VARIANTS[group["variant"]]

@@ -5,6 +5,8 @@ not finite skips the step and leaves every bit as it was, the step count include
 `overflow` are tensors on the parameters' device.
 """
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,22 +15,20 @@ from torch import Tensor
 
 from fastlm.ops.sums import Shards
 from fastlm.ops.unscale import grad_stats
-from fastlm.optim import sharding
+from fastlm.optim import checks, loading, sharding
+from fastlm.optim.loading import OF_ALL_GROUPS, Kept
 
 OPTIMIZERS: dict[str, type["Optimizer"]] = {}
-OF_ALL_GROUPS = ("max_grad_norm", "seed", "process_group")  # kept in an optimizer's defaults, as what copies and pickles keep
 MASTERS = (None, "fp32", "remainder", "stochastic")
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}  # a master's name in the state, and its dtype
-
-
-class Kept(NamedTuple):
-    """A tensor of a parameter's state. lost: the parameter's dimension that it is an average over."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    lost: int | None = None
-
+OF_NAMESAKES = {  # arguments of theirs, and what says it here
+    "correct_bias": 'variant="bert" goes without bias correction',
+    "bias_correction": 'AdamW\'s variant="bert" and LAMB\'s "google" go without',
+    "use_nvlamb": "adapt=True scales groups without decay too",
+    "max_coeff": "give bounds=(min_coeff, max_coeff)",
+    "min_coeff": "give bounds=(min_coeff, max_coeff)",
+}
 
 Layout = dict[str, Kept]
 Pair = tuple[Tensor, Tensor]  # a parameter and what of its gradient lies on this rank
@@ -53,19 +53,27 @@ class Part(NamedTuple):
 class Optimizer(torch.optim.Optimizer):
     """Subclasses define `layout` and `update`.
 
-    max_grad_norm: clip the gradients' global norm over all groups to this; None for no clipping.
+    max_grad_norm: clip the gradients' global norm over all groups to this; None for no clipping, inf for the norm alone.
     grad_norm: the last step's norm before clipping, an fp32 scalar tensor; None if the step did not need it.
     overflow: 1 if the last step was skipped because a gradient was not finite, an fp32 scalar tensor; None if not looked at.
 
     master says where a 16-bit parameter keeps what its 16 bits cannot hold: None, nowhere (updates are rounded to nearest); "fp32", in
     a master copy; "remainder" (bf16), in 16 more bits, exactly; "stochastic" (bf16), nowhere, but updates are rounded by noise
-    whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need none and take no notice.
-    state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both may differ between groups.
+    whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need none and take no notice. A master copy
+    is the parameter: once it is made, at the first step, weights that something else writes (loading, averaging, tying) are
+    overwritten by the next step; write into optimizer.state[p]["master"] too, or build the optimizer afterwards.
+    state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both may differ between groups. seed and max_grad_norm are of
+    all groups and not in the state dict: give the same again to go on with the same bits.
 
     Parameters may be DTensors, sharded or replicated on any mesh (sharding.py). process_group: ranks whose optimizers hold other
-    parameters of the same model (ZeroRedundancyOptimizer, pipeline stages); norm and overflow are then of all of them.
+    parameters of the same model (pipeline stages); norm and overflow are then of all of them. Copies share it and pickles leave it out.
+    Under ZeroRedundancyOptimizer, max_grad_norm needs it: give partial(AdamW, process_group=dist.group.WORLD) for the class.
+    A captured CUDA graph keeps the learning rate that it was captured with: capture again when it changes.
     """
 
+    grad_norm: Tensor | None = None
+    overflow: Tensor | None = None
+    process_group = None
     _step_supports_amp_scaling = True  # torch's GradScaler hands grad_scale and found_inf over instead of unscaling
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
@@ -75,19 +83,19 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(
         self, params, defaults: dict, *, max_grad_norm: float | None = None, master: str | None = None, state_dtype: str = "fp32", seed: int = 0,
-        process_group=None,
+        process_group=None, **unknown,
     ):  # fmt: skip
-        self.grad_norm: Tensor | None = None
-        self.overflow: Tensor | None = None
-        super().__init__(params, defaults | dict(master=master, state_dtype=state_dtype))
-        self.max_grad_norm = max_grad_norm
-        if not 0 <= seed < 2**31:
+        for name in unknown:
+            cure = f": {OF_NAMESAKES[name]}" if name in OF_NAMESAKES else ""
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{cure}")
+        if max_grad_norm is not None:
+            checks.bound(max_grad_norm=max_grad_norm)
+        checks.whole(0, seed=seed)
+        if seed >= 2**31:
             raise ValueError(f"seed is {seed}; it must lie in [0, 2³¹)")
-        self.defaults |= dict(seed=seed, process_group=process_group)
-
-    @property
-    def process_group(self):
-        return self.defaults["process_group"]
+        checks.process_group(process_group)
+        self.process_group = process_group
+        super().__init__(params, defaults | dict(master=master, state_dtype=state_dtype, max_grad_norm=max_grad_norm, seed=seed))
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -95,37 +103,38 @@ class Optimizer(torch.optim.Optimizer):
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float | None) -> None:
-        if value is not None and not value > 0:
-            raise ValueError(f"max_grad_norm is {value}; give a positive norm, or None for no clipping")
+        if value is not None:
+            checks.bound(max_grad_norm=value)
         self.defaults["max_grad_norm"] = value  # in defaults, which copies and pickles keep; it is not a group's option
 
     def add_param_group(self, param_group: dict) -> None:
         super().add_param_group(param_group)
-        for name in OF_ALL_GROUPS:
-            self.param_groups[-1].pop(name, None)
         group = self.param_groups[-1]
         try:
+            for name in OF_ALL_GROUPS:
+                value = group.pop(name)
+                if value != self.defaults[name]:
+                    raise ValueError(f"{name} is {value!r} in a group, and {self.defaults[name]!r} of all groups; give it to the optimizer itself")
             self.check(group)
-        except ValueError:
+        except Exception:
             del self.param_groups[-1]
             raise
 
     def check(self, group: dict) -> None:
         """Raise ValueError, naming what is legal, if the group's options do not fit each other or its parameters."""
-        if group["master"] not in MASTERS:
-            raise ValueError(f"master is {group['master']!r}; choose from {', '.join(map(repr, MASTERS))}")
-        if group["state_dtype"] not in STATE_DTYPES:
-            raise ValueError(f"state_dtype is {group['state_dtype']!r}; choose from {', '.join(map(repr, STATE_DTYPES))}")
+        checks.one_of(MASTERS, master=group["master"])
+        checks.one_of(STATE_DTYPES, state_dtype=group["state_dtype"])
+        if "maximize" in group:
+            checks.flag(maximize=group["maximize"])
         for p in group["params"]:
-            sharding.check(p)
-            if p.is_complex():
-                raise ValueError(f"a parameter of shape {list(p.shape)} is complex; fastlm's optimizers take real ones (torch.view_as_real gives a view)")
-            if p.dtype == torch.float64:
-                raise ValueError(f"a parameter of shape {list(p.shape)} is fp64, and fastlm's optimizers compute in fp32; torch.optim's compute in fp64")
-            if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
-                raise ValueError(f"a parameter of shape {list(p.shape)} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
-            if p.dtype == torch.float16 and group["master"] in ("remainder", "stochastic"):
-                raise ValueError(f"master={group['master']!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; legal there: None, 'fp32'")
+            checks.parameter(p, group["master"])
+
+    def __deepcopy__(self, memo: dict) -> "Optimizer":
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        other.process_group = self.process_group
+        return other
 
     # -----------------------------------------------------------------------------------------------------------------
     # The step
@@ -138,7 +147,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(group, [(p, _checked_grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        groups = [(group, [(p, _grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         params = [p for group in self.param_groups for p in group["params"]]
         pairs = [pair for _, members in groups for pair in members]
         self.grad_norm = self.overflow = None
@@ -150,7 +159,7 @@ class Optimizer(torch.optim.Optimizer):
                 if members and group.get("maximize"):
                     sign = -torch.ones((), device=params[0].device) if coefficient is None else -coefficient
                 for part in self._parts(group, members):
-                    self.update(group, part, sign, self.overflow)
+                    self.update(group, part, *(None if x is None else x.to(part.params[0].device) for x in (sign, self.overflow)))
         return loss
 
     def update(self, group: dict, part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> None:
@@ -166,12 +175,15 @@ class Optimizer(torch.optim.Optimizer):
         found_inf = None if found_inf is None else sharding.agreed(found_inf, ranks)
         if self.max_grad_norm is None and (scale is None or found_inf is not None):
             return (None if scale is None else scale.reciprocal()), found_inf
-        looked_at = [sharding.norms(params, pairs, self.process_group)] if ranks else [grad for _, grad in pairs]
+        apart = ranks or len({grad.device for _, grad in pairs}) > 1
+        looked_at = [sharding.norms(params, pairs, self.process_group)] if apart else [grad for _, grad in pairs]
+        device = looked_at[0].device
+        scale, found_inf = (None if x is None else x.to(device) for x in (scale, found_inf))
         self.grad_norm, coefficient, overflow = grad_stats(looked_at, scale, self.max_grad_norm or 0.0).unbind()
         return coefficient, overflow if found_inf is None else torch.maximum(overflow, found_inf)
 
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
-        """The parameters by how they are kept, which states they have, and whether they are DTensors and divided among ranks."""
+        """The parameters by how they are kept, on which device, which states they have, and whether they are DTensors and divided among ranks."""
         kinds: dict[tuple, list[Pair]] = {}
         layouts: dict[tuple, Layout] = {}  # a model has few shapes
         for p, grad in pairs:
@@ -180,8 +192,8 @@ class Optimizer(torch.optim.Optimizer):
                 layouts[shape] = self.full_layout(p, group)
             names = self._state(p, layouts[shape])
             mesh = sharding.is_dtensor(p)
-            kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), *names), []).append((p, grad))
-        return [self._part(master, mesh, names, members) for (master, mesh, _, *names), members in kinds.items()]
+            kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), p.device, *names), []).append((p, grad))
+        return [self._part(master, mesh, names, members) for (master, mesh, _, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
         here = (lambda xs: [sharding.local(x) for x in xs]) if mesh else lambda xs: xs
@@ -219,33 +231,37 @@ class Optimizer(torch.optim.Optimizer):
         state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
-                state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else _zeros(p, kept)
+                state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else loading.zeros(p, kept)
         return tuple(layout)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the parameter's device."""
-        state_dict = self.translate(state_dict)
-        super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        owners = [(p, group) for group in self.param_groups for p in group["params"]]
-        for group in self.param_groups:
+        """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the parameter's device.
+
+        Options that a namesake's groups lack stay as they are. Raises ValueError, and changes nothing, if an option or a state does not fit.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        state_dict = self.translate(loading.counted_by_parameter(state_dict))
+        groups = loading.merged(self.param_groups, state_dict["param_groups"])
+        for group in groups:
             self.check(group)
-        for i, (p, group) in zip(saved, owners, strict=True):  # torch casts states to the parameter's dtype, which loses bits in bf16
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        owners = [(p, group) for group in groups for p in group["params"]]
+        state = defaultdict(dict)
+        for i, (p, group) in zip(saved, owners, strict=True):  # torch would cast states to the parameter's dtype, which loses bits in bf16
             layout, values = self.full_layout(p, group), state_dict["state"].get(i, {})
             kept = {name: torch.as_tensor(values[name]) for name in layout if name in values}
             if kept:
-                self.state[p] = {name: _loaded(value, p, layout[name]) for name, value in kept.items()}
+                state[p] = {name: loading.loaded(value, p, layout[name]) for name, value in kept.items()}
+        self.__setstate__({"state": state, "param_groups": groups})
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
     def translate(self, state_dict: dict) -> dict:
         """A state dict of a namesake in this optimizer's names; others as they are."""
         return state_dict
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:  # a namesake's groups lack the options that only we have
-            for name, value in self.defaults.items():
-                if name not in OF_ALL_GROUPS:
-                    group.setdefault(name, value)
 
 
 def master_of(p: Tensor, group: dict) -> str | None:
@@ -253,51 +269,9 @@ def master_of(p: Tensor, group: dict) -> str | None:
     return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
 
 
-def _zeros(p: Tensor, kept: Kept) -> Tensor:
-    """Zeros in the parameter's memory order and on its mesh, where they have anything of its shape."""
-    if kept.lost is not None:
-        return sharding.zeros(p, *kept)
-    if kept.shape == p.shape:
-        return torch.zeros_like(p, dtype=kept.dtype, memory_format=torch.preserve_format)
-    return torch.zeros(kept.shape, dtype=kept.dtype, device=p.device)
-
-
-def _loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
-    """A copy of a saved state, laid out as it is kept here."""
-    out, value = _zeros(p, kept), value.detach()
-    if value.numel() != out.numel():
-        raise ValueError(f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here")
-    if value.shape != out.shape:
-        value = value.reshape(out.shape)
-    return out.copy_(sharding.placed_as(value, out))
-
-
-def _checked_grad(p: Tensor) -> Tensor:
-    if p.grad.layout != torch.strided:
-        raise ValueError(f"a parameter of shape {list(p.shape)} has a sparse gradient; build its Embedding with sparse=False, or use torch.optim.SparseAdam")
+def _grad(p: Tensor) -> Tensor:
+    checks.gradient(p)
     return sharding.local_grad(p)
-
-
-def check_range(**values: float | Tensor) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; it must be at least 0")
-
-
-def check_betas(betas: tuple[float, float]) -> None:
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are {betas}; give two, each in [0, 1)")
-
-
-def check_variant(variant: str, variants) -> None:
-    if variant not in variants:
-        raise ValueError(f"variant is {variant!r}; choose from {', '.join(map(repr, variants))}")
-
-
-def number(lr: float | Tensor) -> float:
-    if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        raise ValueError("lr is a tensor on the device, and reading it would stall the step; give a number or a CPU tensor")
-    return float(lr)
 
 
 def moments_layout(p: Tensor, group: dict) -> Layout:

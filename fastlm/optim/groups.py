@@ -4,6 +4,8 @@ import re
 
 from torch import Tensor, nn
 
+from fastlm.optim import checks
+
 RECIPES = ("gpt", "bert")
 
 
@@ -13,6 +15,7 @@ def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> 
     recipe "gpt": what has two or more dimensions decays, embeddings too; vectors and scalars (norms, biases, slopes) do not, as in
     GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers and biases, as in Google's BERT.
     """
+    checks.at_least_zero(weight_decay=weight_decay)
     decays = _decays(model, recipe)
     params = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -27,6 +30,10 @@ def layer_groups(model: nn.Module, lr: float, layer_decay: float, weight_decay: 
     A parameter's layer is the first number in its name; what stands before the first layer in the model, the embeddings, is one
     below it, and everything else (final norm, head) is at the top with the full lr.
     """
+    checks.at_least_zero(lr=lr, weight_decay=weight_decay)
+    checks.positive(layer_decay=layer_decay)
+    if layer_decay > 1:
+        raise ValueError(f"layer_decay is {layer_decay}; it is at most 1, which lets all layers learn alike")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     layers = [_layer(name) for name, _ in named]
     top = max((layer for layer in layers if layer is not None), default=-1) + 1
@@ -47,9 +54,8 @@ def _layer(name: str) -> int | None:
 
 
 def _decays(model: nn.Module, recipe: str) -> set[Tensor]:
+    checks.one_of(RECIPES, recipe=recipe)
     if recipe == "gpt":
         return {p for p in model.parameters() if p.ndim >= 2}
-    if recipe == "bert":
-        owned = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
-        return {p for module, name, p in owned if name != "bias" and "norm" not in type(module).__name__.lower()}
-    raise ValueError(f"recipe is {recipe!r}; choose from {', '.join(map(repr, RECIPES))}")
+    owned = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
+    return {p for module, name, p in owned if "bias" not in name and "norm" not in type(module).__name__.lower()}  # in_proj_bias, bias_ih_l0

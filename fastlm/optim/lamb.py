@@ -1,27 +1,28 @@
 """LAMB (You et al. 2020), in the four forms that are in use."""
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
-from fastlm.optim import sharding
-from fastlm.optim.base import Optimizer, check_betas, check_range, check_variant, moments_layout, number
+from fastlm.optim import checks, sharding
+from fastlm.optim.base import Optimizer, moments_layout
 
 
 class Variant(NamedTuple):
     correction: str  # where bias correction goes: "none", "moments", "step"
     adapts_undecayed: bool  # whether the ratio also scales groups with weight_decay 0
-    clips: str  # what `bounds` holds: "norm" of the parameter, or "ratio"
+    clips: str  # what `bounds` holds: "norm" of the parameter, or "ratio"; "nothing" takes none
     bounds: tuple[float, float]
 
 
 VARIANTS = {
     "paper": Variant("moments", True, "norm", (0.0, torch.inf)),
-    "google": Variant("none", False, "ratio", (0.0, torch.inf)),
-    "apex": Variant("moments", False, "ratio", (0.0, torch.inf)),
+    "google": Variant("none", False, "nothing", (0.0, torch.inf)),
+    "apex": Variant("moments", False, "nothing", (0.0, torch.inf)),
     "deepspeed": Variant("step", True, "ratio", (0.01, 10.0)),
 }
 
@@ -36,9 +37,9 @@ class LAMB(Optimizer, name="lamb"):
     deepspeed   a factor of the step   clipped to `bounds`, (0.01, 10)            DeepSpeed's FusedLamb
 
     adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant. bounds: other bounds
-    than the variant's. Norms are per tensor: fused or stacked weights share one. apex clips the global norm to 1 unless told
-    otherwise: give max_grad_norm=1.0. foreach, fused and capturable are accepted and change nothing. common: max_grad_norm,
-    master, state_dtype, seed of every fastlm optimizer (`Optimizer`).
+    than those of "paper" and "deepspeed". Norms are per tensor: fused or stacked weights share one. apex clips the global norm to 1
+    unless told otherwise: give max_grad_norm=1.0. foreach, fused and capturable are accepted and change nothing. common:
+    max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`).
     """
 
     def __init__(
@@ -63,11 +64,15 @@ class LAMB(Optimizer, name="lamb"):
 
     def check(self, group):
         super().check(group)
-        check_range(lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"])
-        check_betas(group["betas"])
-        check_variant(group["variant"], VARIANTS)
-        if group["bounds"] is not None and not 0 <= group["bounds"][0] <= group["bounds"][1]:
-            raise ValueError(f"bounds are {group['bounds']}; give (low, high) with 0 ≤ low ≤ high, or None for the variant's")
+        checks.at_least_zero(lr=checks.number(group["lr"]), eps=group["eps"], weight_decay=group["weight_decay"])
+        checks.betas(group["betas"])
+        checks.one_of(VARIANTS, variant=group["variant"])
+        checks.one_of((None, True, False), adapt=group["adapt"])
+        if group["bounds"] is not None:
+            ordered = lambda low, high: checks.finite(low) and isinstance(high, Real) and 0 <= low <= high
+            checks.pair(ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"])
+            if VARIANTS[group["variant"]].clips == "nothing":
+                raise ValueError(f'bounds are {group["bounds"]} and variant {group["variant"]!r} has none; "paper" and "deepspeed" have')
 
     def layout(self, p, group):
         return moments_layout(p, group)
@@ -77,6 +82,6 @@ class LAMB(Optimizer, name="lamb"):
         bounds, free = tuple(group["bounds"] or variant.bounds), (0.0, torch.inf)
         adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
         lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
-        scalars = number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
+        scalars = checks.number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
         limits = bounds + free if variant.clips == "norm" else free + bounds
         sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *limits)

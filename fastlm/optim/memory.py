@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fastlm.optim import checks
 from fastlm.optim.base import COMPANIONS, MASTERS, OPTIMIZERS, Optimizer, master_of
 
+UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
 MASTERED = {name for name, _ in COMPANIONS.values()}
 
 
@@ -27,45 +29,56 @@ class Row(NamedTuple):
 
 
 class MemoryTable(list[Row]):
-    """Rows, printed as a table in MB with bytes per parameter."""
+    """Rows, printed as a table in the unit that suits the smallest total, with bytes per parameter of the model."""
 
     def __init__(self, rows: list[Row], elements: int):
         super().__init__(rows)
         self.elements = elements
 
     def __str__(self) -> str:
-        lines = [f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {'total':>10}  bytes/param"]
+        least = min((r.total for r in self), default=0)
+        unit, size = next(((unit, size) for unit, size in UNITS.items() if least >= size), ("B", 1.0))
+        shown = lambda count: f"{count / size:.{0 if unit == 'B' else 1}f}"
+        lines = [f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {f'total {unit}':>10}  bytes/param"]
         for r in self:
-            sizes = "".join(f"{size / 1e6:>9.1f} " for size in (r.parameters, r.gradients, r.masters, r.states))
+            sizes = "".join(f"{shown(count):>9} " for count in (r.parameters, r.gradients, r.masters, r.states))
             mark = "  ← chosen" if r.chosen else ""
             each = r.total / max(1, self.elements)
-            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{r.total / 1e6:>10.1f}  {each:<5.2f}{mark}".rstrip())
+            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{shown(r.total):>10}  {each:<5.2f}{mark}".rstrip())
         return "\n".join(lines)
 
 
-def memory_table(model: nn.Module, optimizers: tuple[str, ...] | None = None, chosen: Optimizer | None = None) -> MemoryTable:
+def memory_table(model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: Optimizer | None = None) -> MemoryTable:
     """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it can keep this
     model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor state. chosen: the
-    optimizer that the model has; its row is marked, and is that of its own options.
+    optimizer that the model has; its row is marked, and is that of its own options. Raises ValueError for an unknown name, and for
+    parameters that fastlm's optimizers do not train.
     """
+    names = sorted(OPTIMIZERS) if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
+    for name in names:
+        checks.one_of(sorted(OPTIMIZERS), optimizer=name)
+    mark = None if chosen is None else _choice(chosen)
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
     dtypes = {p.dtype for p in trained}
     masters = [m for m in MASTERS if m is None or (dtypes & {torch.bfloat16, torch.float16} and not (m != "fp32" and torch.float16 in dtypes))]
     rows = []
-    for name in optimizers or sorted(OPTIMIZERS):
+    for name in names:
         for master in masters if trained else [None]:
-            is_chosen = chosen is not None and _choice(chosen) == (name, master)
+            is_chosen = mark == (name, master)
             optimizer = chosen if is_chosen else OPTIMIZERS[name](trained, master=master) if trained else None
             rows.append(Row(name, master, _bytes(params), _bytes(trained), *_state_bytes(optimizer), is_chosen))
-    return MemoryTable(rows, sum(p.numel() for p in trained))
+    return MemoryTable(rows, sum(p.numel() for p in params))
 
 
 def _choice(optimizer: Optimizer) -> tuple[str, str | None]:
     """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first parameter is kept."""
     names = {cls: name for name, cls in OPTIMIZERS.items()}
+    known = [names[cls] for cls in type(optimizer).__mro__ if cls in names]
+    if not known:
+        raise ValueError(f"chosen is of {type(optimizer)}, whose states are not known here; give an optimizer of fastlm.optim, or None")
     group = optimizer.param_groups[0]
-    return next(names[cls] for cls in type(optimizer).__mro__ if cls in names), master_of(group["params"][0], group)
+    return known[0], master_of(group["params"][0], group)
 
 
 def _bytes(tensors) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fastlm.ops.sgd import sgd
-from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, check_range, number
+from fastlm.optim import checks
+from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer
 
 
 class SGD(Optimizer, name="sgd"):
@@ -37,7 +38,10 @@ class SGD(Optimizer, name="sgd"):
 
     def check(self, group):
         super().check(group)
-        check_range(lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"])
+        checks.at_least_zero(lr=checks.number(group["lr"]), momentum=group["momentum"], weight_decay=group["weight_decay"])
+        checks.flag(nesterov=group["nesterov"])
+        if not checks.finite(group["dampening"]):
+            raise ValueError(f"dampening is {group['dampening']!r}; give a finite number")
         if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
             raise ValueError(f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}")
 
@@ -51,7 +55,7 @@ class SGD(Optimizer, name="sgd"):
         return super()._state(p, layout)
 
     def update(self, group, part, coefficient, found_inf):
-        scalars = number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
+        scalars = checks.number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
         sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)
 
     def translate(self, state_dict):

@@ -127,16 +127,24 @@ def norms(params: list[Tensor], pairs: list[tuple[Tensor, Tensor]], others=None)
     """The global norms of the gradients, fp32, one for each way in which parameters are divided: their norm is the norm of all.
 
     pairs: parameters and gradients. Parameters without a gradient count as zeros, so a rank that has none still takes its part in the
-    sums. others: a process group whose ranks have other parameters.
+    sums. others: a process group whose ranks have other parameters. Several devices are added up on the first parameter's.
     """
     kind = lambda p: tuple(group for _, group in shards(p))
     kinds: dict[tuple, list[Tensor]] = {kind(p): [] for p in params}
     for p, grad in pairs:
         kinds[kind(p)].append(grad)
-    nothing = torch.zeros((), dtype=torch.float64, device=params[0].device)
-    squares = [grad_stats(members, None, 0.0)[0].double().square() if members else nothing for members in kinds.values()]
+    squares = [_square(members, params[0].device) for members in kinds.values()]
     extra = () if others is None else (others,)
     return torch.stack(add_up(squares, [each + extra for each in kinds])).sqrt().float()
+
+
+def _square(grads: list[Tensor], device: torch.device) -> Tensor:
+    """The sum of squares of gradients on any devices, fp64 on this one."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for g in grads:
+        by_device.setdefault(g.device, []).append(g)
+    each = (grad_stats(members, None, 0.0)[0].double().square().to(device) for members in by_device.values())
+    return sum(each, start=torch.zeros((), dtype=torch.float64, device=device))
 
 
 def agreed(flag: Tensor, groups: tuple) -> Tensor:
