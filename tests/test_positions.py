@@ -1,6 +1,7 @@
 """Positional schemes against their papers and the checkpoints they must read."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -321,11 +322,11 @@ def test_xlnets_segments_in_16_bits_are_summed_in_32():
     torch.testing.assert_close(same, (exact / 8**0.5).float(), rtol=1e-5, atol=1e-5)
 
 
-MADE = [(name, lambda name=name: position(name, 4, 8, True)) for name in POSITIONS]
-MADE += [("learned", lambda: positions.Learned(9, 32)), ("sinusoidal", lambda: Sinusoidal(32)), ("xlnet", lambda: XLNet(32, 4, 8))]
+MAKERS = {name: partial(position, name, 4, 8, True) for name in POSITIONS}
+MAKERS |= {"learned": partial(positions.Learned, 9, 32), "sinusoidal": partial(Sinusoidal, 32), "xlnet": partial(XLNet, 32, 4, 8)}
 
 
-@pytest.mark.parametrize("make", [make for _, make in MADE], ids=[name for name, _ in MADE])
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_schemes_made_on_the_meta_device(make):
     """As FSDP2 has it: made on meta, emptied onto a device, then filled by reset_parameters or from a checkpoint."""
     exact = make()
