@@ -1,12 +1,14 @@
 """Masks as functions of positions. Nothing here is ever an L×L tensor.
 
-Key j is visible to query i when all hold:
+Query i of row b sees key j when all hold:
 
-    -left ≤ d ≤ right                d = j - (i + offset), the signed distance from the query to the key
-    j < key_lengths[b]               keys past a row's length are padding
-    segments[b, i] = segments[b, j]  documents packed into one row do not mix
+    -left ≤ d ≤ right, or j < prefix[b]    d = j - (i + offset), the signed distance from the query to the key
+    j < key_lengths[b]                     keys past a row's length are padding
+    segments[b, i] = segments[b, j]        documents packed into one row do not mix
+    ranks[b, j] ≤ ranks[b, i]              a visiting order: a query sees what comes no later (XLNet's content stream)
 
-Causal attention is the band with right = 0; a sliding window narrows both sides; no mask is the unbounded band.
+Causal attention is the band with right = 0; a sliding window narrows both sides; no mask is the unbounded band. What is
+not given holds everywhere, and a prefix nowhere.
 """
 
 import torch
@@ -32,16 +34,22 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
 
 
 def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
-    """[1, L] int64: the number of the document that each position of a packed row belongs to, for `attention(segments=...)`.
+    """[1, L] int64: the number of the document that each position of a packed row belongs to, for `attention(segments=...)`;
+    `.expand(B, -1)` where B rows are packed alike.
 
     cu_seqlens [documents + 1] int: where each document starts and the last one ends, as flash-attn's varlen functions take
     it; what they take as [L, H, D] is x.transpose(0, 1)[None] here. Positions after the last document are a segment of
-    their own. Raises ValueError unless cu_seqlens is a vector of integers; reading its values would wait for the device.
+    their own. Raises ValueError unless cu_seqlens is a vector of integers, and on a CPU, where reading values waits for
+    nothing, unless they never decrease.
     """
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point() or cu_seqlens.is_complex():
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; give a tensor: torch.tensor(cu_seqlens)")
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype == torch.bool or cu_seqlens.is_floating_point() or cu_seqlens.is_complex():
         raise ValueError(f"cu_seqlens must be [documents + 1] integers; got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
-    positions = torch.arange(L, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    return torch.searchsorted(cu_seqlens, positions, right=True)[None] - 1
+    starts = cu_seqlens.long()  # uint8 would count positions modulo 256
+    if starts.device.type == "cpu" and not torch.compiler.is_compiling() and (starts.diff() < 0).any():
+        raise ValueError(f"cu_seqlens must not decrease; got {starts.tolist()}. Give where documents start: [0, *lengths.cumsum(0)]")
+    return torch.searchsorted(starts, torch.arange(L, device=starts.device), right=True)[None] - 1
 
 
 def positions_of(segments: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ name, here or in your own code:
         def __init__(self, heads): ...
         def bias(self, distance): ...
 
-The constructor's argument names say which facts of a model it wants, out of FACTS. Models, the command line, tests and
+What a scheme learns starts as `reset_parameters` draws it, so that it can be made on the meta device and filled later. The
+constructor's argument names say which facts of a model it wants, out of FACTS. Models, the command line, tests and
 benchmarks find it in SCHEMES.
 """
 
 import inspect
 import math
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -52,8 +54,8 @@ class Vectors(NamedTuple):
 class Terms(NamedTuple):
     """What a scheme contributes to attention calls of one size; make once, use in every layer that shares the scheme.
 
-    rotate_q, rotate_k: (cos, sin) each [L, R/2] fp32, for `fastlm.rotate`; None for no rotation. layout: see there.
-    table: [H, Lq + Lk - 1] fp32 over distances, None for no bias.
+    rotate_q, rotate_k: (cos, sin) each [L, R/2], for `fastlm.rotate`; None for no rotation. layout: see there.
+    table: [H, Lq + Lk - 1] over distances, None for no bias. All fp32, or fp64 where that was asked for.
     """
 
     rotate_q: tuple[Tensor, Tensor] | None = None
@@ -95,43 +97,69 @@ class Position(nn.Module):
         return None
 
     def bias(self, distance: Tensor) -> Tensor | None:
-        """distance [n] int64, key position minus query position → [H, n] fp32, or None."""
+        """distance [n] int64, key position minus query position → [H, n] floats, or None."""
         return None
 
     def vectors(self, distance: Tensor) -> Vectors:
         """distance [n] int64, key position minus query position → rows for each."""
         return Vectors()
 
+    def reset_parameters(self) -> None:
+        """Draw the scheme's own parameters anew, those of submodules aside: N(0, 0.02), and zero where the name ends in bias."""
+        for name, p in self.named_parameters(recurse=False):
+            nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
+
     @classmethod
     def embeds(cls) -> bool:
         """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
         return cls.embed is not Position.embed
 
-    def terms(self, Lq: int, Lk: int, offset: int | None = None, device: torch.device | None = None) -> Terms:
+    def terms(
+        self, Lq: int, Lk: int, offset: int | None = None, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Terms:
         """The rotation and the distance table for queries at positions offset … offset + Lq - 1 and keys at 0 … Lk - 1.
 
-        offset: Lk - Lq unless given, so that the last query stands at the last key.
+        offset: Lk - Lq unless given, so that the last query stands at the last key. device: where the scheme's parameters and
+        constants are unless given. dtype: of the rotation and the table; fp64 for queries in fp64.
         """
         offset = Lk - Lq if offset is None else offset
+        device = next((x.device for x in chain(self.parameters(), self.buffers())), None) if device is None else device
         keys = torch.arange(Lk, device=device)
         queries = torch.arange(offset, offset + Lq, device=device)
-        rotate_k = self._rotation(keys)
-        rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries)
+        rotate_k = self._rotation(keys, dtype)
+        rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries, dtype)
         distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
         table = self.bias(distance)
-        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.float(), self.vectors(distance))
+        return Terms(rotate_q, rotate_k, self.layout, None if table is None else table.to(dtype), self.vectors(distance))
 
     def _apply(self, fn, recurse=True):
-        """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits."""
+        """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits, and their numbers
+        where it goes to the meta device or comes from there empty."""
         constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
         super()._apply(fn, recurse)
         for name, constant in constants.items():
-            self._buffers[name] = constant.to(self._buffers[name].device)
+            device = self._buffers[name].device
+            self._buffers[name] = constant if device.type == "meta" else constant.to(device)
         return self
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         angles = self.angles(positions.double())
-        return None if angles is None else ((self.magnitude * angles.cos()).float(), (self.magnitude * angles.sin()).float())
+        return None if angles is None else ((self.magnitude * angles.cos()).to(dtype), (self.magnitude * angles.sin()).to(dtype))
+
+
+def constants_device() -> torch.device:
+    """Where modules are being made, and a context that makes tensors there; the CPU if that is meta, which would lose their numbers."""
+    default = torch.empty(0).device
+    return torch.device("cpu") if default.type == "meta" else default
+
+
+class Projection(nn.Linear):
+    """A linear layer drawn from N(0, 0.02), its bias zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 def _optional(cls: type) -> set[str]:
@@ -157,7 +185,7 @@ class Learned(Position, name="learned"):
     def __init__(self, context: int, dim: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(context, dim))
-        nn.init.normal_(self.weight, std=0.02)
+        self.reset_parameters()
 
     def embed(self, positions: Tensor) -> Tensor:
         rows = self.weight.shape[0]
@@ -167,7 +195,8 @@ class Learned(Position, name="learned"):
 
 
 class Sinusoidal(Position, name="sinusoidal"):
-    """Fixed sines and cosines, interleaved: PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i+1) = cos (Vaswani et al. 2017)."""
+    """Fixed sines and cosines, interleaved: PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i+1) = cos (Vaswani et al. 2017).
+    Angles are fp64, what is added is fp32."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -185,13 +214,15 @@ class RoPE(Position, name="rope"):
 
     layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
     frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn (partial
-    rotary). scaling: see fastlm/frequencies.py. Raises ValueError when the turning channels do not pair up.
+    rotary). scaling: see fastlm/frequencies.py. Raises ValueError when fraction is no share or the turning channels do not pair up.
     """
 
     def __init__(
         self, head_dim: int, base: float = 10000.0, layout: str = "half", fraction: float = 1.0, scaling: Scaling = frequencies.unscaled
     ):
         super().__init__()
+        if not 0 < fraction <= 1:
+            raise ValueError(f"RoPE's fraction is {fraction}; give the share of channels that turn, in (0, 1]")
         rotated = int(head_dim * fraction)
         if rotated % 2 or rotated == 0:
             raise ValueError(f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive")
@@ -199,13 +230,14 @@ class RoPE(Position, name="rope"):
             raise ValueError(f"RoPE layout {layout!r} is unknown; choose from {', '.join(LAYOUTS)}, proportional")
         proportional = layout == "proportional"
         self.layout = "half" if proportional else layout
-        pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
+        with constants_device():
+            pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
         if proportional:
             pitch[rotated // 2 :] = 0
         self.register_buffer("pitch", pitch, persistent=False)
 
     def angles(self, positions: Tensor) -> Tensor:
-        return positions[:, None] * self.pitch
+        return positions[:, None] * self.pitch.to(positions.device)  # a meta model's is not there
 
 
 class ALiBi(Position, name="alibi"):
@@ -216,27 +248,38 @@ class ALiBi(Position, name="alibi"):
 
     def __init__(self, heads: int, learned: bool = False):
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"ALiBi has a slope for each head; got heads {heads}, give at least 1")
         if learned:
-            self.slopes = nn.Parameter(alibi_slopes(heads))
+            self.slopes = nn.Parameter(torch.empty(heads))
+            self.reset_parameters()
         else:
-            self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+            with constants_device():
+                self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+
+    def reset_parameters(self) -> None:
+        if isinstance(self.slopes, nn.Parameter):
+            with torch.no_grad():  # counting by a sum works on a sharded tensor too
+                self.slopes.copy_(_slopes(torch.ones_like(self.slopes, dtype=torch.float64).cumsum(0), len(self.slopes)))
 
     def bias(self, distance: Tensor) -> Tensor:
-        return -self.slopes.float()[:, None] * distance.abs()  # bf16 would round distances beyond 256
+        return -_wide(self.slopes.to(distance.device))[:, None] * distance.abs()  # bf16 would round distances beyond 256
 
 
 class T5Bias(Position, name="t5"):
     """A learned bias per head and bucket of distance (Raffel et al. 2020): exact near by, logarithmic to max_distance.
 
     weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query; otherwise half
-    of them serve keys after it.
+    of them serve keys after it. Raises ValueError unless max_distance is beyond the exact buckets, half of a side's, of which
+    there is one at least.
     """
 
     def __init__(self, heads: int, causal: bool = True, buckets: int = 32, max_distance: int = 128):
         super().__init__()
+        _check_t5(causal, buckets, max_distance)
         self.causal, self.max_distance = causal, max_distance
         self.weight = nn.Parameter(torch.empty(buckets, heads))
-        nn.init.normal_(self.weight, std=0.02)
+        self.reset_parameters()
 
     def bias(self, distance: Tensor) -> Tensor:
         return self.weight[t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)].T
@@ -247,27 +290,34 @@ class Kerple(Position, name="kerple"):
 
     def __init__(self, heads: int):
         super().__init__()
-        self.r1 = nn.Parameter(2 * torch.rand(heads))
-        self.r2 = nn.Parameter(torch.rand(heads))
+        self.r1 = nn.Parameter(torch.empty(heads))
+        self.r2 = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.r1, 0, 2)
+        nn.init.uniform_(self.r2, 0, 1)
 
     def bias(self, distance: Tensor) -> Tensor:
-        r1, r2 = (r.float().clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
+        r1, r2 = (_wide(r).clamp(min=1e-2)[:, None] for r in (self.r1, self.r2))
         return -r1 * torch.log1p(r2 * distance.abs())
 
 
 class Shaw(Position, name="shaw"):
     """Learned vectors for each distance up to `reach`, met by queries and added to values (Shaw et al. 2018); farther
-    keys share the last one. key [2·reach + 1, D], value likewise, or None with values=False; shared by all heads."""
+    keys share the last one. key [2·reach + 1, D], value likewise, or None with values=False; shared by all heads.
+    Raises ValueError for a negative reach."""
 
     per_layer = True
 
     def __init__(self, heads: int, head_dim: int, reach: int = 16, values: bool = True):
         super().__init__()
+        if reach < 0:
+            raise ValueError(f"Shaw's reach is {reach}; give the farthest distance with a vector of its own, ≥ 0")
         self.heads, self.reach = heads, reach
         self.key = nn.Parameter(torch.empty(2 * reach + 1, head_dim))
         self.value = nn.Parameter(torch.empty(2 * reach + 1, head_dim)) if values else None
-        for p in self.parameters():
-            nn.init.normal_(p, std=0.02)
+        self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
         rows = distance.clamp(-self.reach, self.reach) + self.reach
@@ -276,18 +326,26 @@ class Shaw(Position, name="shaw"):
 
 
 class TransformerXL(Position, name="transformer-xl"):
-    """Relative positions of Transformer-XL and XLNet (Dai et al. 2019, sec. 3.3): (q + u)·k + (q + v)·W r, r the sinusoid
-    of the distance, all sines first. clamp: distances beyond it count as it; 0 for no clamp."""
+    """Relative positions of Transformer-XL (Dai et al. 2019, sec. 3.3): (q + u)·k + (q + v)·W r, r the sinusoid of the
+    distance, all sines first. clamp: distances beyond it count as it; 0 for no clamp.
+
+    W r is a torch.mm, whose bits depend on torch's number of threads; `terms` made once and used again have theirs for good.
+    Raises ValueError for an odd dim or a negative clamp.
+    """
 
     per_layer = True
 
     def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
         super().__init__()
+        if dim % 2:
+            raise ValueError(f"r has a sine and a cosine for each frequency, so dim must be even; got {dim}")
+        if clamp < 0:
+            raise ValueError(f"clamp is {clamp}; give the farthest distance told apart, or 0 for no clamp (where others write -1)")
         self.clamp = clamp
-        self.project = nn.Linear(dim, heads * head_dim, bias=False)
-        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))
-        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))
-        nn.init.normal_(self.project.weight, std=0.02)
+        self.project = Projection(dim, heads * head_dim, bias=False)
+        self.content_bias = nn.Parameter(torch.empty(heads, head_dim))
+        self.position_bias = nn.Parameter(torch.empty(heads, head_dim))
+        self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
         behind = -distance  # r counts from the query back
@@ -299,23 +357,54 @@ class TransformerXL(Position, name="transformer-xl"):
         return Vectors(query_vectors=rows, content_bias=self.content_bias, position_bias=self.position_bias)
 
 
+class XLNet(TransformerXL):
+    """Transformer-XL's positions with relative segments (Yang et al. 2019, sec. 2.5): (q + s)·E more for each key, E = segment[0]
+    where its segment is the query's and segment[1] where not. Of the two only their difference changes probabilities:
+
+        attention(q, k, v, position=scheme, group_bias=scheme.group_bias(q, segments))
+
+    segment [2, H, D] is `seg_embed`, segment_bias [H, D] `r_s_bias` of its checkpoints, content_bias `r_w_bias`, position_bias
+    `r_r_bias`, and project.weight `r` as [heads · head_dim, dim]. Not a name in SCHEMES, for a model must call `group_bias`.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
+        super().__init__(dim, heads, head_dim, clamp)
+        self.segment = nn.Parameter(torch.empty(2, heads, head_dim))
+        self.segment_bias = nn.Parameter(torch.empty(heads, head_dim))
+        self.reset_parameters()
+
+    def group_bias(self, query: Tensor, segments: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """query [B, H, Lq, D] as attention takes it; segments [B, L] int, or (of queries [B, Lq], of keys [B, Lk]) → what
+        `attention(group_bias=...)` takes, its [B, H, Lq] in fp32 (fp64 for fp64 queries) and times 1/√D."""
+        of_queries, of_keys = (segments, segments) if isinstance(segments, Tensor) else segments
+        query, bias, segment = _wide(query), _wide(self.segment_bias), _wide(self.segment)
+        same = ((query + bias[:, None]) * (segment[0] - segment[1])[:, None]).sum(-1) * query.shape[-1] ** -0.5
+        return same.to(query.dtype), of_queries, of_keys
+
+
 class DeBERTa(Position, name="deberta"):
     """Disentangled attention (He et al. 2021): q·k + q·K(d) + k·Q(d), over √(3D), the same d for both as in the released code.
 
     A table [2·span, dim] of distances, projected to keys and queries of positions. span: distances reach it. buckets: v2
     and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023); 0 for v1.
+
+    The rows are torch.mm's, whose bits depend on torch's number of threads; `terms` made once and used again have theirs for
+    good. Raises ValueError for span < 1, and unless it reaches beyond the exact buckets.
     """
 
     per_layer = True
 
     def __init__(self, dim: int, heads: int, head_dim: int, span: int = 512, buckets: int = 0):
         super().__init__()
+        if span < 1:
+            raise ValueError(f"span is {span}; give the farthest distance told apart, such as 512")
+        if buckets:
+            _check_deberta(buckets, span)
         self.heads, self.span, self.buckets = heads, span, buckets
         self.table = nn.Parameter(torch.empty(2 * (buckets or span), dim))
-        self.key = nn.Linear(dim, heads * head_dim, bias=buckets > 0)
-        self.query = nn.Linear(dim, heads * head_dim)
-        for p in self.parameters():
-            nn.init.zeros_(p) if p.ndim == 1 else nn.init.normal_(p, std=0.02)
+        self.key = Projection(dim, heads * head_dim, bias=buckets > 0)
+        self.query = Projection(dim, heads * head_dim)
+        self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
         behind = -distance
@@ -329,22 +418,32 @@ class DeBERTa(Position, name="deberta"):
 
 def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
     """distance [n] int64 → signed bucket [n] int64: exact to ±buckets/2, then the logarithm rounded up."""
+    _check_deberta(buckets, span)
     mid = buckets // 2
     n = distance.abs().clamp(min=mid)
     far = (torch.log(n / mid) / math.log((span - 1) / mid) * (mid - 1)).ceil().long() + mid
     return torch.where(distance.abs() <= mid, distance, far * distance.sign())
 
 
+def _check_deberta(buckets: int, span: int) -> None:
+    if not span - 1 > buckets // 2 >= 1:
+        raise ValueError(f"buckets is {buckets}, exact to {buckets // 2}, and span {span}; give buckets ≥ 2 (0 for none) and span > buckets // 2 + 1")
+
+
 def alibi_slopes(heads: int) -> Tensor:
     """[heads] fp32. For n = 2^k heads: 2^(-8h/n), h = 1 … n; else those of the power below, then every second of the next."""
-    power = 2 ** int(math.log2(heads))
-    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
-    slopes += [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)][: heads - power]
-    return torch.tensor(slopes)
+    return _slopes(torch.arange(1, heads + 1, dtype=torch.float64), heads).float()
+
+
+def _slopes(h: Tensor, heads: int) -> Tensor:
+    """The slopes of the heads with these numbers, h [n] fp64 from 1 on."""
+    power = 2 ** (heads.bit_length() - 1)
+    return torch.where(h <= power, 2.0 ** (-8 * h / power), 2.0 ** (-4 * (2 * (h - power) - 1) / power))
 
 
 def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
     """distance [n] int64, key minus query → bucket [n] int64. The logarithm is fp32: its rounding sets the bin edges."""
+    _check_t5(causal, buckets, max_distance)
     if causal:
         first, n = torch.zeros_like(distance), (-distance).clamp(min=0)
     else:
@@ -354,3 +453,17 @@ def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: i
     log_ratio = torch.log(n.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     far = (exact + (log_ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
     return first + torch.where(n < exact, n, far)
+
+
+def _check_t5(causal: bool, buckets: int, max_distance: int) -> None:
+    parts = 2 if causal else 4
+    if not max_distance > buckets // parts >= 1:
+        raise ValueError(
+            f"buckets is {buckets}, of which {buckets // parts} are exact, and max_distance {max_distance}; "
+            f"give buckets ≥ {parts} and max_distance > buckets // {parts}"
+        )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or fp64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

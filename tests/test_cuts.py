@@ -82,6 +82,15 @@ def test_a_module_takes_packed_documents(backend):
     torch.testing.assert_close(packed[:, 8:20], layer(x[:, 8:20]), rtol=1e-5, atol=1e-5)
 
 
+def test_a_module_continues_prompts_padded_on_the_left(backend):
+    torch.manual_seed(0)
+    layer, x, pads, cache = Attention(H * D, H, position="alibi"), torch.randn(2, 9, H * D), (0, 4), Cache()
+    segments = (torch.arange(9) >= torch.tensor(pads)[:, None]).long()
+    pieces = [layer(x[:, a:b], segments=(segments[:, a:b], segments[:, :b]), cache=cache) for a, b in ((0, 6), (6, 8), (8, 9))]
+    for row, pad in enumerate(pads):
+        torch.testing.assert_close(torch.cat(pieces, 1)[row, pad:], layer(x[row : row + 1, pad:])[0], rtol=1e-5, atol=1e-5)
+
+
 def test_segments_and_positions():
     segments = masks.segments_of(STARTS, LENGTH)
     assert segments.tolist() == [[0] * 7 + [1] + [3] * 12 + [4] * 3]
@@ -89,9 +98,19 @@ def test_segments_and_positions():
     assert masks.positions_of(torch.tensor([[5, 5, 2, 2], [1, 1, 1, 1], [0, 1, 0, 0]])).tolist() == [[0, 1, 0, 1], [0, 1, 2, 3], [0, 0, 0, 1]]
     assert masks.segments_of(STARTS.long(), 5).tolist() == [[0] * 5]
     assert masks.segments_of(STARTS, 0).shape == masks.positions_of(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0)
-    for wrong in (STARTS.float(), STARTS[None]):
+    for wrong in (STARTS.float(), STARTS[None], STARTS.bool()):
         with pytest.raises(ValueError, match=r"cu_seqlens must be \[documents \+ 1\] integers; got"):
             masks.segments_of(wrong, LENGTH)
+    with pytest.raises(ValueError, match=r"cu_seqlens is a list; give a tensor: torch.tensor\(cu_seqlens\)"):
+        masks.segments_of(STARTS.tolist(), LENGTH)
+    with pytest.raises(ValueError, match=r"must not decrease; got \[0, 9, 4\]. Give where documents start"):
+        masks.segments_of(torch.tensor([0, 9, 4]), LENGTH)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_segments_of_narrow_integers(dtype):
+    segments = masks.segments_of(torch.tensor([0, 100, 200], dtype=dtype), 300)
+    assert segments.tolist() == [[0] * 100 + [1] * 100 + [2] * 100]
 
 
 def test_lengths_of_documents_do_not_recompile():

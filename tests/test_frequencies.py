@@ -65,3 +65,22 @@ def test_frequencies_stay_exact_when_a_model_is_cast():
 def test_yarn_sharpens():
     cos, sin = RoPE(D, scaling=frequencies.yarn(16.0, 4096)).terms(5, 5).rotate_k
     torch.testing.assert_close(cos**2 + sin**2, torch.full((5, D // 2), (0.1 * torch.tensor(16.0).log() + 1).item() ** 2))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: frequencies.interpolate(0), "interpolate stretches positions by a factor, and 0 is none; give one > 0"),
+        (lambda: frequencies.ntk(-1.0), "ntk stretches positions by a factor, and -1.0 is none"),
+        (lambda: frequencies.yarn(0, 4096), "yarn stretches positions by a factor, and 0 is none"),
+        (lambda: frequencies.llama3(0.0, 8192), "llama3 stretches positions by a factor, and 0.0 is none"),
+        (lambda: frequencies.yarn(4.0, 0), "yarn's original_context is 0; give the tokens the model was trained on"),
+        (lambda: frequencies.llama3(8.0, 8192, low=4, high=4), "low 4 to high 4; give high > low"),
+        (lambda: RoPE(2, scaling=frequencies.ntk(4.0)), r"2 turning channels have none; use interpolate\(4.0\)"),
+        (lambda: RoPE(D, fraction=-0.5), r"fraction is -0.5; give the share of channels that turn, in \(0, 1\]"),
+        (lambda: RoPE(D, fraction=2.0), "fraction is 2.0"),
+    ],
+)
+def test_what_cannot_turn_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

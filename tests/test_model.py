@@ -210,5 +210,24 @@ def test_the_attention_module_stands_alone():
     for position in ("t5", "alibi", None, fastlm.positions.RoPE(8)):
         block = fastlm.nn.Attention(32, 4, 2, position=position)
         block(x, key_lengths=torch.tensor([9, 4])).sum().backward()
+
+
+def test_the_attention_module_hands_on_what_attention_takes():
+    torch.manual_seed(0)
+    x, ranks = torch.randn(2, 9, 32), torch.stack([torch.randperm(9) for _ in range(2)])
+    block = fastlm.nn.Attention(32, 4, 2, position="alibi", window=(5, 1), dropout=0.3)
+    q, k, v = block.qkv(x).unflatten(-1, (-1, 8)).transpose(1, 2).split((4, 2, 2), 1)
+    given = dict(bias=torch.randn(1, 4, 9, 9), prefix=torch.tensor([3, 0]), order=(ranks, ranks), key_lengths=torch.tensor([9, 6]))
+    for i in range(len(given) + 1):
+        some = dict(list(given.items())[:i])
+        for dropout in (0.3, 0.0):
+            torch.manual_seed(1)
+            plain = fastlm.attention(q, k, v, position=block.position, causal=True, window=(5, 1), dropout=dropout, **some)
+            torch.manual_seed(1)
+            assert torch.equal(block.train(dropout > 0)(x, **some), block.out(plain.transpose(1, 2).flatten(2)))
+    with pytest.raises(ValueError, match=r"dropout is 1.0; it must lie in \[0, 1\)"):
+        fastlm.nn.Attention(32, 4, dropout=1.0)
+    with pytest.raises(ValueError, match="window left bound is -1"):
+        fastlm.nn.Attention(32, 4, window=-1)
     with pytest.raises(ValueError, match="heads must divide dim"):
         fastlm.nn.Attention(30, 4)

@@ -1,6 +1,8 @@
 """Positional schemes against their papers and the checkpoints they must read."""
 
+import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fastlm.positions import (
     Sinusoidal,
     T5Bias,
     TransformerXL,
+    XLNet,
     alibi_slopes,
     deberta_bucket,
     t5_bucket,
@@ -287,10 +290,10 @@ def test_xlnet_matches_transformers(memory, clamp):
     with torch.no_grad():
         for p in theirs.parameters():
             p.normal_(std=0.2)
-    ours = TransformerXL(32, 4, 8, clamp=clamp)
+    ours = XLNet(32, 4, 8, clamp=clamp)
     with torch.no_grad():
-        ours.project.weight.copy_(theirs.r.flatten(1).T)
-        ours.content_bias.copy_(theirs.r_w_bias), ours.position_bias.copy_(theirs.r_r_bias)
+        ours.project.weight.copy_(theirs.r.flatten(1).T), ours.segment.copy_(theirs.seg_embed)
+        ours.content_bias.copy_(theirs.r_w_bias), ours.position_bias.copy_(theirs.r_r_bias), ours.segment_bias.copy_(theirs.r_s_bias)
     x, ranks = torch.randn(2, M, 32), torch.stack([torch.randperm(M) for _ in range(2)])
     segments = torch.tensor([[0] * 5 + [1] * (M - 5), [0] * M])
     project = lambda w, x: torch.einsum("bih,hnd->bnid", x, w)
@@ -302,9 +305,101 @@ def test_xlnet_matches_transformers(memory, clamp):
     heads = lambda t: t.permute(2, 0, 1, 3)
     seg_mat = torch.nn.functional.one_hot(different.long(), 2).float()
     expected = theirs.rel_attn_core(heads(q), heads(k), heads(v), torch.einsum("ibh,hnd->ibnd", r, theirs.r), seg_mat=seg_mat, attn_mask=hidden)
-    same = torch.einsum("bnid,nd->bni", q + theirs.r_s_bias[:, None], theirs.seg_embed[0] - theirs.seg_embed[1]) * theirs.scale
-    got = fastlm.attention(q, k, v, position=ours, order=(of_queries[1], ranks), group_bias=(same, of_queries[0], segments))
+    group_bias = ours.group_bias(q, (of_queries[0], segments) if memory else segments)
+    got = fastlm.attention(q, k, v, position=ours, order=(of_queries[1], ranks), group_bias=group_bias)
     torch.testing.assert_close(heads(got), expected, rtol=1e-4, atol=1e-5)
+    got.sum().backward()
+    assert all(p.grad.any() for p in ours.parameters())
+
+
+def test_xlnets_segments_in_16_bits_are_summed_in_32():
+    scheme, segments = XLNet(32, 4, 8).bfloat16(), torch.zeros(1, 6, dtype=torch.long)
+    q = torch.randn(1, 4, 6, 8).bfloat16()
+    with torch.no_grad():
+        scheme.segment.normal_(), scheme.segment_bias.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        same = scheme.group_bias(q, segments)[0]
+    exact = torch.einsum("bhid,hd->bhi", q.double() + scheme.segment_bias.double()[:, None], scheme.segment[0].double() - scheme.segment[1].double())
+    torch.testing.assert_close(same, (exact / 8**0.5).float(), rtol=1e-5, atol=1e-5)
+
+
+MAKERS = {name: partial(position, name, 4, 8, True) for name in POSITIONS}
+MAKERS |= {"learned": partial(positions.Learned, 9, 32), "sinusoidal": partial(Sinusoidal, 32), "xlnet": partial(XLNet, 32, 4, 8)}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_schemes_made_on_the_meta_device(make):
+    """As FSDP2 has it: made on meta, emptied onto a device, then filled by reset_parameters or from a checkpoint."""
+    exact = make()
+    with torch.device("meta"):
+        scheme = make()
+        assert all(p.is_meta for p in scheme.parameters())
+        if not scheme.embeds():
+            assert all(x.is_meta for x in flat(scheme.terms(5, 9, device=torch.device("meta"))))
+    scheme.to_empty(device="cpu")
+    for p in scheme.parameters():
+        torch.nn.init.constant_(p, torch.nan)
+    for module in scheme.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(p.isfinite().all() and p.std() < 1 for p in scheme.parameters() if p.numel() > 4)
+    scheme.load_state_dict(exact.state_dict())
+    for mine, theirs in zip(flat(scheme.terms(5, 9)), flat(exact.terms(5, 9)), strict=True):
+        assert torch.equal(mine, theirs)
+    constants = [x.clone() for x in scheme.buffers()]
+    assert all(torch.equal(x, y) for x, y in zip(scheme.to("meta").to_empty(device="cpu").buffers(), constants, strict=True))
+
+
+def flat(terms):
+    return [x for x in torch.utils._pytree.tree_leaves((*terms[:2], terms.table, *terms.vectors)) if isinstance(x, torch.Tensor)]
+
+
+LEARNED = [T5Bias, Shaw, TransformerXL, XLNet, partial(DeBERTa, span=16, buckets=8), partial(positions.Learned, context=64)]
+
+
+@pytest.mark.parametrize("scheme", LEARNED)
+def test_what_is_learned_starts_small_and_biases_at_zero(scheme):
+    facts = inspect.signature(scheme).parameters.keys() & {"dim", "heads", "head_dim"}
+    for name, p in scheme(**{fact: {"dim": 32, "heads": 4, "head_dim": 8}[fact] for fact in facts}).named_parameters():
+        assert not p.any() if name.endswith("bias") else 0.01 < p.std() < 0.03, name
+
+
+def test_learned_slopes_start_as_alibis():
+    scheme = ALiBi(6, learned=True)
+    torch.nn.init.zeros_(scheme.slopes)
+    scheme.reset_parameters()
+    assert torch.equal(scheme.slopes, alibi_slopes(6)) and scheme.slopes.requires_grad
+    buffer = ALiBi(6)
+    buffer.reset_parameters()
+    assert torch.equal(buffer.slopes, alibi_slopes(6))
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_fp64_schemes_pass_gradcheck(name):
+    scheme = position(name, 2, 4, True).double()
+    q, k, v = (torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+
+    def attend(*leaves):
+        return fastlm.attention(q, k, v, position=scheme.terms(5, 5, dtype=torch.float64), causal=True)
+
+    with fastlm.use_backend("reference"):  # the one that takes fp64
+        assert torch.autograd.gradcheck(attend, (q, k, v, *scheme.parameters()), fast_mode=True)
+
+
+def test_rope_turns_fp64_by_fp64_angles():
+    terms = RoPE(8).terms(3, 3, dtype=torch.float64)
+    angles = torch.outer(torch.arange(3.0, dtype=torch.float64), 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8))
+    torch.testing.assert_close(terms.rotate_q, (angles.cos(), angles.sin()), rtol=1e-15, atol=1e-15)
+    assert RoPE(8).double().terms(3, 3).rotate_q[0].dtype == torch.float32
+
+
+def test_terms_stand_where_the_scheme_does():
+    meta, cpu = torch.device("meta"), torch.device("cpu")
+    for scheme in (T5Bias(2), Shaw(2, 8), TransformerXL(16, 2, 8)):
+        assert all(x.device == meta for x in flat(scheme.to(meta).terms(4, 4)))
+    for scheme in (RoPE(8), ALiBi(2)):  # their constants stay behind
+        assert all(x.device == cpu for x in flat(scheme.to(meta).terms(4, 4)))
+        assert all(x.device == meta for x in flat(scheme.terms(4, 4, device=meta)))
 
 
 @pytest.mark.parametrize("values", [True, False])
@@ -364,3 +459,47 @@ def test_errors_name_the_cure():
     with pytest.raises(IndexError, match="129 positions, but the model learned 128"):
         positions.Learned(128, 4).embed(torch.arange(129))
     assert T5Bias(4).bias(torch.arange(-3, 1)).shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: T5Bias(2, max_distance=8), r"buckets is 32, of which 16 are exact, and max_distance 8; give buckets ≥ 2 and max_distance > "),
+        (lambda: T5Bias(2, max_distance=12), "max_distance 12"),
+        (lambda: T5Bias(2, max_distance=16), "max_distance 16"),
+        (lambda: T5Bias(2, causal=False, max_distance=8), "of which 8 are exact, and max_distance 8; give buckets ≥ 4 and max_distance > buckets"),
+        (lambda: T5Bias(2, buckets=1), "buckets is 1, of which 0 are exact"),
+        (lambda: T5Bias(2, causal=False, buckets=3), "buckets is 3, of which 0 are exact"),
+        (lambda: t5_bucket(torch.arange(9), True, 32, 8), "buckets is 32, of which 16 are exact, and max_distance 8"),
+        (lambda: deberta_bucket(torch.arange(9), 8, 5), r"buckets is 8, exact to 4, and span 5; give buckets ≥ 2 \(0 for none\) and span > "),
+        (lambda: DeBERTa(32, 4, 8, span=5, buckets=8), "buckets is 8, exact to 4, and span 5"),
+        (lambda: DeBERTa(32, 4, 8, buckets=-1), "buckets is -1"),
+        (lambda: DeBERTa(32, 4, 8, buckets=1), "buckets is 1, exact to 0"),
+        (lambda: DeBERTa(32, 4, 8, span=0), "span is 0; give the farthest distance told apart"),
+        (lambda: TransformerXL(32, 4, 8, clamp=-3), "clamp is -3; give the farthest distance told apart, or 0 for no clamp"),
+        (lambda: TransformerXL(15, 2, 8), "dim must be even; got 15"),
+        (lambda: XLNet(32, 4, 8, clamp=-1), "clamp is -1"),
+        (lambda: Shaw(2, 8, reach=-1), "reach is -1; give the farthest distance with a vector of its own, ≥ 0"),
+        (lambda: ALiBi(0), "got heads 0, give at least 1"),
+        (lambda: ALiBi(0, learned=True), "got heads 0"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("buckets, max_distance", [(32, 128), (2, 3), (4, 3), (5, 6), (33, 40), (8, 12), (32, 17)])
+def test_t5_buckets_stay_in_the_table(causal, buckets, max_distance):
+    if not causal and buckets < 4:
+        return
+    found = t5_bucket(torch.arange(-5000, 5000), causal, buckets, max_distance)
+    assert found.min() >= 0 and found.max() < buckets
+
+
+@pytest.mark.parametrize("buckets, span", [(256, 512), (2, 3), (3, 4), (8, 6), (9, 100)])
+def test_deberta_buckets_grow_with_distance(buckets, span):
+    d = torch.arange(-span + 1, span)
+    found = deberta_bucket(d, buckets, span)
+    assert (found.diff() >= 0).all() and torch.equal(found, -found.flip(0)) and found.max() < buckets

@@ -19,7 +19,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import fastlm
 from fastlm import optim
 from fastlm.amp import GradScaler
+from fastlm.model import ModelConfig, Transformer
 from fastlm.ops.precision import Parameter
+from fastlm.positions import SCHEMES, ALiBi, alibi_slopes
 
 SHAPES = ((7, 5), (4,), (), (3, 6, 4), (1, 9), (0, 3))  # uneven everywhere; some ranks get nothing of some
 EXACT = dict(rtol=1e-6, atol=1e-6)
@@ -273,6 +275,32 @@ def fsdp_equals_one_process(rank, world):
 @on(2, 3)
 def test_fsdp2_gives_what_one_process_gives(ranks):
     ranks.run(fsdp_equals_one_process)
+
+
+def fsdp_fills_what_meta_left_empty(rank, world):
+    mesh = mesh_of(world)
+    for name in SCHEMES:
+        config = ModelConfig(vocab_size=11, dim=12, heads=3, layers=1, context=5, position=name, tie_embeddings=False)
+        with torch.device("meta"):
+            sharded = Transformer(config)
+        fully_shard(sharded.blocks[0], mesh=mesh), fully_shard(sharded, mesh=mesh)
+        sharded.to_empty(device="cpu")
+        for module in sharded.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        sharded.init_weights()
+        single = Transformer(config)
+        single.load_state_dict({name: full(p) for name, p in sharded.state_dict().items()})
+        torch.testing.assert_close(sharded(batch(0)), single(batch(0)), **EXACT)
+    with torch.device("meta"):
+        slopes = fully_shard(ALiBi(3, learned=True), mesh=mesh).to_empty(device="cpu")
+    slopes.reset_parameters()
+    assert torch.equal(full(slopes.slopes), alibi_slopes(3))
+
+
+@on(2)
+def test_fsdp2_begins_on_meta_with_every_scheme(ranks):
+    ranks.run(fsdp_fills_what_meta_left_empty)
 
 
 def scalers_agree(rank, world, kind):
