@@ -62,7 +62,7 @@ def attention(
     Lk = key.shape[2]
     offset = Lk - Lq if offset is None else offset
     _check_numbers(scale, dropout, seed, causal, offset, Lq + Lk)
-    terms = _terms(position, Lq, Lk, offset, query.device)
+    terms = _terms(position, Lq, Lk, offset, query)
     vectors = terms.vectors
     scale = (vectors.terms * D) ** -0.5 if scale is None else scale
     segments = _members("segments", (segments, segments) if isinstance(segments, Tensor) else segments, "of queries", "of keys")
@@ -119,7 +119,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tens
     return rotate_op(x, cos, sin, layout)
 
 
-def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, device: torch.device) -> Terms:
+def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, query: Tensor) -> Terms:
     if position is None or Lq + Lk == 0:
         return Terms()
     if isinstance(position, Terms):
@@ -128,7 +128,7 @@ def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, dev
         raise ValueError(f"position is {position!r}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms")
     if position.embeds():
         raise ValueError(f"position {position.name!r} adds to token embeddings, which attention does not see: add position.embed(...) there, and pass none here")
-    return position.terms(Lq, Lk, offset, device)
+    return position.terms(Lq, Lk, offset, query.device, torch.promote_types(query.dtype, torch.float32))
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -187,7 +187,8 @@ def _check_integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None
         return
     _check_tensors(**{name: x})
     if x.shape != shape or x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
-        raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}")
+        cure = ", so .expand it" if x.ndim == 2 and x.shape[0] == 1 and x.shape[1:] == shape[1:] else ""
+        raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}{cure}")
 
 
 def _check_terms(terms: Terms, heads: int, Lq: int, Lk: int, D: int) -> None:
