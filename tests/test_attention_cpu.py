@@ -184,7 +184,6 @@ def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, tab
         (dict(dtype=torch.float64), "query is torch.float64; served are fp32, bf16 and fp16"),
         (dict(D=257), "the head dimension is 257; served are 1 to 256"),
         (dict(left=-2, right=1), "is empty"),
-        (dict(bias=torch.zeros(1, 1, 1, 70, dtype=torch.float64)), "bias is torch.float64"),
         (dict(dtype=torch.bfloat16, query_vectors=torch.zeros(2, 139, 32), q_position=torch.zeros(1, 2, 70, 32)), "q_position is torch.float32"),
     ],
 )
