@@ -99,8 +99,9 @@ def test_cpp_rows_that_see_nothing():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cpp_huge_logits(dtype, isa):
+    """Gradients come from lse, whose last digit grows with the logits: up to some 64 ulps more than PyTorch's, which keeps P."""
     args = arguments(Lq=130, Lk=130, dtype=dtype, right=0)
-    assert_attention_accurate(args._replace(q=100 * args.q, table=100 * args.table))
+    assert_attention_accurate(args._replace(q=100 * args.q, table=100 * args.table), ulps=64)
 
 
 @pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min], ids=str)

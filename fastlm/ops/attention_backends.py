@@ -40,9 +40,11 @@ def _sdpa_yields(*args):
     return a.q.numel() * a.k.shape[2] >= smallest and _cpp_is_faster(a.q.dtype)
 
 
-@torch.compiler.assume_constant_result
 def _cpp_is_faster(dtype: torch.dtype) -> bool:
     return native.cpp_missing(torch.device("cpu")) is None and not (dtype == torch.bfloat16 and "amx" in native.cpu().available())
+
+
+_cpp_is_faster._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
