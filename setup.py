@@ -1,9 +1,9 @@
-"""Build fastlm's two extensions with ninja: _cpu from csrc/cpu with GCC or Clang, _cuda from csrc/cuda where nvcc is found.
+"""Build fastlm's two extensions with ninja: _cpu from csrc/cpu with GCC or Clang, _cuda from csrc/cuda where nvcc is
+found.
 
-A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition, and
-fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build serves
-every torch, and none is needed to build.
-"""
+A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition,
+and fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build
+serves every torch, and none is needed to build."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -29,7 +29,9 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
 ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX} if X86 else {})
-PER_ISA = ("adafactor", "adam", "sgd", "unscale", "rotary", "attention_forward", "attention_backward", "table")  # the rest of csrc/cpu is compiled once
+PER_ISA = (
+    "table", "attention/forward", "attention/backward", "attention/rotary", "optim/adafactor", "optim/adam", "optim/sgd", "optim/unscale",
+)  # fmt: skip  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 
@@ -76,7 +78,9 @@ def build(name: str, target: Path, temp: Path, plan) -> dict:
     done = subprocess.run([ninja(), "-C", str(temp)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(done.stdout, file=sys.stderr)
-        raise Missing(f"compiling failed: {last_error(done.stdout)}", "read the compiler's output with `pip install -v .`")
+        raise Missing(
+            f"compiling failed: {last_error(done.stdout)}", "read the compiler's output with `pip install -v .`"
+        )
     return facts
 
 
@@ -86,15 +90,29 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     sanitize = [f"-fsanitize={asked}", "-fno-omit-frame-pointer", "-g1", "-O1"] if asked else []
     openmp = asked != "thread" and compiles(compiler, ["-fopenmp"])  # csrc/cpu/parallel.h has another way
     threads = ["-fopenmp" if openmp else "-pthread"]
-    known = {isa: flags for isa, flags in ISA_FLAGS.items() if compiles(compiler, flags)}  # an old compiler lacks the newest sets
+    # an old compiler lacks the newest sets
+    known = {isa: flags for isa, flags in ISA_FLAGS.items() if compiles(compiler, flags)}
     defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
-    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *WARNINGS, *OPTIMISE, *threads, *sanitize, *includes(), *defines]
-    lines = rule("cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True)
+    common = [
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        *WARNINGS,
+        *OPTIMISE,
+        *threads,
+        *sanitize,
+        *includes(),
+        *defines,
+    ]
+    lines = rule(
+        "cxx", [*compiler, "-MMD", "-MF", "$out.d", *common, "$flags", "-c", "$in", "-o", "$out"], depfile=True
+    )
     objects = []
-    for source in sorted(CPU.glob("*.cpp")):
-        sets = known if source.stem in PER_ISA else {"": []}
+    for source in sorted(CPU.rglob("*.cpp")):
+        name = source.relative_to(CPU).with_suffix("").as_posix()
+        sets = known if name in PER_ISA else {"": []}
         for isa, flags in sets.items():
-            objects.append(f"{source.stem}{'.' * bool(isa)}{isa}.o")
+            objects.append(f"{name}{'.' * bool(isa)}{isa}.o")
             extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
             lines += [f"build {objects[-1]}: cxx {escape(source)}", f"  flags = {shlex.join(extra)}"]
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
@@ -108,12 +126,28 @@ def plan_cuda(target: Path) -> tuple[list[str], dict]:
     compiler, version = nvcc()
     host, _ = cxx()
     listing = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
-    targets = [t for t in CUDA_TARGETS if f"sm_{t}" in listing or f"sm_{t.rstrip('a')}" in listing]  # an older toolkit lacks the newest
+    # an older toolkit lacks the newest
+    targets = [t for t in CUDA_TARGETS if f"sm_{t}" in listing or f"sm_{t.rstrip('a')}" in listing]
     if not targets:
-        raise Missing(f"nvcc ({version}) compiles for none of {', '.join(CUDA_TARGETS)}", "install the CUDA toolkit 12.8 or newer, then reinstall")
+        raise Missing(
+            f"nvcc ({version}) compiles for none of {', '.join(CUDA_TARGETS)}",
+            "install the CUDA toolkit 12.8 or newer, then reinstall",
+        )
     gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
     gencode += [f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}"]
-    flags = ["-std=c++17", "-O3", "-fmad=false", "-ccbin", host[0], "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart=static", "-Xptxas=-v", *gencode, *includes()]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        "-fmad=false",
+        "-ccbin",
+        host[0],
+        "-Xcompiler",
+        "-fPIC,-fvisibility=hidden",
+        "-cudart=static",
+        "-Xptxas=-v",
+        *gencode,
+        *includes(),
+    ]
     lines = rule("nvcc", [compiler, "-MD", "-MF", "$out.d", *flags, "-c", "$in", "-o", "$out"], depfile=True)
     lines += [f"build {s.stem}.o: nvcc {escape(s)}" for s in sources]
     lines += rule("link", [compiler, "-shared", "-ccbin", host[0], "-cudart=static", "$in", "-o", "$out"])
@@ -156,16 +190,25 @@ def cxx() -> tuple[list[str], str]:
     candidates = [shlex.split(asked)] if asked else [[name] for name in ("c++", "g++", "clang++")]
     for command in candidates:
         if shutil.which(command[0]) and compiles(command, ["-std=c++17"]):
-            return command, subprocess.run([*command, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
+            return command, subprocess.run(
+                [*command, "--version"], stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[0]
     names = " or ".join(shlex.join(c) for c in candidates)
-    raise Missing(f"no C++17 compiler that works ({names})", "install one (Debian: apt install g++), or set CXX, then reinstall")
+    raise Missing(
+        f"no C++17 compiler that works ({names})", "install one (Debian: apt install g++), or set CXX, then reinstall"
+    )
 
 
 def compiles(compiler: list[str], flags: list[str]) -> bool:
     """Whether a small library compiles and links with these flags."""
     with tempfile.TemporaryDirectory() as folder:
         probe = [*compiler, *flags, "-shared", "-fPIC", "-x", "c++", "-", "-o", str(Path(folder) / "probe")]
-        return subprocess.run(probe, input="#include <vector>\nint probe() { return 0; }\n", text=True, capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                probe, input="#include <vector>\nint probe() { return 0; }\n", text=True, capture_output=True
+            ).returncode
+            == 0
+        )
 
 
 def nvcc() -> tuple[str, str]:
@@ -173,8 +216,13 @@ def nvcc() -> tuple[str, str]:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
     if found is None:
-        raise Missing("nvcc was not found", "install the CUDA toolkit 12.8 or newer, or set CUDA_HOME, then reinstall; without a GPU nothing is lost")
-    return found, subprocess.run([found, "--version"], stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+        raise Missing(
+            "nvcc was not found",
+            "install the CUDA toolkit 12.8 or newer, or set CUDA_HOME, then reinstall; without a GPU nothing is lost",
+        )
+    return found, subprocess.run([found, "--version"], stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[
+        -1
+    ]
 
 
 def last_error(output: str) -> str:
@@ -184,7 +232,7 @@ def last_error(output: str) -> str:
 
 
 setup(
-    packages=["fastlm", "fastlm.ops", "fastlm.optim", "fastlm.kernels"],
+    packages=["fastlm", "fastlm.kernels", *(f"fastlm.{name}" for name in find_packages("fastlm"))],
     package_dir={"": "."},
     package_data={"fastlm": ["py.typed"]},
     ext_modules=[Extension("fastlm._cpu", []), Extension("fastlm._cuda", [])],

@@ -3,8 +3,8 @@
     bare     fastlm.optim.AdamW                                          torch.optim.AdamW(fused=True)
     chain    fastlm.amp.GradScaler + fastlm.optim.AdamW(max_grad_norm)   GradScaler.unscale_ + clip_grad_norm_ + the same
 
-By ideal bytes a bare fp32 step moves 28 per parameter (reads p, g, m, v, writes p, m, v), and a chain 4 more for the norm.
-"""
+By ideal bytes a bare fp32 step moves 28 per parameter (reads p, g, m, v, writes p, m, v), and a chain 4 more for the
+norm."""
 
 from collections.abc import Callable
 
@@ -33,9 +33,15 @@ def make_step(who: str, kind: str, params: list[Tensor], scale: float) -> Callab
     """One training step's worth of optimizer, after the gradients are there. Nothing in either waits for the device."""
     device = params[0].device.type
     if who == "fastlm":
-        opt, make_scaler = optim.AdamW(params, lr=LR, max_grad_norm=MAX_NORM if kind == "chain" else None), amp.GradScaler
+        opt, make_scaler = (
+            optim.AdamW(params, lr=LR, max_grad_norm=MAX_NORM if kind == "chain" else None),
+            amp.GradScaler,
+        )
     else:
-        opt, make_scaler = torch.optim.AdamW(params, lr=LR, fused=True, capturable=device == "cuda"), torch.amp.GradScaler
+        opt, make_scaler = (
+            torch.optim.AdamW(params, lr=LR, fused=True, capturable=device == "cuda"),
+            torch.amp.GradScaler,
+        )
     if kind == "bare":
         return opt.step
     scaler = make_scaler(device, init_scale=scale, growth_interval=2**30)
@@ -62,7 +68,10 @@ def check(shapes: Shapes, kind: str, device: torch.device) -> float:
             for p, p_start in zip(params, start, strict=True):
                 p.grad.copy_(p_start.grad)  # torch unscales and clips in place
             step()
-    far, moved = (sum((a - b).double().square().sum() for a, b in zip(x, y, strict=True)).sqrt() for x, y in ((ends[0], ends[1]), (start, ends[1])))
+    far, moved = (
+        sum((a - b).double().square().sum() for a, b in zip(x, y, strict=True)).sqrt()
+        for x, y in ((ends[0], ends[1]), (start, ends[1]))
+    )
     error = (far / moved).item()
     assert error <= 1e-4, f"AdamW {kind}: fastlm and torch differ by {error:.1e} of the change after two steps"
     return error
@@ -74,12 +83,22 @@ def buffers(shapes: Shapes, device: torch.device) -> range:
 
 
 def contestants(shapes: Shapes, kind: str, device: torch.device) -> dict[str, Callable[[], list[Callable[[], None]]]]:
-    """For timing.compare; steps over separate buffers. The scale is 1: torch divides gradients in place, again at every step."""
-    make = lambda who: [make_step(who, kind, make_params(shapes, device, seed, 1.0), 1.0) for seed in buffers(shapes, device)]
+    """For timing.compare; steps over separate buffers. The scale is 1: torch divides gradients in place, again at every
+    step."""
+    make = lambda who: [
+        make_step(who, kind, make_params(shapes, device, seed, 1.0), 1.0) for seed in buffers(shapes, device)
+    ]
     return {"fastlm": lambda: make("fastlm"), "torch fused": lambda: make("torch")}
 
 
 def measure(name: str, shapes: Shapes, kind: str, clock: str, device: torch.device, copy: float, **limits) -> dict:
     """One row of results. copy: the machine's own copy rate in bytes per second."""
-    facts = {"kind": "adamw", "shapes": name, "step": kind, "tensors": len(shapes), "bytes": BYTES[kind] * elements(shapes), "copy": copy}
+    facts = {
+        "kind": "adamw",
+        "shapes": name,
+        "step": kind,
+        "tensors": len(shapes),
+        "bytes": BYTES[kind] * elements(shapes),
+        "copy": copy,
+    }
     return compare(contestants(shapes, kind, device), clock, **limits).row(**facts)

@@ -26,8 +26,13 @@ from fastlm import positions
 from fastlm.ops.rotary import rotate
 from fastlm.positions import Terms
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # relative error of one head, forward; twice that backward
-FORCED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+# relative error of one head, forward; twice that backward
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+FORCED = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Contestant:
     leaves: list[Tensor]  # what gets a gradient
 
     def call(self, direction: str, grad: Tensor) -> Callable[[], object]:
-        """What is timed. forward: as in training, with a backward to come; backward: alone, over a graph that is kept; both."""
+        """What is timed. forward: as in training, with a backward to come; backward: alone, over a graph that is kept;
+        both."""
         if direction == "forward":
             return self.run
         if direction == "both":
@@ -77,7 +83,9 @@ def make_inputs(problem: Attention, device: torch.device) -> Inputs:
     with torch.no_grad():
         terms = scheme.terms(problem.L, problem.L, device=device)
     if terms.table is not None and list(scheme.parameters()):
-        terms = terms._replace(table=torch.randn(terms.table.shape, generator=g, device=device).mul_(0.5).requires_grad_())
+        terms = terms._replace(
+            table=torch.randn(terms.table.shape, generator=g, device=device).mul_(0.5).requires_grad_()
+        )
     return Inputs(problem, q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad, terms)
 
 
@@ -93,7 +101,9 @@ def turned(x: Inputs, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """q and k rotated as a few lines of PyTorch do it, where the scheme rotates."""
     if x.terms.rotate_q is None:
         return q, k
-    return rotate.definition(q, *x.terms.rotate_q, x.terms.layout), rotate.definition(k, *x.terms.rotate_k, x.terms.layout)
+    return rotate.definition(q, *x.terms.rotate_q, x.terms.layout), rotate.definition(
+        k, *x.terms.rotate_k, x.terms.layout
+    )
 
 
 def ours(x: Inputs) -> Contestant:
@@ -137,7 +147,9 @@ def flex(x: Inputs) -> Contestant:
     score_mod = {"none": None, "alibi": by_slope}.get(x.problem.scheme, by_table)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, L, L, device=x.q.device)
     compiled = torch.compile(flex_attention, dynamic=False)
-    return Contestant(lambda: compiled(x.q, x.k, x.v, score_mod=score_mod, block_mask=mask), x.leaves + [table] * x.learned)
+    return Contestant(
+        lambda: compiled(x.q, x.k, x.v, score_mod=score_mod, block_mask=mask), x.leaves + [table] * x.learned
+    )
 
 
 def contestants(x: Inputs) -> dict[str, Callable[[], Contestant]]:
@@ -148,7 +160,10 @@ def contestants(x: Inputs) -> dict[str, Callable[[], Contestant]]:
         field |= {f"sdpa {name}": lambda backend=backend: sdpa(x, backend) for name, backend in FORCED.items()}
         if biased:
             dense = cache(lambda: dense_bias(x))  # one tensor for both, made by the first that needs it
-            field |= {f"dense bias {name}": lambda name=name: sdpa(x, FORCED[name], dense()) for name in ("cudnn", "efficient")}
+            field |= {
+                f"dense bias {name}": lambda name=name: sdpa(x, FORCED[name], dense())
+                for name in ("cudnn", "efficient")
+            }
         if x.terms.rotate_q is None:
             field["flex"] = lambda: flex(x)
     else:
@@ -163,11 +178,14 @@ def measure(x: Inputs, field: dict[str, Callable[[], Contestant]], direction: st
     """One row of results."""
     calls = {name: lambda set_up=set_up: [set_up().call(direction, x.grad)] for name, set_up in field.items()}
     problem = asdict(x.problem) | {"dtype": str(x.problem.dtype).removeprefix("torch.")}
-    return compare(calls, clock, **limits).row(kind="attention", direction=direction, flops=x.problem.flops(direction), **problem)
+    return compare(calls, clock, **limits).row(
+        kind="attention", direction=direction, flops=x.problem.flops(direction), **problem
+    )
 
 
 def peak_bytes(x: Inputs) -> int:
-    """Device memory that ours takes beyond its inputs, forward and backward, results included; 0 on a CPU, which is not asked."""
+    """Device memory that ours takes beyond its inputs, forward and backward, results included; 0 on a CPU, which is not
+    asked."""
     if x.q.device.type != "cuda":
         return 0
     before = torch.cuda.memory_allocated()
@@ -177,7 +195,8 @@ def peak_bytes(x: Inputs) -> int:
 
 
 def check(x: Inputs, gradients: bool) -> dict[str, float]:
-    """Relative errors of ours on the first head against fp64: out, and with gradients dq, dk, dv and dtable, which sums over the batch.
+    """Relative errors of ours on the first head against fp64: out, and with gradients dq, dk, dv and dtable, which sums
+    over the batch.
 
     Raises AssertionError above TOLERANCE, and for NaN.
     """
@@ -187,7 +206,10 @@ def check(x: Inputs, gradients: bool) -> dict[str, float]:
     got = {"out": out[:1, :1]}
     if gradients:
         names = ("dq", "dk", "dv", "dtable")
-        got |= {n: g[:1] if n == "dtable" else g[:1, :1] for n, g in zip(names, torch.autograd.grad(out, mine.leaves, x.grad), strict=False)}
+        got |= {
+            n: g[:1] if n == "dtable" else g[:1, :1]
+            for n, g in zip(names, torch.autograd.grad(out, mine.leaves, x.grad), strict=False)
+        }
     errors = {n: ((g.double() - truth[n]).norm() / truth[n].norm()).item() for n, g in got.items()}
     for n, error in errors.items():
         allowed = TOLERANCE[x.problem.dtype] * (1 if n == "out" else 2)
@@ -196,7 +218,8 @@ def check(x: Inputs, gradients: bool) -> dict[str, float]:
 
 
 def _truth(x: Inputs) -> dict[str, Tensor]:
-    """The formula in fp64 for the first head: out and gradients of the first row, and the table's gradient over all rows."""
+    """The formula in fp64 for the first head: out and gradients of the first row, and the table's gradient over all
+    rows."""
     table = None if x.terms.table is None else x.terms.table[:1].detach().double().requires_grad_(x.learned)
     future = torch.ones(x.problem.L, x.problem.L, dtype=torch.bool, device=x.q.device).triu_(1)
     rows = []

@@ -1,8 +1,8 @@
-"""`pytest benchmarks` checks, then times, on the machine it finds. --smoke: tiny sizes, to try the benchmarks themselves.
+"""`pytest benchmarks` checks, then times, on the machine it finds. --smoke: tiny sizes, to try the benchmarks
+themselves.
 
-`--benchmark-json FILE` keeps the results; `python benchmarks/report.py FILE` draws them. The time in pytest-benchmark's own
-table is ours alone; the comparison, by the protocol of timing.py, is in each test's extra_info.
-"""
+`--benchmark-json FILE` keeps the results; `python benchmarks/report.py FILE` draws them. The time in pytest-benchmark's
+own table is ours alone; the comparison, by the protocol of timing.py, is in each test's extra_info."""
 
 import sys
 from collections.abc import Callable

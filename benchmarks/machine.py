@@ -52,13 +52,17 @@ def output(*command: str) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def peak_growth(work) -> int | None:
-    """Bytes by which the process's resident memory grows at most while work runs, what was freed before having gone back to
-    the system; None where Linux's /proc and the GNU C library are not there to tell."""
+    """Bytes by which the process's resident memory grows at most while work runs, what was freed before having gone
+    back to the system; None where Linux's /proc and the GNU C library are not there to tell."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK) or platform.libc_ver()[0] != "glibc":
         return None
@@ -80,7 +84,10 @@ def rate(work, amount: float, device: torch.device) -> float:
 
 def copy_rate(device: torch.device, size: int = 2**30) -> float:
     """Bytes per second of a large copy, read and written bytes both counted."""
-    source, target = torch.randint(256, (size,), dtype=torch.uint8, device=device), torch.empty(size, dtype=torch.uint8, device=device)
+    source, target = (
+        torch.randint(256, (size,), dtype=torch.uint8, device=device),
+        torch.empty(size, dtype=torch.uint8, device=device),
+    )
     return rate(lambda: target.copy_(source), 2 * size, device)
 
 

@@ -1,4 +1,5 @@
-"""Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the gradients are there.
+"""Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the
+gradients are there.
 
     adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, loop and foreach; transformers.Adafactor; and torch's fused AdamW
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
@@ -7,9 +8,9 @@
     libraries   AdamW, fp32 parameters               AdamW of torch (fused), DeepSpeed, bitsandbytes, torchao; with states of 8 bits too
     masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
 
-Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD 20, bf16 14, fp32
-AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the reason.
-"""
+Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD
+20, bf16 14, fp32 AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the
+reason."""
 
 from collections.abc import Callable
 
@@ -123,7 +124,10 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
             "torch fused AdamW": torch_adamw,
         },
     ),
-    "lamb": (torch.float32, {"fastlm": lambda ps: optim.LAMB(ps, lr=LR, weight_decay=DECAY).step, "torch foreach": foreach_lamb}),
+    "lamb": (
+        torch.float32,
+        {"fastlm": lambda ps: optim.LAMB(ps, lr=LR, weight_decay=DECAY).step, "torch foreach": foreach_lamb},
+    ),
     "sgd": (
         torch.float32,
         {
@@ -150,19 +154,26 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
             "torchao, 8 bits": torchao("AdamW8bit"),
         },
     ),
-    "masters": (BF16, {"fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step, "torch": torch_masters}),
+    "masters": (
+        BF16,
+        {
+            "fastlm": lambda ps: optim.AdamW(ps, lr=LR, master="fp32", max_grad_norm=MAX_NORM).step,
+            "torch": torch_masters,
+        },
+    ),
 }
 
 
-WAIT = {("adafactor", who) for who in ("transformers", "torch", "torch foreach")}  # for the device within a step: no graph captures them
+# for the device within a step: no graph captures them
+WAIT = {("adafactor", who) for who in ("transformers", "torch", "torch foreach")}
 
 
 def check(shapes: Shapes, kind: str, device: torch.device) -> float:
-    """‖ours - theirs‖ / ‖their change‖ after one step from the same start. Raises AssertionError where rounding cannot explain it.
+    """‖ours - theirs‖ / ‖their change‖ after one step from the same start. Raises AssertionError where rounding cannot
+    explain it.
 
-    Dimensions are cut to 1024, because PyTorch's own norm on a CPU, of which Adafactor and LAMB are made, is wrong by 0.2 % for the
-    38 million elements of the embedding. bf16 parameters move in whole ulps: most must be the same.
-    """
+    Dimensions are cut to 1024, because PyTorch's own norm on a CPU, of which Adafactor and LAMB are made, is wrong by
+    0.2 % for the 38 million elements of the embedding. bf16 parameters move in whole ulps: most must be the same."""
     shapes = [tuple(min(size, 1024) for size in shape) for shape in shapes]
     dtype, who = STEPS[kind]
     start = cast(make_params(shapes, device, 0, 1.0), dtype)
@@ -173,7 +184,10 @@ def check(shapes: Shapes, kind: str, device: torch.device) -> float:
     for make in list(who.values())[:2]:
         ends.append(cast(start, dtype))
         make(ends[-1])()
-    far, moved = (sum((a.double() - b.double()).square().sum() for a, b in zip(x, y, strict=True)).sqrt() for x, y in ((ends[0], ends[1]), (start, ends[1])))
+    far, moved = (
+        sum((a.double() - b.double()).square().sum() for a, b in zip(x, y, strict=True)).sqrt()
+        for x, y in ((ends[0], ends[1]), (start, ends[1]))
+    )
     error, allowed = (far / moved).item(), 1e-4 if dtype == torch.float32 else 0.3
     assert error <= allowed, f"{kind}: fastlm and {list(who)[1]} differ by {error:.1e} of the change"
     return error
@@ -183,11 +197,24 @@ def contestants(shapes: Shapes, kind: str, device: torch.device) -> dict[str, Ca
     """For timing.compare; steps over separate buffers."""
     dtype, who = STEPS[kind]
     start = lambda seed: cast(make_params(shapes, device, seed, 1e-2), dtype)
-    return {name: lambda make=make: [make(start(seed)) for seed in buffers(shapes, device)] for name, make in who.items()}
+    return {
+        name: lambda make=make: [make(start(seed)) for seed in buffers(shapes, device)] for name, make in who.items()
+    }
 
 
 def measure(name: str, shapes: Shapes, kind: str, clock: str, device: torch.device, copy: float, **limits) -> dict:
     """One row of results. copy: the machine's own copy rate in bytes per second."""
-    facts = {"kind": kind, "shapes": name, "step": "bare", "tensors": len(shapes), "bytes": BYTES[kind] * elements(shapes), "copy": copy}
-    able = {name: set_up for name, set_up in contestants(shapes, kind, device).items() if clock != "graph" or (kind, name) not in WAIT}
+    facts = {
+        "kind": kind,
+        "shapes": name,
+        "step": "bare",
+        "tensors": len(shapes),
+        "bytes": BYTES[kind] * elements(shapes),
+        "copy": copy,
+    }
+    able = {
+        name: set_up
+        for name, set_up in contestants(shapes, kind, device).items()
+        if clock != "graph" or (kind, name) not in WAIT
+    }
     return compare(able, clock, **limits).row(**facts)

@@ -2,9 +2,8 @@
 
     python benchmarks/report.py results.json gpu/results.jsonl --out results
 
-writes OUT/report.md, and a plot for each kind of row. A ratio is the peer's time over ours, median [20th, 80th percentile] of
-rounds; it is bold where that interval leaves out 1, so that the difference is not noise.
-"""
+writes OUT/report.md, and a plot for each kind of row. A ratio is the peer's time over ours, median [20th, 80th
+percentile] of rounds; it is bold where that interval leaves out 1, so that the difference is not noise."""
 
 import argparse
 import json
@@ -31,7 +30,8 @@ def load(paths: list[Path]) -> list[dict]:
 
 
 def busy(facts: dict) -> str:
-    """A warning where others used the processor too: threads that wait for one another then wait for a turn, and ratios mislead."""
+    """A warning where others used the processor too: threads that wait for one another then wait for a turn, and ratios
+    mislead."""
     crowded = float(facts.get("load", 0)) > 1.5 * int(facts.get("threads", 1))
     return f" (BUSY: load {facts['load']} on {facts['threads']} threads)" if crowded else ""
 
@@ -50,7 +50,10 @@ def peers(row: dict) -> str:
     """Every peer's ratio, and in brackets the noise; then who was left out."""
     said = [f"{name} {ratio(spread)}" for name, spread in row["ratio"].items() if name != NULL]
     null = row["ratio"][NULL]
-    return "; ".join([*said, *(f"{name} left out" for name in row["left_out"])]) + f" (null {null['p20']:.2f}–{null['p80']:.2f})"
+    return (
+        "; ".join([*said, *(f"{name} left out" for name in row["left_out"])])
+        + f" (null {null['p20']:.2f}–{null['p80']:.2f})"
+    )
 
 
 def attention_line(row: dict) -> str:
@@ -76,7 +79,12 @@ def markdown(rows: list[dict]) -> str:
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
         line = attention_line if kind == "attention" else optimizer_line
-        parts += [f"\n### {kind} on {device}\n", "| | fastlm | rate | peers' time over ours |", "|---|---|---|---|", *map(line, group)]
+        parts += [
+            f"\n### {kind} on {device}\n",
+            "| | fastlm | rate | peers' time over ours |",
+            "|---|---|---|---|",
+            *map(line, group),
+        ]
     return "\n".join(parts) + "\n"
 
 
@@ -89,10 +97,16 @@ def draw_attention(rows: list[dict], title: str, path: Path) -> None:
     for axis, panel in zip(axes[0], panels, strict=True):
         mine = sorted((row for row in rows if (row["scheme"], row["direction"]) == panel), key=lambda row: row["L"])
         for name in dict.fromkeys(name for row in mine for name in row["seconds"] if name != NULL):
-            points = [(row["L"], row["flops"] / row["seconds"][name]["median"] / 1e12) for row in mine if name in row["seconds"]]
+            points = [
+                (row["L"], row["flops"] / row["seconds"][name]["median"] / 1e12)
+                for row in mine
+                if name in row["seconds"]
+            ]
             axis.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=2.5 if name == OURS else 1)
         axis.set(xscale="log", xlabel="length", ylabel="TFLOP/s", title=" ".join(panel))
-        axis.set_xticks(sorted({row["L"] for row in mine}), [str(L) for L in sorted({row["L"] for row in mine})], minor=False)
+        axis.set_xticks(
+            sorted({row["L"] for row in mine}), [str(L) for L in sorted({row["L"] for row in mine})], minor=False
+        )
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7)
     figure.suptitle(title)
@@ -107,7 +121,11 @@ def draw_optimizer(rows: list[dict], title: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(1.5 + 1.6 * len(rows), 4), layout="constrained")
     names = list(dict.fromkeys(name for row in rows for name in row["seconds"] if name != NULL))
     for k, name in enumerate(names):
-        bars = [(i, row["bytes"] / row["seconds"][name]["median"] / 1e9) for i, row in enumerate(rows) if name in row["seconds"]]
+        bars = [
+            (i, row["bytes"] / row["seconds"][name]["median"] / 1e9)
+            for i, row in enumerate(rows)
+            if name in row["seconds"]
+        ]
         axis.bar([i + k / (len(names) + 1) for i, _ in bars], [y for _, y in bars], 1 / (len(names) + 1), label=name)
     axis.axhline(rows[0]["copy"] / 1e9, color="grey", linestyle="--", label="copy")
     axis.set_xticks(range(len(rows)), [f"{row['step']}\n{row['shapes']}\n{row['clock']}" for row in rows], fontsize=8)
@@ -125,7 +143,9 @@ def draw(rows: list[dict], folder: Path) -> None:
     for (kind, device, dtype, D), group in groupby(sorted(rows, key=by_plot), by_plot):
         machine = "".join(c if c.isalnum() else "-" for c in device.lower())
         if kind == "attention":
-            draw_attention(list(group), f"attention, {dtype}, D {D}, {device}", folder / f"attention-{dtype}-d{D}-{machine}.png")
+            draw_attention(
+                list(group), f"attention, {dtype}, D {D}, {device}", folder / f"attention-{dtype}-d{D}-{machine}.png"
+            )
         else:
             draw_optimizer(list(group), f"{kind}, {device}", folder / f"{kind}-{machine}.png")
 

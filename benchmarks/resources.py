@@ -1,4 +1,5 @@
-"""What every Triton kernel costs a multiprocessor: registers, spills, shared memory, tensor-core instructions. No GPU needed.
+"""What every Triton kernel costs a multiprocessor: registers, spills, shared memory, tensor-core instructions. No GPU
+needed.
 
     python benchmarks/resources.py                      # the variants that CI checks
     python benchmarks/resources.py --all --json FILE    # every dtype, head size and term, and the table as JSON
@@ -25,11 +26,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fastlm.kernels import attention, attention_backward, rotary  # noqa: E402
-from fastlm.ops.attention import LEARNED, Arguments  # noqa: E402
+from fastlm.kernels import attention, attention_backward, rotary
+from fastlm.ops.attention import LEARNED, Arguments
 
 ARCHITECTURES = (80, 90, 100)
-SHARED = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a block may have; the multiprocessor has 1 KiB more for each block
+# bytes a block may have; the multiprocessor has 1 KiB more for each block
+SHARED = {80: 166_912, 90: 232_448, 100: 232_448}
 REGISTERS = 65_536
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -38,8 +40,8 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class Resources:
     """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor.
 
-    tensor_core: products on tensor cores, counted as instructions. warp_group: they are those of a whole warp group (wgmma, sm_90).
-    """
+    tensor_core: products on tensor cores, counted as instructions. warp_group: they are those of a whole warp group
+    (wgmma, sm_90)."""
 
     case: str
     kernel: str
@@ -57,12 +59,15 @@ class Resources:
 
 
 class PaperGPU:
-    """A Triton driver for a GPU that is not there. `compiled` collects (constants, metadata, cubin) of what was launched."""
+    """A Triton driver for a GPU that is not there. `compiled` collects (constants, metadata, cubin) of what was
+    launched."""
 
     def __init__(self, arch: int):
         self.arch = arch
         self.compiled: list[tuple[dict, object, bytes]] = []
-        self.utils = SimpleNamespace(load_binary=self._load, get_device_properties=lambda device: {"max_shared_mem": sys.maxsize})
+        self.utils = SimpleNamespace(
+            load_binary=self._load, get_device_properties=lambda device: {"max_shared_mem": sys.maxsize}
+        )
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.arch, 32)
@@ -182,7 +187,15 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32) if everything else (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         for D in (32, 64, 80, 96, 128, 256) if everything else (64, 128):
-            terms = (None, "table") if (dtype, D) not in BY_TERM else (None, *TERMS) if everything else (None, "table", *FEW) if D == 64 else (None, "table")
+            terms = (
+                (None, "table")
+                if (dtype, D) not in BY_TERM
+                else (None, *TERMS)
+                if everything
+                else (None, "table", *FEW)
+                if D == 64
+                else (None, "table")
+            )
             for term in terms:
                 yield f"{name} D={D}{f' {term}' if term else ''}", attention_case(dtype, D, term)
         for layout in ("half", "interleaved"):

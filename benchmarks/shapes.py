@@ -10,7 +10,20 @@ Shapes = list[tuple[int, ...]]
 
 def gpt2(layers: int, dim: int, context: int = 1024, vocabulary: int = 50257) -> Shapes:
     """Every parameter of a GPT-2 (output weights tied to the embedding), in the model's order."""
-    block = [(dim,), (dim,), (3 * dim, dim), (3 * dim,), (dim, dim), (dim,), (dim,), (dim,), (4 * dim, dim), (4 * dim,), (dim, 4 * dim), (dim,)]
+    block = [
+        (dim,),
+        (dim,),
+        (3 * dim, dim),
+        (3 * dim,),
+        (dim, dim),
+        (dim,),
+        (dim,),
+        (dim,),
+        (4 * dim, dim),
+        (4 * dim,),
+        (dim, 4 * dim),
+        (dim,),
+    ]
     return [(vocabulary, dim), (context, dim), *layers * block, (dim,), (dim,)]
 
 

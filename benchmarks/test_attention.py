@@ -8,14 +8,19 @@ from shapes import Attention
 from fastlm import positions
 
 CPU = torch.device("cpu")
-INSIDE = [name for name in sorted(positions.SCHEMES) if name not in ("learned", "sinusoidal")]  # those two are added to embeddings
+# those two are added to embeddings
+INSIDE = [name for name in sorted(positions.SCHEMES) if name not in ("learned", "sinusoidal")]
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
 @pytest.mark.parametrize("L", [512, 1024, 2048])
 @pytest.mark.parametrize("scheme", INSIDE)
 def test_attention(scheme, L, direction, smoke, limits, record):
-    problem = Attention(scheme, B=1, H=2, L=L // 32, D=16, dtype=torch.float32) if smoke else Attention(scheme, 1, 12, L, 64, torch.float32)
+    problem = (
+        Attention(scheme, B=1, H=2, L=L // 32, D=16, dtype=torch.float32)
+        if smoke
+        else Attention(scheme, 1, 12, L, 64, torch.float32)
+    )
     x = attention.make_inputs(problem, CPU)
     attention.check(x, gradients=direction == "both")
     field = attention.contestants(x)

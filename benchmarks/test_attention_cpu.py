@@ -6,10 +6,9 @@
     small     the batch of a small model on a laptop, causal, where the calls themselves count
     t5 layer  fastlm.nn.Attention and Hugging Face's T5Attention with the same weights, projections included
 
-"eager" is the formula in plain PyTorch; "plain", where it stands, our own kernel without a bias: what the bias costs us.
-Rates count attention's own products, and are given as a share of torch.mm's in the same run and dtype; memory is what a call
-makes the process grow by, results included.
-"""
+"eager" is the formula in plain PyTorch; "plain", where it stands, our own kernel without a bias: what the bias costs
+us. Rates count attention's own products, and are given as a share of torch.mm's in the same run and dtype; memory is
+what a call makes the process grow by, results included."""
 
 from functools import partial
 
@@ -23,7 +22,11 @@ import fastlm
 from fastlm.positions import ALiBi, T5Bias
 
 PROBLEMS = {  # name: (scheme, causal, B, H, L, D)
-    **{f"{scheme}_{L}": (scheme, scheme in ("alibi", "causal"), 1, 12, L, 64) for scheme in ("t5", "alibi", "causal", "none") for L in (1024, 4096)},
+    **{
+        f"{scheme}_{L}": (scheme, scheme in ("alibi", "causal"), 1, 12, L, 64)
+        for scheme in ("t5", "alibi", "causal", "none")
+        for L in (1024, 4096)
+    },
     "small": ("causal", True, 8, 4, 128, 32),
 }
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # a scatter of all scores into 32 sums is not more exact
@@ -35,13 +38,21 @@ by_direction = pytest.mark.parametrize("direction", ["ahead", "around"])
 
 @pytest.fixture
 def contest(limits, record, matmul):
-    """contest(contestants, agree, grad, …): check that the first few, ours and its peers, make the same gradients; time all; record.
+    """contest(contestants, agree, grad, …): check that the first few, ours and its peers, make the same gradients; time
+    all; record.
 
     contestants: {name: (function → out, what gets a gradient)}. checked: how many of the gradients; all if None.
     """
 
     def run(
-        contestants: dict, agree: int, grad: torch.Tensor, direction: str, causal: bool, close: dict = CLOSE, checked: int | None = None, **problem
+        contestants: dict,
+        agree: int,
+        grad: torch.Tensor,
+        direction: str,
+        causal: bool,
+        close: dict = CLOSE,
+        checked: int | None = None,
+        **problem,
     ):
         work = 14 * grad.numel() * problem["L"] if direction == "around" else 4 * grad.numel() * problem["L"]
         both = lambda name: torch.autograd.grad(contestants[name][0](), contestants[name][1], grad)
@@ -91,7 +102,10 @@ def test_attention_to_the_parameters(problem, dtype, direction, smoke, contest):
         "eager": (eager, leaves + learned),
     }
     if position is not None:
-        contestants |= {"plain": (attend, leaves), "sdpa unbiased": (partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal), leaves)}
+        contestants |= {
+            "plain": (attend, leaves),
+            "sdpa unbiased": (partial(F.scaled_dot_product_attention, q, k, v, is_causal=causal), leaves),
+        }
     contest(contestants, 2, grad, direction, causal, scheme=problem, B=B, H=H, L=L, D=D)
 
 
@@ -112,14 +126,18 @@ def test_t5_layer(L, dtype, direction, smoke, contest):
     ours = fastlm.nn.Attention(H * D, H, position=T5Bias(H, causal=False), causal=False).to(dtype)
     of = theirs["eager"]
     with torch.no_grad():
-        ours.qkv.weight.copy_(torch.cat((D**0.5 * of.q.weight, of.k.weight, of.v.weight)))  # T5 does not scale its scores
+        # T5 does not scale its scores
+        ours.qkv.weight.copy_(torch.cat((D**0.5 * of.q.weight, of.k.weight, of.v.weight)))
         ours.out.weight.copy_(of.o.weight)
         ours.position.weight.copy_(of.relative_attention_bias.weight)
     x, grad = (torch.randn(1, L, H * D).to(dtype) for _ in range(2))
     x.requires_grad_()
     contestants = {"fastlm": (lambda: ours(x), [x, ours.out.weight, ours.position.weight])}
     for way, layer in theirs.items():
-        contestants[f"transformers {way}"] = (lambda layer=layer: layer(x)[0], [x, layer.o.weight, layer.relative_attention_bias.weight])
+        contestants[f"transformers {way}"] = (
+            lambda layer=layer: layer(x)[0],
+            [x, layer.o.weight, layer.relative_attention_bias.weight],
+        )
     checked = None if dtype == torch.float32 else 2  # the buckets' gradient in bf16 is off by a fifth there (FACTS.md)
     contest(contestants, 2, grad, direction, False, LAYERS_CLOSE, checked, scheme="t5 layer", B=1, H=H, L=L, D=D)
 

@@ -7,6 +7,7 @@ from shapes import PARAMETERS, SMOKE_PARAMETERS
 
 CPU = torch.device("cpu")
 
+
 @pytest.mark.parametrize("kind", optim.STEPS)
 def test_optim(kind, smoke, limits, copy, record):
     name, shapes = next(iter((SMOKE_PARAMETERS if smoke else PARAMETERS).items()))

@@ -1,16 +1,17 @@
-"""How fastlm is timed: one process, rounds that interleave all contestants in a fresh random order, medians with their spread.
+"""How fastlm is timed: one process, rounds that interleave all contestants in a fresh random order, medians with their
+spread.
 
-A ratio is taken within each round, peer's time over ours, and the median of those ratios is reported with its 20th and 80th
-percentiles; a difference counts only where that interval leaves out 1. "null" is our own function entered a second time: its
-spread is the noise of the measurement. Three clocks:
+A ratio is taken within each round, peer's time over ours, and the median of those ratios is reported with its 20th and
+80th percentiles; a difference counts only where that interval leaves out 1. "null" is our own function entered a second
+time: its spread is the noise of the measurement. Three clocks:
 
     clock    perf_counter around a batch of calls; for CPUs
     events   CUDA events around a batch of calls: what a training loop sees, the host's work included where it is the limit
     graph    CUDA events around the replay of a graph holding a batch of calls: the device's work alone
 
-A contestant is a list of calls over separate buffers, taken in turn: a kernel that waits for memory must not find its data in the
-cache, so such lists cover more than four caches. Results are checked before anything is timed, by the callers.
-"""
+A contestant is a list of calls over separate buffers, taken in turn: a kernel that waits for memory must not find its
+data in the cache, so such lists cover more than four caches. Results are checked before anything is timed, by the
+callers."""
 
 import math
 import random
@@ -44,7 +45,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: of one call. ratio: of each contestant's time to the first's, "null" included. left_out: who could not run, and why."""
+    """seconds: of one call. ratio: of each contestant's time to the first's, "null" included. left_out: who could not
+    run, and why."""
 
     clock: str
     rounds: int
@@ -57,7 +59,13 @@ class Comparison:
         return facts | asdict(self)
 
 
-def compare(contestants: dict[str, Callable[[], Calls]], clock: str, rounds: int = 30, budget: float = 20.0, batch: float = BATCH) -> Comparison:
+def compare(
+    contestants: dict[str, Callable[[], Calls]],
+    clock: str,
+    rounds: int = 30,
+    budget: float = 20.0,
+    batch: float = BATCH,
+) -> Comparison:
     """Time every contestant, given as a function that sets it up; the first is ours.
 
     budget: seconds after which no round is begun, once a few are done. A peer that raises is left out, with its reason.
@@ -79,9 +87,15 @@ def compare(contestants: dict[str, Callable[[], Calls]], clock: str, rounds: int
         shuffler.shuffle(order)
         for name in order:
             samples[name].append(timers[name]())
-    ratios = {name: [t / t_ours for t, t_ours in zip(ts, samples[ours], strict=True)] for name, ts in samples.items() if name != ours}
+    ratios = {
+        name: [t / t_ours for t, t_ours in zip(ts, samples[ours], strict=True)]
+        for name, ts in samples.items()
+        if name != ours
+    }
     seconds = {name: Spread.of(ts) for name, ts in samples.items()}
-    return Comparison(clock, len(samples[ours]), seconds, {name: Spread.of(rs) for name, rs in ratios.items()}, left_out)
+    return Comparison(
+        clock, len(samples[ours]), seconds, {name: Spread.of(rs) for name, rs in ratios.items()}, left_out
+    )
 
 
 def run_all(calls: Calls, n: int) -> None:
@@ -90,7 +104,8 @@ def run_all(calls: Calls, n: int) -> None:
 
 
 def batch_size(calls: Calls, once: Callable[[int], float], batch: float) -> int:
-    """How many calls fill a batch, a multiple of len(calls) so that every buffer has its turn. once(n): seconds for n calls."""
+    """How many calls fill a batch, a multiple of len(calls) so that every buffer has its turn. once(n): seconds for n
+    calls."""
     run_all(calls, 2 * len(calls))  # warm-up
     each = once(len(calls)) / len(calls)
     wanted = min(MOST_CALLS, max(1, math.ceil(batch / each)))

@@ -18,7 +18,9 @@ import fastlm
 
 CLIP = 1.0
 OPTIMIZERS = {
-    "adafactor": lambda params: fastlm.optim.Adafactor(params, lr=3e-3, scale_parameter=False, variant="huggingface", max_grad_norm=CLIP),
+    "adafactor": lambda params: fastlm.optim.Adafactor(
+        params, lr=3e-3, scale_parameter=False, variant="huggingface", max_grad_norm=CLIP
+    ),
     "adamw": lambda params: fastlm.optim.AdamW(params, lr=3e-3, weight_decay=0.1, max_grad_norm=CLIP),
 }
 
@@ -27,7 +29,9 @@ class LanguageModel(lightning.LightningModule):
     def __init__(self, make_optimizer: Callable):
         super().__init__()
         self.make_optimizer, self.losses = make_optimizer, []
-        self.net = nn.Sequential(nn.Embedding(32, 32), nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 32))
+        self.net = nn.Sequential(
+            nn.Embedding(32, 32), nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 32)
+        )
 
     def training_step(self, ids: Tensor) -> Tensor:
         loss = nn.functional.cross_entropy(self.net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -39,10 +43,12 @@ class LanguageModel(lightning.LightningModule):
 
 
 def train(make_optimizer: Callable, steps: int = 20, clip: float | None = None) -> list[float]:
-    """The loss of every step. clip: Lightning's own gradient_clip_val; None leaves clipping to the optimizer, which does it in its one pass."""
+    """The loss of every step. clip: Lightning's own gradient_clip_val; None leaves clipping to the optimizer, which
+    does it in its one pass."""
     lightning.seed_everything(0, verbose=False)
     model = LanguageModel(make_optimizer)
-    ids = (torch.arange(16) * torch.arange(1, 9)[:, None] + torch.arange(8)[:, None]) % 32  # each row counts in its own step
+    # each row counts in its own step
+    ids = (torch.arange(16) * torch.arange(1, 9)[:, None] + torch.arange(8)[:, None]) % 32
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer = lightning.Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=clip, **quiet)
     trainer.fit(model, DataLoader(ids.repeat(steps, 1), batch_size=8))

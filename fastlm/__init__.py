@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastlm import amp, masks, nn, optim, positions
-    from fastlm.dispatch import BackendError, SlowPathWarning, use_backend
-    from fastlm.functional import attention, rotate
+    from fastlm.backends.dispatch import BackendError, SlowPathWarning, use_backend
+    from fastlm.nn.functional import attention, rotate
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "SlowPathWarning", "amp", "attention", "masks", "nn", "optim", "positions", "rotate", "use_backend"]
-_HOMES = {"dispatch": ("BackendError", "SlowPathWarning", "use_backend"), "functional": ("attention", "rotate")}
+__all__ = [
+    "BackendError",
+    "SlowPathWarning",
+    "amp",
+    "attention",
+    "masks",
+    "nn",
+    "optim",
+    "positions",
+    "rotate",
+    "use_backend",
+]
+_HOMES = {
+    "backends.dispatch": ("BackendError", "SlowPathWarning", "use_backend"),
+    "nn.functional": ("attention", "rotate"),
+}
 
 
 def __getattr__(name: str):

@@ -4,9 +4,12 @@
 
 * a `fastlm.optim` optimizer does unscaling, overflow check, clipping and update in its own pass, so `step` reads the
   gradients once instead of three times;
-* torch.optim's own, and any that keeps everything in `state` and `param_groups`, is stepped and, where a gradient overflowed, put
-  back by a predicated copy; torch would wait for the flag first. Only a step that makes, replaces or counts state in Python still
-  waits for it, as an optimizer's first does. An optimizer with attributes or objects of its own, which no copy could put back,
+* torch.optim's own, and any that keeps everything in `state` and `param_groups`, is stepped and, where a gradient
+overflowed, put
+  back by a predicated copy; torch would wait for the flag first. Only a step that makes, replaces or counts state in
+  Python still
+  waits for it, as an optimizer's first does. An optimizer with attributes or objects of its own, which no copy could
+  put back,
   waits for the flag and is skipped, as by torch's scaler;
 * fp16 gradients are allowed; hysteresis and a floor for the scale; overflow shared with other ranks.
 
@@ -26,7 +29,8 @@ from fastlm.optim import Optimizer, checks, sharding
 HELD = (Tensor, int, float, str, torch.dtype)  # what a state may hold for a copy to put it back
 PRESETS: dict[str, dict] = {
     "torch": dict(init_scale=2.0**16, growth_interval=2000),
-    "fairseq": dict(init_scale=2.0**7, growth_interval=2**14, min_scale=1e-4),  # its interval is for one worker, one micro-batch
+    # its interval is for one worker, one micro-batch
+    "fairseq": dict(init_scale=2.0**7, growth_interval=2**14, min_scale=1e-4),
     "deepspeed": dict(init_scale=2.0**16, growth_interval=1000, hysteresis=2, min_scale=1.0),
     "megatron": dict(init_scale=2.0**32, growth_interval=1000, hysteresis=2, min_scale=1.0),
 }
@@ -36,9 +40,9 @@ class GradScaler(torch.amp.GradScaler):
     """Drop-in for torch.amp.GradScaler.
 
     hysteresis: overflows that are forgiven before the scale backs off, until the scale next grows; 1 forgives none.
-    min_scale: the scale never falls below it; `check()` raises once it would have. Ranks that share a DTensor skip together; process_group:
-    other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline stages). Raises ValueError for values out of range.
-    """
+    min_scale: the scale never falls below it; `check()` raises once it would have. Ranks that share a DTensor skip
+    together; process_group: other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline
+    stages). Raises ValueError for values out of range."""
 
     def __init__(
         self,
@@ -55,7 +59,8 @@ class GradScaler(torch.amp.GradScaler):
     ):
         checks.positive(init_scale=init_scale)
         checks.at_least_zero(min_scale=min_scale)
-        checks.whole(1, growth_interval=growth_interval, hysteresis=hysteresis)  # a hysteresis of 1 forgives no overflow
+        # a hysteresis of 1 forgives no overflow
+        checks.whole(1, growth_interval=growth_interval, hysteresis=hysteresis)
         checks.process_group(process_group)
         if min_scale > init_scale:
             raise ValueError(f"min_scale is {min_scale} and init_scale {init_scale}; begin at the floor or above")
@@ -81,7 +86,13 @@ class GradScaler(torch.amp.GradScaler):
             raise RuntimeError("step() has already been called since the last update()")
         if isinstance(optimizer, Optimizer):
             result = self._step_ours(optimizer, state, *args, **kwargs)
-        elif getattr(optimizer, "_step_supports_amp_scaling", False) or args or kwargs or not optimizer.state or not _can_be_put_back(optimizer):
+        elif (
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            or args
+            or kwargs
+            or not optimizer.state
+            or not _can_be_put_back(optimizer)
+        ):
             return super().step(optimizer, *args, **kwargs)
         else:
             if state["stage"] is OptState.READY:
@@ -106,8 +117,11 @@ class GradScaler(torch.amp.GradScaler):
             state["found_inf_per_device"] = {optimizer.overflow.device: optimizer.overflow}
         return result
 
-    def _unscale_grads_(self, optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool) -> dict[torch.device, Tensor]:
-        """torch's hook behind `unscale_`: multiply every gradient by inv_scale, and return the overflow flag of each device."""
+    def _unscale_grads_(
+        self, optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
+    ) -> dict[torch.device, Tensor]:
+        """torch's hook behind `unscale_`: multiply every gradient by inv_scale, and return the overflow flag of each
+        device."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in params if p.grad is not None]
         ranks = sharding.groups_of([*params, *grads], self.process_group)
@@ -115,7 +129,9 @@ class GradScaler(torch.amp.GradScaler):
             flags = super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
         else:
             grads = [sharding.local(g) for g in grads]
-            flags = {x.device: torch.zeros((), dtype=torch.float32, device=x.device) for x in (params if ranks else grads)}
+            flags = {
+                x.device: torch.zeros((), dtype=torch.float32, device=x.device) for x in (params if ranks else grads)
+            }
             for device, flag in flags.items():
                 unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
         return {device: sharding.agreed(flag, ranks) for device, flag in flags.items()}
@@ -125,7 +141,11 @@ class GradScaler(torch.amp.GradScaler):
         if not self._enabled or new_scale is not None or (self.hysteresis == 1 and self.min_scale == 0):
             return super().update(new_scale)
         scale, growth = self._check_scale_growth_tracker("update")
-        flags = [f.to(scale.device) for state in self._per_optimizer_states.values() for f in state["found_inf_per_device"].values()]
+        flags = [
+            f.to(scale.device)
+            for state in self._per_optimizer_states.values()
+            for f in state["found_inf_per_device"].values()
+        ]
         if not flags:
             raise AssertionError("update() was called before step() or unscale_() of any optimizer")
         overflow = _any(flags) != 0
@@ -138,13 +158,16 @@ class GradScaler(torch.amp.GradScaler):
         smaller = scale * self._backoff_factor
         exhausted = (back & (smaller < self.min_scale)).float()
         self._exhausted = exhausted if self._exhausted is None else torch.maximum(self._exhausted, exhausted)
-        scale.copy_(torch.where(back, smaller.clamp(min=self.min_scale), torch.where(grow & grown.isfinite(), grown, scale)))
+        scale.copy_(
+            torch.where(back, smaller.clamp(min=self.min_scale), torch.where(grow & grown.isfinite(), grown, scale))
+        )
         growth.copy_(torch.where(grow, 0, good))
         self._forgiven = torch.where(grow, self.hysteresis, forgiven)
         self._per_optimizer_states.clear()
 
     def check(self) -> None:
-        """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it when you log."""
+        """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it when you
+        log."""
         if self._exhausted is not None and self._exhausted.item():
             raise FloatingPointError(
                 f"the loss scale fell to its floor {self.min_scale:g}: gradients overflow whatever the scale; lower the learning rate, "
@@ -169,12 +192,14 @@ def _any(flags: Iterable[Tensor]) -> Tensor:
 
 @functools.cache
 def _attributes_of_all() -> frozenset[str]:
-    """What torch itself gives every optimizer: its constructor, and schedules (which wrap `step` and note that it was called)."""
+    """What torch itself gives every optimizer: its constructor, and schedules (which wrap `step` and note that it was
+    called)."""
     return frozenset(vars(torch.optim.SGD([torch.zeros(())]))) | {"step", "_opt_called"}
 
 
 def _can_be_put_back(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether what a step changes is parameters, state and param_groups, and those hold nothing but tensors and constants."""
+    """Whether what a step changes is parameters, state and param_groups, and those hold nothing but tensors and
+    constants."""
     if not (type(optimizer).__module__.startswith("torch.optim.") or vars(optimizer).keys() <= _attributes_of_all()):
         return False
     return all(x is None or isinstance(x, HELD) for x in _leaves([list(optimizer.state.values()), _options(optimizer)]))

@@ -25,7 +25,9 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
     """
     both = (window, window) if isinstance(window, int) else (window or (None, None))
     if isinstance(window, bool) or len(both) != 2 or not all(bound is None or isinstance(bound, int) for bound in both):
-        raise ValueError(f"window is {window!r}; give (left, right) in keys, None for no bound on a side, or one int for both")
+        raise ValueError(
+            f"window is {window!r}; give (left, right) in keys, None for no bound on a side, or one int for both"
+        )
     for side, bound in zip(("left", "right"), both, strict=True):
         if bound is not None and bound < 0:
             raise ValueError(f"window {side} bound is {bound}; give a count of keys ≥ 0, or None for no bound")
@@ -34,26 +36,35 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
 
 
 def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
-    """[1, L] int64: the number of the document that each position of a packed row belongs to, for `attention(segments=...)`;
-    `.expand(B, -1)` where B rows are packed alike.
+    """[1, L] int64: the number of the document that each position of a packed row belongs to, for
+    `attention(segments=...)`; `.expand(B, -1)` where B rows are packed alike.
 
-    cu_seqlens [documents + 1] int: where each document starts and the last one ends, as flash-attn's varlen functions take
-    it; what they take as [L, H, D] is x.transpose(0, 1)[None] here. Positions after the last document are a segment of
-    their own. Raises ValueError unless cu_seqlens is a vector of integers, and on a CPU, where reading values waits for
-    nothing, unless they never decrease.
-    """
+    cu_seqlens [documents + 1] int: where each document starts and the last one ends, as flash-attn's varlen functions
+    take it; what they take as [L, H, D] is x.transpose(0, 1)[None] here. Positions after the last document are a
+    segment of their own. Raises ValueError unless cu_seqlens is a vector of integers, and on a CPU, where reading
+    values waits for nothing, unless they never decrease."""
     if not isinstance(cu_seqlens, Tensor):
         raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; give a tensor: torch.tensor(cu_seqlens)")
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype == torch.bool or cu_seqlens.is_floating_point() or cu_seqlens.is_complex():
-        raise ValueError(f"cu_seqlens must be [documents + 1] integers; got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
+    if (
+        cu_seqlens.ndim != 1
+        or cu_seqlens.dtype == torch.bool
+        or cu_seqlens.is_floating_point()
+        or cu_seqlens.is_complex()
+    ):
+        raise ValueError(
+            f"cu_seqlens must be [documents + 1] integers; got {list(cu_seqlens.shape)} {cu_seqlens.dtype}"
+        )
     starts = cu_seqlens.long()  # uint8 would count positions modulo 256
     if starts.device.type == "cpu" and not torch.compiler.is_compiling() and (starts.diff() < 0).any():
-        raise ValueError(f"cu_seqlens must not decrease; got {starts.tolist()}. Give where documents start: [0, *lengths.cumsum(0)]")
+        raise ValueError(
+            f"cu_seqlens must not decrease; got {starts.tolist()}. Give where documents start: [0, *lengths.cumsum(0)]"
+        )
     return torch.searchsorted(starts, torch.arange(L, device=starts.device), right=True)[None] - 1
 
 
 def positions_of(segments: Tensor) -> Tensor:
-    """[B, L] int64: positions that start over in each segment, for schemes that add to embeddings: scheme.embed(positions_of(segments)).
+    """[B, L] int64: positions that start over in each segment, for schemes that add to embeddings:
+    scheme.embed(positions_of(segments)).
 
     segments [B, L] int, the positions of each side by side. What acts on distances needs none of this: within a segment
     they are right wherever it starts.

@@ -49,7 +49,11 @@ def dq_tile(
     j0 = tile * BLOCK_N
     k = load_rows(p_k, j0, head.n_keys, stride_k, D, BLOCK_N, BLOCK_D, EDGE)
     v = load_rows(p_v, j0, head.n_keys, stride_v, D, BLOCK_N, BLOCK_D, EDGE)
-    k_position = k if p_k_position is None else load_rows(p_k_position, j0, head.n_keys, t.k_position_strides[2], D, BLOCK_N, BLOCK_D, EDGE)
+    k_position = (
+        k
+        if p_k_position is None
+        else load_rows(p_k_position, j0, head.n_keys, t.k_position_strides[2], D, BLOCK_N, BLOCK_D, EDGE)
+    )
     x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
     p = probabilities(x, lse[:, None], q.dtype, n.scale)
     ds = p * (gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False) - delta[:, None])
@@ -59,7 +63,10 @@ def dq_tile(
     ds = cast(ds, k.dtype)
     dq = dot(ds, k, dq)
     if t.query_vectors is not None:
-        ds, vectors = by_distance(ds, BLOCK_M, False, False), distance_rows(t.query_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D)
+        ds, vectors = (
+            by_distance(ds, BLOCK_M, False, False),
+            distance_rows(t.query_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D),
+        )
         if t.q_position is None:
             dq = dot(ds, vectors, dq)
         else:
@@ -75,7 +82,11 @@ def dkdv_tile(
     """dv [N, D] += P̂ᵀ grad and dk [N, D] += dSᵀ q over one tile of queries; everything is held keys × queries."""
     i0 = tile * BLOCK_M
     q = load_rows(p_q, i0, n.Lq, stride_q, D, BLOCK_M, BLOCK_D, EDGE)
-    q_position = q if p_q_position is None else load_rows(p_q_position, i0, n.Lq, t.q_position_strides[2], D, BLOCK_M, BLOCK_D, EDGE)
+    q_position = (
+        q
+        if p_q_position is None
+        else load_rows(p_q_position, i0, n.Lq, t.q_position_strides[2], D, BLOCK_M, BLOCK_D, EDGE)
+    )
     grad = load_rows(p_grad, i0, n.Lq, D, D, BLOCK_M, BLOCK_D, EDGE)
     x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, True)
     p = probabilities(x, load_vector(p_lse, i0, n.Lq, BLOCK_M, float("inf"), EDGE)[None, :], q.dtype, n.scale)
@@ -84,7 +95,10 @@ def dkdv_tile(
     ds = cast(p * (dp - load_vector(p_delta, i0, n.Lq, BLOCK_M, 0.0, EDGE)[None, :]), q.dtype)
     dk = dot(ds, q, dk)
     if t.key_vectors is not None:
-        ds, vectors = by_distance(ds, BLOCK_N, True, True), distance_rows(t.key_vectors, head, i0, j0, n, D, BLOCK_N, BLOCK_D)
+        ds, vectors = (
+            by_distance(ds, BLOCK_N, True, True),
+            distance_rows(t.key_vectors, head, i0, j0, n, D, BLOCK_N, BLOCK_D),
+        )
         if t.k_position is None:
             dk = dot(ds, vectors, dk)
         else:
@@ -110,10 +124,16 @@ def dq_kernel(
     head = Head(b, h, key_count(t, b, Lk))
     p_k += b * k_strides[0] + h // group * k_strides[1]
     p_v += b * v_strides[0] + h // group * v_strides[1]
-    p_k_position = None if t.k_position is None else t.k_position + (b * t.k_position_strides[0] + h // group * t.k_position_strides[1])
+    p_k_position = (
+        None
+        if t.k_position is None
+        else t.k_position + (b * t.k_position_strides[0] + h // group * t.k_position_strides[1])
+    )
 
     q = load_head(p_q, q_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
-    q_position = q if t.q_position is None else load_head(t.q_position, t.q_position_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
+    q_position = (
+        q if t.q_position is None else load_head(t.q_position, t.q_position_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
+    )
     grad = load_rows(p_grad + i_bh * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D, True)
     out = load_rows(p_out + i_bh * Lq * D, i0, Lq, D, D, BLOCK_M, BLOCK_D, True)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
@@ -162,7 +182,11 @@ def dkdv_kernel(
 
     k = load_head(p_k, k_strides, b, h_k, j0, n_keys, D, BLOCK_N, BLOCK_D)
     v = load_head(p_v, v_strides, b, h_k, j0, n_keys, D, BLOCK_N, BLOCK_D)
-    k_position = k if t.k_position is None else load_head(t.k_position, t.k_position_strides, b, h_k, j0, n_keys, D, BLOCK_N, BLOCK_D)
+    k_position = (
+        k
+        if t.k_position is None
+        else load_head(t.k_position, t.k_position_strides, b, h_k, j0, n_keys, D, BLOCK_N, BLOCK_D)
+    )
     dk, dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dk_position = tl.zeros([1, 1] if t.k_position is None else [BLOCK_N, BLOCK_D], tl.float32)
 
@@ -170,7 +194,9 @@ def dkdv_kernel(
     for h in range(h_k * group, (h_k + 1) * group):
         head, i_row = Head(b, h, n_keys), (b * H + h) * Lq
         p_qh = p_q + (b * q_strides[0] + h * q_strides[1])
-        p_q_position = None if t.q_position is None else t.q_position + (b * t.q_position_strides[0] + h * t.q_position_strides[1])
+        p_q_position = (
+            None if t.q_position is None else t.q_position + (b * t.q_position_strides[0] + h * t.q_position_strides[1])
+        )
         for tile in tl.range(full_begin, full_end, disable_licm=True):
             dk, dv, dk_position = dkdv_tile(
                 dk, dv, dk_position, k, v, k_position, p_qh, q_strides[2], p_q_position, p_grad + i_row * D, p_lse + i_row, p_delta + i_row,
@@ -181,23 +207,33 @@ def dkdv_kernel(
                 dk, dv, dk_position, k, v, k_position, p_qh, q_strides[2], p_q_position, p_grad + i_row * D, p_lse + i_row, p_delta + i_row,
                 t, head, edge_tile(step, begin, full_begin, full_end), j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
             )  # fmt: skip
-    m_j = (tl.arange(0, BLOCK_N) < n_keys - j0)[:, None]  # keys that do not exist were never masked: no other row saw them
+    # keys that do not exist were never masked: no other row saw them
+    m_j = (tl.arange(0, BLOCK_N) < n_keys - j0)[:, None]
     store_rows(tl.where(m_j, dk * scale, 0.0), p_dk + i_bh * Lk * D, j0, Lk, D, D, BLOCK_N, BLOCK_D)
     store_rows(tl.where(m_j, dv * kept_scale, 0.0), p_dv + i_bh * Lk * D, j0, Lk, D, D, BLOCK_N, BLOCK_D)
     if t.k_position is not None:
-        store_rows(tl.where(m_j, dk_position * scale, 0.0), p_dk_position + i_bh * Lk * D, j0, Lk, D, D, BLOCK_N, BLOCK_D)
+        store_rows(
+            tl.where(m_j, dk_position * scale, 0.0), p_dk_position + i_bh * Lk * D, j0, Lk, D, D, BLOCK_N, BLOCK_D
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Launcher
 
 
-def backward(grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
-    """Gradients of the op `attention_backward` by name: those of q, k, v and what stands beside them, and what else is wanted."""
+def backward(
+    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: tuple, wanted: set[str]
+) -> dict[str, Tensor]:
+    """Gradients of the op `attention_backward` by name: those of q, k, v and what stands beside them, and what else is
+    wanted."""
     (B, H, Lq, D), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     q, k, v, grad, out = rows(a.q), rows(a.k), rows(a.v), grad.contiguous(), out.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    made = {name: getattr(a, name).new_empty(getattr(a, name).shape) for name in ("q", "k", "v", "q_position", "k_position", "same") if getattr(a, name) is not None}
+    made = {
+        name: getattr(a, name).new_empty(getattr(a, name).shape)
+        for name in ("q", "k", "v", "q_position", "k_position", "same")
+        if getattr(a, name) is not None
+    }
     lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
     strides, t, n = (q.stride()[:3], k.stride()[:3], v.stride()[:3]), terms(a), numbers(a)
     with torch.cuda.device_of(q):

@@ -7,17 +7,18 @@ import torch
 import triton
 from torch import Tensor
 
+from fastlm.backends.philox import threshold
 from fastlm.kernels.terms import Terms
 from fastlm.kernels.tile import INTERPRETED
 from fastlm.kernels.tiles import LARGEST, Tiles, tiles
-from fastlm.philox import threshold
 
 VECTORS = ("query_vectors", "key_vectors", "value_vectors")
 INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
 
 
 def tiles_for(kernel: str, a: tuple) -> Tiles:
-    """The kernel's tiles: square ones of their own where rows by distance are met; without plain attention's cap on registers where terms need more."""
+    """The kernel's tiles: square ones of their own where rows by distance are met; without plain attention's cap on
+    registers where terms need more."""
     given = {name for name, x in a._asdict().items() if isinstance(x, Tensor)}
     if given & set(VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
@@ -57,7 +58,8 @@ def with_bounds(t: Terms, tiles: Tiles) -> Terms:
 
 
 def numbers(a: tuple) -> tuple:
-    """The fields of kernels.terms.Numbers, which kernels take one by one so that Triton need not compile for each value."""
+    """The fields of kernels.terms.Numbers, which kernels take one by one so that Triton need not compile for each
+    value."""
     (_, H, Lq, _), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     drops = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
     return H, H // Hk, Lq, Lk, a.left, a.right, a.offset, a.scale, *drops, 1 / (1 - a.dropout)

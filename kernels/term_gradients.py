@@ -1,10 +1,10 @@
 """Gradients of what does not belong to one query or key: the table, the rows by distance, and a given bias.
 
-Tiles on one block diagonal hold the same distances at the same places. So a program that owns a block diagonal of a head adds
-dS tile upon tile in registers and sums along the diagonals once, at the end (the table); and for rows by distance it adds
-the tile's dS, spread over distances, times the queries or keys that met them. Programs write partial sums, 2·BLOCK distances
-each, half of which the next block diagonal shares; a second kernel adds them in a fixed order. For a bias a program owns a tile
-of its gradient, and walks all that is broadcast over it. No atomics: the bits repeat.
+Tiles on one block diagonal hold the same distances at the same places. So a program that owns a block diagonal of a
+head adds dS tile upon tile in registers and sums along the diagonals once, at the end (the table); and for rows by
+distance it adds the tile's dS, spread over distances, times the queries or keys that met them. Programs write partial
+sums, 2·BLOCK distances each, half of which the next block diagonal shares; a second kernel adds them in a fixed order.
+For a bias a program owns a tile of its gradient, and walks all that is broadcast over it. No atomics: the bits repeat.
 """
 
 from typing import NamedTuple
@@ -56,17 +56,29 @@ def distance_tile(
     acc, dquery, dkey, dvalue, p_q, p_k, p_v, p_grad, p_lse, p_delta, stride_q, stride_k, stride_v, p_q_position, p_k_position, hoisted, t, head,
     tile, diagonal, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """The tile in row `tile` of a block diagonal into its sums: acc [BLOCK, BLOCK] += dS, the others [2·BLOCK, D]; [1, 1] are not wanted."""
+    """The tile in row `tile` of a block diagonal into its sums: acc [BLOCK, BLOCK] += dS, the others [2·BLOCK, D]; [1,
+    1] are not wanted."""
     i0, j0 = tile * BLOCK, (tile + diagonal) * BLOCK
     q = load_rows(p_q, i0, n.Lq, stride_q, D, BLOCK, BLOCK_D, EDGE)
     k = load_rows(p_k, j0, head.n_keys, stride_k, D, BLOCK, BLOCK_D, EDGE)
     grad = load_rows(p_grad, i0, n.Lq, D, D, BLOCK, BLOCK_D, EDGE)
     v = load_rows(p_v, j0, head.n_keys, stride_v, D, BLOCK, BLOCK_D, EDGE)
-    q_position = q if p_q_position is None else load_rows(p_q_position, i0, n.Lq, t.q_position_strides[2], D, BLOCK, BLOCK_D, EDGE)
-    k_position = k if p_k_position is None else load_rows(p_k_position, j0, head.n_keys, t.k_position_strides[2], D, BLOCK, BLOCK_D, EDGE)
+    q_position = (
+        q
+        if p_q_position is None
+        else load_rows(p_q_position, i0, n.Lq, t.q_position_strides[2], D, BLOCK, BLOCK_D, EDGE)
+    )
+    k_position = (
+        k
+        if p_k_position is None
+        else load_rows(p_k_position, j0, head.n_keys, t.k_position_strides[2], D, BLOCK, BLOCK_D, EDGE)
+    )
     x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK, BLOCK, BLOCK_D, EDGE, False, hoisted)
     p = probabilities(x, load_vector(p_lse, i0, n.Lq, BLOCK, float("inf"), EDGE)[:, None], q.dtype, n.scale)
-    dp = gradient(grad, v, t, head, i0, j0, n, D, BLOCK, BLOCK, BLOCK_D, False) - load_vector(p_delta, i0, n.Lq, BLOCK, 0.0, EDGE)[:, None]
+    dp = (
+        gradient(grad, v, t, head, i0, j0, n, D, BLOCK, BLOCK, BLOCK_D, False)
+        - load_vector(p_delta, i0, n.Lq, BLOCK, 0.0, EDGE)[:, None]
+    )
     if acc.numel > 1:
         acc = fma(p, dp, acc)
     ds = cast(p * dp, q.dtype)
@@ -75,7 +87,11 @@ def distance_tile(
     if dkey.numel > 1:
         dkey = dot(by_distance(ds, BLOCK, False, True), k_position, dkey)
     if dvalue.numel > 1:
-        dvalue = dot(by_distance(cast(survive(p, head, i0, j0, n, BLOCK, BLOCK, False), q.dtype), BLOCK, False, False).T, grad, dvalue)
+        dvalue = dot(
+            by_distance(cast(survive(p, head, i0, j0, n, BLOCK, BLOCK, False), q.dtype), BLOCK, False, False).T,
+            grad,
+            dvalue,
+        )
     return acc, dquery, dkey, dvalue
 
 
@@ -107,7 +123,8 @@ def distances_kernel(
     H, group, Lq, Lk, left, right, offset, scale, seed, threshold, kept_scale, B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits, diagonals, 2·BLOCK, D]."""
+    """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits,
+    diagonals, 2·BLOCK, D]."""
     n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, kept_scale)
     split = tl.program_id(0) % (batch_splits * row_splits)
     i_diagonal = tl.program_id(0) // (batch_splits * row_splits) % n_diagonals
@@ -121,7 +138,11 @@ def distances_kernel(
         nearest = o_i + (offset - diagonal * BLOCK)
         hoisted = tl.where((o_j >= nearest - left) & (o_j <= nearest + right), hoisted, float("-inf"))
     acc = tl.zeros([1, 1] if p_table is None else [BLOCK, BLOCK], tl.float32)
-    dquery, dkey, dvalue = wanted_rows(p_query, BLOCK, BLOCK_D), wanted_rows(p_key, BLOCK, BLOCK_D), wanted_rows(p_value, BLOCK, BLOCK_D)
+    dquery, dkey, dvalue = (
+        wanted_rows(p_query, BLOCK, BLOCK_D),
+        wanted_rows(p_key, BLOCK, BLOCK_D),
+        wanted_rows(p_value, BLOCK, BLOCK_D),
+    )
     for b_ in range(split % batch_splits, B, batch_splits):
         b = tl.cast(b_, tl.int64)
         head = Head(b, h, key_count(t, b, Lk))
@@ -134,14 +155,22 @@ def distances_kernel(
         p_qh = p_q + (b * q_strides[0] + h * q_strides[1])
         p_kh = p_k + (b * k_strides[0] + h // group * k_strides[1])
         p_vh = p_v + (b * v_strides[0] + h // group * v_strides[1])
-        p_qp = None if t.q_position is None else t.q_position + (b * t.q_position_strides[0] + h * t.q_position_strides[1])
-        p_kp = None if t.k_position is None else t.k_position + (b * t.k_position_strides[0] + h // group * t.k_position_strides[1])
+        p_qp = (
+            None if t.q_position is None else t.q_position + (b * t.q_position_strides[0] + h * t.q_position_strides[1])
+        )
+        p_kp = (
+            None
+            if t.k_position is None
+            else t.k_position + (b * t.k_position_strides[0] + h // group * t.k_position_strides[1])
+        )
         for tile in tl.range(begin, full_end, row_splits, disable_licm=True):
             acc, dquery, dkey, dvalue = distance_tile(
                 acc, dquery, dkey, dvalue, p_qh, p_kh, p_vh, p_grad + i_row * D, p_lse + i_row, p_delta + i_row, q_strides[2], k_strides[2],
                 v_strides[2], p_qp, p_kp, hoisted, t, head, tile, diagonal, n, D, BLOCK, BLOCK_D, False,
             )  # fmt: skip
-        for tile in tl.range(begin + tl.cdiv(full_end - begin, row_splits) * row_splits, end, row_splits, disable_licm=True):
+        for tile in tl.range(
+            begin + tl.cdiv(full_end - begin, row_splits) * row_splits, end, row_splits, disable_licm=True
+        ):
             meet = True if t.q_segments is None else tiles_meet(t, head, tile, tile + diagonal, n, BLOCK)
             if meet:
                 acc, dquery, dkey, dvalue = distance_tile(
@@ -184,7 +213,11 @@ def distances_sum_kernel(
     o, o_w = tl.arange(0, BLOCK), tl.arange(0, BLOCK_W)
     place = block * BLOCK + o + Lq - 1
     m_place = ((place >= 0) & (place < n_distances))[:, None] & (o_w < W)[None, :]
-    tl.store(p_out + h * n_distances * W + (place[:, None] * W + o_w[None, :]), cast(total, p_out.dtype.element_ty), mask=m_place)
+    tl.store(
+        p_out + h * n_distances * W + (place[:, None] * W + o_w[None, :]),
+        cast(total, p_out.dtype.element_ty),
+        mask=m_place,
+    )
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -194,7 +227,8 @@ def bias_kernel(
     OVER_B: tl.constexpr, OVER_H: tl.constexpr, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out, of the bias's shape, = Σ dS over what it is broadcast over: OVER_B rows of the batch, OVER_H heads, queries, keys."""
+    """out, of the bias's shape, = Σ dS over what it is broadcast over: OVER_B rows of the batch, OVER_H heads, queries,
+    keys."""
     n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, kept_scale)
     n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), 1 if OVER_H else H
     i_tile, j_tile = tl.program_id(0) // n_j % n_i, tl.program_id(0) % n_j
@@ -207,20 +241,33 @@ def bias_kernel(
         for i_walk in range(0 if OVER_Q else i_tile, tl.cdiv(Lq, BLOCK_M) if OVER_Q else i_tile + 1):
             i0 = i_walk * BLOCK_M
             q = load_head(p_q, q_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
-            q_position = q if t.q_position is None else load_head(t.q_position, t.q_position_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
+            q_position = (
+                q
+                if t.q_position is None
+                else load_head(t.q_position, t.q_position_strides, b, h, i0, Lq, D, BLOCK_M, BLOCK_D)
+            )
             grad = load_rows(p_grad + i_row * D, i0, Lq, D, D, BLOCK_M, BLOCK_D, True)
-            lse, delta = load_vector(p_lse + i_row, i0, Lq, BLOCK_M, float("inf"), True), load_vector(p_delta + i_row, i0, Lq, BLOCK_M, 0.0, True)
+            lse, delta = (
+                load_vector(p_lse + i_row, i0, Lq, BLOCK_M, float("inf"), True),
+                load_vector(p_delta + i_row, i0, Lq, BLOCK_M, 0.0, True),
+            )
             begin, _, _, end = tiles_of_keys(t, head, i0, n, BLOCK_M, BLOCK_N)
-            for j_walk in range(begin if OVER_K else tl.maximum(begin, j_tile), end if OVER_K else tl.minimum(end, j_tile + 1)):
+            for j_walk in range(
+                begin if OVER_K else tl.maximum(begin, j_tile), end if OVER_K else tl.minimum(end, j_tile + 1)
+            ):
                 j0 = j_walk * BLOCK_N
                 k = load_head(p_k, k_strides, b, h // group, j0, head.n_keys, D, BLOCK_N, BLOCK_D)
                 v = load_head(p_v, v_strides, b, h // group, j0, head.n_keys, D, BLOCK_N, BLOCK_D)
                 k_position = k
                 if t.k_position is not None:
-                    k_position = load_head(t.k_position, t.k_position_strides, b, h // group, j0, head.n_keys, D, BLOCK_N, BLOCK_D)
+                    k_position = load_head(
+                        t.k_position, t.k_position_strides, b, h // group, j0, head.n_keys, D, BLOCK_N, BLOCK_D
+                    )
                 x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True, False)
                 p = probabilities(x, lse[:, None], q.dtype, scale)
-                acc = fma(p, gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False) - delta[:, None], acc)
+                acc = fma(
+                    p, gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False) - delta[:, None], acc
+                )
     o_i, o_j, n_rows, n_columns = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :], Lq, Lk
     if OVER_Q:
         acc, o_i, n_rows = tl.sum(acc, 0, keep_dims=True), tl.zeros([1, 1], tl.int32), 1
@@ -228,7 +275,9 @@ def bias_kernel(
         acc, o_j, n_columns = tl.sum(acc, 1, keep_dims=True), tl.zeros([1, 1], tl.int32), 1
     i, j = i_tile * BLOCK_M + o_i, j_tile * BLOCK_N + o_j
     p_out += (i_b * n_h + i_h).to(tl.int64) * n_rows * n_columns
-    tl.store(p_out + i.to(tl.int64) * n_columns + j, cast(acc, p_out.dtype.element_ty), mask=(i < n_rows) & (j < n_columns))
+    tl.store(
+        p_out + i.to(tl.int64) * n_columns + j, cast(acc, p_out.dtype.element_ty), mask=(i < n_rows) & (j < n_columns)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -236,7 +285,8 @@ def bias_kernel(
 
 
 def distance_gradients(s: Saved, t: Terms, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
-    """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the batch."""
+    """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the
+    batch."""
     names = [name for name in ("table", *VECTORS) if name in wanted]
     if not names:
         return {}
@@ -248,7 +298,9 @@ def distance_gradients(s: Saved, t: Terms, a: tuple, wanted: set[str]) -> dict[s
     if a.prefix is None:  # the block diagonals that hold a visible distance, numbered by column - row of their tiles
         first = max(first, triton.cdiv(a.offset - a.left - (block - 1), block))
         n_diagonals = max(0, min(n_columns, (a.offset + a.right + block - 1) // block + 1) - first)
-    batch_splits, row_splits = splits_of(B, min(n_rows, n_columns), H * n_diagonals, len(names) == 1 and names[0] == "table")
+    batch_splits, row_splits = splits_of(
+        B, min(n_rows, n_columns), H * n_diagonals, len(names) == 1 and names[0] == "table"
+    )
     splits = batch_splits * row_splits
     widths = {name: 1 if name == "table" else D for name in names}
     partials = {name: s.delta.new_empty(H, splits, n_diagonals, 2 * block, width) for name, width in widths.items()}
@@ -260,7 +312,17 @@ def distance_gradients(s: Saved, t: Terms, a: tuple, wanted: set[str]) -> dict[s
     for name, width in widths.items():
         made[name] = torch.empty_like(getattr(a, name), memory_format=torch.contiguous_format)
         distances_sum_kernel[(H * (n_rows + n_columns),)](
-            partials[name], made[name], Lq + Lk - 1, first, n_diagonals, splits, n_rows, Lq, width, BLOCK=block, BLOCK_W=triton.next_power_of_2(width)
+            partials[name],
+            made[name],
+            Lq + Lk - 1,
+            first,
+            n_diagonals,
+            splits,
+            n_rows,
+            Lq,
+            width,
+            BLOCK=block,
+            BLOCK_W=triton.next_power_of_2(width),
         )
     return made
 
@@ -268,8 +330,8 @@ def distance_gradients(s: Saved, t: Terms, a: tuple, wanted: set[str]) -> dict[s
 def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int, int]:
     """How many programs share a block diagonal: (over the batch, over rows of tiles).
 
-    About 16 tiles for each on the longest one, but no more than fill a GPU, since every one writes partial sums of its own.
-    """
+    About 16 tiles for each on the longest one, but no more than fill a GPU, since every one writes partial sums of its
+    own."""
     enough = triton.cdiv(4096 if table_alone else 1024, max(1, programs))
     splits = max(1, min(16, B * rows // 16, enough))
     batch_splits = max(1, min(B, splits))
@@ -281,7 +343,12 @@ def bias_gradient(s: Saved, t: Terms, a: tuple) -> Tensor:
     (B, _, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("bias", a)
     of_batch, of_heads, of_queries, of_keys = a.bias.shape
-    programs = of_batch * of_heads * (1 if of_queries == 1 else triton.cdiv(Lq, chosen.BLOCK_M)) * (1 if of_keys == 1 else triton.cdiv(Lk, chosen.BLOCK_N))
+    programs = (
+        of_batch
+        * of_heads
+        * (1 if of_queries == 1 else triton.cdiv(Lq, chosen.BLOCK_M))
+        * (1 if of_keys == 1 else triton.cdiv(Lk, chosen.BLOCK_N))
+    )
     out = torch.empty_like(a.bias, memory_format=torch.contiguous_format)
     bias_kernel[(programs,)](
         *s, out, s.q.stride()[:3], s.k.stride()[:3], s.v.stride()[:3], with_bounds(t, chosen), *numbers(a), B,

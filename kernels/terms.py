@@ -1,13 +1,14 @@
-"""What attention adds to a tile of scores, what it hides in it, and which tiles nobody need visit: one place for all kernels.
+"""What attention adds to a tile of scores, what it hides in it, and which tiles nobody need visit: one place for all
+kernels.
 
-A tile holds scores of BLOCK_M queries from i0 on with BLOCK_N keys from j0 on, either way up: queries × keys, or keys × queries
-(KEYS_FIRST) where a program owns keys. o_i and o_j are the places of queries and keys in it, the one a row, the other a column.
+A tile holds scores of BLOCK_M queries from i0 on with BLOCK_N keys from j0 on, either way up: queries × keys, or keys ×
+queries (KEYS_FIRST) where a program owns keys. o_i and o_j are the places of queries and keys in it, the one a row, the
+other a column.
 
-Rows by distance (query_vectors and its kin) take square tiles: BLOCK × BLOCK pairs meet 2·BLOCK - 1 distances, so the product of
-the tile's queries with the rows of those distances, [BLOCK, 2·BLOCK], holds every score once, on a slant that `tl.gather`
-straightens (Dai et al. 2019, appendix B, do it to the whole L × 2L). Nothing here is larger than that, however long the sequence.
-Meanings and shapes: fastlm/ops/attention.py.
-"""
+Rows by distance (query_vectors and its kin) take square tiles: BLOCK × BLOCK pairs meet 2·BLOCK - 1 distances, so the
+product of the tile's queries with the rows of those distances, [BLOCK, 2·BLOCK], holds every score once, on a slant
+that `tl.gather` straightens (Dai et al. 2019, appendix B, do it to the whole L × 2L). Nothing here is larger than that,
+however long the sequence. Meanings and shapes: fastlm/ops/attention.py."""
 
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class Terms(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A call's numbers. threshold: of dropout (fastlm/philox.py), None for none; kept_scale: 1/(1 - dropout)."""
+    """A call's numbers. threshold: of dropout (fastlm/backends/philox.py), None for none; kept_scale: 1/(1 - dropout)."""
 
     H: Any
     group: Any
@@ -74,7 +75,8 @@ class Head(NamedTuple):
     n_keys: Any
 
 
-UNSPECIALIZED = ["Lq", "Lk", "left", "right", "offset", "seed", "threshold"]  # compiled kernels do not depend on these numbers
+# compiled kernels do not depend on these numbers
+UNSPECIALIZED = ["Lq", "Lk", "left", "right", "offset", "seed", "threshold"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -108,7 +110,8 @@ def plus(x, y):
 
 @triton.jit
 def distance_rows(p, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The rows [2·BLOCK, BLOCK_D] of p [H, Lq + Lk - 1, D] that a tile meets: that of key j and query i at j - i + BLOCK."""
+    """The rows [2·BLOCK, BLOCK_D] of p [H, Lq + Lk - 1, D] that a tile meets: that of key j and query i at j - i +
+    BLOCK."""
     o_row, o_d = tl.arange(0, 2 * BLOCK), tl.arange(0, BLOCK_D)
     first = j0 - i0 + n.Lq - 1 - BLOCK
     m_row = (first + o_row >= 0) & (first + o_row < n.Lq + n.Lk - 1)
@@ -117,8 +120,21 @@ def distance_rows(p, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOC
 
 
 @triton.jit
-def at_pairs(x, p_vectors, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr):
-    """⟨x, row⟩ of each pair of a square tile, with x [BLOCK, BLOCK_D] its queries' or (OF_KEYS) its keys' and the row that of their distance."""
+def at_pairs(
+    x,
+    p_vectors,
+    head,
+    i0,
+    j0,
+    n,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    OF_KEYS: tl.constexpr,
+):
+    """⟨x, row⟩ of each pair of a square tile, with x [BLOCK, BLOCK_D] its queries' or (OF_KEYS) its keys' and the row
+    that of their distance."""
     o_i, o_j = places(BLOCK, BLOCK, KEYS_FIRST)
     vectors = distance_rows(p_vectors, head, i0, j0, n, D, BLOCK, BLOCK_D)
     if KEYS_FIRST == OF_KEYS:
@@ -142,8 +158,9 @@ def bias_at(t, head, i0, j0, o_i, o_j, n):
 
 @triton.jit
 def within_half(x):
-    """x, no less than fp16's least number unless it is -inf. Where a mask of -1e9, or of the least float, hides a whole row, the softmax
-    of what it hides is asked for; in units of 1/scale that number overflows, and its rounding outweighs the scores."""
+    """x, no less than fp16's least number unless it is -inf. Where a mask of -1e9, or of the least float, hides a whole
+    row, the softmax of what it hides is asked for; in units of 1/scale that number overflows, and its rounding
+    outweighs the scores."""
     return tl.where(x == float("-inf"), x, tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -172,16 +189,19 @@ def scores(
     q, k, q_position, k_position, t, head, i0, j0, n, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     EDGE: tl.constexpr, KEYS_FIRST: tl.constexpr, table=None,
 ):  # fmt: skip
-    """Scores of a tile, -inf where invisible. q_position, k_position: what meets the rows by distance. table: its part, if at hand.
+    """Scores of a tile, -inf where invisible. q_position, k_position: what meets the rows by distance. table: its part,
+    if at hand.
 
-    EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for nobody reads them.
-    """
+    EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for
+    nobody reads them."""
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
     related, added = None, table
     if t.query_vectors is not None:
         related = at_pairs(q_position, t.query_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, False)
     if t.key_vectors is not None:
-        related = plus(related, at_pairs(k_position, t.key_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, True))
+        related = plus(
+            related, at_pairs(k_position, t.key_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, True)
+        )
     if t.table is not None and table is None:
         added = table_at(t, head.h, j0 - i0, o_i, o_j, n)
     if t.bias is not None:
@@ -220,7 +240,8 @@ def prefix_length(t, head):
 
 @triton.jit
 def units(dtype: tl.constexpr, scale):
-    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: see kernels/attention.py."""
+    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: see
+    kernels/attention.py."""
     if dtype == tl.float32:
         return 1.0, LOG2E
     return scale * LOG2E, 1.0
@@ -244,7 +265,8 @@ def load_vector(p, i0, Lq, BLOCK: tl.constexpr, other: tl.constexpr, EDGE: tl.co
 
 @triton.jit
 def survive(p, head, i0, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """p where dropout keeps it, 0 elsewhere: word j mod 4 of the counter (j div 4, i, b·H + h, 0), as in fastlm/philox.py."""
+    """p where dropout keeps it, 0 elsewhere: word j mod 4 of the counter (j div 4, i, b·H + h, 0), as in
+    fastlm/backends/philox.py."""
     if n.threshold is None:
         return p
     else:
@@ -269,15 +291,17 @@ def gradient(
 
 @triton.jit
 def by_distance(x, BLOCK: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr):
-    """A square tile x of pairs spread over their distances, the pair of key j and query i to j - i + BLOCK, zeros where there is none.
+    """A square tile x of pairs spread over their distances, the pair of key j and query i to j - i + BLOCK, zeros where
+    there is none.
 
-    [BLOCK, 2·BLOCK], a row for each query, or (OF_KEYS) key; transposed, [2·BLOCK, BLOCK], unless those are x's own rows.
-    """
+    [BLOCK, 2·BLOCK], a row for each query, or (OF_KEYS) key; transposed, [2·BLOCK, BLOCK], unless those are x's own
+    rows."""
     if KEYS_FIRST == OF_KEYS:
         o_own, o_distance = tl.arange(0, BLOCK)[:, None], tl.arange(0, 2 * BLOCK)[None, :]
     else:
         o_own, o_distance = tl.arange(0, BLOCK)[None, :], tl.arange(0, 2 * BLOCK)[:, None]
-    place = o_own + BLOCK - o_distance if OF_KEYS else o_own + o_distance - BLOCK  # of the other side's member of the pair
+    # of the other side's member of the pair
+    place = o_own + BLOCK - o_distance if OF_KEYS else o_own + o_distance - BLOCK
     inside = (place >= 0) & (place < BLOCK)
     return tl.where(inside, tl.gather(x, tl.where(inside, place, 0), axis=1 if KEYS_FIRST == OF_KEYS else 0), 0.0)
 
@@ -290,17 +314,25 @@ def by_distance(x, BLOCK: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.co
 def tiles_of_keys(t, head, i0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Tiles of keys that the queries from i0 on see."""
     last = tl.minimum(i0 + BLOCK_M, n.Lq) - 1
-    begin, full_begin, full_end, end = tiles_in_band(i0 + n.offset, last + n.offset, n.left, n.right, head.n_keys, BLOCK_N)
+    begin, full_begin, full_end, end = tiles_in_band(
+        i0 + n.offset, last + n.offset, n.left, n.right, head.n_keys, BLOCK_N
+    )
     if t.prefix is not None:
         length = prefix_length(t, head)
-        joined = full_begin <= length // BLOCK_N  # with a gap between prefix and band, tiles in it are visited for nothing
+        # with a gap between prefix and band, tiles in it are visited for nothing
+        joined = full_begin <= length // BLOCK_N
         begin, full_begin = tl.where(length > 0, 0, begin), tl.where(joined, 0, full_begin)
-        full_end, end = tl.where(joined, tl.maximum(full_end, length // BLOCK_N), full_end), tl.maximum(end, tl.cdiv(length, BLOCK_N))
+        full_end, end = (
+            tl.where(joined, tl.maximum(full_end, length // BLOCK_N), full_end),
+            tl.maximum(end, tl.cdiv(length, BLOCK_N)),
+        )
     if t.q_ranks is not None:
         full_end = full_begin
     if t.q_segments is not None:
         own = of_row(t.q_segments, head.b, i0, tl.arange(0, BLOCK_M), n.Lq)
-        begin, full_begin, full_end, end = with_segments(t.k_bounds, head.b, own, tl.cdiv(n.Lk, BLOCK_N), begin, full_begin, full_end, end)
+        begin, full_begin, full_end, end = with_segments(
+            t.k_bounds, head.b, own, tl.cdiv(n.Lk, BLOCK_N), begin, full_begin, full_end, end
+        )
     return begin, full_begin, full_end, end
 
 
@@ -313,18 +345,24 @@ def tiles_of_queries(t, head, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexp
     if t.prefix is not None:
         length = prefix_length(t, head)
         begin, end = tl.where(j0 < length, 0, begin), tl.where(j0 < length, tl.cdiv(n_rows, BLOCK_M), end)
-        full_begin, full_end = tl.where(last < length, 0, full_begin), tl.where(last < length, n_rows // BLOCK_M, full_end)
+        full_begin, full_end = (
+            tl.where(last < length, 0, full_begin),
+            tl.where(last < length, n_rows // BLOCK_M, full_end),
+        )
     if t.q_ranks is not None:
         full_end = full_begin
     if t.q_segments is not None:
         own = of_row(t.k_segments, head.b, j0, tl.arange(0, BLOCK_N), n.Lk)
-        begin, full_begin, full_end, end = with_segments(t.q_bounds, head.b, own, tl.cdiv(n.Lq, BLOCK_M), begin, full_begin, full_end, end)
+        begin, full_begin, full_end, end = with_segments(
+            t.q_bounds, head.b, own, tl.cdiv(n.Lq, BLOCK_M), begin, full_begin, full_end, end
+        )
     return begin, full_begin, full_end, end
 
 
 @triton.jit
 def with_segments(p_bounds, b, own, n_tiles, begin, full_begin, full_end, end):
-    """The range of tiles narrowed to those that hold a segment of `own`; full ones hold one segment, the only one of `own`.
+    """The range of tiles narrowed to those that hold a segment of `own`; full ones hold one segment, the only one of
+    `own`.
 
     Segments may come in any order; full tiles that do not lie side by side are taken for edges.
     """
@@ -335,10 +373,16 @@ def with_segments(p_bounds, b, own, n_tiles, begin, full_begin, full_end, end):
     for chunk in range(begin // CHUNK, tl.cdiv(end, CHUNK)):
         tile = chunk * CHUNK + tl.arange(0, CHUNK)
         m_tile = (tile >= begin) & (tile < end)
-        lows, highs = tl.load(p_bounds + tile, mask=m_tile, other=0), tl.load(p_bounds + n_tiles + tile, mask=m_tile, other=0)
+        lows, highs = (
+            tl.load(p_bounds + tile, mask=m_tile, other=0),
+            tl.load(p_bounds + n_tiles + tile, mask=m_tile, other=0),
+        )
         some = m_tile & (lows <= high) & (highs >= low)
         full = m_tile & (lows == highs) & (lows == low) & (low == high)
-        first, after = tl.minimum(first, tl.min(tl.where(some, tile, n_tiles), 0)), tl.maximum(after, tl.max(tl.where(some, tile + 1, 0), 0))
+        first, after = (
+            tl.minimum(first, tl.min(tl.where(some, tile, n_tiles), 0)),
+            tl.maximum(after, tl.max(tl.where(some, tile + 1, 0), 0)),
+        )
         first_full = tl.minimum(first_full, tl.min(tl.where(full, tile, n_tiles), 0))
         after_full = tl.maximum(after_full, tl.max(tl.where(full, tile + 1, 0), 0))
         n_full += tl.sum(full.to(tl.int32), 0)
@@ -353,5 +397,8 @@ def with_segments(p_bounds, b, own, n_tiles, begin, full_begin, full_end, end):
 @triton.jit
 def tiles_meet(t, head, i_tile, j_tile, n, BLOCK: tl.constexpr):
     """Whether a tile of queries and one of keys hold a segment in common."""
-    p_q, p_k = t.q_bounds + head.b * 2 * tl.cdiv(n.Lq, BLOCK) + i_tile, t.k_bounds + head.b * 2 * tl.cdiv(n.Lk, BLOCK) + j_tile
+    p_q, p_k = (
+        t.q_bounds + head.b * 2 * tl.cdiv(n.Lq, BLOCK) + i_tile,
+        t.k_bounds + head.b * 2 * tl.cdiv(n.Lk, BLOCK) + j_tile,
+    )
     return (tl.load(p_q) <= tl.load(p_k + tl.cdiv(n.Lk, BLOCK))) & (tl.load(p_q + tl.cdiv(n.Lq, BLOCK)) >= tl.load(p_k))

@@ -1,8 +1,9 @@
-"""What the kernels share: a tile of rows, a matrix product, a look-up by distance, and which tiles a band makes visible.
+"""What the kernels share: a tile of rows, a matrix product, a look-up by distance, and which tiles a band makes
+visible.
 
-A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero and
-never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to it that they fit.
-"""
+A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero
+and never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to
+it that they fit."""
 
 import os
 
@@ -58,7 +59,9 @@ def dot(a, b, acc=None):
     Triton's interpreter multiplies the bit patterns of bf16, and rounds fp32 as NumPy happens to: there, in fp64.
     """
     if INTERPRETED:
-        exact = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64), out_dtype=tl.float64).to(tl.float32)
+        exact = tl.dot(a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64), out_dtype=tl.float64).to(
+            tl.float32
+        )
         return exact if acc is None else acc + exact
     return tl.dot(a, b, acc, input_precision="ieee")
 
@@ -75,17 +78,23 @@ def fma(x, y, z):
 def look_up(p):
     """Values (fp32, int32 or int64) at the pointers p [M, N], through the read-only cache.
 
-    A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through assembly
-    the compiler does not see a load, but does see that pointers which are equal for elements of one thread need one.
-    """
+    A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through
+    assembly the compiler does not see a load, but does see that pointers which are equal for elements of one thread
+    need one."""
     if INTERPRETED:
         return tl.load(p)
     elif p.dtype.element_ty == tl.float32:
-        return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1
+        )
     elif p.dtype.element_ty == tl.int32:
-        return tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1
+        )
     else:
-        return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1
+        )
 
 
 @triton.jit

@@ -1,4 +1,5 @@
-"""How large a tile each kernel takes: the one table to edit when tuning. `benchmarks/resources.py` prints what every entry costs.
+"""How large a tile each kernel takes: the one table to edit when tuning. `benchmarks/resources.py` prints what every
+entry costs.
 
 Chosen by what compilers make of it: registers first (the forward spills nothing in 16 bits up to head size 128; the
 backward kernels little), then as many warps on a multiprocessor as that allows, then the larger tile. Row 80 keeps to
@@ -16,8 +17,8 @@ LARGEST = 128  # rows
 class Tiles(NamedTuple):
     """Queries and keys of a tile; warps of a program; depth of its pipeline of loads; a cap on a thread's registers.
 
-    The cap makes room for a second program beside it. 255, all there are, keeps the compiler from spilling for the sake of a third.
-    """
+    The cap makes room for a second program beside it. 255, all there are, keeps the compiler from spilling for the sake
+    of a third."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -87,7 +88,7 @@ TABLE = {
 def tiles(kernel: str, D: int, dtype: torch.dtype, architecture: int) -> Tiles:
     """The entry of TABLE for head size D ≤ 256 on a GPU of that compute capability."""
     row = "fp32" if dtype == torch.float32 else {9: 90, 10: 100}.get(architecture // 10, 80)
-    return next(entry for largest, entry in TABLE[kernel][row].items() if D <= largest)
+    return next(entry for largest, entry in TABLE[kernel][row].items() if largest >= D)
 
 
 def block_d(D: int) -> int:

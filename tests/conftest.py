@@ -8,9 +8,10 @@ import torch
 from runs import text
 
 import fastlm
-from fastlm import native
+from fastlm.backends import native
 
-os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])  # the package under test, be it installed or a checkout
+# the package under test, be it installed or a checkout
+os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's interpreter; before anything imports a kernel
 
@@ -18,7 +19,12 @@ __all__ = ["text"]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--part", default="0/1", metavar="I/N", help="every N-th test, from the I-th on, so that N processes share a suite")
+    parser.addoption(
+        "--part",
+        default="0/1",
+        metavar="I/N",
+        help="every N-th test, from the I-th on, so that N processes share a suite",
+    )
 
 
 def pytest_collection_modifyitems(config, items):

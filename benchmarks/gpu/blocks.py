@@ -1,8 +1,7 @@
 """One block of the GPU run, in a process of its own: python benchmarks/gpu/blocks.py BLOCK OUT SECONDS [--smoke]
 
-Rows are appended to OUT/results.jsonl as they are measured, so that a block cut short loses one row. Blocks begin with what matters
-most and stop when their seconds are spent.
-"""
+Rows are appended to OUT/results.jsonl as they are measured, so that a block cut short loses one row. Blocks begin with
+what matters most and stop when their seconds are spent."""
 
 import argparse
 import json
@@ -74,7 +73,9 @@ def describe(run: Run) -> None:
     run.keep({"kind": "machine", **facts, **rates})
     for name, value in facts.items():
         print(f"{name:8} {value}")
-    print(f"copy {rates['copy'] / 1e12:.2f} TB/s, bf16 product {rates['matmul'] / 1e12:.0f} TFLOP/s; clocks after: {machine.clocks()}")
+    print(
+        f"copy {rates['copy'] / 1e12:.2f} TB/s, bf16 product {rates['matmul'] / 1e12:.0f} TFLOP/s; clocks after: {machine.clocks()}"
+    )
 
 
 def time_adamw(run: Run) -> None:
@@ -106,7 +107,11 @@ def time_attention(run: Run) -> None:
         lengths, schemes = (2048, 512, 8192, 1024, 4096, 16384), ("t5", "alibi", "none")
         problems = [gpu_attention(scheme, L, D) for L in lengths for D in (64, 128) for scheme in schemes]
     # Plain attention is torch's by default; what is measured here is ours.
-    ours = {"attention": "triton", "attention_backward": "triton"} if run.device.type == "cuda" and "triton" in attention_op.names() else {}
+    ours = (
+        {"attention": "triton", "attention_backward": "triton"}
+        if run.device.type == "cuda" and "triton" in attention_op.names()
+        else {}
+    )
     with use_backend(**ours):
         for problem in run.while_time_lasts(problems):
             run.release()
@@ -120,7 +125,9 @@ def time_one_attention(run: Run, problem: Attention) -> None:
     field = attention.contestants(x)
     for direction in ("forward", "backward"):
         run.keep(attention.measure(x, field, direction, run.clocks[0], **run.limits))
-    print(f"attention {problem}: checked ({max(errors.values()):.0e}) and timed; beyond the inputs {attention.peak_bytes(x) / 2**20:.1f} MiB")
+    print(
+        f"attention {problem}: checked ({max(errors.values()):.0e}) and timed; beyond the inputs {attention.peak_bytes(x) / 2**20:.1f} MiB"
+    )
 
 
 BLOCKS = {"machine": describe, "adamw": time_adamw, "optim": time_optim, "attention": time_attention}

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu/run.py [--out FOLDER] [--smoke]
 
-builds the extensions in place, runs the GPU tests, measures the machine, times the optimizers and attention, and prints one table. FOLDER,
-else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each block. Blocks are processes with a time cap
-each: one that fails or is cut short leaves the others alone. --smoke: tiny sizes on whatever device there is, to try it all.
-"""
+builds the extensions in place, runs the GPU tests, measures the machine, times the optimizers and attention, and prints
+one table. FOLDER, else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each
+block. Blocks are processes with a time cap each: one that fails or is cut short leaves the others alone. --smoke: tiny
+sizes on whatever device there is, to try it all."""
 
 import argparse
 import os
@@ -37,12 +37,17 @@ class Block:
 def plan(out: Path, smoke: bool) -> list[Block]:
     """In order of worth: what cannot be had anywhere but on a GPU comes before what a plot would be nicer with."""
     python, blocks = sys.executable, str(ROOT / "benchmarks" / "gpu" / "blocks.py")
-    tests = [str(ROOT / "tests" / name) for name in ("test_cuda.py", "test_triton.py") if (ROOT / "tests" / name).exists()]
+    tests = [
+        str(ROOT / "tests" / name)
+        for name in ("csrc/test_cuda.py", "kernels/test_triton.py")
+        if (ROOT / "tests" / name).exists()
+    ]
     extra = ["--smoke"] * smoke
     timed = lambda name, cap, tail: Block(name, cap, [[python, blocks, name, str(out), str(cap - 15), *extra]], tail)
     build = Block("build", 90, [[python, "setup.py", "build_ext", "--inplace"]], 3)
     pytest = [python, "-m", "pytest", "-q", "--maxfail=4", "-p", "no:cacheprovider", *tests]
-    check = Block("tests", 120, [[*pytest, "--part", f"{i}/{TESTERS}"] for i in range(TESTERS)], 6)  # their time is the compiler's
+    # their time is the compiler's
+    check = Block("tests", 120, [[*pytest, "--part", f"{i}/{TESTERS}"] for i in range(TESTERS)], 6)
     measured = timed("attention", 200, 20), timed("adamw", 80, 10), timed("optim", 100, 20)
     return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), *measured]
 
@@ -53,7 +58,11 @@ def run(block: Block, logs: list[Path], cap: float) -> str:
     processes = []
     for command, log in zip(block.commands, logs, strict=True):
         with log.open("w") as file:
-            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment()))
+            processes.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment()
+                )
+            )
     codes = []
     for process in processes:
         try:
@@ -69,7 +78,10 @@ def run(block: Block, logs: list[Path], cap: float) -> str:
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
-    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def main() -> int:
@@ -83,10 +95,18 @@ def main() -> int:
     end, good = time.monotonic() + TOTAL, True
     for block in plan(arguments.out, arguments.smoke):
         left = end - time.monotonic()
-        logs = [arguments.out / f"{block.name}{f'-{i}' if len(block.commands) > 1 else ''}.log" for i in range(len(block.commands))]
+        logs = [
+            arguments.out / f"{block.name}{f'-{i}' if len(block.commands) > 1 else ''}.log"
+            for i in range(len(block.commands))
+        ]
         how = run(block, logs, min(block.cap, left)) if left > 5 else "SKIPPED: no time left"
         good &= how.startswith("done")
-        print(f"\n== {block.name}: {how}", *(line for log in logs if log.exists() for line in log.read_text().splitlines()[-block.tail :]), sep="\n", flush=True)
+        print(
+            f"\n== {block.name}: {how}",
+            *(line for log in logs if log.exists() for line in log.read_text().splitlines()[-block.tail :]),
+            sep="\n",
+            flush=True,
+        )
     rows = report.load([results]) if results.exists() else []
     (arguments.out / "report.md").write_text(report.markdown(rows))
     print(report.markdown(rows))

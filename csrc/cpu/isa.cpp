@@ -14,7 +14,9 @@
 namespace fastlm {
 
 #if defined(FASTLM_HAS_AVX2)
-struct Cpuid { unsigned a, b, c, d; };
+struct Cpuid {
+    unsigned a, b, c, d;
+};
 
 // For features that some compiler's __builtin_cpu_supports does not know.
 static Cpuid cpuid(unsigned leaf) {
@@ -31,8 +33,8 @@ static bool has_avx2() {
 
 #if defined(FASTLM_HAS_AVX512)
 static bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -41,13 +43,15 @@ static bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("a
 #endif
 
 #if defined(FASTLM_HAS_AMX)
-// Tiles of bf16, and Linux willing to keep a thread's (XTILEDATA, state 18), which a process must ask for: arch_prctl(2), 5.16 or newer.
+// Tiles of bf16, and Linux willing to keep a thread's (XTILEDATA, state 18), which a process must ask for:
+// arch_prctl(2), 5.16 or newer.
 static bool has_amx() {
 #if defined(__linux__)
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
     constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
     const unsigned features = cpuid(7).d;
-    return (features & AMX_BF16) && (features & AMX_TILE) && has_avx512_bf16() && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+    return (features & AMX_BF16) && (features & AMX_TILE) && has_avx512_bf16() &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 #else
     return false;
 #endif

@@ -1,11 +1,11 @@
-/*
-One source, several instruction sets. Files that include this are compiled once for each set, with FASTLM_ISA defined as
-portable, avx2, avx512, avx512_bf16 or amx and the compiler's matching flags; the best set the processor has is chosen at run time (isa.cpp).
+/* One source, several instruction sets. Files that include this are compiled once for each set, with FASTLM_ISA defined
+as portable, avx2, avx512, avx512_bf16 or amx and the compiler's matching flags; the best set the processor has is
+chosen at run time (isa.cpp).
 
-Such a file uses no inline function of the C++ library and defines nothing outside its own namespace: a function that the
-linker shares between sets would run AVX-512 code on a processor without it (tests/test_native.py looks). Loops are plain C++
-that compilers vectorise, with the order of every sum written out, so that all sets give the same bits (-ffp-contract=off).
-*/
+Such a file uses no inline function of the C++ library and defines nothing outside its own namespace: a function that
+the linker shares between sets would run AVX-512 code on a processor without it (tests/test_native.py looks). Loops are
+plain C++ that compilers vectorise, with the order of every sum written out, so that all sets give the same bits
+(-ffp-contract=off). */
 #pragma once
 
 #if defined(__AVX512BF16__)
@@ -38,7 +38,8 @@ static inline float* load(void* data, int dtype, float* buffer, int n) {
     }
 }
 
-// Round n elements. The processor's own instruction does 32 at once, unless one is subnormal, which it takes for zero, or NaN.
+// Round n elements. The processor's own instruction does 32 at once, unless one is subnormal, which it takes for zero,
+// or NaN.
 static inline void narrow_all(const float* __restrict x, bf16* __restrict out, int n) {
     int i = 0;
 #if defined(__AVX512BF16__)
@@ -47,8 +48,7 @@ static inline void narrow_all(const float* __restrict x, bf16* __restrict out, i
         const __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + i + 16);
         if (__builtin_expect(_mm512_fpclass_ps_mask(low, UNUSUAL) | _mm512_fpclass_ps_mask(high, UNUSUAL), 0))
             for (int e = i; e < i + 32; e++) narrow(x[e], out[e]);
-        else
-            _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        else _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
     }
 #endif
     for (; i < n; i++) narrow(x[i], out[i]);
@@ -56,8 +56,7 @@ static inline void narrow_all(const float* __restrict x, bf16* __restrict out, i
 
 // The way back: round n elements of buffer into data; nothing to do where load gave the data itself.
 static inline void store(const float* buffer, void* data, int dtype, int n) {
-    if (dtype == BF16)
-        narrow_all(buffer, static_cast<bf16*>(data), n);
+    if (dtype == BF16) narrow_all(buffer, static_cast<bf16*>(data), n);
     else if (dtype == F16)
         for (int i = 0; i < n; i++) narrow(buffer[i], static_cast<f16*>(data)[i]);
 }
@@ -68,14 +67,19 @@ static inline void* at(void* data, int dtype, int64_t i) { return static_cast<ch
 
 static inline Span at(Span x, int64_t i) { return {at(x.data, x.dtype, i), x.dtype}; }
 
-static inline float* load(Span x, int64_t o, float* buffer, int n) { return load(at(x.data, x.dtype, o), x.dtype, buffer, n); }
+static inline float* load(Span x, int64_t o, float* buffer, int n) {
+    return load(at(x.data, x.dtype, o), x.dtype, buffer, n);
+}
 
-static inline void store(const float* buffer, Span x, int64_t o, int n) { store(buffer, at(x.data, x.dtype, o), x.dtype, n); }
+static inline void store(const float* buffer, Span x, int64_t o, int n) {
+    store(buffer, at(x.data, x.dtype, o), x.dtype, n);
+}
 
-typedef float Lanes __attribute__((vector_size(64)));  // one AVX-512 register, two of AVX2, four of SSE: the same sums in all
+// one AVX-512 register, two of AVX2, four of SSE: the same sums in all
+typedef float Lanes __attribute__((vector_size(64)));
 
-// Σ (factor x)² of at most BLOCK elements: 64 sums side by side in fp32, where no square can overflow, nor underflow by more than
-// rounding; else in fp64.
+// Σ (factor x)² of at most BLOCK elements: 64 sums side by side in fp32, where no square can overflow, nor underflow by
+// more than rounding; else in fp64.
 static inline double squares(const float* x, int n, float factor = 1.0f) {
     constexpr int W = 16, ACROSS = 4 * W;
     Lanes s0 = {}, s1 = {}, s2 = {}, s3 = {};
@@ -83,7 +87,8 @@ static inline double squares(const float* x, int n, float factor = 1.0f) {
     for (; i + ACROSS <= n; i += ACROSS) {
         for (int l = 0; l < ACROSS; l += W) __builtin_prefetch(x + i + 3072 + l);
         Lanes a, b, c, d;
-        __builtin_memcpy(&a, x + i, 64), __builtin_memcpy(&b, x + i + W, 64), __builtin_memcpy(&c, x + i + 2 * W, 64), __builtin_memcpy(&d, x + i + 3 * W, 64);
+        __builtin_memcpy(&a, x + i, 64), __builtin_memcpy(&b, x + i + W, 64), __builtin_memcpy(&c, x + i + 2 * W, 64),
+            __builtin_memcpy(&d, x + i + 3 * W, 64);
         a *= factor, b *= factor, c *= factor, d *= factor;
         s0 += a * a, s1 += b * b, s2 += c * c, s3 += d * d;
     }

@@ -8,7 +8,7 @@ and checks are the launchers' (launch.cpp). To add a kernel: an entry here, a fi
 #include "../rules/adam.h"
 #include "../rules/numeric.h"
 #include "../rules/sgd.h"
-#include "attention.h"
+#include "attention/attention.h"
 
 namespace fastlm {
 
@@ -26,7 +26,9 @@ struct Parameter {  // a run of elements of one parameter, and what completes it
     int64_t first;    // number of the run's first element in the parameter
 };
 
-struct Squares { double p, r; };  // Σ θ², Σ r² over a run
+struct Squares {
+    double p, r;
+};  // Σ θ², Σ r² over a run
 
 struct Panel {  // rows [rows, columns] of one matrix, dense; and what they add to its statistics
     Parameter p;
@@ -39,7 +41,9 @@ struct Panel {  // rows [rows, columns] of one matrix, dense; and what they add 
     double mean;       // mean(R), in the second pass
 };
 
-struct PanelSums { double p, R, smallest_R; };  // Σ θ², Σ R_i, min R_i
+struct PanelSums {
+    double p, R, smallest_R;
+};  // Σ θ², Σ R_i, min R_i
 
 struct Rotation {  // one row [D] of x and of the result, with its angles [R/2]
     const void* x;
@@ -64,8 +68,10 @@ struct Kernels {
     double (*adafactor_bounded)(const Panel& panel, float coefficient, const Adafactor& c);
     void (*adafactor_apply)(const Panel& panel, float coefficient, const Adafactor& c);
     // The same for a run of a tensor that is not factored: v updated, Σ θ² and Σ U² returned; then p
-    Squares (*adafactor_measure_run)(const Parameter& p, Span g, float* v, int64_t n, float coefficient, const Adafactor& c);
-    void (*adafactor_apply_run)(const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
+    Squares (*adafactor_measure_run)(
+        const Parameter& p, Span g, float* v, int64_t n, float coefficient, const Adafactor& c);
+    void (*adafactor_apply_run)(
+        const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
     // Σ g² in fp64; not finite when an element is not
     double (*sum_of_squares)(Span g, int64_t n);
     // g ← factor · g; true if an element was not finite before
@@ -79,10 +85,20 @@ struct Kernels {
 };
 
 // Defined once per instruction set, by table.cpp.
-namespace portable { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-namespace avx512_bf16 { extern const Kernels kernels; }
-namespace amx { extern const Kernels kernels; }
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
+extern const Kernels kernels;
+}
 
 }  // namespace fastlm

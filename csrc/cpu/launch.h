@@ -1,7 +1,6 @@
-/*
-Launchers: they check what came from Python, cut lists of tensors into chunks, and share the chunks among threads.
-Results do not depend on the number of threads: every chunk is computed whole by one thread, and partial sums are added in chunk order.
-*/
+/* Launchers: they check what came from Python, cut lists of tensors into chunks, and share the chunks among threads.
+Results do not depend on the number of threads: every chunk is computed whole by one thread, and partial sums are added
+in chunk order. */
 #pragma once
 
 #include <map>
@@ -16,49 +15,61 @@ std::vector<const Kernels*> available();  // the sets this processor has, best f
 const Kernels& active();
 void use(const std::string& name);  // throws std::invalid_argument for a set it lacks
 
-using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;  // (address, shape, strides in elements) of a tensor
-using GivenTerms = std::map<std::string, std::pair<View, int>>;  // (view, dtype) by the names of fastlm/ops/attention.py
+// (address, shape, strides in elements) of a tensor
+using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;
+// (view, dtype) by the names of fastlm/ops/attention.py
+using GivenTerms = std::map<std::string, std::pair<View, int>>;
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
-// Of every optimizer: steps are addresses of fp32 scalars, advanced by one; coefficient, what g is multiplied by, and found_inf are
-// addresses of fp32 scalars or 0; found_inf ≠ 0 leaves every bit as it is.
+// Of every optimizer: steps are addresses of fp32 scalars, advanced by one; coefficient, what g is multiplied by, and
+// found_inf are addresses of fp32 scalars or 0; found_inf ≠ 0 leaves every bit as it is.
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, const AdamOptions& options, int threads);
+void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, int threads);
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                 Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, int threads);
+void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
+    int threads);
 
 // buffers: empty without momentum.
-void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
-                Address coefficient, Address found_inf, const SgdOptions& options, int threads);
+void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const SgdOptions& options, int threads);
 
-// rows, columns: fp32, the factors [matrices, rows], [matrices, columns] of each tensor; for one that is not factored, rows holds its
-// whole average of squares. m: empty without momentum.
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
-                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, int threads);
+// rows, columns: fp32, the factors [matrices, rows], [matrices, columns] of each tensor; for one that is not factored,
+// rows holds its whole average of squares. m: empty without momentum.
+void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
+    const AdafactorOptions& options, int threads);
 
-// stats: three fp32: [norm of g/scale, the factor that unscales and clips, found_inf]. scale: fp32 scalar or 0. max_norm ≤ 0: no clipping.
-void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads);
+// stats: three fp32: [norm of g/scale, the factor that unscales and clips, found_inf]. scale: fp32 scalar or 0.
+// max_norm ≤ 0: no clipping.
+void launch_grad_stats(
+    const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads);
 
 // g ← g · factor; found_inf is set to 1 if an element was not finite, else left as it is.
 void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int threads);
 
-// x, out [B, H, L, D]: strides in elements, the last one 1. cos, sin [B or 1, L, R/2] dense; angle_stride: elements between rows of a batch, 0 to share.
-void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& x_strides,
-                   const std::vector<int64_t>& out_strides, Address cos, Address sin, int64_t angle_stride, int R, bool interleaved, int threads);
+// x, out [B, H, L, D]: strides in elements, the last one 1. cos, sin [B or 1, L, R/2] dense; angle_stride: elements
+// between rows of a batch, 0 to share.
+void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape,
+    const std::vector<int64_t>& x_strides, const std::vector<int64_t>& out_strides, Address cos, Address sin,
+    int64_t angle_stride, int R, bool interleaved, int threads);
 
-// The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H, Lq + Lk - 1] fp32 or 0;
-// key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same` fp32, both dense, the rest lie as their strides say.
-// Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense where no strides are given. D is at most 256.
-void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout,
-                      const Band& band, double scale, Address out, Address lse, int threads);
+// The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
+// Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`
+// fp32, both dense, the rest lie as their strides say. Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense
+// where no strides are given. D is at most 256.
+void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
+    const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+    int threads);
 
-// The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq + Lk - 1] fp32 or 0;
-// term_gradients: dense, by the names of those wanted, in their terms' dtypes and shapes, zeros before.
-void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
-                               const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
-                               Address dq, Address dk, Address dv, Address dtable, const std::map<std::string, Address>& term_gradients, int threads);
+// The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq +
+// Lk - 1] fp32 or 0; term_gradients: dense, by the names of those wanted, in their terms' dtypes and shapes, zeros
+// before.
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
+    int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout, const Band& band,
+    double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
+    const std::map<std::string, Address>& term_gradients, int threads);
 
 }  // namespace fastlm

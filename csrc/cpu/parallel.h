@@ -1,5 +1,6 @@
-// Share n independent pieces of work among threads: OpenMP's, which are torch's own pool (one runtime per process), or, where the
-// compiler has no OpenMP, threads started for the call. ThreadSanitizer sees those alone: GNU's OpenMP was not built for it.
+// Share n independent pieces of work among threads: OpenMP's, which are torch's own pool (one runtime per process), or,
+// where the compiler has no OpenMP, threads started for the call. ThreadSanitizer sees those alone: GNU's OpenMP was
+// not built for it.
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,8 @@ PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const A
 double adafactor_bounded_panel(const Panel& panel, float coefficient, const Adafactor& c);
 void adafactor_apply_panel(const Panel& panel, float coefficient, const Adafactor& c);
 Squares adafactor_measure_run(const Parameter& p, Span g, float* v, int64_t n, float coefficient, const Adafactor& c);
-void adafactor_apply_run(const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
+void adafactor_apply_run(
+    const Parameter& p, Span g, Span m, const float* v, int64_t n, float coefficient, const Adafactor& c);
 double sum_of_squares_chunk(Span g, int64_t n);
 bool unscale_chunk(Span g, int64_t n, float factor);
 void rotate_row(const Rotation& row);
@@ -24,8 +25,8 @@ void attention_backward(const AttentionBackward& x, int64_t unit, float* workspa
 void attention_exp(const float* x, float* out, int64_t n);
 
 extern const Kernels kernels = {FASTLM_NAME(FASTLM_ISA), adamw_chunk, lamb_moments_chunk, lamb_apply_chunk, sgd_chunk,
-                                adafactor_measure_panel, adafactor_bounded_panel, adafactor_apply_panel, adafactor_measure_run, adafactor_apply_run,
-                                sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward, attention_exp};
+    adafactor_measure_panel, adafactor_bounded_panel, adafactor_apply_panel, adafactor_measure_run, adafactor_apply_run,
+    sum_of_squares_chunk, unscale_chunk, rotate_row, attention_forward, attention_backward, attention_exp};
 
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

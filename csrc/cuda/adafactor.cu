@@ -1,11 +1,11 @@
-/*
-Adafactor over lists of tensors; rules/adafactor.h has the scheme, panels.h how tensors are cut, adafactor.h what threads compute.
+/* Adafactor over lists of tensors; rules/adafactor.h has the scheme, panels.h how tensors are cut, adafactor.h what
+threads compute.
 
-For each group of tensors: its panels are measured, strips of columns add up what the panels found, one block a tensor makes α and RMS(U) of that,
-and the update follows. An element in fp32 moves 20 bytes (reads g, θ; reads g, θ again and writes θ), 12 where the second-level cache still holds
-the group, half as many in bf16; 8 more for momentum; besides 16 for each column of a panel, a byte or two an element where
-rows are long, which are written and read within two launches. Sums have a fixed order, and nothing is an atomic.
-*/
+For each group of tensors: its panels are measured, strips of columns add up what the panels found, one block a tensor
+makes α and RMS(U) of that, and the update follows. An element in fp32 moves 20 bytes (reads g, θ; reads g, θ again and
+writes θ), 12 where the second-level cache still holds the group, half as many in bf16; 8 more for momentum; besides 16
+for each column of a panel, a byte or two an element where rows are long, which are written and read within two
+launches. Sums have a fixed order, and nothing is an atomic. */
 #include "adafactor.h"
 #include "optimizer.cuh"
 
@@ -23,7 +23,8 @@ struct Scratch {
 };
 
 template <Kept KEPT>
-__global__ void __launch_bounds__(THREADS, 3) adafactor_measure(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
+__global__ void __launch_bounds__(THREADS, 3)
+    adafactor_measure(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
     __shared__ float inverse[MOST_ROWS];
     if (flags.skip()) return;
     const Panel panel = panel_at(items, blockIdx.x);
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, 3) adafactor_measure(const __grid_con
 }
 
 __global__ void __launch_bounds__(THREADS) adafactor_columns(const __grid_constant__ Items items, const Scratch scratch,
-                                                            const __grid_constant__ AdafactorOptions options, const Flags flags) {
+    const __grid_constant__ AdafactorOptions options, const Flags flags) {
     __shared__ double mean, smallest_R;
     __shared__ Column columns[SLICES][STRIP];
     if (flags.skip()) return;
@@ -81,16 +82,19 @@ __global__ void __launch_bounds__(THREADS) adafactor_columns(const __grid_consta
     if (threadIdx.x == 0) scratch.strips[blockIdx.x] = {u, may_bind(smallest_R, smallest_C, mean, options)};
 }
 
-// A block for each tensor: its step, from Σ θ² and Σ U². bounded: once more for those whose Σ U² may have been wrong, from that of their chunks.
+// A block for each tensor: its step, from Σ θ² and Σ U². bounded: once more for those whose Σ U² may have been wrong,
+// from that of their chunks.
 __global__ void __launch_bounds__(THREADS) adafactor_finish(const __grid_constant__ Items items, const Scratch scratch,
-                                                           const __grid_constant__ AdafactorOptions options, const Flags flags, bool bounded) {
+    const __grid_constant__ AdafactorOptions options, const Flags flags, bool bounded) {
     if (flags.skip()) return;
     const Item &x = items.item[blockIdx.x], &next = items.item[blockIdx.x + 1];
     if (bounded && !scratch.may_bind[blockIdx.x]) return;
     double p = 0.0, u = 0.0;
     bool bad = false;
-    for (uint32_t i = x.panels + threadIdx.x; i < next.panels; i += THREADS) p += scratch.panels[i].p, u += bounded ? 0.0 : scratch.panels[i].u;
-    for (uint32_t i = x.strips + threadIdx.x; !bounded && i < next.strips; i += THREADS) u += scratch.strips[i].u, bad |= scratch.strips[i].may_bind;
+    for (uint32_t i = x.panels + threadIdx.x; i < next.panels; i += THREADS)
+        p += scratch.panels[i].p, u += bounded ? 0.0 : scratch.panels[i].u;
+    for (uint32_t i = x.strips + threadIdx.x; !bounded && i < next.strips; i += THREADS)
+        u += scratch.strips[i].u, bad |= scratch.strips[i].may_bind;
     for (uint32_t i = x.chunks + threadIdx.x; bounded && i < next.chunks; i += THREADS) u += scratch.chunks[i];
     p = block_sum<THREADS>(p);
     bad = __syncthreads_or(bad);
@@ -101,18 +105,21 @@ __global__ void __launch_bounds__(THREADS) adafactor_finish(const __grid_constan
     if (!bounded) scratch.may_bind[blockIdx.x] = bad;
 }
 
-__global__ void __launch_bounds__(THREADS) adafactor_bounded(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
+__global__ void __launch_bounds__(THREADS)
+    adafactor_bounded(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
     if (flags.skip()) return;
     const Piece piece = piece_at(items, blockIdx.x);
     if (!scratch.may_bind[piece.item]) return;
-    const double u = bounded_squares(items.item[piece.item], piece, flags.factor(), scratch.now[piece.item].rule, threadIdx.x);
+    const double u =
+        bounded_squares(items.item[piece.item], piece, flags.factor(), scratch.now[piece.item].rule, threadIdx.x);
     const double sum = block_sum<THREADS>(u);
     if (threadIdx.x == 0) scratch.chunks[blockIdx.x] = sum;
 }
 
 // The last piece first: of a group that the cache does not hold, it has what was measured last.
 template <Kept KEPT, bool MOMENTUM>
-__global__ void __launch_bounds__(THREADS) adafactor_apply(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
+__global__ void __launch_bounds__(THREADS)
+    adafactor_apply(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
     if (flags.skip()) return;
     const Piece piece = piece_at(items, gridDim.x - 1 - blockIdx.x);
     const Now<Adafactor> now = scratch.now[piece.item];
@@ -123,24 +130,25 @@ __global__ void __launch_bounds__(THREADS) adafactor_apply(const __grid_constant
 // Launchers
 
 static_assert(sizeof(Items) + sizeof(AdafactorOptions) + sizeof(Scratch) + sizeof(Flags) + 16 <= ARGUMENT_BYTES,
-              "the options do not fit beside the lists");
+    "the options do not fit beside the lists");
 
 static std::vector<Group> groups_of(const Sizes& sizes) { return groups(sizes, TOGETHER, Items::CAPACITY); }
 
 static int64_t bytes_of(const Counts& counts, size_t tensors) {
-    return counts.panels * int64_t(sizeof(PanelSums)) + counts.strips * int64_t(sizeof(StripSums)) + counts.chunks * int64_t(sizeof(double)) +
-           divided(int64_t(tensors), 2) * 8 + counts.floats * 4;
+    return counts.panels * int64_t(sizeof(PanelSums)) + counts.strips * int64_t(sizeof(StripSums)) +
+           counts.chunks * int64_t(sizeof(double)) + divided(int64_t(tensors), 2) * 8 + counts.floats * 4;
 }
 
 int64_t adafactor_workspace(const Shapes& shapes) {
     int64_t most = 0;
-    for (const Group& group : groups_of(sizes_of(shapes))) most = std::max(most, bytes_of(counts_of(shapes, group), group.end - group.begin));
+    for (const Group& group : groups_of(sizes_of(shapes)))
+        most = std::max(most, bytes_of(counts_of(shapes, group), group.end - group.begin));
     return int64_t(shapes.size() * sizeof(Now<Adafactor>)) + most;
 }
 
 template <Kept KEPT>
-static void launch_group(const Items& items, const Counts& counts, const Scratch& scratch, const AdafactorOptions& options, const Flags& flags,
-                         bool momentum, cudaStream_t queue) {
+static void launch_group(const Items& items, const Counts& counts, const Scratch& scratch,
+    const AdafactorOptions& options, const Flags& flags, bool momentum, cudaStream_t queue) {
     const unsigned panels = unsigned(counts.panels), strips = unsigned(counts.strips), chunks = unsigned(counts.chunks);
     const unsigned tensors = unsigned(items.tensors);
     if (chunks == 0) return;
@@ -151,22 +159,21 @@ static void launch_group(const Items& items, const Counts& counts, const Scratch
         adafactor_bounded<<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
         adafactor_finish<<<tensors, THREADS, 0, queue>>>(items, scratch, options, flags, true);
     }
-    if (momentum)
-        adafactor_apply<KEPT, true><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
-    else
-        adafactor_apply<KEPT, false><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
+    if (momentum) adafactor_apply<KEPT, true><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
+    else adafactor_apply<KEPT, false><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
     check(cudaGetLastError(), "launch adafactor");
 }
 
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
-                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device,
-                      Address stream) {
+void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
+    const AdafactorOptions& options, Address workspace, int device, Address stream) {
     const Sizes sizes = sizes_of(shapes);
-    check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes), check_workspace(workspace, sizes);
+    check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes),
+        check_workspace(workspace, sizes);
     if (!m.empty()) check_list("exp_avgs", m, sizes);
     for (const auto& [matrices, height, width] : shapes)
         check(width == 0 || (width <= WIDEST && matrices * height <= TALLEST),
-              "a factored tensor has over 2²⁷ columns or 2³⁰ rows; use_backend(adafactor=\"reference\") serves it");
+            "a factored tensor has over 2²⁷ columns or 2³⁰ rows; use_backend(adafactor=\"reference\") serves it");
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
@@ -184,7 +191,9 @@ void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& ro
         const Scratch scratch{now + group.begin, panels, strips, chunks, may_bind};
         Items items;
         describe(lists, group, floats, items);
-        const auto launch = !p.companions.empty() ? launch_group<COMPANION> : p.keys.empty() ? launch_group<OWN> : launch_group<NOISE>;
+        const auto launch = !p.companions.empty() ? launch_group<COMPANION>
+                            : p.keys.empty()      ? launch_group<OWN>
+                                                  : launch_group<NOISE>;
         launch(items, counts, scratch, options, flags, !m.empty(), queue);
     }
 }

@@ -1,10 +1,9 @@
-/*
-Adafactor's arithmetic on a GPU, as host and device code: tests run it on the host. rules/adafactor.h has the scheme, panels.h how tensors are cut,
-adafactor.cu the kernels.
+/* Adafactor's arithmetic on a GPU, as host and device code: tests run it on the host. rules/adafactor.h has the scheme,
+panels.h how tensors are cut, adafactor.cu the kernels.
 
-A warp sums the squares of a row of a panel, and knows R_i. When all rows of the panel are known, every thread walks down columns of it and writes
-what its rows add to the two column sums, reading the gradient a second time, from a cache.
-*/
+A warp sums the squares of a row of a panel, and knows R_i. When all rows of the panel are known, every thread walks
+down columns of it and writes what its rows add to the two column sums, reading the gradient a second time, from a
+cache. */
 #pragma once
 
 #include "../rules/adafactor.h"
@@ -13,8 +12,14 @@ what its rows add to the two column sums, reading the gradient a second time, fr
 
 namespace fastlm {
 
-struct PanelSums { double p, u, R, smallest_R; };  // Σ θ²; Σ U² of a chunk that is not factored; Σ R_i, min R_i where there is a gradient
-struct StripSums { double u; bool may_bind; };     // Σ U² of its columns, and whether that may be wrong
+// Σ θ²; Σ U² of a chunk that is not factored; Σ R_i, min R_i where there is a gradient
+struct PanelSums {
+    double p, u, R, smallest_R;
+};
+struct StripSums {
+    double u;
+    bool may_bind;
+};  // Σ U² of its columns, and whether that may be wrong
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The first pass
@@ -27,10 +32,11 @@ FASTLM_RULE void scale(float (&x)[1][VECTOR], float coefficient) {
 // One lane's part of Σ_j G_ij² of row r of a panel.
 FASTLM_RULE double row_squares(const Item& x, const Panel& panel, int r, float coefficient, int lane) {
     double sum = 0.0;
-    map<0, 4, WARP>(run_of<G>(x, panel.begin + int64_t(r) * x.columns, int(x.columns)), lane, [&](float (&g)[1][VECTOR], int) {
-        scale(g, coefficient);
-        sum += sum_of_squares(g[0]);
-    });
+    map<0, 4, WARP>(
+        run_of<G>(x, panel.begin + int64_t(r) * x.columns, int(x.columns)), lane, [&](float (&g)[1][VECTOR], int) {
+            scale(g, coefficient);
+            sum += sum_of_squares(g[0]);
+        });
     return sum;
 }
 
@@ -53,7 +59,9 @@ FASTLM_RULE void column_sums(const Item& x, const Panel& panel, const float* inv
         for (int r = 0; r < panel.rows; r++) {
             const char* row = static_cast<const char*>(all.data[0]) + r * row_bytes;
             float g[1][VECTOR];
-            widen_vector(whole ? load_vector(row, all.dtype[0], i) : load_elements(row, all.dtype[0], i, int(x.columns)), all.dtype[0], g[0]);
+            widen_vector(
+                whole ? load_vector(row, all.dtype[0], i) : load_elements(row, all.dtype[0], i, int(x.columns)),
+                all.dtype[0], g[0]);
             scale(g, coefficient);
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
@@ -91,9 +99,10 @@ FASTLM_RULE double parameter_squares(const Item& x, const Panel& panel, int thre
     return sum;
 }
 
-// One thread's part of Σ U² of a chunk that is not factored, whose averages it updates: one vector in flight, because with more `map` comes to vectors
-// past the end, of which the first may hold elements that come again.
-FASTLM_RULE double average_squares(const Item& x, const Panel& panel, float coefficient, const Adafactor& c, int thread) {
+// One thread's part of Σ U² of a chunk that is not factored, whose averages it updates: one vector in flight, because
+// with more `map` comes to vectors past the end, of which the first may hold elements that come again.
+FASTLM_RULE double average_squares(
+    const Item& x, const Panel& panel, float coefficient, const Adafactor& c, int thread) {
     float* const v = x.R + panel.begin;
     double sum = 0.0;
     map<0, 1>(run_of<G>(x, panel.begin, int(panel.n)), thread, [&](float (&g)[1][VECTOR], int i) {
@@ -113,7 +122,9 @@ FASTLM_RULE double average_squares(const Item& x, const Panel& panel, float coef
 // ---------------------------------------------------------------------------------------------------------------------
 // Between the passes
 
-struct Column { double c, w; };  // Σ_i G_ij², Σ_i G_ij²/R_i
+struct Column {
+    double c, w;
+};  // Σ_i G_ij², Σ_i G_ij²/R_i
 
 // Column j of a strip over every SLICES-th panel of its matrix.
 FASTLM_RULE Column column_of(const Item& x, const Strip& strip, int j, int slice) {
@@ -127,8 +138,8 @@ FASTLM_RULE Column column_of(const Item& x, const Strip& strip, int j, int slice
 }
 
 // Update C_j and b_j, and give the column's part of Σ U² and its C_j, both neutral where it has no gradient.
-FASTLM_RULE void finish_column(const Item& x, const Strip& strip, int j, const Column& sum, double mean, const Adafactor& c, double& u,
-                               double& smallest_C) {
+FASTLM_RULE void finish_column(const Item& x, const Strip& strip, int j, const Column& sum, double mean,
+    const Adafactor& c, double& u, double& smallest_C) {
     const int64_t at = int64_t(strip.matrix) * x.columns + strip.first + j;
     const float C = x.C[at] = ema(x.C[at], float(sum.c / double(x.rows)), c);
     x.b[at] = float(1.0 / sqrt(double(C)));
@@ -146,7 +157,9 @@ FASTLM_RULE void row_factors(const Item& x, const Strip& strip, double mean, int
 // ---------------------------------------------------------------------------------------------------------------------
 // The second pass
 
-struct Place { uint32_t row, column; };  // of an element, the row counted over the tensor's matrices
+struct Place {
+    uint32_t row, column;
+};  // of an element, the row counted over the tensor's matrices
 
 FASTLM_RULE Place place_of(const Item& x, int64_t element) {
     return x.columns == 0 ? Place{0, 0} : Place{uint32_t(element / x.columns), uint32_t(element % x.columns)};
@@ -162,7 +175,8 @@ FASTLM_RULE float rate_of(const Item& x, const Piece& piece, const Place& first,
 }
 
 // One thread's part of Σ U² of a piece, where the bound may bind.
-FASTLM_RULE double bounded_squares(const Item& x, const Piece& piece, float coefficient, const Adafactor& c, int thread) {
+FASTLM_RULE double bounded_squares(
+    const Item& x, const Piece& piece, float coefficient, const Adafactor& c, int thread) {
     const Place first = place_of(x, piece.begin);
     double sum = 0.0;
     map<0, 2>(run_of<G>(x, piece.begin, piece.n), thread, [&](float (&g)[1][VECTOR], int i) {
@@ -176,7 +190,8 @@ FASTLM_RULE double bounded_squares(const Item& x, const Piece& piece, float coef
 
 // One thread's part of the update of a piece.
 template <Kept KEPT, bool MOMENTUM>
-FASTLM_RULE void apply_piece(const Item& x, const Piece& piece, float coefficient, const Now<Adafactor>& now, int thread) {
+FASTLM_RULE void apply_piece(
+    const Item& x, const Piece& piece, float coefficient, const Now<Adafactor>& now, int thread) {
     constexpr int GRAD = REST<KEPT>, BUFFER = GRAD + 1, ALL = GRAD + 1 + MOMENTUM;
     const Place first = place_of(x, piece.begin);
     const Adafactor& c = now.rule;

@@ -27,9 +27,11 @@ struct ApplyAdamW {
 
 int64_t adamw_workspace(const Sizes& sizes) { return int64_t(sizes.size() * sizeof(Now<Adam>)); }
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, const AdamOptions& options, Address workspace, int device, Address stream) {
-    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}), check_workspace(workspace, sizes);
+void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, Address workspace,
+    int device, Address stream) {
+    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}),
+        check_workspace(workspace, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);

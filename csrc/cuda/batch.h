@@ -1,12 +1,10 @@
-/*
-How lists of tensors reach a kernel: as one kernel argument. Nothing is uploaded, allocated or waited for, and a CUDA graph
-keeps its own copy.
+/* How lists of tensors reach a kernel: as one kernel argument. Nothing is uploaded, allocated or waited for, and a CUDA
+graph keeps its own copy.
 
-Since CUDA 12.1 an argument may have 32,764 bytes, hundreds of tensors, so a model takes one launch or a few. Tensors are cut into
-chunks of CHUNK elements and every block of threads does one; `first` counts the chunks before each tensor, and a block finds its
-tensor by bisection, the same for all its threads. This file is host and device code without a line of CUDA in it, so that
-tests can run it under sanitizers.
-*/
+Since CUDA 12.1 an argument may have 32,764 bytes, hundreds of tensors, so a model takes one launch or a few. Tensors
+are cut into chunks of CHUNK elements and every block of threads does one; `first` counts the chunks before each tensor,
+and a block finds its tensor by bisection, the same for all its threads. This file is host and device code without a
+line of CUDA in it, so that tests can run it under sanitizers. */
 #pragma once
 
 #include <algorithm>
@@ -15,9 +13,10 @@ tests can run it under sanitizers.
 
 namespace fastlm {
 
-constexpr int64_t CHUNK = 16384;          // elements: enough to hide a block's start, few enough to keep every processor busy to the end
-constexpr int VECTOR = 4;                 // elements moved as one: 16 bytes of fp32, 8 of a 16-bit type
-constexpr int ARGUMENT_BYTES = 32764;     // all arguments of a kernel; nvcc refuses one byte more
+// elements: enough to hide a block's start, few enough to keep every processor busy to the end
+constexpr int64_t CHUNK = 16384;
+constexpr int VECTOR = 4;  // elements moved as one: 16 bytes of fp32, 8 of a 16-bit type
+constexpr int ARGUMENT_BYTES = 32764;  // all arguments of a kernel; nvcc refuses one byte more
 constexpr int OTHER_ARGUMENT_BYTES = 64;  // of which these are for what goes along with the lists
 
 template <int LISTS>
@@ -27,10 +26,10 @@ struct Batch {
     static constexpr int CAPACITY = (ARGUMENT_BYTES - OTHER_ARGUMENT_BYTES - 24) / (8 * LISTS + 8 + 4 + 2);
     char* data[LISTS][CAPACITY];  // pointers, not integers: the compiler then knows that they point into global memory
     int64_t size[CAPACITY];
-    int64_t chunks_before;         // in earlier batches
+    int64_t chunks_before;  // in earlier batches
     uint32_t first[CAPACITY + 1];  // the chunks of tensor t are first[t] … first[t + 1] - 1
     int tensors, tensors_before;
-    uint16_t dtypes[CAPACITY];     // two bits for each list
+    uint16_t dtypes[CAPACITY];  // two bits for each list
 };
 
 template <int LISTS>
@@ -39,18 +38,17 @@ struct Chunk {  // n elements that start at data[l] in each list
     int dtype[LISTS];
     int n;
     int64_t tensor, index;  // counted over all batches
-    int64_t begin;          // the first element's number in its tensor
+    int64_t begin;  // the first element's number in its tensor
 };
 
-// The last tensor that starts at or before this chunk: empty tensors, which share their start with the next one, are passed over.
+// The last tensor that starts at or before this chunk: empty tensors, which share their start with the next one, are
+// passed over.
 FASTLM_RULE int tensor_of(const uint32_t* first, int tensors, uint32_t chunk) {
     int low = 0, high = tensors;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
-        if (first[middle] <= chunk)
-            low = middle;
-        else
-            high = middle;
+        if (first[middle] <= chunk) low = middle;
+        else high = middle;
     }
     return low;
 }
@@ -75,7 +73,8 @@ FASTLM_RULE Chunk<LISTS> chunk_at(const Batch<LISTS>& batch, uint32_t chunk) {
 template <int LISTS>
 FASTLM_RULE bool aligned(const Chunk<LISTS>& c) {
     bool all = true;
-    for (int l = 0; l < LISTS; l++) all &= reinterpret_cast<Address>(c.data[l]) % (VECTOR * element_size(c.dtype[l])) == 0;
+    for (int l = 0; l < LISTS; l++)
+        all &= reinterpret_cast<Address>(c.data[l]) % (VECTOR * element_size(c.dtype[l])) == 0;
     return all;
 }
 
@@ -87,7 +86,8 @@ static inline int64_t chunks_of(const Sizes& sizes) {
     return sum;
 }
 
-// Pack the lists into as few batches as hold them, in order, and call launch(batch, number of chunks) for each that has work.
+// Pack the lists into as few batches as hold them, in order, and call launch(batch, number of chunks) for each that has
+// work.
 template <int LISTS, typename Launch>
 void for_each_batch(const Tensors* const (&lists)[LISTS], const Sizes& sizes, const Launch& launch) {
     Batch<LISTS> batch;

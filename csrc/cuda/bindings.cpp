@@ -1,4 +1,5 @@
-// The module fastlm._cuda. Python passes addresses, sizes, a device and a stream; the interpreter lock is released during launches.
+// The module fastlm._cuda. Python passes addresses, sizes, a device and a stream; the interpreter lock is released
+// during launches.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,7 +11,9 @@ using namespace fastlm;
 using unlocked = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(_cuda, m) {
-    m.doc() = "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks tensors.";
+    m.doc() =
+        "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks "
+        "tensors.";
     bind_options(m);
     py::class_<Parameters>(m, "Parameters", py::module_local()).def(py::init<Tensors, Tensors, std::vector<int64_t>>());
     m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for tensors of these sizes.");

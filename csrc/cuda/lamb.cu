@@ -1,8 +1,6 @@
-/*
-LAMB over lists of tensors: a pass that updates the moments and sums θ² and r² over each chunk, a small kernel that turns the sums into each
-tensor's ratio, and a pass that moves θ, with the direction computed again. Sums are fp64 and added in order: the ratio is
-deterministic.
-*/
+/* LAMB over lists of tensors: a pass that updates the moments and sums θ² and r² over each chunk, a small kernel that
+turns the sums into each tensor's ratio, and a pass that moves θ, with the direction computed again. Sums are fp64 and
+added in order: the ratio is deterministic. */
 #include "optimizer.cuh"
 #include "squares.h"
 
@@ -11,7 +9,9 @@ namespace fastlm {
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels
 
-struct Squares { double p, r; };  // of one chunk
+struct Squares {
+    double p, r;
+};  // of one chunk
 
 template <Kept KEPT>
 struct LambMoments {
@@ -31,7 +31,8 @@ struct LambMoments {
             for (int e = 0; e < VECTOR; e++) {
                 theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
                 adam_moments(theta[e], factor * x[G][e], x[M][e], x[V][e], c);
-                x[M][e] = stored(x[M][e], chunk.dtype[M]), x[V][e] = stored(x[V][e], chunk.dtype[V]);  // as the second pass will find them
+                // as the second pass will find them
+                x[M][e] = stored(x[M][e], chunk.dtype[M]), x[V][e] = stored(x[V][e], chunk.dtype[V]);
                 r[e] = c.r_scale * adam_direction(x[M][e], x[V][e], c) + c.r_decay * theta[e];
             }
             p_sum += sum_of_squares(theta), r_sum += sum_of_squares(r);
@@ -48,12 +49,13 @@ struct Ranges {  // the chunks of tensor t are first[t] … first[t + 1] - 1
     int64_t first[CAPACITY + 1], size[CAPACITY];
 };
 
-__global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ranges ranges, const Squares* sums, const RatioOptions options,
-                                                     const Flags flags, Now<Adam>* now) {
+__global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ranges ranges, const Squares* sums,
+    const RatioOptions options, const Flags flags, Now<Adam>* now) {
     if (flags.skip()) return;
     const int t = blockIdx.x;
     Squares mine = {0.0, 0.0};
-    for (int64_t i = ranges.first[t] + threadIdx.x; i < ranges.first[t + 1]; i += THREADS) mine.p += sums[i].p, mine.r += sums[i].r;
+    for (int64_t i = ranges.first[t] + threadIdx.x; i < ranges.first[t + 1]; i += THREADS)
+        mine.p += sums[i].p, mine.r += sums[i].r;
     mine.p = block_sum<THREADS>(mine.p);
     __syncthreads();
     mine.r = block_sum<THREADS>(mine.r);
@@ -72,7 +74,8 @@ struct LambApply {
         map<WRITTEN<KEPT, 0>, 1>(chunk, threadIdx.x, [&](float (&x)[V + 1][VECTOR], int i) {
             float theta[VECTOR];
 #pragma unroll
-            for (int e = 0; e < VECTOR; e++) theta[e] = adam_apply(read<KEPT>(x, e, chunk.dtype[1]), x[M][e], x[V][e], c.rule);
+            for (int e = 0; e < VECTOR; e++)
+                theta[e] = adam_apply(read<KEPT>(x, e, chunk.dtype[1]), x[M][e], x[V][e], c.rule);
             write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }
@@ -81,11 +84,15 @@ struct LambApply {
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-int64_t lamb_workspace(const Sizes& sizes) { return chunks_of(sizes) * int64_t(sizeof(Squares)) + int64_t(sizes.size() * sizeof(Now<Adam>)); }
+int64_t lamb_workspace(const Sizes& sizes) {
+    return chunks_of(sizes) * int64_t(sizeof(Squares)) + int64_t(sizes.size() * sizeof(Now<Adam>));
+}
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                 Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream) {
-    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}), check_workspace(workspace, sizes);
+void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
+    Address workspace, int device, Address stream) {
+    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}),
+        check_workspace(workspace, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
@@ -99,7 +106,8 @@ void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const 
     for (size_t begin = 0; begin < sizes.size(); begin += Ranges::CAPACITY) {
         const int tensors = int(std::min<size_t>(Ranges::CAPACITY, sizes.size() - begin));
         ranges.first[0] = first;
-        for (int t = 0; t < tensors; t++) ranges.size[t] = sizes[begin + t], ranges.first[t + 1] = first += chunks_of(sizes[begin + t]);
+        for (int t = 0; t < tensors; t++)
+            ranges.size[t] = sizes[begin + t], ranges.first[t + 1] = first += chunks_of(sizes[begin + t]);
         lamb_ratio<<<tensors, THREADS, 0, queue>>>(ranges, sums, ratio, flags, now + begin);
         check(cudaGetLastError(), "launch lamb");
     }

@@ -1,11 +1,9 @@
-/*
-Launchers of the CUDA kernels: they check what came from Python and put work on a stream of a device. They neither wait nor
-allocate, so a CUDA graph can capture them, after one run outside it: CUDA loads a kernel at its first launch.
+/* Launchers of the CUDA kernels: they check what came from Python and put work on a stream of a device. They neither
+wait nor allocate, so a CUDA graph can capture them, after one run outside it: CUDA loads a kernel at its first launch.
 
-Arguments are those of csrc/cpu/launch.h; addresses are the device's; in place of the number of threads come a workspace where one is
-needed, the device's index and the stream's address. Errors throw std::invalid_argument for arguments, std::runtime_error
-with CUDA's own name for what CUDA refused.
-*/
+Arguments are those of csrc/cpu/launch.h; addresses are the device's; in place of the number of threads come a workspace
+where one is needed, the device's index and the stream's address. Errors throw std::invalid_argument for arguments,
+std::runtime_error with CUDA's own name for what CUDA refused. */
 #pragma once
 
 #include "../rules/adafactor.h"
@@ -22,22 +20,26 @@ int64_t sgd_workspace(const Sizes& sizes);
 int64_t adafactor_workspace(const Shapes& shapes);
 int64_t grad_stats_workspace(const Sizes& sizes);
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                  Address coefficient, Address found_inf, const AdamOptions& options, Address workspace, int device, Address stream);
+void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, Address workspace,
+    int device, Address stream);
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps, const Sizes& sizes,
-                 Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream);
+void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
+    Address workspace, int device, Address stream);
 
-void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps, const Sizes& sizes,
-                Address coefficient, Address found_inf, const SgdOptions& options, Address workspace, int device, Address stream);
+void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps,
+    const Sizes& sizes, Address coefficient, Address found_inf, const SgdOptions& options, Address workspace,
+    int device, Address stream);
 
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns, const Tensors& m, const Addresses& steps,
-                      const Shapes& shapes, Address coefficient, Address found_inf, const AdafactorOptions& options, Address workspace, int device,
-                      Address stream);
+void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
+    const AdafactorOptions& options, Address workspace, int device, Address stream);
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
-                       Address workspace, int device, Address stream);
+    Address workspace, int device, Address stream);
 
-void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int device, Address stream);
+void launch_unscale(
+    const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int device, Address stream);
 
 }  // namespace fastlm

@@ -1,8 +1,8 @@
 /*
 One launcher for "apply this rule to lists of tensors", after apex's multi_tensor_apply.
 
-A rule is a small struct whose call operator does one chunk (batch.h) on one block of threads, mostly through `map` (map.h). To add an op:
-a rule, and a launcher that checks what came from Python and calls `launch`.
+A rule is a small struct whose call operator does one chunk (batch.h) on one block of threads, mostly through `map`
+(map.h). To add an op: a rule, and a launcher that checks what came from Python and calls `launch`.
 */
 #pragma once
 
@@ -16,12 +16,17 @@ namespace fastlm {
 // Kernel
 
 template <int LISTS, typename Rule>
-__global__ void __launch_bounds__(THREADS) each_chunk(const __grid_constant__ Batch<LISTS> batch, const __grid_constant__ Rule rule) {
+__global__ void __launch_bounds__(THREADS)
+    each_chunk(const __grid_constant__ Batch<LISTS> batch, const __grid_constant__ Rule rule) {
     rule(chunk_at(batch, blockIdx.x));
 }
 
-struct Plus { __device__ double operator()(double x, double y) const { return x + y; } };
-struct Least { __device__ double operator()(double x, double y) const { return y < x ? y : x; } };
+struct Plus {
+    __device__ double operator()(double x, double y) const { return x + y; }
+};
+struct Least {
+    __device__ double operator()(double x, double y) const { return y < x ? y : x; }
+};
 
 // x of all threads of a warp put together, the same bits whenever the x are; valid in its first thread.
 template <typename Fold>
@@ -30,7 +35,8 @@ static __device__ double warp_fold(double x, const Fold& fold) {
     return x;
 }
 
-// The same for a block of N threads; valid in thread 0. Two in a row need a barrier between them: they use the same memory.
+// The same for a block of N threads; valid in thread 0. Two in a row need a barrier between them: they use the same
+// memory.
 template <int N, typename Fold>
 static __device__ double block_fold(double x, const Fold& fold) {
     __shared__ double warps[N / WARP];
@@ -43,7 +49,9 @@ static __device__ double block_fold(double x, const Fold& fold) {
 }
 
 template <int N>
-static __device__ double block_sum(double x) { return block_fold<N>(x, Plus()); }
+static __device__ double block_sum(double x) {
+    return block_fold<N>(x, Plus());
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
@@ -51,7 +59,8 @@ static __device__ double block_sum(double x) { return block_fold<N>(x, Plus()); 
 // Every CUDA call goes through here, kernel launches with cudaGetLastError() as the code.
 static inline void check(cudaError_t code, const std::string& doing) {
     if (code == cudaSuccess) return;
-    throw std::runtime_error("CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
+    throw std::runtime_error(
+        "CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
 }
 
 // Make `device` the current one while this lives.
@@ -70,8 +79,10 @@ private:
 };
 
 template <int LISTS, typename Rule>
-void launch(const char* name, const Tensors* const (&lists)[LISTS], const Sizes& sizes, const Rule& rule, cudaStream_t stream) {
-    static_assert(sizeof(Batch<LISTS>) + sizeof(Rule) + alignof(Rule) <= ARGUMENT_BYTES, "the rule does not fit beside the lists");
+void launch(
+    const char* name, const Tensors* const (&lists)[LISTS], const Sizes& sizes, const Rule& rule, cudaStream_t stream) {
+    static_assert(sizeof(Batch<LISTS>) + sizeof(Rule) + alignof(Rule) <= ARGUMENT_BYTES,
+        "the rule does not fit beside the lists");
     for_each_batch(lists, sizes, [&](const Batch<LISTS>& batch, uint32_t chunks) {
         each_chunk<<<chunks, THREADS, 0, stream>>>(batch, rule);
         check(cudaGetLastError(), std::string("launch ") + name);

@@ -1,10 +1,9 @@
-/*
-What the optimizers' launchers share: the kernel that advances steps, and the choice of a kernel by how parameters are kept.
+/* What the optimizers' launchers share: the kernel that advances steps, and the choice of a kernel by how parameters
+are kept.
 
-The first launch of a step advances each tensor's step count and turns it into the rule's constants, one thread for a tensor: powers in
-fp64, which thousands of blocks need not repeat, and no block can read a step that another has already advanced. found_inf is read
-by every kernel, on the device: nothing is written where it is not zero.
-*/
+The first launch of a step advances each tensor's step count and turns it into the rule's constants, one thread for a
+tensor: powers in fp64, which thousands of blocks need not repeat, and no block can read a step that another has already
+advanced. found_inf is read by every kernel, on the device: nothing is written where it is not zero. */
 #pragma once
 
 #include "../rules/adafactor.h"
@@ -34,7 +33,8 @@ struct Flags {  // fp32 scalars on the device, or null
 };
 
 template <typename Rule, typename Options>
-__global__ void __launch_bounds__(THREADS) advance(const __grid_constant__ Steps steps, const Options options, const Flags flags, Now<Rule>* now) {
+__global__ void __launch_bounds__(THREADS)
+    advance(const __grid_constant__ Steps steps, const Options options, const Flags flags, Now<Rule>* now) {
     const int t = blockIdx.x * THREADS + threadIdx.x;
     if (t >= steps.tensors || flags.skip()) return;
     const float step = *steps.step[t] + 1.0f;
@@ -45,10 +45,13 @@ __global__ void __launch_bounds__(THREADS) advance(const __grid_constant__ Steps
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-static inline void check_workspace(Address workspace, const Sizes& sizes) { check(workspace != 0 || sizes.empty(), "workspace is null"); }
+static inline void check_workspace(Address workspace, const Sizes& sizes) {
+    check(workspace != 0 || sizes.empty(), "workspace is null");
+}
 
 template <typename Rule, typename Options>
-void launch_advance(const Parameters& p, const Addresses& addresses, const Options& options, const Flags& flags, Now<Rule>* now, cudaStream_t stream) {
+void launch_advance(const Parameters& p, const Addresses& addresses, const Options& options, const Flags& flags,
+    Now<Rule>* now, cudaStream_t stream) {
     Steps steps;
     for (size_t begin = 0; begin < addresses.size(); begin += Steps::CAPACITY) {
         steps.tensors = int(std::min<size_t>(Steps::CAPACITY, addresses.size() - begin));
@@ -56,7 +59,8 @@ void launch_advance(const Parameters& p, const Addresses& addresses, const Optio
             steps.step[t] = reinterpret_cast<float*>(addresses[begin + t]);
             steps.key[t] = p.keys.empty() ? 0 : uint64_t(p.keys[begin + t]);
         }
-        advance<Rule><<<(steps.tensors + THREADS - 1) / THREADS, THREADS, 0, stream>>>(steps, options, flags, now + begin);
+        advance<Rule>
+            <<<(steps.tensors + THREADS - 1) / THREADS, THREADS, 0, stream>>>(steps, options, flags, now + begin);
         check(cudaGetLastError(), "launch advance");
     }
 }
@@ -67,15 +71,13 @@ static inline Flags flags_at(Address coefficient, Address found_inf) {
 
 // Launch RULE<how p is kept>{arguments…} over p, its companions if it has any, and the other lists.
 template <template <Kept> class RULE, int OTHERS, typename... Arguments>
-void launch_kept(const char* name, const Parameters& p, const Tensors* const (&others)[OTHERS], const Sizes& sizes, cudaStream_t stream,
-                 const Arguments&... arguments) {
+void launch_kept(const char* name, const Parameters& p, const Tensors* const (&others)[OTHERS], const Sizes& sizes,
+    cudaStream_t stream, const Arguments&... arguments) {
     if (p.companions.empty()) {
         const Tensors* lists[1 + OTHERS] = {&p.stored};
         std::copy(others, others + OTHERS, lists + 1);
-        if (p.keys.empty())
-            launch(name, lists, sizes, RULE<OWN>{arguments...}, stream);
-        else
-            launch(name, lists, sizes, RULE<NOISE>{arguments...}, stream);
+        if (p.keys.empty()) launch(name, lists, sizes, RULE<OWN>{arguments...}, stream);
+        else launch(name, lists, sizes, RULE<NOISE>{arguments...}, stream);
     } else {
         const Tensors* lists[2 + OTHERS] = {&p.stored, &p.companions};
         std::copy(others, others + OTHERS, lists + 2);

@@ -1,13 +1,14 @@
 /*
 How Adafactor's tensors reach its kernels and are cut. Host and device code.
 
-A matrix is measured in panels, some rows that one block takes whole. Of 16,384 elements, because the panels of all blocks in flight should fit the
-second-level cache, but of LEAST_ROWS at least: what is kept of a panel is two sums for each of its columns. Strips of 32 columns then add
-up the panels' sums, in order. A tensor that is not factored is measured in chunks. The update does not need whole rows and takes
-chunks of every tensor.
+A matrix is measured in panels, some rows that one block takes whole. Of 16,384 elements, because the panels of all
+blocks in flight should fit the second-level cache, but of LEAST_ROWS at least: what is kept of a panel is two sums for
+each of its columns. Strips of 32 columns then add up the panels' sums, in order. A tensor that is not factored is
+measured in chunks. The update does not need whole rows and takes chunks of every tensor.
 
-Lists reach the kernels as one argument, as in batch.h, but tensors come in groups: a group's gradients and parameters are read when it is measured
-and again when it is updated, and stay in the second-level cache in between, where that holds them.
+Lists reach the kernels as one argument, as in batch.h, but tensors come in groups: a group's gradients and parameters
+are read when it is measured and again when it is updated, and stay in the second-level cache in between, where that
+holds them.
 */
 #pragma once
 
@@ -17,8 +18,10 @@ namespace fastlm {
 
 constexpr int64_t TOGETHER = 1 << 23;          // elements of a group: 32 MB of gradients and parameters in bf16
 constexpr int LEAST_ROWS = 8, MOST_ROWS = 64;  // of a panel: few column sums to keep, few terms in each
-constexpr int STRIP = 32, SLICES = THREADS / STRIP;  // columns of a strip; slices of the panels, which its block sums side by side
-constexpr int64_t WIDEST = 1 << 27, TALLEST = 1 << 30;  // columns, and rows of all matrices of a tensor: numbers of 32 bits, with room
+// columns of a strip; slices of the panels, which its block sums side by side
+constexpr int STRIP = 32, SLICES = THREADS / STRIP;
+// columns, and rows of all matrices of a tensor: numbers of 32 bits, with room
+constexpr int64_t WIDEST = 1 << 27, TALLEST = 1 << 30;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What kernels are given
@@ -48,7 +51,10 @@ struct Panel {  // or the chunk of a tensor that is not factored: rows 0
     int64_t row, begin, n;  // first row, counted over the tensor's matrices; first element; elements
 };
 
-struct Piece { int item, n; int64_t begin; };  // n elements, of any rows
+struct Piece {
+    int item, n;
+    int64_t begin;
+};  // n elements, of any rows
 
 struct Strip {  // columns first … first + n - 1 of a matrix
     int item, n;
@@ -59,19 +65,19 @@ FASTLM_RULE int64_t at_least(int64_t x, int64_t least) { return x < least ? leas
 FASTLM_RULE int64_t at_most(int64_t x, int64_t most) { return x > most ? most : x; }
 FASTLM_RULE int64_t divided(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
-FASTLM_RULE int64_t height(int64_t columns) { return columns == 0 ? CHUNK : at_least(at_most(CHUNK / columns, MOST_ROWS), LEAST_ROWS); }
+FASTLM_RULE int64_t height(int64_t columns) {
+    return columns == 0 ? CHUNK : at_least(at_most(CHUNK / columns, MOST_ROWS), LEAST_ROWS);
+}
 FASTLM_RULE float* sums_of(const Item& x, uint32_t panel) { return x.sums + int64_t(panel) * 2 * x.columns; }
 FASTLM_RULE int64_t elements(const Item& x) { return int64_t(x.matrices) * x.rows * at_least(x.columns, 1); }
 
 // The last item of which piece `index` may be; first: the count of pieces in question before an item.
-FASTLM_RULE int item_of(const Items& items, uint32_t Item::*first, uint32_t index) {
+FASTLM_RULE int item_of(const Items& items, uint32_t Item::* first, uint32_t index) {
     int low = 0, high = int(items.tensors);
     while (high - low > 1) {
         const int middle = (low + high) / 2;
-        if (items.item[middle].*first <= index)
-            low = middle;
-        else
-            high = middle;
+        if (items.item[middle].*first <= index) low = middle;
+        else high = middle;
     }
     return low;
 }
@@ -89,9 +95,11 @@ FASTLM_RULE Panel panel_at(const Items& items, uint32_t index) {
 FASTLM_RULE Strip strip_at(const Items& items, uint32_t index) {
     const int i = item_of(items, &Item::strips, index);
     const Item& x = items.item[i];
-    const uint32_t local = index - x.strips, each = (x.columns + STRIP - 1) / STRIP, panels = uint32_t(divided(x.rows, height(x.columns)));
+    const uint32_t local = index - x.strips, each = (x.columns + STRIP - 1) / STRIP,
+                   panels = uint32_t(divided(x.rows, height(x.columns)));
     const uint32_t matrix = local / each, number = local % each;
-    return {i, int(at_most(x.columns - number * STRIP, STRIP)), matrix, number, number * STRIP, x.panels + matrix * panels, panels};
+    return {i, int(at_most(x.columns - number * STRIP, STRIP)), matrix, number, number * STRIP,
+        x.panels + matrix * panels, panels};
 }
 
 // n elements of the named lists, from element `begin` of the tensor.
@@ -116,11 +124,14 @@ FASTLM_RULE Piece piece_at(const Items& items, uint32_t index) {
 // ---------------------------------------------------------------------------------------------------------------------
 // A group's arguments and memory
 
-struct Counts { int64_t panels = 0, strips = 0, chunks = 0, floats = 0; };  // floats: of a, b and sums
+struct Counts {
+    int64_t panels = 0, strips = 0, chunks = 0, floats = 0;
+};  // floats: of a, b and sums
 
 static inline Counts counts_of(const std::array<int64_t, 3>& shape) {
     const auto [matrices, rows, columns] = shape;
-    const int64_t panels = matrices * divided(rows, height(columns)), chunks = divided(matrices * rows * at_least(columns, 1), CHUNK);
+    const int64_t panels = matrices * divided(rows, height(columns)),
+                  chunks = divided(matrices * rows * at_least(columns, 1), CHUNK);
     if (panels == 0 || columns == 0) return {panels, 0, chunks, 0};
     return {panels, matrices * divided(columns, STRIP), chunks, matrices * (rows + columns) + 2 * panels * columns};
 }
@@ -160,7 +171,8 @@ static inline void describe(const Adafactors& lists, const Group& group, float* 
         x.R = reinterpret_cast<float*>(lists.rows[t]), x.C = reinterpret_cast<float*>(lists.columns[t]);
         x.a = floats + before.floats, x.b = x.a + matrices * rows, x.sums = x.b + matrices * columns;
         const Counts one = counts_of(lists.shapes[t]);
-        before.panels += one.panels, before.strips += one.strips, before.chunks += one.chunks, before.floats += one.floats;
+        before.panels += one.panels, before.strips += one.strips, before.chunks += one.chunks,
+            before.floats += one.floats;
     }
 }
 

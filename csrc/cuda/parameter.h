@@ -1,9 +1,8 @@
-/*
-The parameter as every optimizer sees it, VECTOR elements at a time: the CUDA side of csrc/cpu/parameter.h. Host and device code.
+/* The parameter as every optimizer sees it, VECTOR elements at a time: the CUDA side of csrc/cpu/parameter.h. Host and
+device code.
 
-How parameters are kept is known when a kernel is compiled: OWN and NOISE have the parameter as list 0, COMPANION has its companion, fp32
-masters or 16-bit remainders, as list 1 besides. A remainder travels as bits in a float (map.h).
-*/
+How parameters are kept is known when a kernel is compiled: OWN and NOISE have the parameter as list 0, COMPANION has
+its companion, fp32 masters or 16-bit remainders, as list 1 besides. A remainder travels as bits in a float (map.h). */
 #pragma once
 
 #include "../rules/philox.h"
@@ -37,7 +36,8 @@ FASTLM_RULE float read(const float (&x)[LISTS][VECTOR], int e, int companion_dty
 
 // Put theta where `map` stores it from. element: the number of theta[0] in its tensor, a multiple of VECTOR.
 template <Kept KEPT, int LISTS>
-FASTLM_RULE void write(const float (&theta)[VECTOR], float (&x)[LISTS][VECTOR], int companion_dtype, int64_t element, uint32_t step, uint64_t key) {
+FASTLM_RULE void write(const float (&theta)[VECTOR], float (&x)[LISTS][VECTOR], int companion_dtype, int64_t element,
+    uint32_t step, uint64_t key) {
     if constexpr (KEPT == NOISE) {
         const Philox w = noise(uint64_t(element) / DRAWS, step, key);
         const bool second = element % DRAWS != 0;  // half of the eight draws

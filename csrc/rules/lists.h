@@ -1,7 +1,5 @@
-/*
-Lists of tensors as Python hands them to launchers, and what is checked before anything runs. Host code, the same in fastlm._cpu and
-fastlm._cuda; a check that fails throws std::invalid_argument, which Python sees as ValueError.
-*/
+/* Lists of tensors as Python hands them to launchers, and what is checked before anything runs. Host code, the same in
+fastlm._cpu and fastlm._cuda; a check that fails throws std::invalid_argument, which Python sees as ValueError. */
 #pragma once
 
 #include <array>
@@ -19,7 +17,8 @@ using Address = uintptr_t;                             // 0 for "not given"
 using Addresses = std::vector<Address>;
 using Tensors = std::vector<std::pair<Address, int>>;  // (address, dtype) of dense tensors
 using Sizes = std::vector<int64_t>;                    // elements of each tensor
-using Shapes = std::vector<std::array<int64_t, 3>>;    // (matrices, rows, columns); columns 0: not factored, `rows` elements
+// (matrices, rows, columns); columns 0: not factored, `rows` elements
+using Shapes = std::vector<std::array<int64_t, 3>>;
 
 struct Parameters {              // see csrc/cpu/parameter.h
     Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
@@ -32,13 +31,15 @@ static inline void check(bool ok, const std::string& what) {
 
 static inline void check_list(const char* name, const Tensors& list, const Sizes& sizes, int last_dtype = F16) {
     const std::string who = name;
-    check(list.size() == sizes.size(), who + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
+    check(list.size() == sizes.size(),
+        who + " has " + std::to_string(list.size()) + " tensors for " + std::to_string(sizes.size()) + " sizes");
     for (size_t t = 0; t < list.size(); t++) {
         const auto [address, dtype] = list[t];
         check(sizes[t] >= 0, "a size is negative");
         check(address != 0 || sizes[t] == 0, who + " holds a null address");
         check(dtype >= F32 && dtype <= last_dtype, who + " holds a dtype that is not fp32, bf16 or fp16");
-        check(address % element_size(dtype) == 0, who + " holds an address that is not a multiple of its element's size");
+        check(
+            address % element_size(dtype) == 0, who + " holds an address that is not a multiple of its element's size");
     }
 }
 
@@ -48,16 +49,18 @@ static inline void check_parameters(const Parameters& p, const Sizes& sizes) {
     if (!p.companions.empty()) check_list("companions", p.companions, sizes, I16);
     for (size_t t = 0; t < sizes.size(); t++) {
         const int stored = p.stored[t].second;
-        check(p.keys.empty() || (stored == BF16 && p.companions.empty()), "stochastic rounding is for bf16 parameters without companion");
+        check(p.keys.empty() || (stored == BF16 && p.companions.empty()),
+            "stochastic rounding is for bf16 parameters without companion");
         if (p.companions.empty()) continue;
         const int companion = p.companions[t].second;
-        check(companion == F32 ? stored != F32 : companion == I16 && stored == BF16, "companions are fp32 of 16-bit parameters, or int16 of bf16");
+        check(companion == F32 ? stored != F32 : companion == I16 && stored == BF16,
+            "companions are fp32 of 16-bit parameters, or int16 of bf16");
     }
 }
 
 // What every optimizer's launcher is given; others: its other lists by name.
 static inline void check_step(const Parameters& p, const Addresses& steps, const Sizes& sizes,
-                              std::initializer_list<std::pair<const char*, const Tensors*>> others) {
+    std::initializer_list<std::pair<const char*, const Tensors*>> others) {
     check_parameters(p, sizes);
     for (const auto& [name, list] : others) check_list(name, *list, sizes);
     check(steps.size() == sizes.size(), "steps and params differ in number");
@@ -73,12 +76,16 @@ static inline Sizes sizes_of(const Shapes& shapes) {
     return sizes;
 }
 
-static inline void check_factors(const Addresses& rows, const Addresses& columns, const Shapes& shapes, const Sizes& sizes) {
+static inline void check_factors(
+    const Addresses& rows, const Addresses& columns, const Shapes& shapes, const Sizes& sizes) {
     check(rows.size() == sizes.size() && columns.size() == sizes.size(), "factors and params differ in number");
-    for (size_t t = 0; t < sizes.size(); t++) check(sizes[t] == 0 || (rows[t] && (columns[t] || shapes[t][2] == 0)), "a factor has a null address");
+    for (size_t t = 0; t < sizes.size(); t++)
+        check(sizes[t] == 0 || (rows[t] && (columns[t] || shapes[t][2] == 0)), "a factor has a null address");
 }
 
-struct Group { size_t begin, end; };  // tensors begin … end - 1
+struct Group {
+    size_t begin, end;
+};  // tensors begin … end - 1
 
 // Runs of at most `most` tensors that together have up to `elements`; a larger tensor is a group by itself.
 static inline std::vector<Group> groups(const Sizes& sizes, int64_t elements, size_t most) {

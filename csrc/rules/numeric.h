@@ -1,8 +1,8 @@
 /*
 Numbers that host and device share: the 16-bit floats and how they round.
 
-Everything is `static`: a file compiled for AVX-512 must not lend its code to one compiled for every x86-64, which is what
-the linker does with two copies of an ordinary inline function.
+Everything is `static`: a file compiled for AVX-512 must not lend its code to one compiled for every x86-64, which is
+what the linker does with two copies of an ordinary inline function.
 */
 #pragma once
 
@@ -17,18 +17,31 @@ the linker does with two copies of an ordinary inline function.
 
 namespace fastlm {
 
-// fastlm/native.py: DTYPES
+// fastlm/backends/native.py: DTYPES
 enum Dtype : int { F32 = 0, BF16 = 1, F16 = 2, I16 = 3 };  // I16: only the remainders of bf16 parameters
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
 
 FASTLM_RULE int element_size(int dtype) { return dtype == F32 ? 4 : 2; }  // bytes
 
-FASTLM_RULE uint32_t as_bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-FASTLM_RULE float as_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+FASTLM_RULE uint32_t as_bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+FASTLM_RULE float as_float(uint32_t u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
 
-FASTLM_RULE double clip(double x, double low, double high) { return x < low ? low : x > high ? high : x; }  // NaN stays NaN
+// NaN stays NaN
+FASTLM_RULE double clip(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
 FASTLM_RULE float widen(float x) { return x; }
 
@@ -38,7 +51,8 @@ FASTLM_RULE float widen(f16 x) {
     const uint32_t exponent = x.bits & 0x7c00u;
     uint32_t u = (uint32_t(x.bits & 0x7fffu) << 13) + (112u << 23);  // rebias 15 → 127
     u += exponent == 0x7c00u ? 112u << 23 : 0u;                      // inf and NaN keep an exponent of all ones
-    u += exponent == 0u ? 1u << 23 : 0u;                             // subnormal: put the leading one in, take it out as a float
+    // subnormal: put the leading one in, take it out as a float
+    u += exponent == 0u ? 1u << 23 : 0u;
     const float magnitude = as_float(u) - (exponent == 0u ? as_float(113u << 23) : 0.0f);
     return as_float(as_bits(magnitude) | (uint32_t(x.bits & 0x8000u) << 16));
 }

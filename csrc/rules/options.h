@@ -1,4 +1,5 @@
-// The optimizers' options as Python sees them, the same in fastlm._cpu and fastlm._cuda: made of the op's scalars, in order.
+// The optimizers' options as Python sees them, the same in fastlm._cpu and fastlm._cuda: made of the op's scalars, in
+// order.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +17,8 @@ static inline void bind_options(pybind11::module_& m) {
     py::class_<RatioOptions>(m, "RatioOptions", local).def(py::init<bool, bool, double, double, double, double>());
     py::class_<SgdOptions>(m, "SgdOptions", local).def(py::init<double, double, double, double, bool>());
     py::class_<AdafactorOptions>(m, "AdafactorOptions", local)
-        .def(py::init<double, bool, double, double, double, double, double, double, bool, double, double, double, double, bool>());
+        .def(py::init<double, bool, double, double, double, double, double, double, bool, double, double, double,
+            double, bool>());
 }
 
 }  // namespace fastlm

@@ -25,7 +25,8 @@ struct Sgd {
 FASTLM_RULE Sgd make_rule(double step, const SgdOptions& o) {
     const bool first = step == 1.0;
     const float keep = float(first ? 0.0 : o.momentum), take = float(first ? 1.0 : 1.0 - o.dampening);
-    return {float(o.lr), float(o.weight_decay), keep, take, o.nesterov ? 1.0f : 0.0f, o.nesterov ? float(o.momentum) : 1.0f};
+    return {float(o.lr), float(o.weight_decay), keep, take, o.nesterov ? 1.0f : 0.0f,
+        o.nesterov ? float(o.momentum) : 1.0f};
 }
 
 FASTLM_RULE void sgd(float& p, float g, float& b, const Sgd& c) {

@@ -1,17 +1,17 @@
-"""Adafactor (Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost") over lists of tensors.
+"""Adafactor (Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost") over lists of
+tensors.
 
-A matrix of n × m keeps n + m numbers of state. The three implementations in use, mesh TensorFlow's (T5), Hugging Face's (after
-fairseq) and torch's, differ in scalars of this one op. Two passes over the gradient are exact, because the RMS of the
-update follows from weighted column sums of the first; csrc/rules/adafactor.h has the algebra. Bytes a parameter in fp32: 12 where
-the second pass finds its data in the cache (reads g, p; writes p), 20 where it does not.
-"""
+A matrix of n × m keeps n + m numbers of state. The three implementations in use, mesh TensorFlow's (T5), Hugging Face's
+(after fairseq) and torch's, differ in scalars of this one op. Two passes over the gradient are exact, because the RMS
+of the update follows from weighted column sums of the first; csrc/rules/adafactor.h has the algebra. Bytes a parameter
+in fp32: 12 where the second pass finds its data in the cache (reads g, p; writes p), 20 where it does not."""
 
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
-from fastlm.native import address
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
+from fastlm.backends.native import address
 from fastlm.ops.lists import Lists, addresses, refuses_lists, write_back
 from fastlm.ops.precision import assign, parameters
 from fastlm.ops.sums import Rule, every, follow
@@ -34,21 +34,38 @@ def adafactor(
         β = 1 - (t - decay_offset)^-decay_rate
         R ← βR + (1 - β)(mean_j g² + eps_square);  C ← βC + (1 - β)(mean_i g² + eps_square)
         V = R Cᵀ / max(mean R, eps_bound), at least eps_bound²;  u = g / √V;  u ← u / max(1, RMS(u)/clip_threshold)
-        ρ = min(lr, ramp·t, 1/√t) if relative_step else lr;  α = ρ · (max(eps_scale, RMS(θ)) if scale_parameter else scale)
+        ρ = min(lr, ramp·t, 1/√t) if relative_step else lr;  α = ρ · (max(eps_scale, RMS(θ)) if scale_parameter else
+        scale)
         θ ← θ - weight_decay · (α if decay_by_step else lr) · θ - α·u
 
-    Leading dimensions are batches of matrices; both RMS are over the whole tensor. A tensor whose `cols` entry is empty is not
-    factored: its `rows` entry, shaped like it, holds V ← βV + (1 - β)(g² + eps_square). exp_avgs: empty for beta1 = 0, else
-    m ← beta1·m + (1 - beta1)·α·u takes the place of α·u. rows, cols: fp32. companions, keys, coefficient, found_inf: as for adamw.
-    """
+    Leading dimensions are batches of matrices; both RMS are over the whole tensor. A tensor whose `cols` entry is empty
+    is not factored: its `rows` entry, shaped like it, holds V ← βV + (1 - β)(g² + eps_square). exp_avgs: empty for
+    beta1 = 0, else m ← beta1·m + (1 - beta1)·α·u takes the place of α·u. rows, cols: fp32. companions, keys,
+    coefficient, found_inf: as for adamw."""
     lists, flags = (params, companions, keys, grads, rows, cols, exp_avgs, steps), (coefficient, found_inf)
-    step_size = lr, relative_step, ramp, decay_rate, decay_offset, eps_square, eps_bound, eps_scale, scale_parameter, scale
-    for rule in adafactor_rules([p.shape for p in params], *lists, *flags, *step_size, clip_threshold, beta1, weight_decay, decay_by_step):
+    step_size = (
+        lr,
+        relative_step,
+        ramp,
+        decay_rate,
+        decay_offset,
+        eps_square,
+        eps_bound,
+        eps_scale,
+        scale_parameter,
+        scale,
+    )
+    for rule in adafactor_rules(
+        [p.shape for p in params], *lists, *flags, *step_size, clip_threshold, beta1, weight_decay, decay_by_step
+    ):
         follow([rule], [()])
 
 
-def adafactor_rules(shapes: list[torch.Size], params, companions, keys, grads, rows, cols, exp_avgs, steps, *scalars) -> list[Rule]:
-    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors. scalars: as adafactor's."""
+def adafactor_rules(
+    shapes: list[torch.Size], params, companions, keys, grads, rows, cols, exp_avgs, steps, *scalars
+) -> list[Rule]:
+    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors.
+    scalars: as adafactor's."""
     momenta = exp_avgs or [None] * len(params)
     each = zip(shapes, parameters(params, companions, keys), grads, rows, cols, momenta, steps, strict=True)
     return [_rule(*tensors, *scalars) for tensors in each]
@@ -114,7 +131,9 @@ def _launch(module, params, companions, keys, grads, rows, cols, exp_avgs, steps
 def _shapes(params: list[Tensor], cols: list[Tensor]) -> list[tuple[int, int, int]]:
     """(matrices, rows, columns) of each parameter; columns 0 if it is not factored."""
     factored = lambda p: (p.numel() // (p.shape[-2] * p.shape[-1]), p.shape[-2], p.shape[-1])
-    return [factored(p) if p.numel() and col.numel() else (1, p.numel(), 0) for p, col in zip(params, cols, strict=True)]
+    return [
+        factored(p) if p.numel() and col.numel() else (1, p.numel(), 0) for p, col in zip(params, cols, strict=True)
+    ]
 
 
 @adafactor.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
@@ -125,4 +144,14 @@ def _(*args):
 @adafactor.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
 def _(params, companions, keys, grads, rows, cols, *args):
     workspace = native.cuda_workspace("adafactor", params, _shapes(params, cols))
-    _launch(native.cuda(), params, companions, keys, grads, rows, cols, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))
+    _launch(
+        native.cuda(),
+        params,
+        companions,
+        keys,
+        grads,
+        rows,
+        cols,
+        *args,
+        (workspace.data_ptr(), *native.cuda_stream(params[0].device)),
+    )

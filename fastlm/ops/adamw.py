@@ -1,16 +1,16 @@
-"""AdamW (Loshchilov & Hutter 2019) and Adam (Kingma & Ba 2015) over lists of tensors, with unscaling, clipping and the overflow skip inside.
+"""AdamW (Loshchilov & Hutter 2019) and Adam (Kingma & Ba 2015) over lists of tensors, with unscaling, clipping and the
+overflow skip inside.
 
-Parameters and gradients may be fp32, bf16 or fp16, each tensor by itself, moments fp32 or bf16; the arithmetic is fp32, the
-steps are fp32 scalars. One pass reads p, g, m, v and writes p, m, v: 28 bytes a parameter in fp32. The rule is written once for
-CPU and GPU in csrc/rules/adam.h.
-"""
+Parameters and gradients may be fp32, bf16 or fp16, each tensor by itself, moments fp32 or bf16; the arithmetic is fp32,
+the steps are fp32 scalars. One pass reads p, g, m, v and writes p, m, v: 28 bytes a parameter in fp32. The rule is
+written once for CPU and GPU in csrc/rules/adam.h."""
 
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
-from fastlm.native import address
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
+from fastlm.backends.native import address
 from fastlm.ops.lists import Lists, refuses_lists
 from fastlm.ops.precision import assign, parameters
 
@@ -31,10 +31,9 @@ def adamw(
         m ← β₁m + (1 - β₁)g;  v ← β₂v + (1 - β₂)g²
         θ ← θ - lr/(1 - β₁ᵗ) · m / (√v / √(1 - β₂ᵗ) + eps)
 
-    bias_correction=False leaves both denominators 1 (Google's BERT). companions, keys: see precision.py. coefficient, found_inf:
-    fp32 scalars on the device; found_inf ≠ 0 leaves every bit of params, companions, moments and steps as it was. Nothing is
-    read back to the host.
-    """
+    bias_correction=False leaves both denominators 1 (Google's BERT). companions, keys: see precision.py. coefficient,
+    found_inf: fp32 scalars on the device; found_inf ≠ 0 leaves every bit of params, companions, moments and steps as it
+    was. Nothing is read back to the host."""
     for p, g, m, v, step in zip(parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         bias1, bias2 = biases(step, beta1, beta2, bias_correction)
         theta = p.read()
@@ -50,7 +49,9 @@ def biases(step: Tensor, beta1: float, beta2: float, corrected: bool) -> tuple[T
     return (1 - beta1**t, 1 - beta2**t) if corrected else (torch.ones_like(t), torch.ones_like(t))
 
 
-def moments(theta: Tensor, g: Tensor, m: Tensor, v: Tensor, coefficient: Tensor | None, beta1: float, beta2: float, l2: float) -> tuple[Tensor, Tensor]:
+def moments(
+    theta: Tensor, g: Tensor, m: Tensor, v: Tensor, coefficient: Tensor | None, beta1: float, beta2: float, l2: float
+) -> tuple[Tensor, Tensor]:
     """The next m and v, fp32. l2: Adam's weight decay, which joins the gradient."""
     g = (g.float() if coefficient is None else coefficient * g.float()) + l2 * theta
     return beta1 * m.float() + (1 - beta1) * g, beta2 * v.float() + (1 - beta2) * (g * g)

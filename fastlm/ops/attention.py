@@ -1,14 +1,15 @@
-"""Attention in which everything positional is a function of distance or of position, and nothing is an L×L tensor unless the
-caller brings one.
+"""Attention in which everything positional is a function of distance or of position, and nothing is an L×L tensor
+unless the caller brings one.
 
     score[i, j] = scale · (⟨q[i], k[j]⟩ + ⟨q_position[i], query_vectors[d]⟩ + ⟨k_position[j], key_vectors[d]⟩)
                 + table[d] + bias[i, j] + same[i] · [q_groups[i] = k_groups[j]]
     out[i] = Σ over visible j of p̂[i, j] · (v[j] + value_vectors[d])
 
-for each row of the batch and head, where d = j - i + Lq - 1 counts distances from the farthest key before the last query
-on, p = softmax of score over visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0 elsewhere.
-A scheme gives its vectors as rows by distance: one row of a learned table repeated over a bucket (Shaw, DeBERTa), or a
-row of its own for each (Transformer-XL); autograd carries their gradients on. So O(L) memory serves every scheme.
+for each row of the batch and head, where d = j - i + Lq - 1 counts distances from the farthest key before the last
+query on, p = softmax of score over visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0
+elsewhere. A scheme gives its vectors as rows by distance: one row of a learned table repeated over a bucket (Shaw,
+DeBERTa), or a row of its own for each (Transformer-XL); autograd carries their gradients on. So O(L) memory serves
+every scheme.
 
 Visible: -left ≤ j - (i + offset) ≤ right, or j < prefix; and j < key_lengths, q_segments[i] = k_segments[j], and
 k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradients.
@@ -27,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.dispatch import BackendError, op
+from fastlm.backends.dispatch import BackendError, op
+from fastlm.backends.philox import kept
 from fastlm.masks import UNBOUNDED
-from fastlm.philox import kept
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -68,7 +69,9 @@ class Arguments(NamedTuple):
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, **given) -> "Arguments":
         """Plain attention, with what is given changed."""
-        numbers = dict(left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False)
+        numbers = dict(
+            left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False
+        )
         return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | given)
 
 
@@ -90,8 +93,8 @@ def attention(
     lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none. A backend may leave it
     empty unless return_lse, or unless its own gradient needs it.
 
-    What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients k,
-    must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
+    What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients
+    k, must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
     """
     a = Arguments(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
@@ -152,7 +155,8 @@ def attention_backward(
         grads[to] = grads.get(to, 0) + spread @ query_vectors.to(wide)
         grads["query_vectors"] = (spread.mT @ (q if q_position is None else q_position).to(wide)).sum(0)
     if key_vectors is not None:
-        spread = _by_distance(ds_scaled.flip(-1, -2).mT)  # seen from the keys, the last of which meets the same distances
+        # seen from the keys, the last of which meets the same distances
+        spread = _by_distance(ds_scaled.flip(-1, -2).mT)
         to, like = ("k", k) if k_position is None else ("k_position", k_position)
         grads[to] = grads.get(to, 0) + _per_key_head((spread @ key_vectors.to(wide)).flip(-2), like)
         grads["key_vectors"] = (spread.mT @ _per_query_head(like, q).to(wide).flip(-2)).sum(0)
@@ -171,7 +175,9 @@ def _without_padding(a: Arguments) -> Arguments:
     if a.key_lengths is None:
         return a
     present = (torch.arange(a.k.shape[2], device=a.k.device) < a.key_lengths[:, None])[:, None, :, None]
-    padded = {name: getattr(a, name).where(present, 0) for name in ("k", "v", "k_position") if getattr(a, name) is not None}
+    padded = {
+        name: getattr(a, name).where(present, 0) for name in ("k", "v", "k_position") if getattr(a, name) is not None
+    }
     return a._replace(**padded)
 
 
@@ -280,9 +286,13 @@ def _(ctx, grad, grad_lse):
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
     wanted = list(ctx.needs_input_grad[: len(LEARNED)])
     grads = attention_backward(grad, grad_lse, out, *rest, *ctx.numbers, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (len(Arguments._fields) - len(LEARNED))
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (
+        len(Arguments._fields) - len(LEARNED)
+    )
 
 
 @attention_backward.gradient(save=lambda ctx, inputs, output: None)
 def _(ctx, *grads):
-    raise BackendError("attention is differentiable once; for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch")
+    raise BackendError(
+        "attention is differentiable once; for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch"
+    )

@@ -1,12 +1,13 @@
-"""Who computes attention (fastlm/ops/attention.py): PyTorch's own kernels where nothing is positional, Triton on GPUs, C++ on CPUs."""
+"""Who computes attention (fastlm/ops/attention.py): PyTorch's own kernels where nothing is positional, Triton on GPUs,
+C++ on CPUs."""
 
 import torch
 import torch.nn.functional as F
 
-from fastlm import native
+from fastlm.backends import native
+from fastlm.backends.philox import threshold
 from fastlm.masks import UNBOUNDED
 from fastlm.ops.attention import LEARNED, TENSORS, Arguments, attention, attention_backward
-from fastlm.philox import threshold
 
 # ---------------------------------------------------------------------------------------------------------------------
 # PyTorch
@@ -31,8 +32,9 @@ def _sees_all(a: Arguments) -> bool:
 
 
 def _sdpa_yields(*args):
-    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom operator's own
-    time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of it (AMX), which was not measured."""
+    """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom
+    operator's own time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of
+    it (AMX), which was not measured."""
     a = Arguments(*args)
     if a.q.device.type != "cpu" or _cpp_refuses(*args):
         return False
@@ -41,10 +43,13 @@ def _sdpa_yields(*args):
 
 
 def _cpp_is_faster(dtype: torch.dtype) -> bool:
-    return native.cpp_missing(torch.device("cpu")) is None and not (dtype == torch.bfloat16 and "amx" in native.cpu().available())
+    return native.cpp_missing(torch.device("cpu")) is None and not (
+        dtype == torch.bfloat16 and "amx" in native.cpu().available()
+    )
 
 
-_cpp_is_faster._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
+# torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
+_cpp_is_faster._dynamo_marked_constant = True
 
 
 @attention.backend("sdpa", devices=("cpu", "cuda"), refuses=_sdpa_refuses, yields=_sdpa_yields, differentiable=True)
@@ -52,7 +57,8 @@ def _(*args):
     """PyTorch's own kernels (cuDNN, FlashAttention, CPU flash), which serve plain attention well. No lse."""
     a = Arguments(*args)
     options = {} if _sees_all(a) else {"is_causal": True}
-    if a.q.shape[1] != a.k.shape[1]:  # a comparison of sizes is not a bool under torch.compile until it is asked like this
+    # a comparison of sizes is not a bool under torch.compile until it is asked like this
+    if a.q.shape[1] != a.k.shape[1]:
         options["enable_gqa"] = True
     return F.scaled_dot_product_attention(a.q, a.k, a.v, scale=a.scale, **options), None
 
@@ -100,7 +106,9 @@ def _(grad, grad_lse, out, lse, *args):
 
     *given, wanted = args
     a, wanted = Arguments(*given), dict(zip(LEARNED, wanted, strict=True))
-    made = backward(grad, grad_lse, out, lse, a, {name for name, want in wanted.items() if want and getattr(a, name) is not None})
+    made = backward(
+        grad, grad_lse, out, lse, a, {name for name, want in wanted.items() if want and getattr(a, name) is not None}
+    )
     return [made[name] if want and name in made else lse.new_empty(0) for name, want in wanted.items()]
 
 
@@ -133,9 +141,9 @@ def _cpp_backward_refuses(grad, grad_lse, out, lse, *args):
 
 @attention.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
 def _(*args):
-    """Memory besides arguments and results, fp32: at most 0.3 MiB a thread, 0.7 MiB with terms, whatever the lengths (csrc/cpu/attention.h:
-    forward_space, terms_space), H · (Lq + Lk + 255) for a table, and D times that for each tensor of vectors.
-    """
+    """Memory besides arguments and results, fp32: at most 0.3 MiB a thread, 0.7 MiB with terms, whatever the lengths
+    (csrc/cpu/attention.h: forward_space, terms_space), H · (Lq + Lk + 255) for a table, and D times that for each
+    tensor of vectors."""
     a = _for_cpp(Arguments(*args))
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
@@ -147,11 +155,10 @@ def _(*args):
 
 @attention_backward.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_backward_refuses)
 def _(grad, grad_lse, out, lse, *args):
-    """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k and v in fp32, twice
-    B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads share like the bias, and of
-    a table or a bias of keys or queries one for each row of the batch and head, B · H · L. Every sum has one order, so that bits
-    do not depend on the number of threads.
-    """
+    """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k
+    and v in fp32, twice B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads
+    share like the bias, and of a table or a bias of keys or queries one for each row of the batch and head, B · H · L.
+    Every sum has one order, so that bits do not depend on the number of threads."""
     *forward, wanted = args
     given = Arguments(*forward)
     a = _for_cpp(given)
@@ -159,7 +166,11 @@ def _(grad, grad_lse, out, lse, *args):
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     dq, dk, dv = (x.new_empty(x.shape) for x in (a.q, a.k, a.v))
     dtable = torch.empty_like(a.table) if wanted[LEARNED.index("table")] else None
-    learned = [name for name, want in zip(LEARNED, wanted, strict=True) if want and name in CPP_BY_NAME and getattr(a, name) is not None]
+    learned = [
+        name
+        for name, want in zip(LEARNED, wanted, strict=True)
+        if want and name in CPP_BY_NAME and getattr(a, name) is not None
+    ]
     made = {name: torch.zeros(getattr(a, name).shape, dtype=getattr(a, name).dtype) for name in learned}
     native.cpu().attention_backward(
         native.view(grad), native.address(grad_lse), *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
@@ -168,24 +179,38 @@ def _(grad, grad_lse, out, lse, *args):
         native.address(dtable), {name: x.data_ptr() for name, x in made.items()}, torch.get_num_threads(),
     )  # fmt: skip
     made |= {"q": dq, "k": dk, "v": dv, "table": dtable}
-    return [lse.new_empty(0) if made.get(name) is None else made[name].to(getattr(given, name).dtype) for name in LEARNED]
+    return [
+        lse.new_empty(0) if made.get(name) is None else made[name].to(getattr(given, name).dtype) for name in LEARNED
+    ]
 
 
 def _for_cpp(a: Arguments) -> Arguments:
     """Dtypes and layouts as its kernels take them; terms that are neither in query's dtype nor in fp32 become fp32."""
     learned = {name: getattr(a, name) for name in ("bias", "query_vectors", "key_vectors", "value_vectors")}
     return a._replace(
-        **{name: x.float() for name, x in learned.items() if x is not None and x.dtype not in (a.q.dtype, torch.float32)},
+        **{
+            name: x.float()
+            for name, x in learned.items()
+            if x is not None and x.dtype not in (a.q.dtype, torch.float32)
+        },
         **{name: native.side_by_side(getattr(a, name)) for name in ("q", "k", "v")},
         table=None if a.table is None else a.table.float().contiguous(),
         key_lengths=None if a.key_lengths is None else a.key_lengths.long().contiguous(),
         **{name: getattr(a, name).long().contiguous() for name in CPP_IDS if getattr(a, name) is not None},
-        **{name: native.side_by_side(getattr(a, name)) for name in ("q_position", "k_position") if getattr(a, name) is not None},
+        **{
+            name: native.side_by_side(getattr(a, name))
+            for name in ("q_position", "k_position")
+            if getattr(a, name) is not None
+        },
         same=None if a.same is None else a.same.float().contiguous(),
     )
 
 
 def _terms_for_cpp(a: Arguments) -> tuple[dict, tuple[float, int, int]]:
     """The rest of the terms by name, and dropout as its kernels take it."""
-    given = {name: (native.view(getattr(a, name)), native.DTYPES.get(getattr(a, name).dtype, -1)) for name in CPP_BY_NAME if getattr(a, name) is not None}
+    given = {
+        name: (native.view(getattr(a, name)), native.DTYPES.get(getattr(a, name).dtype, -1))
+        for name in CPP_BY_NAME
+        if getattr(a, name) is not None
+    }
     return given, (a.dropout, threshold(a.dropout), a.seed % 2**64)

@@ -1,16 +1,17 @@
-"""LAMB (You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes") over lists of tensors.
+"""LAMB (You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes") over lists of
+tensors.
 
-AdamW's direction, whose step is scaled for each tensor by ‖θ‖/‖r‖. The direction is computed twice instead of stored: the first
-pass updates the moments and sums θ² and r², the second moves θ; 28 bytes a parameter in fp32 where the second pass finds
-its data in the cache, 40 where it does not. AdamW is LAMB with ratio 1, and they share csrc/rules/adam.h.
+AdamW's direction, whose step is scaled for each tensor by ‖θ‖/‖r‖. The direction is computed twice instead of stored:
+the first pass updates the moments and sums θ² and r², the second moves θ; 28 bytes a parameter in fp32 where the second
+pass finds its data in the cache, 40 where it does not. AdamW is LAMB with ratio 1, and they share csrc/rules/adam.h.
 """
 
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
-from fastlm.native import address
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
+from fastlm.backends.native import address
 from fastlm.ops.adamw import biases, moments, refuses_moments
 from fastlm.ops.lists import Lists
 from fastlm.ops.precision import assign, parameters
@@ -35,19 +36,23 @@ def lamb(
         r = m̂ / (√v̂ + eps) + weight_decay·θ;  θ ← θ - lr · ratio · r
         ratio = clip(clip(‖θ‖, norm_low, norm_high) / ‖r‖, low, high), and 1 where a norm is 0 or adapt is False
 
-    correction: 0, m̂ = m and v̂ = v; 1, they are corrected for bias; 2, √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies the step instead (DeepSpeed).
-    rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio = clip(RMS(θ), low, high), where the factor of correction 2
-    multiplies the step alone (AdamWScale of nanoT5). r is taken from the moments as they are stored. companions, keys,
-    coefficient, found_inf: as for adamw.
-    """
+    correction: 0, m̂ = m and v̂ = v; 1, they are corrected for bias; 2, √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies the step
+    instead (DeepSpeed). rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio = clip(RMS(θ), low,
+    high), where the factor of correction 2 multiplies the step alone (AdamWScale of nanoT5). r is taken from the
+    moments as they are stored. companions, keys, coefficient, found_inf: as for adamw."""
     lists, flags = (params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps), (coefficient, found_inf)
     ratio = adapt, rms, norm_low, norm_high, low, high
-    for rule in lamb_rules([p.shape for p in params], *lists, *flags, lr, beta1, beta2, eps, weight_decay, correction, *ratio):
+    for rule in lamb_rules(
+        [p.shape for p in params], *lists, *flags, lr, beta1, beta2, eps, weight_decay, correction, *ratio
+    ):
         follow([rule], [()])
 
 
-def lamb_rules(shapes: list[torch.Size], params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, *scalars) -> list[Rule]:
-    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors. scalars: as lamb's."""
+def lamb_rules(
+    shapes: list[torch.Size], params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, *scalars
+) -> list[Rule]:
+    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors.
+    scalars: as lamb's."""
     each = zip(shapes, parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True)
     return [_rule(*tensors, *scalars) for tensors in each]
 
@@ -57,7 +62,9 @@ def _rule(
 ) -> Rule:  # fmt: skip
     bias1, bias2 = biases(step, beta1, beta2, correction != 0)
     theta = p.read()
-    m_new, v_new = (x.to(old.dtype) for x, old in zip(moments(theta, g, m, v, coefficient, beta1, beta2, 0.0), (m, v), strict=True))
+    m_new, v_new = (
+        x.to(old.dtype) for x, old in zip(moments(theta, g, m, v, coefficient, beta1, beta2, 0.0), (m, v), strict=True)
+    )
     if correction == CORRECTIONS["step"]:
         rate, scale, root = lr * bias2.sqrt() / bias1, torch.ones_like(bias1), torch.ones_like(bias2)
     else:
@@ -74,7 +81,15 @@ def _rule(
         norm = norm.clamp(norm_low, norm_high)
         ratio = torch.where((norm > 0) & (r > 0), (norm / r).clamp(low, high), 1.0)
         decay, step_size = 1 - rate * ratio * weight_decay, rate * ratio
-    assign([*p.write(decay.float() * theta - step_size.float() * direction, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)
+    assign(
+        [
+            *p.write(decay.float() * theta - step_size.float() * direction, step + 1),
+            (m, m_new),
+            (v, v_new),
+            (step, step + 1),
+        ],
+        found_inf,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

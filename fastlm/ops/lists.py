@@ -7,7 +7,7 @@ order without gaps. Tensors that already do are passed as they are; others are c
 import torch
 from torch import Tensor
 
-from fastlm.native import DTYPES
+from fastlm.backends.native import DTYPES
 
 NUMBERS = DTYPES | {torch.int16: 3}  # and the remainders of bf16 parameters
 
@@ -27,7 +27,8 @@ def refuses_lists(**lists: list[Tensor]) -> str | None:
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself if its elements fill their memory without gaps or overlap, in any order of dimensions, else a contiguous copy."""
+    """x itself if its elements fill their memory without gaps or overlap, in any order of dimensions, else a contiguous
+    copy."""
     return x if x.is_contiguous() or _dense(x) else x.contiguous()
 
 
@@ -54,12 +55,13 @@ def _dense(x: Tensor) -> bool:
 
 
 class Lists:
-    """A parameter list with its companions, gradients and states, laid out alike for a launcher. It must outlive the launch.
+    """A parameter list with its companions, gradients and states, laid out alike for a launcher. It must outlive the
+    launch.
 
-    Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number them in
-    row-major order. `write_back` copies results into those tensors that had to be laid out anew; gradients are only read.
-    Raises ValueError where a tensor is not shaped as its parameter is, or a step is not an fp32 scalar on its device.
-    """
+    Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number
+    them in row-major order. `write_back` copies results into those tensors that had to be laid out anew; gradients are
+    only read. Raises ValueError where a tensor is not shaped as its parameter is, or a step is not an fp32 scalar on
+    its device."""
 
     def __init__(
         self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], steps: list[Tensor], *,
@@ -67,18 +69,26 @@ class Lists:
     ):  # fmt: skip
         self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]
         shapes, strides = [p.shape for p in params], [p.stride() for p in self.params]
-        like = lambda name, xs: [laid_out(x, of_p) for x, of_p in zip(with_shapes(name, xs, shapes), strides, strict=True)] if xs else []
+        like = lambda name, xs: (
+            [laid_out(x, of_p) for x, of_p in zip(with_shapes(name, xs, shapes), strides, strict=True)] if xs else []
+        )
         self.companions, self.grads = like("companions", companions), like("grads", grads)
         self.states = [like(name, xs) for name, xs in states.items()]
         self.keys, self.steps = keys, addresses("steps", steps, [()] * len(params), params)
-        self._written = list(zip((params, companions, *states.values()), (self.params, self.companions, *self.states), strict=True))
+        self._written = list(
+            zip((params, companions, *states.values()), (self.params, self.companions, *self.states), strict=True)
+        )
 
     def sizes(self) -> list[int]:
         return [p.numel() for p in self.params]
 
     def arguments(self, module) -> tuple:
         """Parameters and the other lists as the launchers of `module` take them."""
-        return module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys), cpp_list(self.grads), *map(cpp_list, self.states)
+        return (
+            module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys),
+            cpp_list(self.grads),
+            *map(cpp_list, self.states),
+        )
 
     def write_back(self) -> None:
         for originals, dense in self._written:
@@ -93,7 +103,8 @@ def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
 
 
 def with_shapes(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """The tensors. Raises ValueError where one has another shape: a launcher is given addresses, and would read past its end."""
+    """The tensors. Raises ValueError where one has another shape: a launcher is given addresses, and would read past
+    its end."""
     given = [x.shape for x in tensors]
     if given != shapes:
         i = next(i for i, (x, y) in enumerate(zip(given, shapes, strict=True)) if x != y)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.philox import LOW, philox
+from fastlm.backends.philox import LOW, philox
 
 DRAWS = 8  # half-words in the four words of one counter
 
@@ -65,7 +65,8 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_by_noise(x: Tensor, key: int, step: Tensor) -> Tensor:
-    """x (fp32) as bf16, up or down at random with mean x. Element e, in row-major order, takes half-word e mod 8 of counter (e / 8, step)."""
+    """x (fp32) as bf16, up or down at random with mean x. Element e, in row-major order, takes half-word e mod 8 of
+    counter (e / 8, step)."""
     eighth = torch.arange(-(-x.numel() // DRAWS), device=x.device)
     words = torch.stack(philox((eighth & LOW, eighth >> 32, step.long(), torch.zeros_like(eighth)), key), -1)
     halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[: x.numel()].view(x.shape)

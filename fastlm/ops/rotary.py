@@ -10,8 +10,8 @@ Shapes: x [B, H, L, D] any float dtype; cos, sin [L, R/2] or [B, L, R/2] fp32.
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
 
 LAYOUTS = ("half", "interleaved")
 
@@ -31,7 +31,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
 def _pairs(x: Tensor, pairs: int, layout: str) -> tuple[Tensor, Tensor]:
     """The first and the second channel of each pair, [B, H, L, pairs] in fp32 (fp64)."""
     turning = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, torch.float32))
-    return turning.unflatten(-1, (2, pairs)).unbind(-2) if layout == "half" else turning.unflatten(-1, (pairs, 2)).unbind(-1)
+    return (
+        turning.unflatten(-1, (2, pairs)).unbind(-2)
+        if layout == "half"
+        else turning.unflatten(-1, (pairs, 2)).unbind(-1)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -39,7 +43,11 @@ def _pairs(x: Tensor, pairs: int, layout: str) -> tuple[Tensor, Tensor]:
 
 
 def _triton_refuses(x, cos, sin, layout):
-    return None if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else f"x is {x.dtype}; served are fp32, bf16 and fp16"
+    return (
+        None
+        if x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        else f"x is {x.dtype}; served are fp32, bf16 and fp16"
+    )
 
 
 @rotate.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
@@ -81,6 +89,7 @@ def _(ctx, grad):
     dx = rotate(grad.contiguous(), cos, -sin, ctx.layout)
     if x is None:
         return dx, None, None, None
-    (g1, g2), (x1, x2) = (_pairs(t, cos.shape[-1], ctx.layout) for t in (grad, x))  # for schemes that learn their angles
+    # for schemes that learn their angles
+    (g1, g2), (x1, x2) = (_pairs(t, cos.shape[-1], ctx.layout) for t in (grad, x))
     per_angle = lambda t: t.sum((0, 1) if cos.ndim == 2 else 1).to(cos.dtype)
     return dx, per_angle(g1 * x1 + g2 * x2), per_angle(g2 * x1 - g1 * x2), None

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
-from fastlm.native import address
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
+from fastlm.backends.native import address
 from fastlm.ops.lists import Lists, refuses_lists
 from fastlm.ops.precision import assign, parameters
 
@@ -21,7 +21,8 @@ def sgd(
 ) -> None:  # fmt: skip
     """One update in place: g ← coefficient · g + weight_decay·θ, t ← t + 1, then
 
-        b ← momentum · b + (1 - dampening) g, at the first step b ← g;  θ ← θ - lr · (g + momentum · b if nesterov else b)
+        b ← momentum · b + (1 - dampening) g, at the first step b ← g;  θ ← θ - lr · (g + momentum · b if nesterov else
+        b)
 
     buffers: empty for momentum 0, where θ ← θ - lr · g. companions, keys, coefficient, found_inf: as for adamw.
     """

@@ -1,14 +1,15 @@
-"""Reading gradients under loss scaling: the norm, the clip factor and the overflow flag in one read; unscaling in place.
+"""Reading gradients under loss scaling: the norm, the clip factor and the overflow flag in one read; unscaling in
+place.
 
-Gradients may be fp32, bf16 or fp16, each tensor by itself. Nothing is read back to the host: results are fp32 tensors on
-the gradients' device, for `adamw` and its kin to take. Micikevicius et al. 2018; Pascanu et al. 2013 for the clip.
+Gradients may be fp32, bf16 or fp16, each tensor by itself. Nothing is read back to the host: results are fp32 tensors
+on the gradients' device, for `adamw` and its kin to take. Micikevicius et al. 2018; Pascanu et al. 2013 for the clip.
 """
 
 import torch
 from torch import Tensor
 
-from fastlm import native
-from fastlm.dispatch import op
+from fastlm.backends import native
+from fastlm.backends.dispatch import op
 from fastlm.ops.lists import cpp_list, dense, refuses_lists, unrepeated, write_back
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -20,8 +21,8 @@ def grad_stats(grads: list[Tensor], scale: Tensor | None, max_norm: float) -> Te
     """Return [norm, coefficient, found_inf], fp32.
 
     norm = ‖grads / scale‖₂ over all tensors; coefficient = min(1, max_norm / (norm + 1e-6)) / scale unscales and clips
-    (max_norm ≤ 0: unscales only); found_inf = 1 where the norm is not finite, which any inf or NaN makes it. Sums are fp64.
-    """
+    (max_norm ≤ 0: unscales only); found_inf = 1 where the norm is not finite, which any inf or NaN makes it. Sums are
+    fp64."""
     unscale = 1.0 if scale is None else 1.0 / scale.double()
     total = torch.stack([g.double().square().sum() for g in grads]).sum().sqrt() * unscale
     norm = total.float()
@@ -31,7 +32,8 @@ def grad_stats(grads: list[Tensor], scale: Tensor | None, max_norm: float) -> Te
 
 @op(mutates=("grads", "found_inf"))
 def unscale(grads: list[Tensor], factor: Tensor, found_inf: Tensor) -> None:
-    """grads ← factor · grads in place; found_inf, an fp32 scalar, becomes 1 if an element was inf or NaN, else stays."""
+    """grads ← factor · grads in place; found_inf, an fp32 scalar, becomes 1 if an element was inf or NaN, else
+    stays."""
     for g in map(unrepeated, grads):
         found_inf.copy_(torch.maximum(found_inf, (~g.isfinite().all()).float()))
         g.copy_(factor * g.float())
@@ -48,7 +50,14 @@ def _refuses(grads, *rest):
 def _grad_stats(module, grads, scale, max_norm, *where):
     laid_out = [dense(g) for g in grads]
     stats = torch.empty(3, dtype=torch.float32, device=grads[0].device)
-    module.grad_stats(cpp_list(laid_out), [g.numel() for g in laid_out], 0 if scale is None else scale.data_ptr(), max_norm, stats.data_ptr(), *where)
+    module.grad_stats(
+        cpp_list(laid_out),
+        [g.numel() for g in laid_out],
+        0 if scale is None else scale.data_ptr(),
+        max_norm,
+        stats.data_ptr(),
+        *where,
+    )
     return stats
 
 

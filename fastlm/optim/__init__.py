@@ -5,10 +5,9 @@
     sharding                                       DTensor parameters: FSDP2, tensor parallelism, both
     memory_table                                   bytes of parameters, gradients, masters and states for every choice
 
-Each is a `torch.optim.Optimizer` that takes its namesake's arguments and state dict, and a few more: `max_grad_norm` (base.py), and
-`master`, `state_dtype` for parameters of 16 bits. To add one: an op in fastlm/ops, and a file here that says what state a
-parameter has and which op to call.
-"""
+Each is a `torch.optim.Optimizer` that takes its namesake's arguments and state dict, and a few more: `max_grad_norm`
+(base.py), and `master`, `state_dtype` for parameters of 16 bits. To add one: an op in fastlm/ops, and a file here that
+says what state a parameter has and which op to call."""
 
 from fastlm.optim.adafactor import Adafactor
 from fastlm.optim.adam import Adam, AdamW
@@ -18,4 +17,15 @@ from fastlm.optim.lamb import LAMB
 from fastlm.optim.memory import memory_table
 from fastlm.optim.sgd import SGD
 
-__all__ = ["LAMB", "OPTIMIZERS", "SGD", "Adafactor", "Adam", "AdamW", "Optimizer", "decay_groups", "layer_groups", "memory_table"]
+__all__ = [
+    "LAMB",
+    "OPTIMIZERS",
+    "SGD",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "decay_groups",
+    "layer_groups",
+    "memory_table",
+]

@@ -41,14 +41,15 @@ class Adafactor(Optimizer, name="adafactor"):
     "huggingface"   the last two                       None: ρ = min(0.01, 1/√t); or a number                    added to g² (1e-30)
     "torch"         the last two                       a number (0.01): ρ = min(lr, 1/√t)                        bounds √V (the dtype's)
 
-    The step is ρ · max(eps[1], RMS(θ)), or ρ with scale_parameter=False. warmup_init: ρ = min(1e-6·t, 1/√t). beta1: momentum of the
-    scaled update, which costs a state of the parameter's size. clip_threshold: of the update's RMS. decay_offset: steps after which the
-    decay of averages starts anew, for fine-tuning. weight_decay: "huggingface" multiplies it by the parameter's step, "torch" by lr,
-    "t5" has none. huggingface's relative_step=True says lr=None; torch's `d` and `beta2_decay` are clip_threshold and decay_rate,
-    and are accepted. A step that is relative takes no notice of what is written into its group's lr, and schedules that multiply lr=None
-    fail: give transformers.AdafactorSchedule, which reports the steps, or a number to schedule. foreach is accepted and changes
-    nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError for
-    what a variant does not have, naming what it has, and for the state dict of a class whose variant this is not.
+    The step is ρ · max(eps[1], RMS(θ)), or ρ with scale_parameter=False. warmup_init: ρ = min(1e-6·t, 1/√t). beta1:
+    momentum of the scaled update, which costs a state of the parameter's size. clip_threshold: of the update's RMS.
+    decay_offset: steps after which the decay of averages starts anew, for fine-tuning. weight_decay: "huggingface"
+    multiplies it by the parameter's step, "torch" by lr, "t5" has none. huggingface's relative_step=True says lr=None;
+    torch's `d` and `beta2_decay` are clip_threshold and decay_rate, and are accepted. A step that is relative takes no
+    notice of what is written into its group's lr, and schedules that multiply lr=None fail: give
+    transformers.AdafactorSchedule, which reports the steps, or a number to schedule. foreach is accepted and changes
+    nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError
+    for what a variant does not have, naming what it has, and for the state dict of a class whose variant this is not.
     """
 
     def __init__(
@@ -87,9 +88,13 @@ class Adafactor(Optimizer, name="adafactor"):
             decay_offset=decay_offset, maximize=maximize, relative_step=None,
         )  # fmt: skip
         if relative_step is not None and variant == "torch":
-            raise ValueError(f'relative_step is {relative_step} and variant "torch" has none: its lr bounds 1/√t; leave it out')
+            raise ValueError(
+                f'relative_step is {relative_step} and variant "torch" has none: its lr bounds 1/√t; leave it out'
+            )
         if relative_step is not None and relative_step != (lr is None):
-            raise ValueError(f"relative_step={relative_step} and lr={lr} do not go together: lr=None is the relative step, a number is the step")
+            raise ValueError(
+                f"relative_step={relative_step} and lr={lr} do not go together: lr=None is the relative step, a number is the step"
+            )
         super().__init__(params, defaults, **common)
 
     def add_param_group(self, param_group):
@@ -101,10 +106,14 @@ class Adafactor(Optimizer, name="adafactor"):
         super().check(group)
         variant, lr, relative = group["variant"], group["lr"], _is_relative(group)
         checks.one_of(VARIANTS, variant=variant)
-        bounds = lambda first, second: (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
+        bounds = lambda first, second: (
+            (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
+        )
         checks.pair(bounds, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
         if group["eps"][0] is None and variant != "torch":
-            raise ValueError(f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30')
+            raise ValueError(
+                f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30'
+            )
         if lr is not None:
             checks.at_least_zero(lr=checks.number(lr))
         checks.at_least_zero(weight_decay=group["weight_decay"])
@@ -118,11 +127,17 @@ class Adafactor(Optimizer, name="adafactor"):
         if not relative and lr is None:
             raise ValueError(f"lr is None and relative_step is False in variant {variant!r}; give an lr")
         if group["warmup_init"] and not relative:
-            raise ValueError('warmup_init is a form of the relative step: it takes lr=None and variant "t5" or "huggingface"')
+            raise ValueError(
+                'warmup_init is a form of the relative step: it takes lr=None and variant "t5" or "huggingface"'
+            )
         if variant == "torch" and (group["beta1"] or not group["scale_parameter"] or relative):
-            raise ValueError('variant "torch" has no momentum, always scales by the parameter and needs an lr; the other variants have the choice')
+            raise ValueError(
+                'variant "torch" has no momentum, always scales by the parameter and needs an lr; the other variants have the choice'
+            )
         if variant == "t5" and group["weight_decay"]:
-            raise ValueError('variant "t5" has no weight decay; "huggingface" decays by the parameter\'s step, "torch" by lr')
+            raise ValueError(
+                'variant "t5" has no weight decay; "huggingface" decays by the parameter\'s step, "torch" by lr'
+            )
 
     # -----------------------------------------------------------------------------------------------------------------
     # State
@@ -134,26 +149,36 @@ class Adafactor(Optimizer, name="adafactor"):
         else:
             n, m = dims
             without = lambda dim: torch.Size(size for i, size in enumerate(p.shape) if i != dim)
-            layout = {"exp_avg_sq_row": Kept(without(m), torch.float32, m), "exp_avg_sq_col": Kept(without(n), torch.float32, n)}
+            layout = {
+                "exp_avg_sq_row": Kept(without(m), torch.float32, m),
+                "exp_avg_sq_col": Kept(without(n), torch.float32, n),
+            }
         return layout | ({"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["beta1"] else {})
 
     def translate(self, state_dict):
-        """torch's names, and its d and beta2_decay. Raises ValueError for a namesake that computes otherwise than the group that is here."""
+        """torch's names, and its d and beta2_decay. Raises ValueError for a namesake that computes otherwise than the
+        group that is here."""
         options = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
         ours = lambda values, names: {names.get(name, name): value for name, value in values.items()}
-        for saved, here in zip(state_dict["param_groups"], self.param_groups, strict=False):  # their number is checked later
+        # their number is checked later
+        for saved, here in zip(state_dict["param_groups"], self.param_groups, strict=False):
             theirs = saved.get("variant") or ("torch" if "beta2_decay" in saved else "huggingface")
             if "variant" not in saved and here["variant"] != theirs:
-                raise ValueError(f"the state is that of {CLASSES[theirs]}, and this is variant {here['variant']!r}; build it with variant={theirs!r}")
+                raise ValueError(
+                    f"the state is that of {CLASSES[theirs]}, and this is variant {here['variant']!r}; build it with variant={theirs!r}"
+                )
         groups = [ours(group, options) for group in state_dict["param_groups"]]
         for group in groups:
             if "lr" in group:
                 group.setdefault("relative_step", group["lr"] is None)
-        return {"state": {i: ours(values, NAMES["torch"]) for i, values in state_dict["state"].items()}, "param_groups": groups}
+        return {
+            "state": {i: ours(values, NAMES["torch"]) for i, values in state_dict["state"].items()},
+            "param_groups": groups,
+        }
 
     def export(self, names: str) -> dict:
-        """The state dict in the names and shapes of "torch" (torch.optim.Adafactor) or "huggingface" (transformers.Adafactor), states alone:
-        load it with that class's own param_groups."""
+        """The state dict in the names and shapes of "torch" (torch.optim.Adafactor) or "huggingface"
+        (transformers.Adafactor), states alone: load it with that class's own param_groups."""
         if names not in ("torch", "huggingface"):
             raise ValueError(f'names is {names!r}; choose from "torch", "huggingface"')
         exported = copy.deepcopy(self.state_dict()["state"])
@@ -176,13 +201,25 @@ class Adafactor(Optimizer, name="adafactor"):
         for dtype, (shapes, shards, *chosen) in self._by_eps(group, part):
             eps = torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0]
             adds = VARIANTS[group["variant"]].adds_eps
-            args = *chosen, coefficient, found_inf, *scalars[:5], eps if adds else 0.0, 0.0 if adds else eps, *scalars[5:]
+            args = (
+                *chosen,
+                coefficient,
+                found_inf,
+                *scalars[:5],
+                eps if adds else 0.0,
+                0.0 if adds else eps,
+                *scalars[5:],
+            )
             sharding.apply(adafactor, adafactor_rules, shapes, shards, *args)
 
     def _by_eps(self, group: dict, part: Part):
-        """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored dimensions moved last."""
+        """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored
+        dimensions moved last."""
         dims = [factored_dims(shape, group) for shape in part.shapes]
-        last = lambda xs: [x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1)) for x, d in zip(xs, dims, strict=True)]
+        last = lambda xs: [
+            x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
+            for x, d in zip(xs, dims, strict=True)
+        ]
         row, col, whole = (part.states.get(name) for name in ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"))
         if col is None:
             row, col = whole, [p.new_empty(0, dtype=torch.float32) for p in part.params]
@@ -192,12 +229,29 @@ class Adafactor(Optimizer, name="adafactor"):
         exp_avgs = last(part.states["exp_avg"]) if "exp_avg" in part.states else []
         orders = [_order(len(shape), d) for shape, d in zip(part.shapes, dims, strict=True)]
         shapes = [torch.Size(shape[dim] for dim in order) for shape, order in zip(part.shapes, orders, strict=True)]
-        shards = [tuple((order.index(dim), ranks) for dim, ranks in each) for each, order in zip(part.shards, orders, strict=True)]
-        lists = shapes, shards, last(part.params), companions, part.keys, last(part.grads), row, col, exp_avgs, part.steps
-        dtypes = list(dict.fromkeys(p.dtype for p in part.params)) if group["eps"][0] is None else [torch.float32]  # every rank in one order
+        shards = [
+            tuple((order.index(dim), ranks) for dim, ranks in each)
+            for each, order in zip(part.shards, orders, strict=True)
+        ]
+        lists = (
+            shapes,
+            shards,
+            last(part.params),
+            companions,
+            part.keys,
+            last(part.grads),
+            row,
+            col,
+            exp_avgs,
+            part.steps,
+        )
+        # every rank in one order
+        dtypes = list(dict.fromkeys(p.dtype for p in part.params)) if group["eps"][0] is None else [torch.float32]
         if len(dtypes) == 1:
             return [(dtypes[0], lists)]
-        pick = lambda dtype: [[x for x, p in zip(xs, part.params, strict=True) if p.dtype == dtype] if xs else [] for xs in lists]
+        pick = lambda dtype: [
+            [x for x, p in zip(xs, part.params, strict=True) if p.dtype == dtype] if xs else [] for xs in lists
+        ]
         return [(dtype, pick(dtype)) for dtype in dtypes]
 
     def _scalars(self, group: dict) -> tuple:
@@ -214,10 +268,12 @@ class Adafactor(Optimizer, name="adafactor"):
         """(bound, whether time bounds it too, ramp of its warm-up)."""
         if not group["relative_step"]:
             return checks.number(group["lr"]), group["variant"] == "torch", torch.inf
-        return (1.0, True, WARMUP_RAMP) if group["warmup_init"] else (RELATIVE_BOUND, True, torch.inf)  # 1/√t is at most 1
+        # 1/√t is at most 1
+        return (1.0, True, WARMUP_RAMP) if group["warmup_init"] else (RELATIVE_BOUND, True, torch.inf)
 
     def _get_lr(self, group: dict, state: dict) -> float:
-        """The step of the parameter with this state, at its size now, by the name that transformers.AdafactorSchedule calls. Reads the device."""
+        """The step of the parameter with this state, at its size now, by the name that transformers.AdafactorSchedule
+        calls. Reads the device."""
         bound, relative, ramp = self._step_size(group)
         t = max(1.0, float(state.get("step", 1.0)))
         rho = min(bound, ramp * t, t**-0.5) if relative else bound
@@ -233,7 +289,8 @@ def _is_relative(group: dict) -> bool:
 
 
 def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:
-    """The two dimensions whose squares are kept as row and column means, in order; None for a tensor that is not factored."""
+    """The two dimensions whose squares are kept as row and column means, in order; None for a tensor that is not
+    factored."""
     if len(shape) < 2 or math.prod(shape) == 0:
         return None
     if group["variant"] != "t5":

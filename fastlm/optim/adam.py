@@ -1,4 +1,5 @@
-"""Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019), as torch.optim has them, and two variants that language models use."""
+"""Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019), as torch.optim has them, and two variants that language
+models use."""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -17,12 +18,12 @@ EPS = {False: 1e-8, True: 1e-6}  # torch's, and nanoT5's where RMS(θ) scales th
 
 
 class Adam(Optimizer, name="adam"):
-    """Adam, as torch.optim.Adam, whose state dict it reads and writes: weight_decay is an L2 penalty, part of the gradient.
+    """Adam, as torch.optim.Adam, whose state dict it reads and writes: weight_decay is an L2 penalty, part of the
+    gradient.
 
-    lr may change between steps. foreach, fused and capturable are accepted and change nothing: every step is one fused pass.
-    common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError for values
-    out of range and for amsgrad or differentiable, which are not served.
-    """
+    lr may change between steps. foreach, fused and capturable are accepted and change nothing: every step is one fused
+    pass. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError
+    for values out of range and for amsgrad or differentiable, which are not served."""
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of a group, besides these
 
@@ -71,11 +72,10 @@ class Adam(Optimizer, name="adam"):
 class AdamW(Adam, name="adamw"):
     """AdamW, as torch.optim.AdamW, whose state dict it reads and writes.
 
-    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms: AdamWScale of nanoT5,
-    which lets T5 learn: the step, but not the decay, is multiplied by max(1e-3, RMS(θ)) of each tensor, eps is added before the
-    moments are corrected for bias, and the decay, lr · weight_decay, comes after the step; it takes a second pass over p, m and v.
-    eps: None for 1e-8, or 1e-6 with scale_by_rms. The rest is Adam's.
-    """
+    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms:
+    AdamWScale of nanoT5, which lets T5 learn: the step, but not the decay, is multiplied by max(1e-3, RMS(θ)) of each
+    tensor, eps is added before the moments are corrected for bias, and the decay, lr · weight_decay, comes after the
+    step; it takes a second pass over p, m and v. eps: None for 1e-8, or 1e-6 with scale_by_rms. The rest is Adam's."""
 
     OPTIONS = ("variant", "scale_by_rms")
 
@@ -93,7 +93,9 @@ class AdamW(Adam, name="adamw"):
         **options,
     ):
         eps = EPS[bool(scale_by_rms)] if eps is None else eps
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, variant=variant, scale_by_rms=scale_by_rms, **options)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, amsgrad, variant=variant, scale_by_rms=scale_by_rms, **options
+        )
 
     def check(self, group):
         super().check(group)
@@ -101,9 +103,23 @@ class AdamW(Adam, name="adamw"):
         checks.flag(scale_by_rms=group["scale_by_rms"])
 
     def update(self, group, part, coefficient, found_inf):
-        lists, scalars, corrected = self._lists(part, coefficient, found_inf), self._scalars(group), VARIANTS[group["variant"]]
+        lists, scalars, corrected = (
+            self._lists(part, coefficient, found_inf),
+            self._scalars(group),
+            VARIANTS[group["variant"]],
+        )
         if group["scale_by_rms"]:
-            args = *lists, *scalars, CORRECTIONS["step" if corrected else "none"], True, True, 0.0, torch.inf, RMS_FLOOR, torch.inf
+            args = (
+                *lists,
+                *scalars,
+                CORRECTIONS["step" if corrected else "none"],
+                True,
+                True,
+                0.0,
+                torch.inf,
+                RMS_FLOOR,
+                torch.inf,
+            )
             sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *args)
         else:
             adamw(*lists, *scalars, corrected, True)

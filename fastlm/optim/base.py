@@ -1,9 +1,9 @@
-"""What every optimizer of fastlm shares: the step around an op, the state of a parameter, and how 16-bit parameters are kept.
+"""What every optimizer of fastlm shares: the step around an op, the state of a parameter, and how 16-bit parameters are
+kept.
 
-With `max_grad_norm`, or under a `GradScaler`, a step first reads the gradients once for their norm, then updates; a norm that is
-not finite skips the step and leaves every bit as it was, the step count included. The host waits for nothing: `grad_norm` and
-`overflow` are tensors on the parameters' device.
-"""
+With `max_grad_norm`, or under a `GradScaler`, a step first reads the gradients once for their norm, then updates; a
+norm that is not finite skips the step and leaves every bit as it was, the step count included. The host waits for
+nothing: `grad_norm` and `overflow` are tensors on the parameters' device."""
 
 import copy
 from collections import defaultdict
@@ -21,7 +21,8 @@ from fastlm.optim.loading import OF_ALL_GROUPS, Kept
 OPTIMIZERS: dict[str, type["Optimizer"]] = {}
 MASTERS = (None, "fp32", "remainder", "stochastic")
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}  # a master's name in the state, and its dtype
+# a master's name in the state, and its dtype
+COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}
 OF_NAMESAKES = {  # arguments of theirs, and what says it here
     "correct_bias": 'variant="bert" goes without bias correction',
     "bias_correction": 'AdamW\'s variant="bert" and LAMB\'s "google" go without',
@@ -53,23 +54,25 @@ class Part(NamedTuple):
 class Optimizer(torch.optim.Optimizer):
     """Subclasses define `layout` and `update`.
 
-    max_grad_norm: clip the gradients' global norm over all groups to this; None for no clipping, inf for the norm alone.
-    grad_norm: the last step's norm before clipping, an fp32 scalar tensor; None if the step did not need it.
-    overflow: 1 if the last step was skipped because a gradient was not finite, an fp32 scalar tensor; None if not looked at.
+    max_grad_norm: clip the gradients' global norm over all groups to this; None for no clipping, inf for the norm
+    alone. grad_norm: the last step's norm before clipping, an fp32 scalar tensor; None if the step did not need it.
+    overflow: 1 if the last step was skipped because a gradient was not finite, an fp32 scalar tensor; None if not
+    looked at.
 
-    master says where a 16-bit parameter keeps what its 16 bits cannot hold: None, nowhere (updates are rounded to nearest); "fp32", in
-    a master copy; "remainder" (bf16), in 16 more bits, exactly; "stochastic" (bf16), nowhere, but updates are rounded by noise
-    whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need none and take no notice. A master copy
-    is the parameter: once it is made, at the first step, weights that something else writes (loading, averaging, tying) are
-    overwritten by the next step; write into optimizer.state[p]["master"] too, or build the optimizer afterwards.
-    state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both may differ between groups. seed and max_grad_norm are of
-    all groups and not in the state dict: give the same again to go on with the same bits.
+    master says where a 16-bit parameter keeps what its 16 bits cannot hold: None, nowhere (updates are rounded to
+    nearest); "fp32", in a master copy; "remainder" (bf16), in 16 more bits, exactly; "stochastic" (bf16), nowhere, but
+    updates are rounded by noise whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need
+    none and take no notice. A master copy is the parameter: once it is made, at the first step, weights that something
+    else writes (loading, averaging, tying) are overwritten by the next step; write into optimizer.state[p]["master"]
+    too, or build the optimizer afterwards. state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both
+    may differ between groups. seed and max_grad_norm are of all groups and not in the state dict: give the same again
+    to go on with the same bits.
 
-    Parameters may be DTensors, sharded or replicated on any mesh (sharding.py). process_group: ranks whose optimizers hold other
-    parameters of the same model (pipeline stages); norm and overflow are then of all of them. Copies share it and pickles leave it out.
-    Under ZeroRedundancyOptimizer, max_grad_norm needs it: give partial(AdamW, process_group=dist.group.WORLD) for the class.
-    A captured CUDA graph keeps the learning rate that it was captured with: capture again when it changes.
-    """
+    Parameters may be DTensors, sharded or replicated on any mesh (sharding.py). process_group: ranks whose optimizers
+    hold other parameters of the same model (pipeline stages); norm and overflow are then of all of them. Copies share
+    it and pickles leave it out. Under ZeroRedundancyOptimizer, max_grad_norm needs it: give partial(AdamW,
+    process_group=dist.group.WORLD) for the class. A captured CUDA graph keeps the learning rate that it was captured
+    with: capture again when it changes."""
 
     grad_norm: Tensor | None = None
     overflow: Tensor | None = None
@@ -95,7 +98,9 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"seed is {seed}; it must lie in [0, 2³¹)")
         checks.process_group(process_group)
         self.process_group = process_group
-        super().__init__(params, defaults | dict(master=master, state_dtype=state_dtype, max_grad_norm=max_grad_norm, seed=seed))
+        super().__init__(
+            params, defaults | dict(master=master, state_dtype=state_dtype, max_grad_norm=max_grad_norm, seed=seed)
+        )
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -114,7 +119,9 @@ class Optimizer(torch.optim.Optimizer):
             for name in OF_ALL_GROUPS:
                 value = group.pop(name)
                 if value != self.defaults[name]:
-                    raise ValueError(f"{name} is {value!r} in a group, and {self.defaults[name]!r} of all groups; give it to the optimizer itself")
+                    raise ValueError(
+                        f"{name} is {value!r} in a group, and {self.defaults[name]!r} of all groups; give it to the optimizer itself"
+                    )
             self.check(group)
         except Exception:
             del self.param_groups[-1]
@@ -147,7 +154,9 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [(group, [(p, _grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        groups = [
+            (group, [(p, _grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups
+        ]
         params = [p for group in self.param_groups for p in group["params"]]
         pairs = [pair for _, members in groups for pair in members]
         self.grad_norm = self.overflow = None
@@ -159,15 +168,22 @@ class Optimizer(torch.optim.Optimizer):
                 if members and group.get("maximize"):
                     sign = -torch.ones((), device=params[0].device) if coefficient is None else -coefficient
                 for part in self._parts(group, members):
-                    self.update(group, part, *(None if x is None else x.to(part.params[0].device) for x in (sign, self.overflow)))
+                    self.update(
+                        group,
+                        part,
+                        *(None if x is None else x.to(part.params[0].device) for x in (sign, self.overflow)),
+                    )
         return loss
 
     def update(self, group: dict, part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> None:
         """Apply this optimizer's op to a part of one group."""
         raise NotImplementedError
 
-    def _coefficient(self, params: list[Tensor], pairs: list[Pair], ranks: tuple) -> tuple[Tensor | None, Tensor | None]:
-        """(factor that unscales and clips, overflow flag), each None when there is nothing to do; the same on all of `ranks`.
+    def _coefficient(
+        self, params: list[Tensor], pairs: list[Pair], ranks: tuple
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(factor that unscales and clips, overflow flag), each None when there is nothing to do; the same on all of
+        `ranks`.
 
         A scaler hands over grad_scale (what the loss was multiplied by) and, if it looked already, found_inf.
         """
@@ -183,7 +199,8 @@ class Optimizer(torch.optim.Optimizer):
         return coefficient, overflow if found_inf is None else torch.maximum(overflow, found_inf)
 
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
-        """The parameters by how they are kept, on which device, which states they have, and whether they are DTensors and divided among ranks."""
+        """The parameters by how they are kept, on which device, which states they have, and whether they are DTensors
+        and divided among ranks."""
         kinds: dict[tuple, list[Pair]] = {}
         layouts: dict[tuple, Layout] = {}  # a model has few shapes
         for p, grad in pairs:
@@ -192,7 +209,9 @@ class Optimizer(torch.optim.Optimizer):
                 layouts[shape] = self.full_layout(p, group)
             names = self._state(p, layouts[shape])
             mesh = sharding.is_dtensor(p)
-            kinds.setdefault((master_of(p, group), mesh, mesh and bool(sharding.shards(p)), p.device, *names), []).append((p, grad))
+            kinds.setdefault(
+                (master_of(p, group), mesh, mesh and bool(sharding.shards(p)), p.device, *names), []
+            ).append((p, grad))
         return [self._part(master, mesh, names, members) for (master, mesh, _, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
@@ -203,10 +222,20 @@ class Optimizer(torch.optim.Optimizer):
         companions = states.pop(COMPANIONS[master][0]) if master in COMPANIONS else []
         keys = self._keys(params) if master == "stochastic" else []
         shards = [sharding.shards(p) for p in params] if mesh else [()] * len(params)
-        return Part(here(params), companions, keys, [grad for _, grad in pairs], states.pop("step"), states, [p.shape for p in params], shards)
+        return Part(
+            here(params),
+            companions,
+            keys,
+            [grad for _, grad in pairs],
+            states.pop("step"),
+            states,
+            [p.shape for p in params],
+            shards,
+        )
 
     def _keys(self, params: list[Tensor]) -> list[int]:
-        """Philox keys: the seed, and the parameter's number among all of the optimizer's; every shard draws its own noise."""
+        """Philox keys: the seed, and the parameter's number among all of the optimizer's; every shard draws its own
+        noise."""
         number = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         return [self.defaults["seed"] << 32 | number[p] + len(number) * sharding.shard_number(p) for p in params]
 
@@ -227,7 +256,8 @@ class Optimizer(torch.optim.Optimizer):
         return kept
 
     def _state(self, p: Tensor, layout: Layout) -> tuple[str, ...]:
-        """Make what is missing of a parameter's state: zeros, and a master of the parameter itself. Returns the names."""
+        """Make what is missing of a parameter's state: zeros, and a master of the parameter itself. Returns the
+        names."""
         state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
@@ -235,10 +265,11 @@ class Optimizer(torch.optim.Optimizer):
         return tuple(layout)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the parameter's device.
+        """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the
+        parameter's device.
 
-        Options that a namesake's groups lack stay as they are. Raises ValueError, and changes nothing, if an option or a state does not fit.
-        """
+        Options that a namesake's groups lack stay as they are. Raises ValueError, and changes nothing, if an option or
+        a state does not fit."""
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
@@ -250,7 +281,8 @@ class Optimizer(torch.optim.Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         owners = [(p, group) for group in groups for p in group["params"]]
         state = defaultdict(dict)
-        for i, (p, group) in zip(saved, owners, strict=True):  # torch would cast states to the parameter's dtype, which loses bits in bf16
+        # torch would cast states to the parameter's dtype, which loses bits in bf16
+        for i, (p, group) in zip(saved, owners, strict=True):
             layout, values = self.full_layout(p, group), state_dict["state"].get(i, {})
             kept = {name: torch.as_tensor(values[name]) for name in layout if name in values}
             if kept:

@@ -1,4 +1,5 @@
-"""What options and parameters may be: one check for each kind of value. Each raises ValueError, which says the value and what to give instead."""
+"""What options and parameters may be: one check for each kind of value. Each raises ValueError, which says the value
+and what to give instead."""
 
 import math
 from collections.abc import Callable, Collection
@@ -58,32 +59,45 @@ def betas(value: object) -> None:
 def number(lr: object) -> float:
     """A learning rate's value. It may be a CPU tensor of one element, into which schedules write."""
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
-        raise ValueError("lr is a tensor on the device, and reading it would stall the step; give a number or a CPU tensor")
+        raise ValueError(
+            "lr is a tensor on the device, and reading it would stall the step; give a number or a CPU tensor"
+        )
     if not (isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)):
         raise ValueError(f"lr is {lr!r}; give one number")
     return float(lr)
 
 
 def process_group(value: object) -> None:
-    kind = getattr(torch.distributed, "ProcessGroup", ())  # there is none in a torch that was built without torch.distributed
-    _each(dict(process_group=value), lambda x: x is None or isinstance(x, kind), "give a group of torch.distributed that this rank is in, or None")
+    # there is none in a torch that was built without torch.distributed
+    kind = getattr(torch.distributed, "ProcessGroup", ())
+    _each(
+        dict(process_group=value),
+        lambda x: x is None or isinstance(x, kind),
+        "give a group of torch.distributed that this rank is in, or None",
+    )
 
 
 def parameter(p: Tensor, master: str | None) -> None:
     what = f"a parameter of shape {list(p.shape)}"
     if p.layout != torch.strided:
-        raise ValueError(f"{what} is sparse ({p.layout}), and fastlm's optimizers take dense ones; give its .to_dense()")
+        raise ValueError(
+            f"{what} is sparse ({p.layout}), and fastlm's optimizers take dense ones; give its .to_dense()"
+        )
     sharding.check(p)
     if p.is_complex():
         raise ValueError(f"{what} is complex; fastlm's optimizers take real ones (torch.view_as_real gives a view)")
     if p.dtype == torch.float64:
         raise ValueError(f"{what} is fp64, and fastlm's optimizers compute in fp32; torch.optim's compute in fp64")
     if p.dtype not in SERVED:
-        raise ValueError(f"{what} is {p.dtype}; fastlm's optimizers take fp32, bf16 and fp16: leave it out, or convert it")
+        raise ValueError(
+            f"{what} is {p.dtype}; fastlm's optimizers take fp32, bf16 and fp16: leave it out, or convert it"
+        )
     if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
         raise ValueError(f"{what} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
     if p.dtype == torch.float16 and master in ("remainder", "stochastic"):
-        raise ValueError(f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; legal there: None, 'fp32'")
+        raise ValueError(
+            f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; legal there: None, 'fp32'"
+        )
 
 
 def gradient(p: Tensor) -> None:

@@ -12,9 +12,9 @@ RECIPES = ("gpt", "bert")
 def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> list[dict]:
     """Two groups: tensors that decay and tensors that do not. Frozen parameters are left out.
 
-    recipe "gpt": what has two or more dimensions decays, embeddings too; vectors and scalars (norms, biases, slopes) do not, as in
-    GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers and biases, as in Google's BERT.
-    """
+    recipe "gpt": what has two or more dimensions decays, embeddings too; vectors and scalars (norms, biases, slopes) do
+    not, as in GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers and biases, as in
+    Google's BERT."""
     checks.at_least_zero(weight_decay=weight_decay)
     decays = _decays(model, recipe)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -24,12 +24,14 @@ def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> 
     ]
 
 
-def layer_groups(model: nn.Module, lr: float, layer_decay: float, weight_decay: float, recipe: str = "gpt") -> list[dict]:
-    """Groups with lr · layer_decay^depth-from-the-top (ELECTRA's and BEiT's fine-tuning), each split as `decay_groups` splits.
+def layer_groups(
+    model: nn.Module, lr: float, layer_decay: float, weight_decay: float, recipe: str = "gpt"
+) -> list[dict]:
+    """Groups with lr · layer_decay^depth-from-the-top (ELECTRA's and BEiT's fine-tuning), each split as `decay_groups`
+    splits.
 
-    A parameter's layer is the first number in its name; what stands before the first layer in the model, the embeddings, is one
-    below it, and everything else (final norm, head) is at the top with the full lr.
-    """
+    A parameter's layer is the first number in its name; what stands before the first layer in the model, the
+    embeddings, is one below it, and everything else (final norm, head) is at the top with the full lr."""
     checks.at_least_zero(lr=lr, weight_decay=weight_decay)
     checks.positive(layer_decay=layer_decay)
     if layer_decay > 1:
@@ -58,4 +60,5 @@ def _decays(model: nn.Module, recipe: str) -> set[Tensor]:
     if recipe == "gpt":
         return {p for p in model.parameters() if p.ndim >= 2}
     owned = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
-    return {p for module, name, p in owned if "bias" not in name and "norm" not in type(module).__name__.lower()}  # in_proj_bias, bias_ih_l0
+    # in_proj_bias, bias_ih_l0
+    return {p for module, name, p in owned if "bias" not in name and "norm" not in type(module).__name__.lower()}

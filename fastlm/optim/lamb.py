@@ -28,7 +28,8 @@ VARIANTS = {
 
 
 class LAMB(Optimizer, name="lamb"):
-    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; a norm of 0 makes the ratio 1.
+    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; a norm
+    of 0 makes the ratio 1.
 
     variant     bias correction        ratio                                      after
     paper       of m and v             φ(‖θ‖)/‖r‖, φ clips to `bounds` if given   You et al. 2020, algorithm 2
@@ -36,11 +37,11 @@ class LAMB(Optimizer, name="lamb"):
     apex        of m and v             1 in groups with weight_decay 0            apex.optimizers.FusedLAMB
     deepspeed   a factor of the step   clipped to `bounds`, (0.01, 10)            DeepSpeed's FusedLamb
 
-    adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant. bounds: other bounds
-    than those of "paper" and "deepspeed". Norms are per tensor: fused or stacked weights share one. apex clips the global norm to 1
-    unless told otherwise: give max_grad_norm=1.0. foreach, fused and capturable are accepted and change nothing. common:
-    max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`).
-    """
+    adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant.
+    bounds: other bounds than those of "paper" and "deepspeed". Norms are per tensor: fused or stacked weights share
+    one. apex clips the global norm to 1 unless told otherwise: give max_grad_norm=1.0. foreach, fused and capturable
+    are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer
+    (`Optimizer`)."""
 
     def __init__(
         self,
@@ -59,7 +60,16 @@ class LAMB(Optimizer, name="lamb"):
         fused: bool | None = None,
         **common,
     ):
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, variant=variant, bounds=bounds, adapt=adapt, maximize=maximize)
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            variant=variant,
+            bounds=bounds,
+            adapt=adapt,
+            maximize=maximize,
+        )
         super().__init__(params, defaults, **common)
 
     def check(self, group):
@@ -70,9 +80,13 @@ class LAMB(Optimizer, name="lamb"):
         checks.one_of((None, True, False), adapt=group["adapt"])
         if group["bounds"] is not None:
             ordered = lambda low, high: checks.finite(low) and isinstance(high, Real) and 0 <= low <= high
-            checks.pair(ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"])
+            checks.pair(
+                ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"]
+            )
             if VARIANTS[group["variant"]].clips == "nothing":
-                raise ValueError(f'bounds are {group["bounds"]} and variant {group["variant"]!r} has none; "paper" and "deepspeed" have')
+                raise ValueError(
+                    f'bounds are {group["bounds"]} and variant {group["variant"]!r} has none; "paper" and "deepspeed" have'
+                )
 
     def layout(self, p, group):
         return moments_layout(p, group)
@@ -82,6 +96,12 @@ class LAMB(Optimizer, name="lamb"):
         bounds, free = tuple(group["bounds"] or variant.bounds), (0.0, torch.inf)
         adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
         lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
-        scalars = checks.number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], CORRECTIONS[variant.correction]
+        scalars = (
+            checks.number(group["lr"]),
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            CORRECTIONS[variant.correction],
+        )
         limits = bounds + free if variant.clips == "norm" else free + bounds
         sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *limits)

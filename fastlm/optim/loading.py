@@ -1,4 +1,5 @@
-"""State dicts into states: of an optimizer of fastlm or of its namesake in torch, apex or Hugging Face, whole or in shards."""
+"""State dicts into states: of an optimizer of fastlm or of its namesake in torch, apex or Hugging Face, whole or in
+shards."""
 
 import copy
 from typing import NamedTuple
@@ -29,22 +30,28 @@ def counted_by_parameter(state_dict: dict) -> dict:
 
 
 def merged(here: list[dict], saved: list[dict]) -> list[dict]:
-    """Groups of the parameters that are here, with the saved options; a namesake lacks some of ours, which stay as they are."""
+    """Groups of the parameters that are here, with the saved options; a namesake lacks some of ours, which stay as they
+    are."""
     sizes = [[len(group["params"]) for group in groups] for groups in (here, saved)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"the saved groups have {sizes[1]} parameters and this optimizer's {sizes[0]}; build it with the groups that were saved")
+        raise ValueError(
+            f"the saved groups have {sizes[1]} parameters and this optimizer's {sizes[0]}; build it with the groups that were saved"
+        )
     foreign = ("params", "step", *OF_ALL_GROUPS)
     options = [{name: copy.deepcopy(value) for name, value in group.items() if name not in foreign} for group in saved]
     return [{**group, **theirs} for group, theirs in zip(here, options, strict=True)]
 
 
 def loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
-    """A copy of a saved state, laid out as it is kept here. Dimensions of size 1 may differ: torch keeps them in factors."""
+    """A copy of a saved state, laid out as it is kept here. Dimensions of size 1 may differ: torch keeps them in
+    factors."""
     out, value = zeros(p, kept), value.detach()
     if value.shape != out.shape:
         long = lambda shape: [size for size in shape if size != 1]
         if long(value.shape) != long(out.shape):
-            raise ValueError(f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here")
+            raise ValueError(
+                f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here"
+            )
         value = value.reshape(out.shape)
     return out.copy_(sharding.placed_as(value, out))
 

@@ -39,29 +39,40 @@ class MemoryTable(list[Row]):
         least = min((r.total for r in self), default=0)
         unit, size = next(((unit, size) for unit, size in UNITS.items() if least >= size), ("B", 1.0))
         shown = lambda count: f"{count / size:.{0 if unit == 'B' else 1}f}"
-        lines = [f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {f'total {unit}':>10}  bytes/param"]
+        lines = [
+            f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {f'total {unit}':>10}  bytes/param"
+        ]
         for r in self:
             sizes = "".join(f"{shown(count):>9} " for count in (r.parameters, r.gradients, r.masters, r.states))
             mark = "  ← chosen" if r.chosen else ""
             each = r.total / max(1, self.elements)
-            lines.append(f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{shown(r.total):>10}  {each:<5.2f}{mark}".rstrip())
+            lines.append(
+                f"{r.optimizer:<10} {r.master or '-':<11} {sizes}{shown(r.total):>10}  {each:<5.2f}{mark}".rstrip()
+            )
         return "\n".join(lines)
 
 
-def memory_table(model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: Optimizer | None = None) -> MemoryTable:
-    """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it can keep this
-    model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor state. chosen: the
-    optimizer that the model has; its row is marked, and is that of its own options. Raises ValueError for an unknown name, and for
-    parameters that fastlm's optimizers do not train.
-    """
-    names = sorted(OPTIMIZERS) if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
+def memory_table(
+    model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: Optimizer | None = None
+) -> MemoryTable:
+    """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it
+    can keep this model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither
+    gradient nor state. chosen: the optimizer that the model has; its row is marked, and is that of its own options.
+    Raises ValueError for an unknown name, and for parameters that fastlm's optimizers do not train."""
+    names = (
+        sorted(OPTIMIZERS) if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
+    )
     for name in names:
         checks.one_of(sorted(OPTIMIZERS), optimizer=name)
     mark = None if chosen is None else _choice(chosen)
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
     dtypes = {p.dtype for p in trained}
-    masters = [m for m in MASTERS if m is None or (dtypes & {torch.bfloat16, torch.float16} and not (m != "fp32" and torch.float16 in dtypes))]
+    masters = [
+        m
+        for m in MASTERS
+        if m is None or (dtypes & {torch.bfloat16, torch.float16} and not (m != "fp32" and torch.float16 in dtypes))
+    ]
     rows = []
     for name in names:
         for master in masters if trained else [None]:
@@ -72,11 +83,14 @@ def memory_table(model: nn.Module, optimizers: str | tuple[str, ...] | None = No
 
 
 def _choice(optimizer: Optimizer) -> tuple[str, str | None]:
-    """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first parameter is kept."""
+    """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first
+    parameter is kept."""
     names = {cls: name for name, cls in OPTIMIZERS.items()}
     known = [names[cls] for cls in type(optimizer).__mro__ if cls in names]
     if not known:
-        raise ValueError(f"chosen is of {type(optimizer)}, whose states are not known here; give an optimizer of fastlm.optim, or None")
+        raise ValueError(
+            f"chosen is of {type(optimizer)}, whose states are not known here; give an optimizer of fastlm.optim, or None"
+        )
     group = optimizer.param_groups[0]
     return known[0], master_of(group["params"][0], group)
 
@@ -91,4 +105,6 @@ def _state_bytes(optimizer: Optimizer | None) -> tuple[int, int]:
         return 0, 0
     layouts = [optimizer.full_layout(p, group) for group in optimizer.param_groups for p in group["params"]]
     kept = [(name, x.shape.numel() * x.dtype.itemsize) for layout in layouts for name, x in layout.items()]
-    return sum(size for name, size in kept if name in MASTERED), sum(size for name, size in kept if name not in MASTERED)
+    return sum(size for name, size in kept if name in MASTERED), sum(
+        size for name, size in kept if name not in MASTERED
+    )

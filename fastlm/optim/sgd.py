@@ -1,4 +1,5 @@
-"""SGD with momentum, as torch.optim has it: so that "SGD does not train Transformers" can be seen with one word changed."""
+"""SGD with momentum, as torch.optim has it: so that "SGD does not train Transformers" can be seen with one word
+changed."""
 
 from collections.abc import Iterable
 
@@ -10,11 +11,12 @@ from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer
 
 
 class SGD(Optimizer, name="sgd"):
-    """SGD, as torch.optim.SGD, whose state dict it reads and writes; weight_decay is an L2 penalty, part of the gradient.
+    """SGD, as torch.optim.SGD, whose state dict it reads and writes; weight_decay is an L2 penalty, part of the
+    gradient.
 
-    foreach and fused are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer
-    (`Optimizer`). Raises ValueError for values out of range, for Nesterov without momentum, and for differentiable, which is not served.
-    """
+    foreach and fused are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm
+    optimizer (`Optimizer`). Raises ValueError for values out of range, for Nesterov without momentum, and for
+    differentiable, which is not served."""
 
     def __init__(
         self,
@@ -33,29 +35,47 @@ class SGD(Optimizer, name="sgd"):
     ):
         if differentiable:
             raise ValueError("fastlm.optim does not serve differentiable; torch.optim.SGD does")
-        defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize)
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+        )
         super().__init__(params, defaults, **common)
 
     def check(self, group):
         super().check(group)
-        checks.at_least_zero(lr=checks.number(group["lr"]), momentum=group["momentum"], weight_decay=group["weight_decay"])
+        checks.at_least_zero(
+            lr=checks.number(group["lr"]), momentum=group["momentum"], weight_decay=group["weight_decay"]
+        )
         checks.flag(nesterov=group["nesterov"])
         if not checks.finite(group["dampening"]):
             raise ValueError(f"dampening is {group['dampening']!r}; give a finite number")
         if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
-            raise ValueError(f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}")
+            raise ValueError(
+                f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}"
+            )
 
     def layout(self, p, group):
         return {"momentum_buffer": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
 
     def _state(self, p, layout):
-        """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched on later."""
+        """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched
+        on later."""
         if "momentum_buffer" in layout and "momentum_buffer" not in self.state[p]:
             self.state[p].pop("step", None)
         return super()._state(p, layout)
 
     def update(self, group, part, coefficient, found_inf):
-        scalars = checks.number(group["lr"]), group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"]
+        scalars = (
+            checks.number(group["lr"]),
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+        )
         sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)
 
     def translate(self, state_dict):

@@ -1,14 +1,15 @@
 """Parameters that are DTensors: FSDP2's, tensor-parallel ones, and both at once, evenly divided or not.
 
-A step works on the part of each parameter that lies on this rank, and its state is divided as the parameter is, so that state dicts and
-torch.distributed.checkpoint see DTensors. Rules of single elements need nothing else, and run on the same backends as ever. Sums
-over whole tensors (the global norm, LAMB's norms, Adafactor's means) are added up over the mesh dimensions that divide a tensor
-and no other, so copies do not count twice; a step needs one or a few collectives for each mesh dimension, whatever the
-number of tensors. Every rank of a mesh must step the same parameters, as FSDP and tensor parallelism do.
+A step works on the part of each parameter that lies on this rank, and its state is divided as the parameter is, so that
+state dicts and torch.distributed.checkpoint see DTensors. Rules of single elements need nothing else, and run on the
+same backends as ever. Sums over whole tensors (the global norm, LAMB's norms, Adafactor's means) are added up over the
+mesh dimensions that divide a tensor and no other, so copies do not count twice; a step needs one or a few collectives
+for each mesh dimension, whatever the number of tensors. Every rank of a mesh must step the same parameters, as FSDP and
+tensor parallelism do.
 
-DTensors are known by their attributes: torch.distributed.tensor takes a second to import, and whoever has one has imported it.
-LAMB and Adafactor on shards run their definition, in PyTorch: their native kernels take both passes in one call.
-"""
+DTensors are known by their attributes: torch.distributed.tensor takes a second to import, and whoever has one has
+imported it. LAMB and Adafactor on shards run their definition, in PyTorch: their native kernels take both passes in one
+call."""
 
 from collections.abc import Iterable
 from itertools import accumulate, groupby
@@ -17,12 +18,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fastlm.dispatch import REFERENCE, BackendError, Op, forced_backend
+from fastlm.backends.dispatch import REFERENCE, BackendError, Op, forced_backend
 from fastlm.ops.sums import Rule, Shards, add_up, follow
 from fastlm.ops.unscale import grad_stats
 
 PLAIN = (Tensor, torch.nn.Parameter)
-SIDE_BY_SIDE = 2**24  # elements of this rank whose updates may wait for sums at once; each holds some 16 bytes meanwhile
+# elements of this rank whose updates may wait for sums at once; each holds some 16 bytes meanwhile
+SIDE_BY_SIDE = 2**24
 
 
 def is_dtensor(x: Tensor) -> bool:
@@ -49,7 +51,11 @@ def shards(p: Tensor) -> Shards:
     if not is_dtensor(p):
         return ()
     mesh = p.device_mesh
-    return tuple((placement.dim, mesh.get_group(i)) for i, placement in enumerate(p.placements) if divides(placement) and mesh.size(i) > 1)
+    return tuple(
+        (placement.dim, mesh.get_group(i))
+        for i, placement in enumerate(p.placements)
+        if divides(placement) and mesh.size(i) > 1
+    )
 
 
 def divides(placement) -> bool:
@@ -73,7 +79,9 @@ def check(p: Tensor) -> None:
         where = f"a parameter of shape {list(p.shape)} lies on {p.device_mesh}"
         raise ValueError(f"{where}, which this rank is no part of; give each rank's optimizer its own parameters")
     if any(placement.is_partial() for placement in p.placements):
-        raise ValueError(f"a parameter of shape {list(p.shape)} is a sum not yet taken, {p.placements}; redistribute it to Shard or Replicate")
+        raise ValueError(
+            f"a parameter of shape {list(p.shape)} is a sum not yet taken, {p.placements}; redistribute it to Shard or Replicate"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,17 +126,24 @@ def placed_as(value: Tensor, like: Tensor) -> Tensor:
 
 def groups_of(tensors: Iterable[Tensor], others=None) -> tuple:
     """The process groups whose ranks hold different parts of any of the tensors, and `others` if given."""
-    divided = ((x.device_mesh, i) for x in tensors if is_dtensor(x) for i, placement in enumerate(x.placements) if not placement.is_replicate())
+    divided = (
+        (x.device_mesh, i)
+        for x in tensors
+        if is_dtensor(x)
+        for i, placement in enumerate(x.placements)
+        if not placement.is_replicate()
+    )
     found = dict.fromkeys(mesh.get_group(i) for mesh, i in divided if mesh.size(i) > 1)
     return (*found, *([others] if others is not None else []))
 
 
 def norms(params: list[Tensor], pairs: list[tuple[Tensor, Tensor]], others=None) -> Tensor:
-    """The global norms of the gradients, fp32, one for each way in which parameters are divided: their norm is the norm of all.
+    """The global norms of the gradients, fp32, one for each way in which parameters are divided: their norm is the norm
+    of all.
 
-    pairs: parameters and gradients. Parameters without a gradient count as zeros, so a rank that has none still takes its part in the
-    sums. others: a process group whose ranks have other parameters. Several devices are added up on the first parameter's.
-    """
+    pairs: parameters and gradients. Parameters without a gradient count as zeros, so a rank that has none still takes
+    its part in the sums. others: a process group whose ranks have other parameters. Several devices are added up on the
+    first parameter's."""
     kind = lambda p: tuple(group for _, group in shards(p))
     kinds: dict[tuple, list[Tensor]] = {kind(p): [] for p in params}
     for p, grad in pairs:
@@ -154,14 +169,20 @@ def agreed(flag: Tensor, groups: tuple) -> Tensor:
 
 
 def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *args) -> None:
-    """op(*args) for tensors that lie here in full; for shards of tensors of these shapes its rules, rules_of(shapes, *args), with sums in between."""
+    """op(*args) for tensors that lie here in full; for shards of tensors of these shapes its rules, rules_of(shapes,
+    *args), with sums in between."""
     if not any(divisions):
         return op(*args)
     forced = forced_backend(op.name)
     if forced not in (None, REFERENCE):
-        raise BackendError(f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; leave the choice free")
+        raise BackendError(
+            f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; leave the choice free"
+        )
     rules: list[Rule] = rules_of(shapes, *args)
-    sizes = [shape.numel() // prod(group.size() for _, group in division) for shape, division in zip(shapes, divisions, strict=True)]
+    sizes = [
+        shape.numel() // prod(group.size() for _, group in division)
+        for shape, division in zip(shapes, divisions, strict=True)
+    ]
     ends = list(accumulate(sizes))  # of whole shapes, so that every rank makes the same rounds
     for _, members in groupby(range(len(rules)), key=lambda i: ends[i] // SIDE_BY_SIDE):
         chosen = list(members)

@@ -1,0 +1,129 @@
+// Launchers of attention; see launch.h. They check addresses, sizes and strides, prepare what all units share, and hand
+// units to threads.
+#include <atomic>
+
+#include "given.h"
+
+namespace fastlm {
+
+static Attention attention(const View& q, const View& k, const View& v, int dtype, Address key_lengths,
+    const Band& band, double scale, Address out, Address lse) {
+    const auto& q_shape = std::get<1>(q);
+    const auto& k_shape = std::get<1>(k);
+    check(q_shape.size() == 4 && k_shape.size() == 4, "q and k must have four dimensions");
+    for (int64_t n : q_shape) check(n >= 0, "a size is negative");
+    for (int64_t n : k_shape) check(n >= 0, "a size is negative");
+    const int64_t B = q_shape[0], H = q_shape[1], Lq = q_shape[2], D = q_shape[3], Hk = k_shape[1], Lk = k_shape[2];
+    check(D >= 1 && D <= MAX_D,
+        "the head dimension is " + std::to_string(D) + "; served are 1 to " + std::to_string(MAX_D));
+    check(Hk > 0 && H % Hk == 0, "query heads must be a multiple of key heads");
+    check(dtype >= F32 && dtype <= F16, "the dtype must be fp32, bf16 or fp16");
+    check(B * H * Lq == 0 || (out && lse), "out and lse must be given");
+    const auto [left, right, offset] = band;
+    check(left + right >= 0, "the band is empty: left + right must be at least 0");
+    const int64_t size = dtype == F32 ? 4 : 2;
+    Attention a = {};
+    a.q = rows("q", q, q_shape, size), a.k = rows("k", k, {B, Hk, Lk, D}, size),
+    a.v = rows("v", v, {B, Hk, Lk, D}, size);
+    a.dtype = dtype, a.B = B, a.H = H, a.Hk = Hk, a.Lq = Lq, a.Lk = Lk, a.D = int(D);
+    a.strip_size = Lq + Lk - 1 + 2 * PAD;
+    a.key_lengths = reinterpret_cast<const int64_t*>(key_lengths);
+    a.left = left, a.right = right, a.offset = offset, a.scale = float(scale);
+    a.out = reinterpret_cast<char*>(out), a.lse = reinterpret_cast<float*>(lse);
+    return a;
+}
+
+// The table [H, Lq + Lk - 1] as strips.
+static std::unique_ptr<float[]> make_strips(Attention& a, Address table) {
+    if (!table) return nullptr;
+    std::unique_ptr<float[]> strips(new float[a.H * a.strip_size]());
+    const int64_t n = a.Lq + a.Lk - 1;
+    for (int64_t h = 0; h < a.H; h++) {
+        const float* from = reinterpret_cast<const float*>(table) + h * n;
+        float* strip = strips.get() + h * a.strip_size + PAD;
+        std::reverse_copy(from, from + n, strip);
+    }
+    a.strips = strips.get();
+    return strips;
+}
+
+// work(unit, workspace) for every unit, begun in order. Each thread has `space` fp32 elements, at the start of a cache
+// line.
+template <typename Work>
+static void share(int64_t n, int64_t space, int threads, const Work& work) {
+    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, n)), line = 16,
+                  pitch = ceil_div(space, line) * line + line;
+    std::unique_ptr<float[]> memory(new float[team * pitch + line]);
+    float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
+    std::atomic<int64_t> next{0};
+    parallel_for(team, int(team), [&](int64_t member) {
+        for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < n;)
+            work(unit, aligned + member * pitch);
+    });
+}
+
+void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
+    const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+    int threads) {
+    Attention a = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    const Given given(a, terms, dropout);
+    if (a.B * a.H * a.Lq == 0) return;
+    const auto strips = make_strips(a, table);
+    const Kernels& kernels = active();
+    share(units(a), forward_space(a.D) + terms_space(a), threads,
+        [&](int64_t unit, float* space) { kernels.attention_forward(a, unit, space); });
+}
+
+// Keys outside every query's sight have zero gradients, which no unit writes.
+static void clear_unseen(const AttentionBackward& x) {
+    const Attention& a = x.forward;
+    const int64_t row = a.D * (a.dtype == F32 ? 4 : 2);
+    for (int64_t b = 0; b < a.B; b++) {
+        const Range seen = keys_seen(a, b, {0, a.Lq});
+        const int64_t begin = seen.empty() || a.Lq == 0 ? a.Lk : seen.begin / TILE * TILE,
+                      end = seen.empty() ? a.Lk : seen.end;
+        for (int64_t h = 0; h < a.Hk; h++)
+            for (char* gradient : {x.dk, x.dv, x.terms.k_position}) {
+                if (!gradient) continue;
+                char* rows = gradient + (b * a.Hk + h) * a.Lk * row;
+                std::fill(rows, rows + begin * row, 0);
+                std::fill(rows + end * row, rows + a.Lk * row, 0);
+            }
+    }
+}
+
+void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
+    int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout, const Band& band,
+    double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
+    const std::map<std::string, Address>& term_gradients, int threads) {
+    AttentionBackward x = {};
+    Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    const Given given(a, terms, dropout);
+    WantedTerms wanted(x, terms, term_gradients);
+    x.grad_lse = reinterpret_cast<const float*>(grad_lse);
+    x.grad = rows("grad", grad, std::get<1>(q), dtype == F32 ? 4 : 2);
+    check((dq || a.B * a.H * a.Lq == 0) && ((dk && dv) || a.B * a.Hk * a.Lk == 0), "dq, dk and dv must be given");
+    x.dq = reinterpret_cast<char*>(dq), x.dk = reinterpret_cast<char*>(dk), x.dv = reinterpret_cast<char*>(dv);
+    clear_unseen(x);
+    const auto strips = make_strips(a, table);
+    const int64_t sums = a.B * a.Hk * a.Lk * pad_channels(a.D), n = a.Lq + a.Lk - 1;
+    std::unique_ptr<float[]> dk_sum(new float[sums]), dv_sum(new float[sums]),
+        dstrips(dtable ? new float[a.B * a.H * a.strip_size]() : nullptr);
+    std::unique_ptr<int64_t[]> finished(new int64_t[a.B * a.Hk * ceil_div(a.Lk, TILE)]());
+    x.dk_sum = dk_sum.get(), x.dv_sum = dv_sum.get(), x.dstrips = dstrips.get(), x.finished = finished.get();
+    const Kernels& kernels = active();
+    share(units(a), backward_space(a.D) + terms_space(a), threads,
+        [&](int64_t unit, float* space) { kernels.attention_backward(x, unit, space); });
+    wanted.finish(threads);
+    if (!dtable) return;
+    for (int64_t h = 0; h < a.H; h++) {
+        float* to = reinterpret_cast<float*>(dtable) + h * n;
+        for (int64_t d = 0; d < n; d++) {
+            float sum = 0.0f;
+            for (int64_t b = 0; b < a.B; b++) sum += x.dstrips[(b * a.H + h) * a.strip_size + PAD + n - 1 - d];
+            to[d] = sum;
+        }
+    }
+}
+
+}  // namespace fastlm

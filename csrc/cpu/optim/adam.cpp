@@ -1,0 +1,92 @@
+// One chunk of AdamW, Adam and LAMB. AdamW moves 28 bytes per element in fp32 (reads p, g, m, v; writes p, m, v), LAMB
+// 12 more, or none where the second pass finds its data in the cache: memory is the limit, arithmetic is not.
+#include "parameter.h"
+
+namespace fastlm {
+namespace FASTLM_ISA {
+
+static void update(float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int n,
+    float coefficient, const Adam& rule) {
+    const Adam c = rule;  // a local copy keeps the constants in registers
+    for (int i = 0; i < n; i++) adam(p[i], coefficient * g[i], m[i], v[i], c);
+}
+
+constexpr int RUN = 32;
+
+// The same where all four are bf16, RUN elements at most: buffers of whole blocks would double the work.
+static inline __attribute__((always_inline)) void update_run(
+    bf16* p, const bf16* g, bf16* m, bf16* v, int n, float coefficient, const Adam& c) {
+    float pf[RUN], mf[RUN], vf[RUN];
+    for (int i = 0; i < n; i++) {
+        pf[i] = widen(p[i]), mf[i] = widen(m[i]), vf[i] = widen(v[i]);
+        adam(pf[i], coefficient * widen(g[i]), mf[i], vf[i], c);
+    }
+    narrow_all(pf, p, n), narrow_all(mf, m, n), narrow_all(vf, v, n);
+}
+
+static void update_bf16(void* pd, const void* gd, void* md, void* vd, int64_t n, float coefficient, const Adam& rule) {
+    bf16 *p = static_cast<bf16*>(pd), *m = static_cast<bf16*>(md), *v = static_cast<bf16*>(vd);
+    const bf16* g = static_cast<const bf16*>(gd);
+    const Adam c = rule;
+    int64_t o = 0;
+    for (; o + RUN <= n; o += RUN) update_run(p + o, g + o, m + o, v + o, RUN, coefficient, c);
+    update_run(p + o, g + o, m + o, v + o, int(n - o), coefficient, c);
+}
+
+static void moments(const float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v,
+    int n, float coefficient, const Adam& rule) {
+    const Adam c = rule;
+    for (int i = 0; i < n; i++) adam_moments(p[i], coefficient * g[i], m[i], v[i], c);
+}
+
+static void direction(const float* __restrict p, const float* __restrict m, const float* __restrict v,
+    float* __restrict r, int n, const Adam& rule) {
+    const Adam c = rule;
+    for (int i = 0; i < n; i++) r[i] = c.r_scale * adam_direction(m[i], v[i], c) + c.r_decay * p[i];
+}
+
+static void apply(float* __restrict p, const float* __restrict m, const float* __restrict v, int n, const Adam& rule) {
+    const Adam c = rule;
+    for (int i = 0; i < n; i++) p[i] = adam_apply(p[i], m[i], v[i], c);
+}
+
+void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
+    const bool alone = p.companion.data == nullptr && !p.stochastic;
+    if (alone && p.stored.dtype == BF16 && g.dtype == BF16 && m.dtype == BF16 && v.dtype == BF16)
+        return update_bf16(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
+    float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
+    for (int64_t o = 0; o < n; o += BLOCK) {
+        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+        float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
+        update(pf, gf, mf, vf, b, coefficient, c);
+        store(pf, p, o, b), store(mf, m, o, b), store(vf, v, o, b);
+    }
+}
+
+Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
+    float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
+    Squares sums = {0.0, 0.0};
+    for (int64_t o = 0; o < n; o += BLOCK) {
+        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+        float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
+        moments(pf, gf, mf, vf, b, coefficient, c);
+        store(mf, m, o, b), store(vf, v, o, b);
+        mf = load(m, o, mb, b), vf = load(v, o, vb, b);  // as the second pass will find them
+        direction(pf, mf, vf, gb, b, c);
+        sums.p += squares(pf, b), sums.r += squares(gb, b);
+    }
+    return sums;
+}
+
+void lamb_apply_chunk(const Parameter& p, Span m, Span v, int64_t n, const Adam& c) {
+    float pb[BLOCK], mb[BLOCK], vb[BLOCK];
+    for (int64_t o = 0; o < n; o += BLOCK) {
+        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+        float *pf = load(p, o, pb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
+        apply(pf, mf, vf, b, c);
+        store(pf, p, o, b);
+    }
+}
+
+}  // namespace FASTLM_ISA
+}  // namespace fastlm

@@ -1,0 +1,81 @@
+"""Weights in Hugging Face's format, and back."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastlm.interop.family import Family, Part
+from fastlm.interop.gpt2 import GPT2
+from fastlm.interop.llama import LLAMA
+from fastlm.models import ModelConfig, Transformer
+
+
+def _own_parts(model: Transformer) -> Iterator[Part]:
+    for name in model.state_dict():
+        if not (model.config.tie_embeddings and name == "head.weight"):
+            yield Part(name, name)
+
+
+FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "fastlm": Family(lambda config: True, lambda config: {}, _own_parts)}
+
+
+def save_pretrained(model: Transformer, folder: Path | str, **entries) -> str:
+    """Write config.json and model.safetensors into folder, a tied matrix once; return the config's model_type.
+
+    entries: more of the config, such as eos_token_id and pad_token_id.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = model_type(model.config)
+    state = model.state_dict()
+    tensors = {}
+    for theirs, ours, rows, transposed in FAMILIES[kind].parts(model):
+        part = state[ours][rows]
+        tensors[theirs] = (part.T if transposed else part).contiguous().clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "model_type": kind,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **FAMILIES[kind].config(model.config),
+        **entries,
+    }
+    config["fastlm"] = asdict(model.config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return kind
+
+
+def load_pretrained(folder: Path | str) -> Transformer:
+    """The Transformer that `save_pretrained` wrote, in evaluation mode. Raises ValueError for a folder it did not
+    write."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no config.json, so no model was saved there")
+    config = json.loads((folder / "config.json").read_text())
+    if "fastlm" not in config:
+        raise ValueError(f"{folder / 'config.json'} was not written by fastlm: it has no 'fastlm' entry")
+    model = Transformer(ModelConfig(**config["fastlm"]))
+    saved = load_file(folder / "model.safetensors")
+    pieces: dict[str, list[Tensor]] = {}
+    for theirs, ours, _, transposed in FAMILIES[model_type(model.config)].parts(model):
+        if theirs not in saved:
+            raise ValueError(f"{folder / 'model.safetensors'} lacks {theirs!r}, which its config calls for")
+        pieces.setdefault(ours, []).append(saved[theirs].T if transposed else saved[theirs])
+    state = {ours: torch.cat(parts) for ours, parts in pieces.items()}
+    if model.config.tie_embeddings:
+        state["head.weight"] = state["embedding.weight"]
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def model_type(config: ModelConfig) -> str:
+    """ "llama", "gpt2", or "fastlm" where transformers has no such model."""
+    return next(name for name, family in FAMILIES.items() if family.is_one(config))

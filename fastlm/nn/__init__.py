@@ -1,0 +1,13 @@
+"""Modules, and the checked functions below them.
+
+functional.py    attention, rotate: arguments checked, schemes and masks turned into what an op takes
+attention.py     Attention, multi-head self-attention with any scheme
+cache.py         keys and values of the tokens a layer has seen
+mlp.py           feed-forward layers and norms
+"""
+
+from fastlm.nn.attention import Attention
+from fastlm.nn.cache import Cache
+from fastlm.nn.mlp import GELU, MLPS, NORMS, SwiGLU
+
+__all__ = ["GELU", "MLPS", "NORMS", "Attention", "Cache", "SwiGLU"]

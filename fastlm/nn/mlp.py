@@ -1,0 +1,33 @@
+"""The feed-forward layers and norms that language models are made of, by their names in a model's config."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GELU(nn.Module):
+    """The feed-forward layer of GPT-2: out(gelu(in(x))), tanh approximation."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool):
+        super().__init__()
+        self.inner = nn.Linear(dim, hidden, bias=bias)
+        self.out = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.gelu(self.inner(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward layer of Llama: out(silu(gate(x)) · up(x)); Shazeer 2020. gate and up are one matrix."""
+
+    def __init__(self, dim: int, hidden: int, bias: bool):
+        super().__init__()
+        self.inner = nn.Linear(dim, 2 * hidden, bias=bias)
+        self.out = nn.Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.inner(x).chunk(2, -1)
+        return self.out(F.silu(gate) * up)
+
+
+MLPS = {"gelu": GELU, "swiglu": SwiGLU}
+NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

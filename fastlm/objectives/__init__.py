@@ -1,0 +1,14 @@
+"""What a model is trained to do: each objective a pure function of (seed, epoch, index).
+
+    base.py      Objective, what one defines; OBJECTIVES, name → class
+    causal.py    predict each next token
+    noise.py     the random numbers of batches, weights, dropout and samples, without a state
+
+In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
+one, subclass `Objective` with a name and define its methods, here or in your own code; the trainer and the command line
+find it."""
+
+from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective
+from fastlm.objectives.causal import Causal
+
+__all__ = ["IGNORED", "OBJECTIVES", "Batch", "Causal", "Objective"]

@@ -1,0 +1,47 @@
+"""Randomness without a state: every draw is a pure function of (seed, purpose, epoch, index).
+
+Sample order, masking and dropout then do not depend on how a run was interrupted, how many workers read the data, or
+what was drawn before, and seeking costs nothing. The bits are Philox's: the seed is the key, and the counter says which
+draw is meant:
+
+    word 0: block of four draws    words 1, 2: index, low and high    word 3: purpose (high 8 bits) and epoch (low 24 bits)
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from fastlm.backends.philox import LOW, philox
+
+
+class Purpose(IntEnum):
+    """What a draw is for; draws for different purposes never share a counter."""
+
+    ORDER = 0  # the order of samples in an epoch
+    SHIFT = 1  # where an epoch's first window starts
+    NOISE = 2  # masking and corruption of a sample
+    WEIGHTS = 3  # the first weights
+    DROPOUT = 4  # the seed of a step's dropout
+    SAMPLE = 5  # the seed of a text the model makes
+
+
+def draw(seed: int, purpose: Purpose, epoch: int, index: int | Tensor, n: int) -> Tensor:
+    """index [...] int64 → [..., n] int64: the first n 32-bit words that belong to each index."""
+    index = torch.as_tensor(index)[..., None]
+    block, last = torch.arange(-(-n // 4)), torch.tensor(purpose << 24 | epoch & 0xFFFFFF)
+    words = philox((block, index & LOW, index >> 32, last), seed)
+    return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]
+
+
+def number(seed: int, purpose: Purpose, epoch: int, index: int = 0) -> int:
+    """One 63-bit integer: a seed for another generator, or by `%` a number below a bound far smaller than 2⁶³."""
+    low, high = draw(seed, purpose, epoch, index, 2).tolist()
+    return (high << 32 | low) >> 1
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """[n] int64: the order of n samples in an epoch. Each sample gets a 64-bit key of its own, and the keys are
+    sorted."""
+    low, high = draw(seed, Purpose.ORDER, epoch, torch.arange(n), 2).unbind(-1)
+    return (high << 32 | low).argsort(stable=True)

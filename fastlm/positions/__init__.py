@@ -1,0 +1,29 @@
+"""Positional schemes, one small class each; nothing else in fastlm knows their names.
+
+    base.py          Position, what a scheme overrides; SCHEMES, name → class
+    absolute.py      none, learned, sinusoidal: added to the token embeddings
+    rotary.py        RoPE; frequencies.py has its scalings (PI, NTK, YaRN, Llama 3)
+    bias.py          ALiBi, T5, KERPLE: a number a head and distance, added to scores
+    vectors.py       Shaw, Transformer-XL, XLNet, DeBERTa: a vector a head and distance
+
+In go a model's facts (its heads, its width) and the lengths of a call; out come O(L) rows and tables that attention's
+kernels read, differentiable with respect to what the scheme learns. To add one, subclass `Position` with a name, here
+or in your own code:
+
+    class Mine(Position, name="mine"):
+        def __init__(self, heads): ...
+        def bias(self, distance): ...
+
+Models, the command line, tests and benchmarks then find it in SCHEMES.
+"""
+
+from fastlm.positions.absolute import Learned, NoPosition, Sinusoidal
+from fastlm.positions.base import FACTS, SCHEMES, Position, Terms, Vectors, make
+from fastlm.positions.bias import ALiBi, Kerple, T5Bias, alibi_slopes, t5_bucket
+from fastlm.positions.rotary import RoPE
+from fastlm.positions.vectors import DeBERTa, Shaw, TransformerXL, XLNet, deberta_bucket
+
+__all__ = [
+    "FACTS", "SCHEMES", "ALiBi", "DeBERTa", "Kerple", "Learned", "NoPosition", "Position", "RoPE", "Shaw", "Sinusoidal",
+    "T5Bias", "Terms", "TransformerXL", "Vectors", "XLNet", "alibi_slopes", "deberta_bucket", "make", "t5_bucket",
+]  # fmt: skip

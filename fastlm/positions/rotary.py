@@ -1,0 +1,46 @@
+"""Rotary embedding: queries and keys turn by angles, so that their products see distances. Scalings: frequencies.py."""
+
+from torch import Tensor
+
+from fastlm.ops.rotary import LAYOUTS
+from fastlm.positions import frequencies
+from fastlm.positions.base import Position, constants_device
+from fastlm.positions.frequencies import Scaling
+
+
+class RoPE(Position, name="rope"):
+    """Rotary embedding (Su et al. 2021): q and k turn by position · base^(-2i/R), so scores see only differences.
+
+    layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
+    frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn
+    (partial rotary). scaling: see fastlm/positions/frequencies.py. Raises ValueError when fraction is no share or the turning
+    channels do not pair up."""
+
+    def __init__(
+        self,
+        head_dim: int,
+        base: float = 10000.0,
+        layout: str = "half",
+        fraction: float = 1.0,
+        scaling: Scaling = frequencies.unscaled,
+    ):
+        super().__init__()
+        if not 0 < fraction <= 1:
+            raise ValueError(f"RoPE's fraction is {fraction}; give the share of channels that turn, in (0, 1]")
+        rotated = int(head_dim * fraction)
+        if rotated % 2 or rotated == 0:
+            raise ValueError(
+                f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive"
+            )
+        if layout not in (*LAYOUTS, "proportional"):
+            raise ValueError(f"RoPE layout {layout!r} is unknown; choose from {', '.join(LAYOUTS)}, proportional")
+        proportional = layout == "proportional"
+        self.layout = "half" if proportional else layout
+        with constants_device():
+            pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
+        if proportional:
+            pitch[rotated // 2 :] = 0
+        self.register_buffer("pitch", pitch, persistent=False)
+
+    def angles(self, positions: Tensor) -> Tensor:
+        return positions[:, None] * self.pitch.to(positions.device)  # a meta model's is not there

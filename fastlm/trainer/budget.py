@@ -1,0 +1,119 @@
+"""How many threads and how many steps: measured in the first seconds on work that is thrown away.
+
+Wall time decides here and only here. The answers are written down before step 1, and everything after is a function of
+the step alone, which is what makes resuming exact on a machine whose speed changes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from fastlm.backends.dispatch import OPS
+from fastlm.trainer.config import Config
+from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.step import GLANCE, SAMPLE, Trainer
+
+PROBE = 0.6  # seconds of updates for each thread count
+MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoints and printing
+SAMPLES = 4  # on the way, at each quarter
+
+
+@dataclass(frozen=True)
+class Budget:
+    """threads: CPU threads to use. steps: updates to train for. fits: whether they fit in the minutes; one is done in
+    any case. speeds: threads → tokens per second, where measured. backends: op → who computed it in an update."""
+
+    threads: int
+    steps: int
+    fits: bool
+    speeds: dict[int, float]
+    backends: dict[str, str]
+
+
+def measure(config: Config, tokens: Tokens) -> Budget:
+    """Try the thread counts (one, and all of torch's), then fix the steps that fit in the minutes; nothing is timed if
+    the configuration leaves nothing to decide."""
+    begun = time.perf_counter()
+    trainer = Trainer(config, tokens, steps=1000)
+    candidates = _thread_counts(config, trainer.device)
+    torch.set_num_threads(candidates[0])
+    with watched() as backends:
+        trainer.update()
+    if len(candidates) == 1 and config.steps:
+        return Budget(candidates[0], config.steps, True, {}, backends)
+    seconds: dict[int, float] = {}
+    for threads in candidates:
+        seconds[threads] = _seconds_per_update(trainer, threads, min(seconds.values(), default=float("inf")))
+    threads = min(seconds, key=seconds.get)
+    torch.set_num_threads(threads)
+    speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
+    steps = config.steps or _steps(trainer, seconds[threads], begun)
+    return Budget(threads, max(1, steps), steps >= 1, speeds, backends)
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, str]]:
+    """op → the backend that computed its last call inside the block."""
+    seen: dict[str, str] = {}
+
+    def watch(op):
+        choose = op.choose
+
+        def note(*args, **options):
+            backend = choose(*args, **options)
+            seen[op.name] = backend.name
+            return backend
+
+        op.choose = note
+
+    for op in OPS.values():
+        watch(op)
+    try:
+        yield seen
+    finally:
+        for op in OPS.values():
+            del op.choose  # the method shows again
+
+
+def _thread_counts(config: Config, device: torch.device) -> list[int]:
+    everything = torch.get_num_threads()  # physical cores, or what OMP_NUM_THREADS says
+    if config.threads:
+        return [config.threads]
+    return sorted({1, everything}) if device.type == "cpu" else [everything]
+
+
+def _seconds_per_update(trainer: Trainer, threads: int, best: float) -> float:
+    """The mean over PROBE seconds, after an update that warms up; that one's time if it is hopeless against the best so
+    far, as several threads are on a machine that others keep busy."""
+    torch.set_num_threads(threads)
+    first = _timed(trainer, 0.0)
+    return first if first > 4 * best else _timed(trainer, PROBE)
+
+
+def _timed(trainer: Trainer, least: float) -> float:
+    """Seconds per update, over at least one update and `least` seconds."""
+    begun, updates = time.perf_counter(), 0
+    while not updates or time.perf_counter() - begun < least:
+        trainer.update()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        updates += 1
+    return (time.perf_counter() - begun) / updates
+
+
+def _steps(trainer: Trainer, seconds_per_update: float, begun: float) -> int:
+    """Updates that fit in the minutes beside the evaluations, the samples and what measuring took; below 1 if none
+    does."""
+    config = trainer.config
+    at = time.perf_counter()
+    trainer.evaluate()
+    glance = time.perf_counter() - at
+    at = time.perf_counter()
+    trainer.sample(16)
+    sample = (time.perf_counter() - at) * SAMPLE / 16
+    whole = glance * max(1.0, trainer.held_out.windows / GLANCE)
+    spent = time.perf_counter() - begun
+    free = MARGIN * 60 * config.minutes - spent - whole - (config.evaluations + 1) * glance - SAMPLES * sample
+    return int(free / seconds_per_update)

@@ -1,0 +1,124 @@
+"""Checkpoints that can be trusted: whole or not there, checked before use, and without pickle.
+
+    state/step-1200/  model.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint is written into a temporary folder, flushed to disk and renamed, so a kill at any moment leaves the last
+one whole. The manifest holds every file's size and SHA-256; what does not match is refused, in words, and the one
+before is used. The last two are kept."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from fastlm.trainer.data.tokens import sha256
+
+KEPT = 2
+TEMPORARY = ".tmp-"
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+    """Write state/step-N. facts: whatever JSON the caller needs to go on. Weights that share memory are written
+    once."""
+    made, final = state / f"{TEMPORARY}{step}", state / f"step-{step}"
+    if final.exists() and damage(final) is None:  # the same step gives the same bits
+        return
+    clear_temporary(state)
+    made.mkdir(parents=True)
+    save_model(model, str(made / "model.safetensors"))
+    save_file(_optimizer_tensors(optimizer), str(made / "optimizer.safetensors"))
+    (made / "state.json").write_text(json.dumps({"step": step, **facts}))
+    manifest = {name: [(made / name).stat().st_size, sha256(made / name)] for name in FILES}
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*made.iterdir(), made):
+        flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    made.rename(final)
+    flush(state)
+    for old in saved(state)[KEPT:]:
+        # a half-deleted folder must not look like a checkpoint
+        doomed = old.rename(state / f"{TEMPORARY}old-{old.name}")
+        shutil.rmtree(doomed)
+
+
+def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that matches its manifest, or None; `refuse` hears one line about each that does not."""
+    for folder in saved(state):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        refuse(f"checkpoint {folder} is damaged ({fault}) and is not used")
+    return None
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Load weights and optimizer state in place; return the saved facts and `step`."""
+    load_model(model, str(folder / "model.safetensors"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads((folder / "state.json").read_text())
+
+
+def saved(state: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    return sorted(state.glob("step-*"), key=lambda p: -int(p.name.removeprefix("step-")))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name in FILES:
+            size, sha = manifest[name]
+            if (folder / name).stat().st_size != size:
+                return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
+            if sha256(folder / name) != sha:
+                return f"{name} was altered"
+    except OSError as error:
+        return f"{Path(error.filename).name} cannot be read"
+    except (ValueError, TypeError, KeyError):
+        return f"{MANIFEST} cannot be understood"
+    return None
+
+
+def clear_temporary(state: Path) -> None:
+    """Remove what a killed process left half-written or half-deleted."""
+    for folder in state.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(folder)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file by new text, or leave it as it was: never anything in between."""
+    made = path.with_name(f"{TEMPORARY}{path.name}")
+    made.write_text(text, encoding="utf-8")
+    flush(made)
+    made.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder (which Windows does by itself)."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State tensors as "parameter index.name"; groups are not saved, since configuration and step make them."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value.contiguous() for index, values in state.items() for name, value in values.items()}

@@ -1,0 +1,252 @@
+"""From text to a file of token ids: the tokenizer, the cache that keeps both, and the numbers a loss is compared with.
+
+The tokenizer is byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train side only, so every text
+has ids and decodes back exactly. Ids are memory-mapped, 16 bits each where the vocabulary allows, documents separated
+by <eos>.
+
+    ~/.cache/fastlm/<hash of the text and the vocabulary's size>/   (XDG_CACHE_HOME is respected)
+        tokenizer.json  train.bin  held_out.bin  facts.json         facts.json has the SHA-256 of the others and of itself
+
+An entry is written to a temporary folder and renamed; one that does not match its facts is built again. What builders
+that were killed left behind is removed when it is a day old."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.words import Refusal
+
+SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
+EOS = SPECIALS.index("<eos>")
+FORMAT = 1  # raise it when the files' meaning changes
+FILES = ("tokenizer.json", "train.bin", "held_out.bin")
+TEMPORARY = ".tmp-"
+DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the ids besides the ids.
+
+    zlib_bits: bits per byte of zlib -9 over each held-out document by itself. unigram_nats: nats per held-out token
+    when each is guessed by how often it occurs in train (plus one); a model that looks at its input at all must do
+    better."""
+
+    vocab_size: int
+    train_bytes: int
+    held_out_bytes: int
+    zlib_bits: float
+    unigram_nats: float
+    files: dict[str, tuple[int, str]]  # name → size, SHA-256
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A corpus as ids. train, held_out: [N] uint16 or uint32, memory-mapped. folder holds tokenizer.json."""
+
+    folder: Path
+    facts: Facts
+    train: np.ndarray
+    held_out: np.ndarray
+    built: float  # seconds spent on building it; 0 if it was in the cache
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.facts.train_bytes / len(self.train)
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the text's bytes that are held out."""
+        return self.facts.held_out_bytes / (self.facts.held_out_bytes + self.facts.train_bytes)
+
+    def bytes_of(self) -> np.ndarray:
+        """[V] int64: how many bytes of text each id stands for; 0 for the special ids."""
+        tokenizer = load_tokenizer(self.tokenizer_file)
+        sizes = [len(tokenizer.id_to_token(i)) for i in range(self.facts.vocab_size)]  # one character a byte
+        return np.array([0] * len(SPECIALS) + sizes[len(SPECIALS) :])
+
+    def bits_per_byte(self, nats: float) -> float:
+        """Nats a held-out token → bits a byte of text, which does not depend on the tokenizer."""
+        return nats * len(self.held_out) / self.facts.held_out_bytes / math.log(2)
+
+    def nats_per_token(self, bits: float) -> float:
+        """The way back."""
+        return bits / self.bits_per_byte(1.0)
+
+
+def tokenize(
+    corpus: Corpus, vocab: int, tokenizer_file: Path | None = None, building: Callable[[], None] = lambda: None
+) -> Tokens:
+    """The corpus as ids, from the cache if they are there. tokenizer_file: use this one instead of training one;
+    building: is called if they are not there, before the work.
+
+    Raises Refusal if the cache cannot be written, or a file of the text changes meanwhile.
+    """
+    made_from = json.dumps([corpus.fingerprint, corpus.split, vocab, FORMAT])
+    folder = cache_folder() / hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    facts = _valid_facts(folder, tokenizer_file)
+    if facts is not None:
+        return _open(folder, facts, 0.0)
+    building()
+    begun = time.perf_counter()
+    try:
+        facts = _build(folder, corpus, vocab, tokenizer_file)
+    except OSError as error:
+        raise Refusal(
+            f"the cache {folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
+    return _open(folder, facts, time.perf_counter() - begun)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastlm"
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_tokenizer(path: Path):
+    """The tokenizer in a tokenizer.json; what looks like <eos> in a text is text to it, never the special id."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building an entry of the cache
+
+
+def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None) -> Facts:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    try:
+        if tokenizer_file is None:
+            _train_tokenizer(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
+        else:
+            shutil.copyfile(tokenizer_file, made / "tokenizer.json")
+        tokenizer = load_tokenizer(made / "tokenizer.json")
+        size = tokenizer.get_vocab_size()
+        train_bytes, counts = _encode(tokenizer, corpus.documents(held_out=False), made / "train.bin", size)
+        held_out_bytes, seen = _encode(tokenizer, corpus.documents(held_out=True), made / "held_out.bin", size)
+        packed = sum(len(zlib.compress(text.encode(), 9)) for text in corpus.documents(held_out=True))
+        unigram = -(seen * np.log((counts + 1) / (counts + 1).sum())).sum() / seen.sum()
+        files = {name: ((made / name).stat().st_size, sha256(made / name)) for name in FILES}
+        facts = Facts(size, train_bytes, held_out_bytes, 8 * packed / held_out_bytes, float(unigram), files)
+        (made / "facts.json").write_text(
+            json.dumps({"facts": asdict(facts), "sha256": _digest(asdict(facts))}, indent=1)
+        )
+        return _place(made, folder, facts, tokenizer_file)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _place(made: Path, folder: Path, facts: Facts, tokenizer_file: Path | None) -> Facts:
+    """Rename a built entry to where it belongs; return the facts of the entry that is there then, which may be the work
+    of another process that was faster. Every rename is one step: nobody meets half an entry."""
+    if (others := _valid_facts(folder, tokenizer_file)) is not None:
+        return others
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder.rename(made.with_name(f"{made.name}-damaged")))
+    try:
+        made.rename(folder)
+    except OSError:
+        if (others := _valid_facts(folder, tokenizer_file)) is None:
+            raise
+        return others
+    return facts
+
+
+def _sweep(cache: Path) -> None:
+    """Remove temporary folders in which nothing was written for a day: their builders are dead."""
+    for left in cache.glob(f"{TEMPORARY}*"):
+        with suppress(FileNotFoundError):  # a builder is done with it at this moment
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > DAY:
+                shutil.rmtree(left)
+
+
+def _train_tokenizer(documents: Iterator[str], vocab: int, path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.save(str(path))
+
+
+def _encode(tokenizer, documents: Iterator[str], path: Path, vocab_size: int) -> tuple[int, np.ndarray]:
+    """Write the ids, <eos> after each document; return (bytes of text, how often each id was written)."""
+    size, counts = 0, np.zeros(vocab_size, np.int64)
+    with path.open("wb") as file:
+        while batch := list(islice(documents, 64)):
+            ids = np.concatenate(
+                [np.array([*encoded.ids, EOS], dtype_of(vocab_size)) for encoded in tokenizer.encode_batch_fast(batch)]
+            )
+            file.write(ids.tobytes())
+            counts += np.bincount(ids, minlength=vocab_size)
+            size += sum(len(text.encode()) for text in batch)
+    return size, counts
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trusting one
+
+
+def _valid_facts(folder: Path, tokenizer_file: Path | None) -> Facts | None:
+    """The facts of an entry whose files match them (and whose tokenizer is the wanted one), else None."""
+    try:
+        written = json.loads((folder / "facts.json").read_text())
+        facts = Facts(**written["facts"])
+        whole = written["sha256"] == _digest(written["facts"])
+        for name, (size, sha) in facts.files.items():
+            whole = whole and (folder / name).stat().st_size == size and sha256(folder / name) == sha
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    if not whole or set(facts.files) != set(FILES):
+        return None
+    wanted = tokenizer_file is None or facts.files["tokenizer.json"][1] == sha256(tokenizer_file)
+    return facts if wanted else None
+
+
+def _digest(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _open(folder: Path, facts: Facts, built: float) -> Tokens:
+    train, held_out = (
+        np.memmap(folder / name, dtype_of(facts.vocab_size), "r") for name in ("train.bin", "held_out.bin")
+    )
+    return Tokens(folder, facts, train, held_out, built)

@@ -1,0 +1,141 @@
+"""The files a finished run leaves: weights that open elsewhere, loss.png, sample.txt, and report.md as the last."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from fastlm.interop import model_type, save_pretrained
+from fastlm.models import ModelConfig
+from fastlm.optim import memory_table
+from fastlm.trainer.checkpoint import write_file
+from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.data.tokens import EOS, SPECIALS, Tokens
+from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.plan import Plan
+from fastlm.trainer.step import Trainer
+from fastlm.trainer.words import clock, megabytes
+
+FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
+
+
+def reference_lines(tokens: Tokens) -> dict[str, float]:
+    """name → nats per held-out token: guessing evenly, guessing by frequency, and zlib -9 on each document by
+    itself."""
+    facts = tokens.facts
+    return {
+        "ln V": math.log(facts.vocab_size),
+        "unigram": facts.unigram_nats,
+        "zlib -9": tokens.nats_per_token(facts.zlib_bits),
+    }
+
+
+def write_weights(trainer: Trainer, folder: Path) -> None:
+    """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
+    tokenizer.json."""
+    save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": trainer.train.context, "clean_up_tokenization_spaces": False,
+              "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
+
+
+def opened_by(model: ModelConfig, folder: Path) -> str:
+    """The call that opens the weights: fastlm's own where transformers has no such model."""
+    opener = (
+        "fastlm.interop.load_pretrained"
+        if model_type(model) == "fastlm"
+        else "transformers.AutoModelForCausalLM.from_pretrained"
+    )
+    return f'{opener}("{folder}")'
+
+
+def write_samples(metrics: Metrics, path: Path) -> None:
+    """sample.txt: every text the model made on the way, with the step."""
+    write_file(path, "\n".join(f"── step {step} ──\n{text}\n" for step, text in metrics.series("step", "sample")))
+
+
+def write_plot(metrics: Metrics, tokens: Tokens, path: Path) -> None:
+    """loss.png: loss against tokens with reference lines, and below it speed and learning rate."""
+    from matplotlib.figure import Figure  # without pyplot, nothing looks for a display
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    seen, losses, rates, seconds = (
+        list(c) for c in zip(*metrics.series("tokens", "loss", "lr", "seconds"), strict=True)
+    )
+    width = max(1, len(losses) // 50)
+    above.plot(seen, losses, color="0.85", linewidth=0.7)
+    above.plot(seen, smooth(losses, width), color="C0", label="train")
+    above.plot(
+        *zip(*metrics.series("tokens", "held_out_loss"), strict=True), "o-", color="C1", markersize=4, label="held out"
+    )
+    for i, (name, nats) in enumerate(reference_lines(tokens).items()):
+        above.axhline(nats, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {nats:.2f}")
+    above.set_ylabel("nats per token")
+    above.legend()
+    speed = [
+        (n - m) / max(1e-9, t - s) for m, n, s, t in zip(seen, seen[width:], seconds, seconds[width:], strict=False)
+    ]
+    below.plot(seen[width:], speed, color="C0")
+    below.set(xlabel="tokens", ylabel="tokens per second", ylim=(0, None))
+    right = below.twinx()
+    right.plot(seen, rates, color="C3", linewidth=1)
+    right.set_ylabel("learning rate", color="C3")
+    made = path.with_name(f".tmp-{path.name}")
+    figure.savefig(made, dpi=120)
+    made.replace(path)
+
+
+def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, metrics: Metrics, path: Path) -> None:
+    """report.md: a table of results, and the tables one needs to get them again."""
+    facts = tokens.facts
+    bits = metrics.last.get("held_out_bits_per_byte")
+    result = {
+        "held-out loss": f"{metrics.last['held_out_loss']:.4f} nats per token",
+        "held-out bits per byte": None if bits is None else f"{bits:.4f}",
+        "zlib -9, each held-out document by itself": f"{facts.zlib_bits:.4f} bits per byte",
+        "unigram": f"{facts.unigram_nats:.4f} nats per token",
+        "ln V": f"{math.log(facts.vocab_size):.4f} nats per token",
+        "steps": f"{plan.steps:,}",
+        "tokens": f"{metrics.last['tokens']:,}",
+        "time": clock(metrics.last["seconds"]),
+        "weights open with": f"`{opened_by(trainer.model.config, path.parent)}`",
+    }
+    data = {
+        "text": f"{corpus.name}, {len(corpus.sources)} files, {corpus.bytes:,} bytes",
+        "SHA-256": corpus.fingerprint,
+        "split": corpus.split,
+        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out ({tokens.held_out_share:.1%} of the text)",
+    }
+    model = {"parameters": f"{trainer.model.parameter_count():,}"} | asdict(trainer.model.config)
+    table = memory_table(trainer.model, chosen=trainer.optimizer)
+    memory = {
+        f"{row.optimizer}{', chosen' * row.chosen}": f"{megabytes(row.total)}, of which states {megabytes(row.states)}"
+        for row in table
+    }
+    environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
+    sections = {
+        "Result": result,
+        "Data": data,
+        "Model": model,
+        "Memory without activations": memory,
+        "Settings": plan.config.to_json(),
+    }
+    sections["Environment"] = environment
+    write_file(
+        path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n"
+    )
+
+
+def _table(heading: str, rows: dict) -> str:
+    lines = [f"| {name} | {value} |\n" for name, value in rows.items() if value is not None]
+    return f"## {heading}\n\n| | |\n|---|---|\n{''.join(lines)}"
+
+
+def smooth(values: list[float], width: int) -> list[float]:
+    """Exponential moving average over about `width` values, corrected for its start."""
+    keep, mean, out = 1 - 1 / width, 0.0, []
+    for i, value in enumerate(values, 1):
+        mean = keep * mean + (1 - keep) * value
+        out.append(mean / (1 - keep**i))
+    return out

@@ -1,0 +1,108 @@
+"""metrics.jsonl: what happened at each step, one row after the other."""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fastlm.trainer.checkpoint import flush, write_file
+from fastlm.trainer.step import Update
+
+
+class Metrics:
+    """metrics.jsonl: a row for each update, and rows for evaluations and samples, each with the step it belongs to.
+
+    Rows of updates wait as device tensors until `flush`, so that logging does not keep the device idle. Opening the
+    file for a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not
+    finite, or that nobody looked at, is null.
+
+    last: field → newest value. diverged: the first step whose loss was not finite and whose update was made all the
+    same, or None."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
+        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.last: dict = {name: value for row in kept for name, value in row.items()}
+        self.diverged: int | None = None
+        self._waiting: list[tuple[dict, Update]] = []
+        self._before = self.last.get("seconds", 0.0)
+
+    def add(self, step: int, seconds: float, update: Update) -> None:
+        """A row for the update that made `step`, `seconds` into training."""
+        speed = update.tokens / max(1e-9, seconds - self._before)
+        self._before = seconds  # evaluations and samples are part of the next update's time
+        row = {"step": step, "tokens": step * update.tokens, "seconds": round(seconds, 3), "tokens_per_second": round(speed),
+               "memory": resident_bytes(), "lr": update.lr, "targets": update.targets}  # fmt: skip
+        self._waiting.append((row, update))
+
+    def write(self, row: dict) -> None:
+        """A row after those that wait."""
+        self.flush()
+        self._append([row])
+
+    def flush(self, to_disk: bool = False) -> None:
+        """Write the rows that wait; the numbers of all of them come from the device in one transfer."""
+        if self._waiting:
+            names = [*self._waiting[0][1].losses, "grad_norm", "loss_scale", "skipped"]
+            table = torch.stack([_numbers(update) for _, update in self._waiting]).tolist()
+            rows = [
+                row | dict(zip(names, numbers, strict=True))
+                for (row, _), numbers in zip(self._waiting, table, strict=True)
+            ]
+            lost = (row["step"] for row in rows if not math.isfinite(row["loss"]) and row["skipped"] != 1)
+            self.diverged = self.diverged or next(lost, None)
+            self._append(rows)
+            self._waiting = []
+        if to_disk:
+            flush(self.path)
+
+    def series(self, *names: str) -> list[tuple]:
+        """The rows written so far that have a value in all these fields, as tuples of them."""
+        return [
+            tuple(row[n] for n in names) for row in read_rows(self.path) if all(row.get(n) is not None for n in names)
+        ]
+
+    def _append(self, rows: list[dict]) -> None:
+        rows = [{name: _finite(value) for name, value in row.items()} for row in rows]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        for row in rows:
+            self.last |= row
+
+
+def _numbers(update: Update) -> torch.Tensor:
+    """Losses, gradient norm, loss scale, and 1 if the update was skipped; NaN for what the update did not look at."""
+    unknown = torch.full_like(update.scale, math.nan)
+    others = (unknown if x is None else x for x in (update.norm, update.scale, update.overflow))
+    return torch.stack([x.float() for x in (*update.losses.values(), *others)])
+
+
+def _finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The whole rows of a metrics.jsonl; what follows a line that was cut is not read."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (its peak, where only that is known; 0 where nothing is)."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,137 @@
+"""run.json: all that a resumed run must not decide anew. Written before step 1, never changed."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import chain, count
+from pathlib import Path
+
+import torch
+
+from fastlm.backends.info import device_name
+from fastlm.trainer import plugins
+from fastlm.trainer.checkpoint import write_file
+from fastlm.trainer.config import Config
+from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.words import Refusal
+
+LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """fingerprint: of the data. tokenizer: SHA-256 of tokenizer.json. environment: name → words, for people."""
+
+    fastlm: str
+    command: str
+    config: Config
+    steps: int
+    threads: int
+    fingerprint: str
+    tokenizer: str
+    environment: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        write_file(folder / "run.json", json.dumps(asdict(self) | {"config": self.config.to_json()}, indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Raises Refusal if the folder holds no run."""
+        path = folder / "run.json"
+        if not path.exists():
+            raise Refusal(
+                f"{folder} holds no run (no run.json), or one that was stopped before its first step; `fastlm pretrain` starts one"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**values | {"config": Config.from_json(values["config"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise Refusal(
+                f"{path} cannot be understood ({error}); it was altered, or written by another version of fastlm"
+            ) from error
+
+
+@contextmanager
+def new_folder(out: Path | None) -> Iterator[Path]:
+    """Make the folder of a new run and keep others out: `out`, or one named by the time. If nothing is written, it goes
+    again.
+
+    Raises Refusal if it holds anything, cannot be made, or is another process's.
+    """
+    wanted = out or Path("runs")
+    try:
+        _check_free(out)
+        absent = [path for path in (wanted, *wanted.parents) if not path.exists()]
+        folder = _make(out)
+    except OSError as error:
+        raise Refusal(f"--out {wanted} cannot be made ({error.strerror}); give another folder") from error
+    with locked(folder):
+        _check_free(out)  # again: another process may have come and gone
+        try:
+            yield folder
+        finally:
+            if {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                for path in absent if out else (folder, *absent):
+                    with suppress(OSError):
+                        path.rmdir()
+
+
+def _check_free(out: Path | None) -> None:
+    if out is None or not out.exists():
+        return
+    if (out / "run.json").exists():
+        raise Refusal(f"--out {out} already holds a run; `fastlm resume {out}` goes on with it, or give another folder")
+    if not out.is_dir() or any(path.name != LOCK for path in out.iterdir()):
+        raise Refusal(f"--out {out} is not an empty folder; give another one")
+
+
+def _make(out: Path | None) -> Path:
+    """`out`, or a new runs/<date-time>, numbered if another run began in the same second."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    named = Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+    for suffix in chain([""], map("-{}".format, count(2))):
+        with suppress(FileExistsError):
+            folder = named.with_name(named.name + suffix)
+            folder.mkdir(parents=True)
+            return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the system lets them in when this one ends, however it ends.
+
+    Raises Refusal if another one is there. Windows has no such lock, and there nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (folder / LOCK).open("a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Refusal(
+            f"another process is at work in {folder}; wait until it ends, or start a run in another folder"
+        ) from None
+    except OSError as error:
+        raise Refusal(f"{folder} cannot be locked for writing ({error.strerror}); use a folder that can") from error
+    with file:
+        yield
+
+
+def environment(config: Config) -> dict[str, str]:
+    """What a result may depend on besides the configuration, in words."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(config.torch_device()),
+        "system": platform.platform(terse=True),
+        **{f"plugin {name}": f"SHA-256 {sha256(Path(name))[:12]}" for name in config.plugin if plugins.is_file(name)},
+    }

@@ -1,0 +1,44 @@
+"""A user's own positions, optimizers, objectives and schedules: modules that register them when they are imported.
+
+`fastlm pretrain --plugin mine.py --position mine`. The run remembers their names, and who opens it gives them again: a
+folder that came from somewhere else must not choose what code runs here."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastlm.trainer.words import Refusal
+
+
+def load(names: Iterable[str]) -> None:
+    """Import each plugin, a module's dotted name or the path of a .py file, once. Raises Refusal for one that is not
+    there; what goes wrong inside it is its author's to see, and comes as it is."""
+    for name in names:
+        try:
+            _load_file(Path(name).resolve()) if is_file(name) else importlib.import_module(name)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise Refusal(
+                f"--plugin {name} cannot be imported ({error}); give the path of a .py file, or a module that Python finds"
+            ) from error
+
+
+def require(recorded: Iterable[str], given: Iterable[str], folder: Path) -> None:
+    """Raises Refusal if a run was made with plugins and none are given now."""
+    if recorded and not given:
+        asked = " ".join(f"--plugin {name}" for name in recorded)
+        raise Refusal(f"{folder} was made with {asked}; give it again if you trust that code")
+
+
+def is_file(name: str) -> bool:
+    return name.endswith(".py")
+
+
+def _load_file(path: Path) -> None:
+    name = str(path)  # a whole path hides no other module
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        # before it runs, as Python itself does: dataclasses look here
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])

@@ -1,0 +1,172 @@
+"""The training step, and nothing around it: micro-batches, loss, backward, schedule, update, evaluation, a sample.
+
+Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
+learning rate from the schedule, so a trainer set to step s with the weights and optimizer state of step s goes on as if
+it had never stopped. The host waits for the device only when numbers are read."""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlm.amp import GradScaler
+from fastlm.models import Transformer
+from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
+from fastlm.optim import OPTIMIZERS, decay_groups
+from fastlm.trainer import schedule
+from fastlm.trainer.config import DTYPES, Config
+from fastlm.trainer.data.tokens import EOS, Tokens, load_tokenizer
+from fastlm.trainer.words import Refusal
+
+MOMENTUM = 0.9  # of SGD
+SAMPLE = 96  # tokens of a sample
+GLANCE = 64  # windows of held-out text looked at on the way; at the end, all of them
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update did. losses: "loss", and each term's mean over its targets; norm: of the gradient before
+    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device."""
+
+    losses: dict[str, Tensor]
+    norm: Tensor | None
+    overflow: Tensor | None
+    scale: Tensor
+    lr: float
+    tokens: int
+    targets: int
+
+
+class Trainer:
+    """A model in training. step: updates done so far, of `steps`."""
+
+    def __init__(self, config: Config, tokens: Tokens, steps: int):
+        self.config, self.steps, self.step = config, steps, 0
+        self.device = config.torch_device()
+        shape = config.model(tokens.facts.vocab_size)
+        self.train = make_objective(config, "train", tokens.train, shape.context)
+        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context)
+        torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
+        self.model = Transformer(shape).to(self.device)
+        self.optimizer = make_optimizer(config, self.model)
+        self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
+        self.bytes_of = torch.from_numpy(tokens.bytes_of())
+        self.tokenizer = load_tokenizer(tokens.tokenizer_file)
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.config.batch * self.config.accumulate * self.train.context
+
+    def lr(self) -> float:
+        warmup = round(self.config.warmup * self.steps)
+        return self.config.lr * schedule.factor(self.config.schedule, self.step, self.steps, warmup, self.config.floor)
+
+    def update(self) -> Update:
+        """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
+        them."""
+        config = self.config
+        first = self.step * config.batch * config.accumulate
+        batches = [
+            self.train.batch(config.seed, first + i * config.batch, config.batch) for i in range(config.accumulate)
+        ]
+        counts = total([self.train.targets(batch) for batch in batches])
+        torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, 0, self.step))
+        self.model.train()
+        losses: dict[str, Tensor] = {}
+        for batch in batches:
+            terms = {name: value / max(1, counts[name]) for name, value in self._losses(self.train, batch).items()}
+            self.scaler.scale(sum(terms.values())).backward()
+            losses = total(
+                [
+                    losses,
+                    {"loss": sum(terms.values()).detach()} | {name: value.detach() for name, value in terms.items()},
+                ]
+            )
+        lr = self._step_optimizer()
+        scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
+        self.step += 1
+        return Update(
+            losses,
+            self.optimizer.grad_norm,
+            self.optimizer.overflow,
+            scale,
+            lr,
+            self.tokens_per_update,
+            sum(counts.values()),
+        )
+
+    def _step_optimizer(self) -> float:
+        lr = self.lr()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return lr
+
+    @torch.no_grad()
+    def evaluate(self, glance: bool = True) -> dict[str, float]:
+        """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
+        over some of them spread evenly (`glance`), always the same."""
+        self.model.eval()
+        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
+        sums, counts, size = [], [], 0
+        for first in range(0, len(windows), self.config.batch):
+            batch = self.held_out.fixed(windows[first : first + self.config.batch])
+            sums.append(self._losses(self.held_out, batch))
+            counts.append(self.held_out.targets(batch))
+            size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
+        terms = {
+            name: value.item() / max(1, n)
+            for (name, value), n in zip(total(sums).items(), total(counts).values(), strict=True)
+        }
+        found = {"loss": sum(terms.values())} | terms
+        if self.held_out.compresses:
+            found["bits_per_byte"] = sum(value.item() for value in total(sums).values()) / math.log(2) / size
+        return found
+
+    def sample(self, n: int = SAMPLE) -> str:
+        """n tokens that the model makes of nothing, at temperature 0.8; the same at the same step."""
+        self.model.eval()
+        seed = noise.number(self.config.seed, noise.Purpose.SAMPLE, 0, self.step)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        tokens = torch.full((1, 1), EOS, device=self.device)
+        return self.tokenizer.decode(self.model.generate(tokens, n, 0.8, generator)[0, 1:].tolist())
+
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number. The host waits for the device."""
+        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+
+    def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+            return objective.loss(self.model, batch)
+
+
+def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> Objective:
+    """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
+    try:
+        return OBJECTIVES[config.objective](ids, context)
+    except ValueError as error:
+        raise Refusal(f"the {side} side of the text has {error}") from error
+
+
+def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
+    """The configured optimizer over the model's parameters; betas and momentum go to those that have them."""
+    make = OPTIMIZERS[config.optimizer]
+    known = inspect.signature(make).parameters
+    options = {name: value for name, value in (("betas", config.betas), ("momentum", MOMENTUM)) if name in known}
+    return make(decay_groups(model, config.weight_decay), lr=config.lr, max_grad_norm=config.clip or None, **options)
+
+
+def total(rows: list[dict]) -> dict:
+    """Sum dicts key by key; a key may be missing from some."""
+    sums: dict = {}
+    for row in rows:
+        for name, value in row.items():
+            sums[name] = sums[name] + value if name in sums else value
+    return sums

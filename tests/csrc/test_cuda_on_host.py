@@ -1,0 +1,106 @@
+"""The CUDA kernels of the list ops, compiled as C++ and run on the host, barriers, shuffles and all: against the C++
+backend, which shares their rules.
+
+What a GPU adds is speed, its memory model and its compiler's code; test_cuda.py asks the same there.
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from bits import assert_same_bits, lists_of, tensors
+from cases import OPTIMIZERS
+
+from fastlm.backends import native
+from fastlm.backends.dispatch import OPS, use_backend
+
+TESTS = Path(__file__).parent
+LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<(.+?), (\w+), 0, \w+>>>\(([^;]*)\);")
+# a thread for every lane is slow
+CASES = [case for case in OPTIMIZERS if case.name.split("-")[-1] not in ("many", "several_groups")]
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory):
+    """The module fastlm._cuda, for the host."""
+    compiler = shutil.which("g++")
+    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed: pip install pybind11")
+    probe = [compiler or "g++", "-std=c++20", "-x", "c++", "-include", "barrier", "-fsyntax-only", "-"]
+    if compiler is None or subprocess.run(probe, input=b"", capture_output=True).returncode:
+        pytest.skip("g++ 11 or newer, which has C++20's barriers, was not found")
+    if native.cpp_missing(torch.device("cpu")):
+        pytest.skip("the C++ extension to compare with is not built")
+    folder = tmp_path_factory.mktemp("on_host")
+    shutil.copytree(TESTS.parents[1] / "csrc", folder / "csrc")
+    for path in (folder / "csrc" / "cuda").iterdir():
+        path.write_text(LAUNCH.sub(r"run(\2, \3, [&] { \1(\4); });", path.read_text()))
+        assert "<<<" not in path.read_text(), f"a launch in {path.name} is written in another way"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-pthread"]
+    includes = [f"-I{path}" for path in (TESTS / "on_host", pybind11.get_include(), sysconfig.get_paths()["include"])]
+    objects = []
+    for path in sorted((folder / "csrc" / "cuda").iterdir()):
+        if path.suffix in (".cu", ".cpp"):
+            objects.append(str(path.with_suffix(".o")))
+            subprocess.run([compiler, *flags, *includes, "-x", "c++", "-c", str(path), "-o", objects[-1]], check=True)
+    library = folder / "_cuda.so"
+    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location("_cuda", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def workspace(module, op: str, sizes: list) -> torch.Tensor:
+    """What a launcher asks for, full of NaN."""
+    return torch.full((getattr(module, f"{op}_workspace")(sizes),), 255, dtype=torch.uint8)
+
+
+def step(module, case, dtype) -> tuple:
+    """The case's arguments after the op's CUDA kernels."""
+    args, room = case.make(dtype, torch.device("cpu")), sys.modules[f"fastlm.ops.{case.op}"]
+    sizes = room._shapes(args[0], args[5]) if case.op == "adafactor" else [p.numel() for p in args[0]]
+    memory = workspace(module, case.op, sizes)
+    room._launch(module, *args, (memory.data_ptr(), 0, 0))
+    return args
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_agree_with_the_cpp_backend(on_host, case, dtype):
+    """The same bits where a rule is elementwise; sums in another order cost LAMB and Adafactor an ulp or two, and the
+    same bits again."""
+    got, expected = step(on_host, case, dtype), case.make(dtype, torch.device("cpu"))
+    with use_backend("cpp"):
+        OPS[case.op](*expected)
+    for x, y in zip(tensors(lists_of(got)), tensors(lists_of(expected)), strict=True):
+        if case.op in ("adamw", "sgd"):
+            assert_same_bits(x, y)
+        elif x.dtype != torch.int16:
+            ulp = torch.finfo(x.dtype).eps
+            torch.testing.assert_close(x, y, rtol=4 * ulp, atol=4 * ulp)
+    if case.op in ("lamb", "adafactor") and dtype == torch.float32:
+        for x, y in zip(tensors(lists_of(got)), tensors(lists_of(step(on_host, case, dtype))), strict=True):
+            assert_same_bits(x, y)
+
+
+@pytest.mark.parametrize("bad", [0.0, torch.inf])
+def test_gradients_are_read_as_the_cpp_backend_reads_them(on_host, bad):
+    grads = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (1, 5, 16384, 100_003)]
+    grads[3][50_000] += bad
+    room, scale = sys.modules["fastlm.ops.unscale"], torch.tensor(128.0)
+    memory = workspace(on_host, "grad_stats", [g.numel() for g in grads])
+    stats = room._grad_stats(on_host, grads, scale, 0.01, memory.data_ptr(), 0, 0)
+    copies, flags = [g.clone() for g in grads], [torch.zeros(()), torch.zeros(())]
+    room._unscale(on_host, grads, torch.tensor(0.3), flags[0], 0, 0)
+    with use_backend("cpp"):
+        torch.testing.assert_close(stats, OPS["grad_stats"](copies, scale, 0.01), rtol=1e-6, atol=0.0, equal_nan=True)
+        OPS["unscale"](copies, torch.tensor(0.3), flags[1])
+    assert flags[0] == flags[1] == (bad != 0)
+    for x, y in zip(grads, copies, strict=True):
+        assert_same_bits(x, y)

@@ -1,0 +1,159 @@
+"""The benchmarks themselves, at tiny sizes on a CPU: everything that runs on a GPU has run here first, as far as it
+can."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def rooms(monkeypatch) -> SimpleNamespace:
+    """The modules of benchmarks/, which import one another by their bare names."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import attention
+    import report
+    import shapes
+    import timing
+
+    return SimpleNamespace(attention=attention, report=report, shapes=shapes, timing=timing)
+
+
+def run(*command: str, **environment: str) -> str:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, benchmarks/gpu/run.py itself is the test")
+def test_the_gpu_run(tmp_path):
+    table = run(sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--smoke", OUT=str(tmp_path))
+    kinds = tuple(f"### {kind} on" for kind in ("adamw", "adafactor", "lamb", "sgd", "bf16", "masters"))
+    for part in (*kinds, "bare smoke", "chain smoke", "t5 backward", "alibi forward", "none forward", "% of copy"):
+        assert part in table
+    assert {p.suffix for p in tmp_path.iterdir()} == {".jsonl", ".md", ".log", ".png"}
+
+
+def test_pytest_benchmarks_and_their_report(tmp_path):
+    measured = tmp_path / "cpu.json"
+    select = "adamw or t5-512-both or none-512-forward or rope-512-both"
+    run(
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "benchmarks"),
+        "--smoke",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        select,
+        f"--benchmark-json={measured}",
+    )
+    rows = [b["extra_info"] for b in json.loads(measured.read_text())["benchmarks"]]
+    assert len(rows) == 5 and all({"ratio", "seconds", "machine"} <= row.keys() for row in rows)
+    assert "rope both, B1 H2 L16 D16 float32" in run(
+        sys.executable, str(ROOT / "benchmarks" / "report.py"), str(measured), "--out", str(tmp_path)
+    )
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_ratios_are_taken_within_rounds(rooms, monkeypatch):
+    """A machine that slows down over time changes times, not ratios; who raises is left out with the reason."""
+    slowness = iter(range(1, 1000))
+    pace = {}
+
+    def fake(calls, batch):
+        return lambda: calls[0]() * pace["now"]
+
+    def ours():
+        pace["now"] = next(slowness)
+        return 1.0
+
+    def broken():
+        raise MemoryError("no room")
+
+    monkeypatch.setitem(rooms.timing.CLOCKS, "fake", fake)
+    in_order = SimpleNamespace(shuffle=lambda names: names.sort(key=["fastlm", "peer", "null"].index))
+    monkeypatch.setattr(rooms.timing.random, "Random", lambda seed: in_order)
+    result = rooms.timing.compare(
+        {"fastlm": lambda: [ours], "peer": lambda: [lambda: 3.0], "gone": broken}, "fake", rounds=10
+    )
+    assert result.ratio["peer"] == rooms.timing.Spread(3.0, 3.0, 3.0)
+    assert result.left_out == {"gone": "MemoryError: no room"} and result.rounds == 10
+    assert "gone left out" in rooms.report.peers(result.row())
+
+
+def test_gpu_clocks_on_a_make_believe_gpu(rooms, monkeypatch):
+    """Events tell the time of a counter that work advances; a graph replays what was captured."""
+    now = SimpleNamespace(ms=0.0)
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            self.at = now.ms
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    class Graph:
+        def __init__(self):
+            self.cost = 0.0
+
+        def replay(self):
+            now.ms += self.cost
+
+    class Capture:
+        def __init__(self, graph, stream):
+            self.graph = graph
+
+        def __enter__(self):
+            self.start = now.ms
+
+        def __exit__(self, *error):
+            self.graph.cost, now.ms = now.ms - self.start, self.start
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    takes = lambda ms: lambda: setattr(now, "ms", now.ms + ms)
+    for name in ("events", "graph"):
+        timer = rooms.timing.CLOCKS[name]([takes(2.0), takes(4.0)], 0.02)
+        assert timer() == pytest.approx(0.003)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("scheme", ["t5", "alibi", "none"])
+def test_every_gpu_contestant_computes_the_same(rooms, monkeypatch, scheme):
+    """FlexAttention uncompiled, and SDPA with a forced kernel, agree with ours: the peers are asked the same
+    question."""
+    from torch.nn.attention import SDPBackend
+
+    compiled = torch.compile  # which FlexAttention calls by itself, with other options
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic=None, **options: f if dynamic is False else compiled(f, **options)
+    )
+    a = rooms.attention
+    x = a.make_inputs(rooms.shapes.Attention(scheme, 1, 2, 48, 16, torch.float32), torch.device("cpu"))
+    ours = a.ours(x).run().detach()
+    bias = a.dense_bias(x) if scheme != "none" else None
+    peers = a.flex(x), a.sdpa(x, SDPBackend.MATH, bias), a.eager(x)
+    assert all(len(peer.leaves) == 3 + (scheme == "t5") for peer in peers)
+    for leaf in {id(t): t for peer in peers for t in peer.leaves}.values():
+        leaf.requires_grad_(False)  # on CPUs FlexAttention takes none
+    for peer in peers:
+        torch.testing.assert_close(peer.run(), ours, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,108 @@
+"""Triton's kernels compiled for every architecture, without a GPU: benchmarks/resources.py, and what must hold of its
+table.
+
+Runs in processes of its own, because Triton compiles or interprets, never both; with the installed Triton, and with
+Triton 3.6, the oldest that GPU machines carry, where FASTLM_TRITON_36 names a folder that holds it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARCHITECTURES = (80, 90, 100)
+# bytes a program may have; what serves sm_80 serves sm_86, sm_89 and sm_120 too
+SHARED = {80: 101_376, 90: 232_448, 100: 232_448}
+NO_TRITON_36 = "FASTLM_TRITON_36 is unset; pip install --no-deps --target FOLDER triton==3.6.0, and set it to FOLDER"
+
+
+@pytest.fixture(scope="module", params=["installed", "3.6"])
+def resources(request, tmp_path_factory) -> list[dict]:
+    """The table that benchmarks/resources.py prints, one process for each architecture."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+    path = [str(ROOT)]
+    if request.param == "3.6":
+        if "FASTLM_TRITON_36" not in os.environ:
+            pytest.skip(NO_TRITON_36)
+        path.insert(0, os.environ["FASTLM_TRITON_36"])
+    folder = tmp_path_factory.mktemp("resources")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": os.pathsep.join(path)
+    }
+    command = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "resources.py"), "--arch"]
+    options = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    runs = {
+        arch: subprocess.Popen([*command, str(arch), "--json", str(folder / f"{arch}.json")], **options)
+        for arch in ARCHITECTURES
+    }
+    kernels = []
+    for arch, run in runs.items():
+        output, _ = run.communicate()
+        assert run.returncode == 0, output
+        table = json.loads((folder / f"{arch}.json").read_text())
+        assert request.param == "installed" or table["triton"].startswith(request.param), table["triton"]
+        kernels += table["kernels"]
+    return kernels
+
+
+KERNELS = {"forward", "dq", "dkdv", "distances", "distances_sum", "bias", "rotate"}
+
+
+def test_every_kernel_compiles_everywhere(resources):
+    assert {(k["arch"], k["kernel"]) for k in resources} == {
+        (arch, kernel) for arch in ARCHITECTURES for kernel in KERNELS
+    }
+
+
+def test_shared_memory_fits(resources):
+    for k in resources:
+        assert k["shared"] <= SHARED[k["arch"]] and k["blocks"] >= 1, k
+
+
+def test_registers_hold_everything(resources):
+    """The forward in 16 bits and the small kernels spill nothing; in fp32 a word or two, by which the compiler fits a
+    second program.
+
+    The backward kernels spill bytes by the hundred, mostly constants of their loops.
+    """
+    for k in resources:
+        spares = k["kernel"] in ("distances_sum", "rotate") or (
+            k["kernel"] == "forward" and k["case"].startswith("bfloat16")
+        )
+        assert k["spills"] <= (0 if spares else 16 if k["kernel"] == "forward" else 512), k
+
+
+def test_two_programs_share_a_multiprocessor(resources):
+    """The forward at head size 64 on sm_90 keeps to 128 registers, so that one program's softmax overlaps another's
+    products."""
+    found = [
+        k
+        for k in resources
+        if k["arch"] == 90 and k["kernel"] == "forward" and k["case"] in ("bfloat16 D=64", "bfloat16 D=64 table")
+    ]
+    assert len(found) == 2 and all(k["blocks"] >= 2 for k in found)
+
+
+def test_16_bit_products_run_on_tensor_cores(resources):
+    """HGMMA on sm_90 (warp-group products, not the older HMMA) where a tile has their 64 rows; and never in fp32, where
+    TF32 would lose bits.
+
+    A tile of 32 rows may have some too: it meets 64 distances.
+    """
+    for k in resources:
+        if k["kernel"] in ("forward", "dq", "dkdv", "distances", "bias"):
+            assert (k["tensor_core"] > 0) == k["case"].startswith("bfloat16"), k
+            able = k["arch"] == 90 and k["case"].startswith("bfloat16")
+            large = int(k["tile"].split("×")[0]) >= 64
+            assert k["warp_group"] in ({able} if large else {able, False}), k
+
+
+def test_a_table_takes_no_shared_memory(resources):
+    """The table is read by distance through the cache; a pipelined gather would keep whole tiles of it."""
+    shared = {(k["arch"], k["case"], k["kernel"]): k["shared"] for k in resources}
+    for (arch, case, kernel), size in shared.items():
+        if case.endswith(" table") and (arch, case.removesuffix(" table"), kernel) in shared:
+            assert size <= shared[arch, case.removesuffix(" table"), kernel] + 512, (arch, case, kernel)

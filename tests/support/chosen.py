@@ -1,0 +1,65 @@
+"""Arguments for attention with terms chosen by name, and everything that comes of them."""
+
+import torch
+from tolerance import leaves_of, with_gradients
+
+from fastlm.ops.attention import Arguments, attention
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def arguments(B=1, H=2, Hk=2, Lq=70, Lk=70, D=32, dtype=torch.float32, table=True, **given) -> Arguments:
+    q, k, v = (
+        draw(B, H, Lq, D, dtype=dtype),
+        draw(B, Hk, Lk, D, dtype=dtype, seed=1),
+        draw(B, Hk, Lk, D, dtype=dtype, seed=2),
+    )
+    return Arguments.of(q, k, v, table=draw(H, Lq + Lk - 1, seed=3) if table else None, **given)
+
+
+def with_terms(args: Arguments, names: list[str]) -> Arguments:
+    """args with the terms and masks of these names (TERMS) drawn as well."""
+    (B, H, Lq, D), (Hk, Lk), dtype = args.q.shape, args.k.shape[1:3], args.q.dtype
+    ints = lambda high, *shape, seed: torch.randint(high, shape, generator=torch.Generator().manual_seed(seed))
+    ids = lambda name, high: {f"{side}_{name}": ints(high, B, n, seed=n) for side, n in (("q", Lq), ("k", Lk))}
+    vectors = lambda seed: draw(H, Lq + Lk - 1, D, dtype=dtype, seed=seed)
+    drawn = {
+        "prefix": lambda: dict(prefix=ints(Lk + 3, B, seed=5)),
+        "segments": lambda: {name: x.sort(-1).values for name, x in ids("segments", 3).items()},
+        "ranks": lambda: ids("ranks", Lk),
+        "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
+        "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of the batch": lambda: dict(bias=draw(1, H, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of heads": lambda: dict(bias=draw(B, 1, Lq, Lk, seed=6)),
+        "one bias": lambda: dict(bias=draw(1, 1, Lq, Lk, dtype=dtype, seed=6)),
+        "bias of keys": lambda: dict(bias=draw(1, H, 1, Lk, seed=6)),
+        "bias of queries": lambda: dict(bias=draw(B, 1, Lq, 1, seed=6)),
+        "groups": lambda: dict(same=draw(B, H, Lq, seed=7), **ids("groups", 2)),
+        "query vectors": lambda: dict(query_vectors=vectors(8)),
+        "query vectors and positions": lambda: dict(
+            query_vectors=vectors(8), q_position=draw(B, H, Lq, D, dtype=dtype, seed=9)
+        ),
+        "key vectors": lambda: dict(key_vectors=vectors(10)),
+        "key vectors and positions": lambda: dict(
+            key_vectors=vectors(10), k_position=draw(B, Hk, Lk, D, dtype=dtype, seed=11)
+        ),
+        "value vectors": lambda: dict(value_vectors=vectors(12)),
+    }
+    for name in names:
+        args = args._replace(**drawn[name]())
+    return args
+
+
+MASKS = ["prefix", "segments", "ranks"]
+TERMS = [
+    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries", "groups",
+    "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
+]  # fmt: skip
+
+
+def results(args: Arguments) -> dict[str, torch.Tensor]:
+    leaves = leaves_of(args)
+    out, lse = attention(*args._replace(**leaves))
+    return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}

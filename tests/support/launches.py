@@ -1,0 +1,101 @@
+"""Launch every Triton kernel of attention and rotation through Triton's own launcher, on a driver that launches
+nothing.
+
+    TRITON_LIBCUDA_PATH=FOLDER python tests/support/launches.py      # FOLDER holds csrc/on_host/libcuda.c, built as libcuda.so.1
+
+Each launch must hand the driver what the kernel was called with, number by number: a launcher flattens terms that are
+tuples in tuples, and leaves out what was compiled in. Prints the kernels' names."""
+
+import ctypes
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
+from triton.runtime.driver import driver
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import resources
+
+from fastlm.kernels import rotary
+
+LIBCUDA = ctypes.CDLL(os.path.join(os.environ["TRITON_LIBCUDA_PATH"], "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
+MOST = 256
+SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "u8": 1, "u16": 2, "u32": 4, "u64": 8, "fp32": 4, "fp64": 8}
+MOST_BLOCKS = (2**31 - 1, 65_535, 65_535)
+
+
+def given(types, values) -> Iterator[tuple[str, object]]:
+    """(type, value) of everything in the tuple of values that a kernel still takes once it is compiled."""
+    if isinstance(types, (tuple, list)):
+        assert len(types) == len(values), f"{len(values)} values for {types}"
+        for pair in zip(types, values, strict=True):
+            yield from given(*pair)
+    elif types != "constexpr":
+        yield types, values
+
+
+def bits(kind: str, value) -> int:
+    if kind.startswith("*"):
+        return value.data_ptr()
+    if kind.startswith("fp"):
+        return int.from_bytes(struct.pack("<f" if kind == "fp32" else "<d", value), "little")
+    return int(value) % 2 ** (8 * SIZES[kind])
+
+
+class Launcher(CudaLauncher):
+    """Triton's, and a look at what came of it."""
+
+    def __init__(self, source, metadata):
+        super().__init__(source, metadata)
+        self.name, self.types = metadata.name, list(source.signature.values())
+
+    def __call__(self, *args):
+        expected = [(kind, bits(kind, value)) for kind, value in given(self.types, args[-len(self.types) :])]
+        ctypes.c_int.in_dll(LIBCUDA, "parameters").value = len(expected)
+        (ctypes.c_int * MOST).in_dll(LIBCUDA, "sizes")[: len(expected)] = [SIZES.get(kind, 8) for kind, _ in expected]
+        launches = ctypes.c_int.in_dll(LIBCUDA, "launches")
+        before = launches.value
+        super().__call__(*args)
+        assert launches.value == before + 1, f"{self.name} was not launched"
+        got = (ctypes.c_uint64 * MOST).in_dll(LIBCUDA, "values")
+        for i, (kind, value) in enumerate(expected):
+            assert got[i] == value, f"{self.name}: parameter {i}, {kind}, is {got[i]:x} instead of {value:x}"
+        blocks = (ctypes.c_uint * 3).in_dll(LIBCUDA, "grid")
+        assert all(1 <= n <= most for n, most in zip(blocks, MOST_BLOCKS, strict=True)), (
+            f"{self.name}: a grid of {list(blocks)}"
+        )
+        print(self.name)
+
+
+class Driver(CudaDriver):
+    """Triton's, without torch.cuda."""
+
+    def __init__(self):
+        self.utils, self.launcher_cls = CudaUtils(), Launcher
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def main() -> None:
+    driver.set_active(Driver())
+    resources.L, resources.empty = 256, torch.zeros  # with addresses, which tensors without storage lack
+    for term in (None, "table", *resources.FEW):
+        resources.attention_case(torch.bfloat16, 64, term)()
+    x, angle = torch.zeros(2, 8, 256, 128), torch.zeros(256, 64)
+    rotary.rotate(x, angle, angle, "half")
+
+
+if __name__ == "__main__":
+    main()

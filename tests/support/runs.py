@@ -1,0 +1,85 @@
+"""What the training room's tests share: a tiny text, a tiny model, runs in this process and in others, and what of a
+run must repeat."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlm.trainer import run
+from fastlm.trainer.config import Config
+from fastlm.trainer.outputs.metrics import read_rows
+
+TINY = dict(
+    vocab=300,
+    context=16,
+    dim=32,
+    layers=1,
+    heads=2,
+    batch=4,
+    threads=1,
+    steps=12,
+    evaluations=3,
+    lr=5e-3,
+    weight_decay=0.1,
+)
+CLOCK = ("seconds", "tokens_per_second", "memory")  # fields of a row that a clock or the machine's load makes
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch) -> Path:
+    """A file of 20 kB in which words follow a simple grammar; the cache is the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    write_text(path, seed=0)
+    return path
+
+
+def write_text(path: Path, seed: int, lines: int = 600) -> None:
+    draw = random.Random(seed)
+    names, verbs = ["Ada", "Alan", "Grace", "Edsger"], ["proves", "writes", "reads"]
+    path.write_text(
+        "".join(
+            f"{draw.choice(names)} {draw.choice(verbs)} {draw.randint(1, 99)} lines of code.\n" for _ in range(lines)
+        )
+    )
+
+
+def config(text: Path, out: Path | None = None, **changes) -> Config:
+    return Config(**TINY | dict(data=(text,), out=out) | changes)
+
+
+def flags(config: Config) -> list[str]:
+    """The command line that asks for `config`."""
+    default, words = Config(), []
+    for name, value in config.to_json().items():
+        if value != default.to_json()[name]:
+            words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return words
+
+
+def train(text: Path, out: Path, **changes) -> int:
+    before = torch.get_num_threads()
+    try:
+        return run.pretrain(config(text, out, **changes), ["pytest"])
+    finally:
+        torch.set_num_threads(before)
+
+
+def repeatable(folder: Path) -> tuple[bytes, list[dict]]:
+    """The final weights' bytes, and the rows of metrics.jsonl without what a clock made."""
+    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(folder / "metrics.jsonl")]
+    return (folder / "model.safetensors").read_bytes(), rows
+
+
+def python(code: str, *argv: str, **options) -> subprocess.CompletedProcess:
+    """Run code in another process."""
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120, **options)
+
+
+def state(folder: Path) -> dict:
+    return json.loads((folder / "state.json").read_text())

@@ -1,0 +1,329 @@
+"""The command line as people meet it: what it says first, what it refuses and how, what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config, flags, python
+
+import fastlm
+from fastlm.backends import native
+from fastlm.interop import save_pretrained
+from fastlm.models import Transformer
+from fastlm.models.presets import preset
+from fastlm.positions import SCHEMES
+from fastlm.trainer import cli
+from fastlm.trainer.config import Config
+
+ROOT = Path(__file__).parents[2]
+
+
+def fail(capsys, *argv: str) -> str:
+    """Run a command that must be refused; return its one line."""
+    assert cli.main(argv) == 2
+    complaint = capsys.readouterr().err.removeprefix(f"fastlm {fastlm.__version__}\n")
+    assert complaint.startswith("fastlm: ") and complaint.count("\n") == 1, complaint
+    return complaint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["pretrian"], "did you mean pretrain?"),
+    (["pretrain", "--postion", "rope"], "did you mean --position?"),
+    (["pretrain", "--weight_decy=1"], "did you mean --weight-decay?"),
+    (["pretrain", "--position", "rop"], "did you mean rope?; choose from preset, none,"),
+    (["pretrain", "--preset", "lama"], "did you mean llama?"),
+    (["pretrain", "--optimizer", "adafacto"], "did you mean adafactor?"),
+    (["pretrain", "--dtype", "fp8"], "choose from fp32, bf16, fp16"),
+    (["pretrain", "--steps", "many"], "--steps many is not a value it takes"),
+    (["pretrain", "--lr", "x"], "--lr x is not a value it takes"),
+    (["pretrain", "--seed"], "--seed"),
+    (["pretrain", "stray"], "stray"),
+    (["pretrain", "--steps", "0"], "--steps is 0; it must be at least 1"),
+    (["pretrain", "--threads", "100000"], "--threads is 100000; it must be at most"),
+    (["pretrain", "--seed", str(2**63)], "it must be at most 9223372036854775807"),
+    (["pretrain", "--plugin", "nowhere.py"], "--plugin nowhere.py cannot be imported"),
+    (["pretrain", "--plugin=no_such_module", "--seed", "1"], "No module named 'no_such_module'"),
+    (["pretrain", "--minutes", "0"], "--minutes is 0"),
+    (["pretrain", "--minutes", "nan"], "--minutes is nan"),
+    (["pretrain", "--batch", "-1"], "--batch is -1"),
+    (["pretrain", "--lr", "nan"], "--lr is nan"),
+    (["pretrain", "--lr", "inf"], "--lr is inf"),
+    (["pretrain", "--warmup", "1.5"], "it is a share, from 0 to 1"),
+    (["pretrain", "--vocab", "100"], "--vocab is 100; it must be at least 261"),
+    (["pretrain", "--betas", "0.9", "1.0"], "betas"),
+    (["pretrain", "--dropout", "1"], "dropout is 1"),
+    (["pretrain", "--heads", "3"], "heads must divide dim; got dim 128, heads 3"),
+    (["pretrain", "--dim", "12", "--heads", "4"], "head_dim 3"),
+    (["pretrain", "--data", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
+    (["pretrain", "--out", str(ROOT)], "is not an empty folder"),
+    (["pretrain", "--out", "/dev/null/x"], "--out /dev/null/x cannot be made"),
+    (["resume"], "the run's folder"),
+    (["resume", "/nowhere"], "holds no run"),
+    (["sample", "/nowhere"], "holds no trained model"),
+    (["sample", "/nowhere", "--tokens", "0"], "--tokens is 0; it must be at least 1"),
+    (["sample", "/nowhere", "--temperature", "1e-40"], "--temperature is 1e-40"),
+    (["sample", "/nowhere", "--temperature", "nan"], "--temperature is nan"),
+    (["sample", "/nowhere", "--seed", "99999999999999999999999"], "--seed is 99999999999999999999999"),
+    (["info", "more"], "info takes no arguments"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_said_in_one_line(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in fail(capsys, *argv)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_missing_gpu_is_said(capsys):
+    assert "torch sees no GPU" in fail(capsys, "pretrain", "--device", "cuda")
+
+
+def test_an_empty_text_is_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    assert "of 1 files 1 empty" in fail(capsys, "pretrain", "--data", "empty.txt")
+    (tmp_path / "short.txt").write_text("word\n" * 30)
+    assert "the train side of the text has" in fail(capsys, "pretrain", "--data", "short.txt")
+    (tmp_path / "short.txt").write_text("word\n" * 300)
+    short = fail(capsys, "pretrain", "--data", "short.txt", "--context", "100")
+    assert "the held-out side of the text has" in short and "give more text or a smaller --context" in short
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_not_overwritten(capsys, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    assert "already holds a run" in fail(capsys, "pretrain", "--out", str(tmp_path))
+
+
+def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTLM_BACKEND", "foo")
+    assert "has no backend 'foo'" in fail(capsys, "pretrain", *flags(config(text, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    assert cli.main(["info"]) == 2 and "no op has a backend 'foo'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not native.build_report().get("cpu", {}).get("built"), reason="the C++ extension is not built: pip install ."
+)
+def test_an_unknown_instruction_set_is_one_line():
+    said = python(
+        "import sys; from fastlm.trainer.cli import main; sys.exit(main(['info']))",
+        env=os.environ | {"FASTLM_ISA": "foo"},
+    )
+    assert (
+        said.returncode == 2
+        and said.stderr.startswith("fastlm: FASTLM_ISA: instruction set 'foo'")
+        and said.stderr.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    (("config.json", "{"), ("model.safetensors", "cut"), ("tokenizer.json", "{"), ("tokenizer.json", None)),
+)
+def test_what_a_sample_cannot_read_is_named(capsys, tmp_path, name, content):
+    save_pretrained(Transformer(preset("llama", vocab_size=300, dim=32, layers=1, heads=2, context=16)), tmp_path)
+    if content:
+        (tmp_path / name).write_text(content)
+    assert f"{tmp_path / name} cannot be read (" in fail(capsys, "sample", str(tmp_path))
+
+
+def test_a_missing_extra_is_one_line_with_the_command(capsys, monkeypatch):
+    real = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name in ("tyro", "numpy") else real(name))
+    for argv in (["pretrain"], ["resume", "x"], ["sample", "x"]):
+        assert "numpy, tyro, not installed here; cure: pip install 'fastlm[train]'" in fail(capsys, *argv)
+
+
+def test_every_flag_is_a_field_and_every_choice_is_known():
+    Config().check()
+    assert set(flags(config(Path("x"), Path("y")))) >= {"--vocab", "--data", "--out"}
+    parsed = cli.parse(Config, "pretrain", flags(config(Path("x"), Path("y"), lr=0.5, betas=(0.8, 0.9))))
+    assert parsed == config(Path("x"), Path("y"), lr=0.5, betas=(0.8, 0.9))
+    assert Config.from_json(json.loads(json.dumps(parsed.to_json()))) == parsed
+    for name in SCHEMES:
+        assert cli.parse(Config, "pretrain", ["--position", name]).position == name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# First words, help, info
+
+
+def test_the_first_line_comes_before_torch():
+    code = "import sys; sys.modules['torch'] = None; from fastlm.trainer.cli import main; main(['info'])"
+    died = python(code)
+    assert died.stdout == f"fastlm {fastlm.__version__}\n" and "torch" in died.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", (["--help"], ["pretrain", "--help"], ["resume", "--help"], ["sample", "--help"], ["info", "--help"])
+)
+def test_help(capsys, argv):
+    try:
+        assert cli.main(argv) == 0
+    except SystemExit as end:
+        assert end.code == 0
+    assert "usage: fastlm" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"fastlm {fastlm.__version__}\n"
+
+
+def test_info_says_what_is_forced(capsys, monkeypatch):
+    monkeypatch.setenv("FASTLM_BACKEND", "reference")
+    assert cli.main(["info"]) == 0
+    assert re.search(r"cpu +attention +reference \(forced by FASTLM_BACKEND\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end differently on Windows")
+def test_a_reader_that_goes_away_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastlm", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert cli.main([]) == 2 and "pretrain" in capsys.readouterr().out
+
+
+def test_info_needs_torch_alone_and_names_every_op():
+    hide = "import sys; [sys.modules.__setitem__(m, None) for m in ('tokenizers', 'safetensors', 'tyro', 'matplotlib', 'transformers')]; "
+    shown = python(hide + "from fastlm.trainer.cli import main; sys.exit(main(['info']))")
+    assert shown.returncode == 0, shown.stderr
+    for words in ("torch", "device", "adamw", "attention", "→ reference"):
+        assert words in shown.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def start(text: Path, out: Path, **changes) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fastlm", "pretrain", *flags(config(text, out, **changes))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM), ids=("ctrl-c", "sigterm"))
+def test_a_signal_saves_and_says_how_to_resume(text, tmp_path, number):
+    process = start(text, tmp_path / "run", steps=100_000, save_every=1e9)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not err
+    assert f"saved; go on with `fastlm resume {tmp_path / 'run'}`" in out
+    assert len(list((tmp_path / "run" / "state").glob("step-*"))) == 1
+
+
+LABELS = ["fastlm", "torch", "data", "threads", "kernels", "memory", "steps", "writes", "done", "wrote", "next"]
+NO_NETWORK = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise OSError("this machine has no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from fastlm.trainer.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
+    done = python(NO_NETWORK, "pretrain", *flags(config(text, tmp_path / "run")))
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    labels = [line.split(" ")[0] for line in done.stdout.splitlines()]
+    assert [label for label in labels if label in LABELS] == LABELS
+    assert labels.count("sample") == 4
+    chosen = [line.split() for line in done.stdout.splitlines() if "← chosen" in line]
+    assert [line[0] for line in chosen] == ["adamw"]
+    assert re.search(r"100% ━+ .* step 12  loss \d", done.stdout)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
+                     "loss.png", "sample.txt", "report.md"}  # fmt: skip
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "run" / "report.md").read_text()
+    for words in (
+        "held-out bits per byte",
+        "zlib -9",
+        "SHA-256",
+        "--vocab 300",
+        "| adamw, chosen |",
+        torch.__version__,
+        "AutoModelForCausalLM.from_pretrained",
+    ):
+        assert words in report
+
+
+PLUGIN = """
+from fastlm.positions import ALiBi
+class Mine(ALiBi, name="mine"):
+    pass
+"""
+
+
+def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    command = [sys.executable, "-m", "fastlm"]
+    environment = dict(capture_output=True, text=True, timeout=120)
+    asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--plugin", "mine.py"]
+    begun = subprocess.run([*command, "pretrain", *asked], **environment)
+    assert begun.returncode == 0, begun.stderr
+    assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout
+    (tmp_path / "run" / "report.md").unlink()
+    for again in (["resume", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--tokens", "3"]):
+        refused = subprocess.run([*command, *again], **environment)
+        assert refused.returncode == 2 and "mine.py; give it again if you trust that code" in refused.stderr
+        done = subprocess.run([*command, *again, "--plugin", "mine.py"], **environment)
+        assert done.returncode == 0, done.stderr
+
+
+def test_on_a_terminal_one_line_is_updated(text, tmp_path):
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are not there on this system")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "fastlm", "pretrain", *flags(config(text, tmp_path / "run"))]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(ours)
+    assert process.returncode == 0 and b"\r100%" in shown and b"\x1b" not in shown
+
+
+def test_a_run_can_be_sampled_and_opens_in_transformers(text, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[test]'")
+    assert cli.main(["pretrain", *flags(config(text, tmp_path / "run", steps=60, lr=1e-2))]) == 0
+    capsys.readouterr()
+    texts = set()
+    for seed in ("1", "1", "2"):
+        assert cli.main(["sample", str(tmp_path / "run"), "--prompt", "Ada", "--tokens", "20", "--seed", seed]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 2 and all(t.startswith("Ada") for t in texts)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    ids = tokenizer("Ada writes 7 lines of code.\n", return_tensors="pt").input_ids
+    assert tokenizer.decode(ids[0]) == "Ada writes 7 lines of code.\n" and tokenizer.eos_token_id == 1
+    from fastlm.interop import load_pretrained
+
+    with torch.no_grad():
+        torch.testing.assert_close(load_pretrained(tmp_path / "run")(ids), model(ids).logits, rtol=1e-4, atol=1e-4)

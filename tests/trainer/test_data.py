@@ -1,0 +1,318 @@
+"""The corpus, its split, and the cache: what is read, what is refused, and that nothing half-written is trusted."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import write_text
+
+from fastlm.objectives import Causal
+from fastlm.trainer.data import corpus
+from fastlm.trainer.data import tokens as data
+from fastlm.trainer.words import Refusal
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which files
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A folder of 200 small files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(200):
+        write_text(folder / f"{i:03}.txt", seed=i, lines=20)
+    return folder
+
+
+def sides(found: corpus.Corpus) -> dict[str, bool]:
+    return {source.name: source.chosen > 0 for source in found.sources}
+
+
+def test_default_is_the_standard_library():
+    found = corpus.find(())
+    names = {source.name for source in found.sources}
+    assert "standard library" in found.name and {"os.py", "json/decoder.py"} <= names
+    assert not any(name.startswith(("test/", "idlelib/", "site-packages/")) for name in names)
+    assert found.whole and found.repeated < 0.3
+
+
+def test_torch_stands_in_for_a_missing_standard_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    found = corpus.find(())
+    assert found.name.startswith("torch's own sources") and "optim/adamw.py" in {
+        source.name for source in found.sources
+    }
+    monkeypatch.setattr(corpus, "TORCH_PARTS", ())
+    with pytest.raises(Refusal, match="--data PATH"):
+        corpus.find(())
+
+
+def test_split_stays_when_files_come_go_or_move(many):
+    before = corpus.find((many,))
+    assert before.whole and 2 <= sum(sides(before).values()) <= 25
+    write_text(many / "new.txt", seed=1000)
+    (many / "000.txt").unlink()
+    (many / "001.txt").rename(many / "moved.txt")
+    after = sides(corpus.find((many,)))
+    kept = sides(before)
+    assert all(after[name] == kept[name] for name in kept if name in after)
+    assert after["moved.txt"] == kept["001.txt"]
+
+
+def test_copies_land_on_one_side(many):
+    for path in list(many.iterdir()):
+        shutil.copy(path, many / f"copy-{path.name}")
+    split = sides(corpus.find((many,)))
+    assert all(split[name] == split[f"copy-{name}"] for name in split if not name.startswith("copy"))
+
+
+def test_nothing_is_on_both_sides(many):
+    found = corpus.find((many,))
+    train, held_out = (set(found.documents(side)) for side in (False, True))
+    assert train and held_out and not train & held_out
+
+
+def test_one_file_is_held_out_by_its_end(text):
+    found = corpus.find((text,))
+    (train,), (held_out,) = (list(found.documents(side)) for side in (False, True))
+    assert not found.whole and train + held_out == text.read_text() and train.endswith("\n")
+    assert 0.04 < len(held_out) / len(train) < 0.07
+
+
+def test_lines_of_jsonl_are_held_out_whole(tmp_path):
+    rows = [f"document {i} of a file, with some words in it" for i in range(500)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = corpus.find((tmp_path,))
+    train, held_out = (list(found.documents(side)) for side in (False, True))
+    assert found.whole and sorted(train + held_out) == sorted(rows) and 10 < len(held_out) < 50
+
+
+def test_fingerprint_sees_every_byte_and_name(many):
+    prints = {corpus.find((many,)).fingerprint}
+    path = many / "100.txt"
+    path.write_text(path.read_text()[:-2] + "!\n")
+    prints.add(corpus.find((many,)).fingerprint)
+    path.rename(many / "other.txt")
+    prints.add(corpus.find((many,)).fingerprint)
+    assert len(prints) == 3
+
+
+def test_every_kind_of_file(tmp_path):
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "b.md").write_text("# head")
+    (tmp_path / "c.py").write_text("x = 1")
+    (tmp_path / "d.jsonl").write_text('{"text": "one\\u2028line"}\n\n"two"\n')
+    with gzip.open(tmp_path / "e.txt.gz", "wt") as file:
+        file.write("packed")
+    (tmp_path / "f.bin").write_bytes(b"not looked at")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "g.txt").write_text("hidden")
+    found = corpus.find((tmp_path,))
+    documents = [d for source in found.sources for d in corpus.read_documents(source.path)]
+    assert documents == ["plain", "# head", "x = 1", "one\u2028line", "two", "packed"]
+
+
+def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):
+    (tmp_path / "good.txt").write_text("some text")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "blank.txt").write_text(" \n\t\n")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
+    (tmp_path / "bad.jsonl").write_text('{"no": "text"}\n')
+    pipes = {"not a regular file": 1} if hasattr(os, "mkfifo") else {}
+    if pipes:
+        os.mkfifo(tmp_path / "pipe.txt")
+    found = corpus.find((tmp_path,))
+    assert [s.name for s in found.sources] == ["good.txt"]
+    faults = {"empty": 2, "not UTF-8": 1, "unreadable (EOFError)": 1, '.jsonl without a "text" string in line 1': 1}
+    assert found.skipped == faults | pipes
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda p: None, "does not exist"),
+    (lambda p: p.write_text(""), "of 1 files 1 empty"),
+    (lambda p: p.mkdir(), "holds no .txt"),
+])  # fmt: skip
+def test_no_text_is_refused(tmp_path, make, words):
+    make(tmp_path / "data.txt")
+    with pytest.raises(Refusal, match=words) as refused:
+        corpus.find((tmp_path / "data.txt",))
+    assert "\n" not in str(refused.value)
+
+
+def test_repeated_lines_are_noticed(tmp_path):
+    (tmp_path / "a.txt").write_text("the same long line, again and again\n" * 100)
+    assert corpus.find((tmp_path,)).repeated == pytest.approx(0.99)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+def test_tokens(text):
+    found = corpus.find((text,))
+    tokens = data.tokenize(found, vocab=300)
+    tokenizer = data.load_tokenizer(tokens.tokenizer_file)
+    assert tokens.facts.vocab_size == 300 and tokens.train.dtype == np.uint16
+    for side, ids in ((False, tokens.train), (True, tokens.held_out)):
+        assert ids[-1] == data.EOS and tokenizer.decode(ids[:-1].tolist()) == "".join(found.documents(side))
+    assert tokens.bytes_of()[tokens.held_out].sum() == tokens.facts.held_out_bytes
+    assert 0 < tokens.bits_per_byte(tokens.facts.unigram_nats) < 8
+
+
+def test_tokenizer_learns_from_train_alone(many):
+    write_text(many / "held.txt", seed=5)
+    found = corpus.find((many,))
+    held = next(source for source in found.sources if source.chosen)
+    before = data.tokenize(found, 300).tokenizer_file.read_text()
+    other = next(text for text in ("ξψω " * n for n in range(1, 1000)) if corpus.chosen(text))
+    held.path.write_text(other)
+    assert data.tokenize(corpus.find((many,)), 300).tokenizer_file.read_text() == before
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_every_text_survives_the_round_trip(some):
+    tokenizer = round_trip_tokenizer()
+    for written in (some, f"<eos>{some}<pad>"):
+        ids = tokenizer.encode(written).ids
+        assert tokenizer.decode(ids) == written and min(ids, default=data.EOS + 9) >= len(data.SPECIALS)
+
+
+def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
+    if not made:
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tokenizer.json"
+            data._train_tokenizer(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
+            made.append(data.load_tokenizer(path))
+    return made[0]
+
+
+def test_second_time_comes_from_the_cache(text):
+    found = corpus.find((text,))
+    assert data.tokenize(found, 300).built > 0
+    assert data.tokenize(found, 300).built == 0
+    assert data.tokenize(found, 290).built > 0
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def alter(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", (cut, alter, os.unlink), ids=("cut", "altered", "deleted"))
+@pytest.mark.parametrize("name", (*data.FILES, "facts.json"))
+def test_damaged_cache_is_built_again(text, name, harm):
+    found = corpus.find((text,))
+    first = data.tokenize(found, 300)
+    train = first.train.tolist()
+    harm(first.folder / name)
+    again = data.tokenize(found, 300)
+    assert again.built > 0 and again.train.tolist() == train
+    assert data.tokenize(found, 300).built == 0
+
+
+def test_unwritable_cache_is_refused(text, monkeypatch):
+    (text.parent / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(text.parent / "file"))
+    with pytest.raises(Refusal, match="set XDG_CACHE_HOME"):
+        data.tokenize(corpus.find((text,)), 300)
+
+
+def test_a_text_that_changes_meanwhile_is_refused(many):
+    found = corpus.find((many,))
+    write_text(many / "150.txt", seed=77, lines=20)
+    with pytest.raises(Refusal, match=r"150\.txt changed while the text was being read"):
+        data.tokenize(found, 300)
+    assert not list(data.cache_folder().iterdir())
+
+
+@pytest.mark.parametrize("damaged", (False, True), ids=("there", "damaged"))
+def test_of_two_builders_one_entry_stays(text, monkeypatch, damaged):
+    """The other builder's entry appears while ours is being finished."""
+    found = corpus.find((text,))
+    folder = data.tokenize(found, 300).folder
+    made = folder.with_name(".tmp-ours")
+    shutil.copytree(folder, made)
+    facts = data._valid_facts(made, None)
+    if damaged:
+        cut(folder / "train.bin")
+    assert data._place(made, folder, facts, None) == facts and data._valid_facts(folder, None) == facts
+    shutil.rmtree(made, ignore_errors=True)
+    assert list(data.cache_folder().iterdir()) == [folder]
+
+
+def test_what_dead_builders_left_goes_after_a_day(text):
+    dead, alive = (data.cache_folder() / f".tmp-{name}" for name in ("dead", "alive"))
+    for left in (dead, alive):
+        left.mkdir(parents=True)
+        (left / "train.bin").write_bytes(b"half")
+        os.utime(left, (0, 0))
+    os.utime(dead / "train.bin", (0, 0))
+    data.tokenize(corpus.find((text,)), 300)
+    assert not dead.exists() and alive.exists()
+
+
+def test_nothing_is_left_behind_by_a_failure(text, monkeypatch):
+    monkeypatch.setattr(data, "_encode", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        data.tokenize(corpus.find((text,)), 300)
+    assert not list(data.cache_folder().iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+def test_batches_are_a_function_of_their_number():
+    ids = np.arange(1000)
+    one, other = Causal(ids, 16), Causal(ids, 16)
+    for first in (0, 4, 400):  # the last is far into a later epoch
+        later = other.batch(7, first + 2, 2)
+        assert (one.batch(7, first, 4)["inputs"][2:] == later["inputs"]).all()
+
+
+def test_an_epoch_sees_each_window_once_and_the_next_ones_elsewhere():
+    ids = np.arange(1000)
+    task = Causal(ids, 16)
+    starts = [task.batch(7, epoch * len(task), len(task))["inputs"][:, 0].sort().values for epoch in range(3)]
+    assert all((s.diff() == 16).all() for s in starts)
+    assert len({s[0].item() for s in starts}) > 1
+
+
+def test_labels_are_one_ahead_and_the_last_token_is_reached():
+    task = Causal(np.arange(16 * 5 + 1), 16)
+    batch = task.fixed(np.arange(task.windows))
+    assert (batch["labels"] == batch["inputs"] + 1).all() and batch["labels"].max() == 16 * 5
+    assert task.targets(batch) == {"loss": 16 * 5}
+
+
+def test_random_windows_stay_inside():
+    draw = random.Random(0)
+    for _ in range(200):
+        context = draw.randint(1, 20)
+        n = context + draw.randint(1, 100)
+        task = Causal(np.arange(n), context)
+        batch = task.batch(draw.randint(0, 9), draw.randint(0, 99), 5)
+        assert batch["labels"].max() < n and batch["inputs"].min() >= 0
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(Refusal, match="smaller --context"):
+        Causal(np.arange(16), 16)
