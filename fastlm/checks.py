@@ -32,9 +32,9 @@ def below_one(**values: object) -> None:
     each(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
 
 
-def whole(least: int, **values: object) -> None:
+def whole(least: int, cure: str | None = None, **values: object) -> None:
     fits = lambda x: isinstance(x, Integral) and not isinstance(x, bool) and x >= least
-    each(values, fits, f"give a whole number of at least {least}")
+    each(values, fits, f"give a whole number of at least {least}" if cure is None else cure)
 
 
 def flag(**values: object) -> None:
