@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.backends.dispatch import BackendError, op
+from fastlm.backends.dispatch import op
 from fastlm.backends.philox import kept
 from fastlm.masks import UNBOUNDED
 
@@ -94,7 +94,8 @@ def attention(
     empty unless return_lse, or unless its own gradient needs it.
 
     What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients
-    k, must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
+    q, k and grad, must be finite at every query, and every key before key_lengths: sums over keys and over queries meet
+    them with weight zero, and 0 · NaN is NaN.
     """
     a = Arguments(
         q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
@@ -288,11 +289,4 @@ def _(ctx, grad, grad_lse):
     grads = attention_backward(grad, grad_lse, out, *rest, *ctx.numbers, wanted)
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (
         len(Arguments._fields) - len(LEARNED)
-    )
-
-
-@attention_backward.gradient(save=lambda ctx, inputs, output: None)
-def _(ctx, *grads):
-    raise BackendError(
-        "attention is differentiable once; for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch"
     )
