@@ -43,7 +43,10 @@ class Config:
     plugin: tuple[str, ...] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: tuple[Path, ...] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, each also as .gz; nothing for the standard library's sources."""
+    """Files and folders of .txt, .md, .py, .jsonl, .csv, .tsv, each also as .gz; nothing for the standard library's
+    sources."""
+    text_key: str = "text"
+    """The field that holds the text in a row of a .jsonl, .csv or .tsv."""
     minutes: float = 2.0
     """Wall time to train for. The first seconds are measured and fix the number of steps."""
     steps: int | None = None

@@ -3,6 +3,7 @@ Python."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class Refusal(ValueError):
@@ -17,6 +18,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing if no known word is near."""
     near = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def absent(path: Path) -> str:
+    """`there is no X`, with what beside it has nearly its name."""
+    beside = path.absolute().parent
+    near = did_you_mean(path.name, (other.name for other in beside.iterdir()) if beside.is_dir() else ())
+    return f"there is no {path}{near}"
 
 
 def say(label: str, *parts: str) -> None:
