@@ -2,6 +2,7 @@
 Python."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,15 +17,29 @@ class Failure(RuntimeError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing if no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = _nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
-def absent(path: Path) -> str:
-    """`there is no X`, with what beside it has nearly its name."""
+def absent(path: Path, cure: str) -> str:
+    """`X does not exist`, with what beside it has nearly its name, or else the cure."""
     beside = path.absolute().parent
-    near = did_you_mean(path.name, (other.name for other in beside.iterdir()) if beside.is_dir() else ())
-    return f"there is no {path}{near}"
+    near = _nearest(path.name, [other.name for other in beside.iterdir()] if beside.is_dir() else [])
+    return f"{path} does not exist; {f'did you mean {path.with_name(near)}?' if near else cure}"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
+
+
+def command(*words: object) -> str:
+    """`fastlm` with these words, quoted so that a shell takes them as they are."""
+    return shlex.join(("fastlm", *map(str, words)))
+
+
+def several(n: int, thing: str) -> str:
+    """1 file, 1,234 files."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 def say(label: str, *parts: str) -> None:

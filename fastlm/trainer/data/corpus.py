@@ -105,7 +105,7 @@ def check_there(paths: tuple[Path, ...]) -> None:
     """Raises Refusal for a path of --data that is not there."""
     for path in paths:
         if not path.exists():
-            raise Refusal(f"--data: {absent(path)}")
+            raise Refusal(f"--data {absent(path, 'give a file or a folder')}")
 
 
 def chosen(document: str) -> bool:
