@@ -100,7 +100,7 @@ def pretrain(argv: list[str]) -> int:
     from fastlm.trainer import run
 
     with _machine():
-        return run.pretrain(config, ["fastlm", "pretrain", *argv])
+        return run.pretrain(config, ["pretrain", *argv])
 
 
 def resume(argv: list[str]) -> int:

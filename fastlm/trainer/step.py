@@ -60,6 +60,11 @@ class Trainer:
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
 
+    @property
+    def glance(self) -> np.ndarray:
+        """The held-out windows looked at on the way: some, spread evenly, always the same."""
+        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
+
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
         return self.config.lr * schedule.factor(self.config.schedule, self.step, self.steps, warmup, self.config.floor)
@@ -110,9 +115,9 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over some of them spread evenly (`glance`), always the same."""
+        those of `self.glance`."""
         self.model.eval()
-        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
+        windows = self.glance if glance else np.arange(self.held_out.windows)
         sums, counts, size = [], [], 0
         for first in range(0, len(windows), self.config.batch):
             batch = self.held_out.fixed(windows[first : first + self.config.batch])

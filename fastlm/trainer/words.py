@@ -62,10 +62,6 @@ def count(n: float) -> str:
     return f"{n:.3g}"
 
 
-def megabytes(n: float) -> str:
-    return f"{n / 1e6:.3g} MB"
-
-
-def bar(share: float, width: int = 20) -> str:
-    done = int(share * width)
-    return "━" * done + "─" * (width - done)
+def size(n: float) -> str:
+    """1234567 → 1.23 MB."""
+    return f"{n / 1e6:.3g} MB" if n >= 1e6 else f"{n / 1e3:.3g} kB"
