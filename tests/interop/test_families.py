@@ -1,5 +1,5 @@
 """Every architecture of transformers computes under attn_implementation="fastlm" what it computes under eager, or is
-refused in words: the best known ones here, all that can be made tiny with `pytest -m slow`."""
+refused in words: the best known ones here, all that can be made tiny with `pytest -m sweep`."""
 
 import pytest
 import torch
@@ -75,6 +75,7 @@ def test_refused_in_words(kind, name, why):
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind, name", others)
 def test_as_under_eager_or_refused_in_words(kind, name, calls):
     try:
