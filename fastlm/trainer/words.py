@@ -1,8 +1,7 @@
 """How fastlm speaks: refusals in one line, labelled lines, and numbers as people read them. Needs nothing but
 Python."""
 
-import difflib
-from collections.abc import Iterable
+from fastlm.checks import did_you_mean as did_you_mean
 
 
 class Refusal(ValueError):
@@ -11,12 +10,6 @@ class Refusal(ValueError):
 
 class Failure(RuntimeError):
     """What was begun could not be finished. The message is one line: what happened, and what to try."""
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def say(label: str, *parts: str) -> None:
