@@ -303,7 +303,7 @@ def _read(
     """Find the text and its ids, and say what they are. Raises Refusal if the text is not the one a run began with."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    corpus = find(config.data)
+    corpus = find(config.data, config.text_key)
     console.say(
         "data",
         corpus.name,
@@ -312,8 +312,8 @@ def _read(
         f"SHA-256 {corpus.fingerprint[:12]}",
         corpus.split,
     )
-    if corpus.skipped:
-        console.say("skipped", *(f"{n} {reason}" for reason, n in corpus.skipped.items()))
+    for line in corpus.skipped.lines():
+        console.say("skipped", line)
     if corpus.repeated > REPEATED:
         console.say(
             "warning",

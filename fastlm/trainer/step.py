@@ -142,7 +142,7 @@ class Trainer:
 
     def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        dtype = DTYPES[self.config.dtype]
+        dtype = getattr(torch, DTYPES[self.config.dtype])
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             return objective.loss(self.model, batch)
 

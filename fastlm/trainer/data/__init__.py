@@ -1,5 +1,6 @@
 """From files to numbers: which text is taken and what is held out of it, then its tokens.
 
-corpus.py    files and folders → documents, split into train and held out by their content
+files.py     folders → files → documents, and what of them is not taken
+corpus.py    documents → two sides, train and held out, by their content; a fingerprint of them
 tokens.py    documents → ids: the tokenizer, the cache that keeps both, memory-mapped
 """
