@@ -14,7 +14,7 @@ from fastlm.objectives import OBJECTIVES
 from fastlm.optim import OPTIMIZERS
 from fastlm.positions import SCHEMES
 from fastlm.trainer import plugins
-from fastlm.trainer.data.tokens import SPECIALS
+from fastlm.trainer.data.tokenizer import SPECIALS
 from fastlm.trainer.schedule import SCHEDULES
 from fastlm.trainer.words import Refusal, did_you_mean
 
