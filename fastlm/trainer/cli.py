@@ -136,7 +136,7 @@ def sample(argv: list[str]) -> int:
 
     with _machine():
         model, tokenizer = _open(asked.folder, asked.plugin)
-        from fastlm.trainer.data.tokens import EOS
+        from fastlm.trainer.data.tokenizer import EOS
 
         prompt = tokenizer.encode(asked.prompt).ids or [EOS]
         generator = torch.Generator().manual_seed(asked.seed)
@@ -170,7 +170,7 @@ def _open(folder: Path, given: tuple[str, ...]):
     from safetensors import SafetensorError
 
     from fastlm.interop import load_pretrained
-    from fastlm.trainer.data.tokens import load_tokenizer
+    from fastlm.trainer.data.tokenizer import load_tokenizer
     from fastlm.trainer.plan import Plan
 
     if (folder / "run.json").exists():

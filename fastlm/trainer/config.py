@@ -10,7 +10,7 @@ from tyro.conf import arg
 from fastlm.trainer import plugins
 from fastlm.trainer.choices import REGISTRIES, choices
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokens import SPECIALS
+from fastlm.trainer.data.tokenizer import SPECIALS
 from fastlm.trainer.words import Refusal, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait

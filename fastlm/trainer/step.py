@@ -6,6 +6,7 @@ it had never stopped. The host waits for the device only when numbers are read."
 
 import inspect
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.config import DTYPES, Config
-from fastlm.trainer.data.tokens import EOS, Tokens, load_tokenizer
+from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
+from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -118,19 +120,22 @@ class Trainer:
         those of `self.glance`."""
         self.model.eval()
         windows = self.glance if glance else np.arange(self.held_out.windows)
-        sums, counts, size = [], [], 0
+        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        size = 0
         for first in range(0, len(windows), self.config.batch):
             batch = self.held_out.fixed(windows[first : first + self.config.batch])
-            sums.append(self._losses(self.held_out, batch))
-            counts.append(self.held_out.targets(batch))
+            counts.update(self.held_out.targets(batch))
             size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-        terms = {
-            name: value.item() / max(1, n)
-            for (name, value), n in zip(total(sums).items(), total(counts).values(), strict=True)
-        }
+            for name, value in self._losses(self.held_out, batch).items():
+                if name not in sums:
+                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
+                sums[name] += value
+        terms = {name: value.item() / max(1, counts[name]) for name, value in sums.items()}
         found = {"loss": sum(terms.values())} | terms
         if self.held_out.compresses:
-            found["bits_per_byte"] = sum(value.item() for value in total(sums).values()) / math.log(2) / size
+            found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
         return found
 
     def sample(self, n: int = SAMPLE) -> str:

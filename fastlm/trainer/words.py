@@ -1,10 +1,11 @@
 """How fastlm speaks: refusals in one line, labelled lines, and numbers as people read them. Needs nothing but
 Python."""
 
-import difflib
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
+
+from fastlm.checks import did_you_mean as did_you_mean
+from fastlm.checks import nearest
 
 
 class Refusal(ValueError):
@@ -15,21 +16,11 @@ class Failure(RuntimeError):
     """What was begun could not be finished. The message is one line: what happened, and what to try."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if no known word is near."""
-    near = _nearest(word, known)
-    return f"; did you mean {near}?" if near else ""
-
-
 def absent(path: Path, cure: str) -> str:
     """`X does not exist`, with what beside it has nearly its name, or else the cure."""
     beside = path.absolute().parent
-    near = _nearest(path.name, [other.name for other in beside.iterdir()] if beside.is_dir() else [])
+    near = nearest(path.name, [other.name for other in beside.iterdir()] if beside.is_dir() else [])
     return f"{path} does not exist; {f'did you mean {path.with_name(near)}?' if near else cure}"
-
-
-def _nearest(word: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
 
 
 def command(*words: object) -> str:

@@ -136,7 +136,8 @@ def test_no_command_shows_the_usage(capsys):
 
 
 def test_info_needs_torch_alone_and_names_every_op():
-    hide = "import sys; [sys.modules.__setitem__(m, None) for m in ('tokenizers', 'safetensors', 'tyro', 'matplotlib', 'transformers')]; "
+    extra = ("tokenizers", "safetensors", "tyro", "matplotlib", "transformers")
+    hide = f"import sys; [sys.modules.__setitem__(m, None) for m in {extra}]; "
     shown = python(hide + "from fastlm.trainer.cli import main; sys.exit(main(['info']))")
     assert shown.returncode == 0, shown.stderr
     for words in ("torch", "device", "adamw", "attention", "→ reference"):
@@ -187,8 +188,10 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
     assert [line[0] for line in chosen] == ["adamw"]
     assert re.search(r"^100%  0:00 left  step 12  loss \d", done.stdout, re.MULTILINE)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
-                     "loss.png", "sample.txt", "report.md"}  # fmt: skip
+    assert files == {
+        ".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
+        "config.json", "loss.png", "sample.txt", "report.md",
+    }  # fmt: skip
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "run" / "report.md").read_text()
     for words in (

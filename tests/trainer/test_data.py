@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from runs import write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer.data import corpus, files
+from fastlm.trainer.data import corpus, files, tokenizer
 from fastlm.trainer.data import tokens as data
 from fastlm.trainer.words import Refusal
 
@@ -219,10 +220,10 @@ def test_repeated_lines_are_noticed(tmp_path):
 def test_tokens(text):
     found = corpus.find((text,))
     tokens = data.tokenize(found, vocab=300)
-    tokenizer = data.load_tokenizer(tokens.tokenizer_file)
+    encoder = tokenizer.load_tokenizer(tokens.tokenizer_file)
     assert tokens.facts.vocab_size == 300 and tokens.train.dtype == np.uint16
     for side, ids in ((False, tokens.train), (True, tokens.held_out)):
-        assert ids[-1] == data.EOS and tokenizer.decode(ids[:-1].tolist()) == "".join(found.documents(side))
+        assert ids[-1] == tokenizer.EOS and encoder.decode(ids[:-1].tolist()) == "".join(found.documents(side))
     assert tokens.bytes_of()[tokens.held_out].sum() == tokens.facts.held_out_bytes
     assert 0 < tokens.bits_per_byte(tokens.facts.unigram_nats) < 8
 
@@ -240,10 +241,10 @@ def test_tokenizer_learns_from_train_alone(many):
 @given(st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_every_text_survives_the_round_trip(some):
-    tokenizer = round_trip_tokenizer()
+    encoder = round_trip_tokenizer()
     for written in (some, f"<eos>{some}<pad>"):
-        ids = tokenizer.encode(written).ids
-        assert tokenizer.decode(ids) == written and min(ids, default=data.EOS + 9) >= len(data.SPECIALS)
+        ids = encoder.encode(written).ids
+        assert encoder.decode(ids) == written and min(ids, default=9) >= len(tokenizer.SPECIALS)
 
 
 def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
@@ -253,9 +254,39 @@ def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
-            data._train_tokenizer(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
-            made.append(data.load_tokenizer(path))
+            tokenizer.train(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
+            made.append(tokenizer.load_tokenizer(path))
     return made[0]
+
+
+TELLING = st.characters() | st.sampled_from(" \t\n\r\x1c\u3000'st1.")
+
+
+@given(st.lists(st.text(TELLING, max_size=9), max_size=20), st.integers(4, 30))
+@settings(max_examples=200, deadline=None)
+def test_pieces_have_the_ids_of_their_text(words, longest):
+    """Wherever a piece ends before white space; else only the text is the same."""
+    some = " ".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "PIECE", longest)
+        cut = list(tokenizer.pieces(some))
+    assert "".join(cut) == some and all(0 < len(piece) <= longest for piece in cut[:-1])
+    if all(len(piece) < longest for piece in cut[:-1]):
+        ids = [i for each in round_trip_tokenizer().encode_batch_fast(cut) for i in each.ids]
+        assert ids == round_trip_tokenizer().encode(some).ids
+
+
+def test_a_text_without_a_space_takes_no_longer(tmp_path):
+    """Whole, a word of 200 kB takes 35 seconds, and a larger one the square of that."""
+    begun = time.process_time()
+    some = "".join(random.Random(0).choices("ACGT", k=200_000))
+    tokenizer.train(iter([some]), 400, tmp_path / "tokenizer.json")
+    encoder = tokenizer.load_tokenizer(tmp_path / "tokenizer.json")
+    size, counts = tokenizer.encode(encoder, iter([some, "", "CA"]), tmp_path / "ids")
+    ids = np.fromfile(tmp_path / "ids", np.uint16)
+    assert size == 200_002 and counts.sum() == len(ids) and encoder.decode(ids.tolist()) == some + "CA"
+    assert ids.tolist().count(tokenizer.EOS) == 3
+    assert time.process_time() - begun < 10
 
 
 def test_second_time_comes_from_the_cache(text):
@@ -329,7 +360,7 @@ def test_what_dead_builders_left_goes_after_a_day(text):
 
 
 def test_nothing_is_left_behind_by_a_failure(text, monkeypatch):
-    monkeypatch.setattr(data, "_encode", lambda *args: 1 / 0)
+    monkeypatch.setattr(tokenizer, "encode", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         data.tokenize(corpus.find((text,)), 300)
     assert not list(data.cache_folder().iterdir())

@@ -10,7 +10,8 @@ from fastlm.models import ModelConfig
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokens import EOS, SPECIALS, Tokens
+from fastlm.trainer.data.tokenizer import EOS, SPECIALS
+from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
