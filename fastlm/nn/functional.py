@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlm import masks
 from fastlm.backends.dispatch import BackendError, transformed
 from fastlm.nn import checks
+from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.attention import attention as attention_op
 from fastlm.ops.attention_twice import ONCE
 from fastlm.ops.rotary import rotate as rotate_op
@@ -51,13 +52,13 @@ def attention(
     in each, while queries and keys are packed alike. Where they are not, causal, window and position would count along
     the row, and `masks.ranks_of` gives the order that causal documents have; the two are told apart on a CPU, where
     reading segments waits for nothing. key_lengths [B] int: keys past a row's length are padding. order: (ranks of
-    queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for XLNet's query
-    stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key give zeros,
-    and zero gradients.
+    queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for XLNet's
+    query stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key give
+    zeros, and zero gradients.
 
-    Keys and values past key_lengths may hold anything. All others must be finite, and for gradients queries too, be they
-    masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention. Fill other padding with
-    zeros.
+    Keys and values past key_lengths may hold anything. All others must be finite, and for gradients queries too, be
+    they masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention. Fill other
+    padding with zeros.
 
     dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend.
     seed: 0 … 2⁶³ - 1; drawn from torch's generator if None; a captured CUDA graph repeats its own. scale: 1/√D unless
@@ -113,12 +114,18 @@ def attention(
         q_position = query + vectors.position_bias[:, None].to(query.dtype)
     if vectors.content_bias is not None:
         query = query + vectors.content_bias[:, None].to(query.dtype)
+    scale = (vectors.terms * D) ** -0.5 if scale is None else scale
     if dropout and seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
+    (q_segments, k_segments), (q_ranks, k_ranks), (q_groups, k_groups) = segments, order, groups
     out, lse = attention_op(
-        query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors,
-        vectors.value_vectors, same, *groups, key_lengths, prefix, *segments, *order, left, right,
-        (vectors.terms * D) ** -0.5 if scale is None else scale, offset, dropout, seed or 0, return_lse,
+        Arguments(
+            q=query, k=key, v=value, table=terms.table, bias=bias, q_position=q_position, k_position=None, same=same,
+            q_groups=q_groups, k_groups=k_groups, key_lengths=key_lengths, prefix=prefix, q_segments=q_segments,
+            k_segments=k_segments, q_ranks=q_ranks, k_ranks=k_ranks, left=left, right=right, scale=scale, offset=offset,
+            dropout=dropout, seed=seed or 0, return_lse=return_lse,
+            **{name: getattr(vectors, name) for name in VECTORS},
+        )
     )  # fmt: skip
     _refuse_second_derivatives(out)
     return (out, lse) if return_lse else out

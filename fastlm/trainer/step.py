@@ -6,6 +6,7 @@ it had never stopped. The host waits for the device only when numbers are read."
 
 import inspect
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.config import DTYPES, Config
-from fastlm.trainer.data.tokens import EOS, Tokens, load_tokenizer
+from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
+from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -59,6 +61,11 @@ class Trainer:
     @property
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
+
+    @property
+    def glance(self) -> np.ndarray:
+        """The held-out windows looked at on the way: some, spread evenly, always the same."""
+        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
@@ -110,22 +117,25 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over some of them spread evenly (`glance`), always the same."""
+        those of `self.glance`."""
         self.model.eval()
-        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
-        sums, counts, size = [], [], 0
+        windows = self.glance if glance else np.arange(self.held_out.windows)
+        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        size = 0
         for first in range(0, len(windows), self.config.batch):
             batch = self.held_out.fixed(windows[first : first + self.config.batch])
-            sums.append(self._losses(self.held_out, batch))
-            counts.append(self.held_out.targets(batch))
+            counts.update(self.held_out.targets(batch))
             size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-        terms = {
-            name: value.item() / max(1, n)
-            for (name, value), n in zip(total(sums).items(), total(counts).values(), strict=True)
-        }
+            for name, value in self._losses(self.held_out, batch).items():
+                if name not in sums:
+                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
+                sums[name] += value
+        terms = {name: value.item() / max(1, counts[name]) for name, value in sums.items()}
         found = {"loss": sum(terms.values())} | terms
         if self.held_out.compresses:
-            found["bits_per_byte"] = sum(value.item() for value in total(sums).values()) / math.log(2) / size
+            found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
         return found
 
     def sample(self, n: int = SAMPLE) -> str:
@@ -142,7 +152,7 @@ class Trainer:
 
     def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        dtype = DTYPES[self.config.dtype]
+        dtype = getattr(torch, DTYPES[self.config.dtype])
         with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
             return objective.loss(self.model, batch)
 
