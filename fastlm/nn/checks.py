@@ -136,8 +136,8 @@ def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
 
 
 def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
-    """That a query's segment is the one of the key it stands at, where the last query stands at the last key; or that
-    no key is of its segment. Of segments whose values can be read without waiting, on a CPU."""
+    """That no query stands at a key of another document, where the last query stands at the last key and a document is
+    a segment that has queries and keys. Of segments whose values can be read without waiting, on a CPU."""
     if not all(type(x) is Tensor and x.device.type == "cpu" for x in (of_queries, of_keys)):
         return
     if torch.compiler.is_compiling() or transformed():
@@ -146,15 +146,15 @@ def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
     last, own = (x[:, x.shape[1] - n :] for x in (of_queries, of_keys))
     if last.dtype == own.dtype and torch.equal(last, own):
         return
-    apart = last != own
-    for row in apart.any(1).nonzero().flatten().tolist():
-        astray = last[row][apart[row]]
-        if torch.isin(astray, of_keys[row]).any():
-            raise ValueError(
-                f"segments of queries and keys are packed apart in row {row}, and causal, window and position count "
-                "along the row; in their place give order=(masks.ranks_of(cu_seqlens_q, Lq), "
-                "masks.ranks_of(cu_seqlens_k, Lk))"
-            )
+    of_rows = torch.arange(len(last), device=last.device)[:, None]
+    known = lambda x: x.long() * len(last) + of_rows  # a document's number in the whole batch
+    astray = torch.isin(known(last), known(of_keys)) & torch.isin(known(own), known(of_queries)) & (last != own)
+    if astray.any():
+        row = int(astray.any(1).nonzero()[0])
+        raise ValueError(
+            f"segments of queries and keys are packed apart in row {row}, and causal, window and position count along "
+            "the row; in their place give order=(masks.ranks_of(cu_seqlens_q, Lq), masks.ranks_of(cu_seqlens_k, Lk))"
+        )
 
 
 def group_bias(same: Tensor | None, shape: tuple[int, int, int]) -> None:

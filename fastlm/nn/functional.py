@@ -49,12 +49,12 @@ def attention(
     query, None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for
     queries and one for keys: a query sees keys of its own segment, so packed documents do not mix.
     `masks.segments_of(cu_seqlens, L)` makes them; positions, of which scores see differences alone, need not start over
-    in each, while queries and keys are packed alike. Where they are not, causal, window and position would count along
-    the row, and `masks.ranks_of` gives the order that causal documents have; the two are told apart on a CPU, where
-    reading segments waits for nothing. key_lengths [B] int: keys past a row's length are padding. order: (ranks of
-    queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for XLNet's
-    query stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key give
-    zeros, and zero gradients.
+    in each, while queries and keys are packed alike. Where they are not, causal, window and position still count along
+    the row: `masks.ranks_of` gives the order that causal documents have instead, and on a CPU, where reading segments
+    waits for nothing, queries that stand at another document's keys are refused. key_lengths [B] int: keys past a row's
+    length are padding. order: (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that
+    do not rank below it (for XLNet's query stream, which must not see its own token, take the ranks of queries minus
+    1). Queries that see no key give zeros, and zero gradients.
 
     Keys and values past key_lengths may hold anything. All others must be finite, and for gradients queries too, be
     they masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention. Fill other

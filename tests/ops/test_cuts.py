@@ -108,8 +108,10 @@ def test_documents_with_fewer_queries_or_more_than_keys(name, backend):
 
 @pytest.mark.parametrize("options", [dict(causal=True), dict(window=3), dict(position=position("alibi", H, D, True))])
 def test_documents_packed_apart_are_not_counted_along_the_row(options):
-    q, k = heads(H, 11, 0, B=2), heads(2, 14, 1, B=2)
-    segments = tuple(x.expand(2, -1) for x in PACKED_APART["segments"])
+    """Where a query would stand at a key of another document that has queries of its own."""
+    q, k = heads(H, 10, 0, B=2), heads(2, 13, 1, B=2)
+    starts = (torch.tensor([0, 3, 8, 10]), 10), (torch.tensor([0, 5, 7, 13]), 13)
+    segments = tuple(masks.segments_of(*x).expand(2, -1) for x in starts)
     message = r"packed apart in row 0, and causal, window and position count along .* give order=\(masks.ranks_of"
     with pytest.raises(ValueError, match=message):
         fastlm.attention(q, k, k, segments=segments, **options)
@@ -117,7 +119,7 @@ def test_documents_packed_apart_are_not_counted_along_the_row(options):
 
 
 def test_what_is_packed_alike_may_say_so_twice():
-    """Or say that some queries, or some keys, are nobody's; or where its first query stands."""
+    """Or say that some queries, or some keys, are nobody's; or where the first query stands."""
     documents = masks.segments_of(STARTS, LENGTH)
     q, k = heads(H, 5, 0, B=1), heads(2, LENGTH, 1, B=1)
     whole = fastlm.attention(q, k, k, causal=True, segments=(documents[:, -5:], documents))
@@ -125,6 +127,10 @@ def test_what_is_packed_alike_may_say_so_twice():
     apart = fastlm.attention(q, k, k, causal=True, segments=(nobodys[:, -5:].int(), documents))
     torch.testing.assert_close(apart[:, :, :2], whole[:, :, :2])
     assert not apart[:, :, 2:].any()
+    present = (documents < 4).long()
+    everyones = fastlm.attention(q, k, k, causal=True, segments=(torch.ones_like(present[:, -5:]), present))
+    alone = fastlm.attention(q, k, k, causal=True, key_lengths=torch.tensor([20]))
+    torch.testing.assert_close(everyones, alone)
     ahead = fastlm.attention(q, k, k, causal=True, segments=(documents[:, :5], documents), offset=0)
     torch.testing.assert_close(ahead, fastlm.attention(q, k[:, :, :5], k[:, :, :5], causal=True))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:  # whose values nobody can read
