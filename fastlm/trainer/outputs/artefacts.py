@@ -35,8 +35,14 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json."""
     save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": trainer.train.context, "clean_up_tokenization_spaces": False,
-              "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": trainer.train.context,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
