@@ -16,7 +16,7 @@ from typing import TextIO
 from fastlm import __version__
 from fastlm.trainer import plugins
 from fastlm.trainer.flags import listed, parse
-from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say
+from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -129,6 +129,8 @@ def sample(argv: list[str]) -> int:
         )
     if not 0 <= asked.seed < 2**63:
         raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
+    if asked.prompt != utf8(asked.prompt):
+        raise Refusal(f"--prompt {asked.prompt} is not UTF-8; give text that is")
     _check_folder(asked.folder)
     _check_finished(asked.folder)
     plugins.load(asked.plugin)

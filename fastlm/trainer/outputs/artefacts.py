@@ -15,7 +15,7 @@ from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import clock, several, size
+from fastlm.trainer.words import clock, several, size, utf8
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
@@ -128,9 +128,8 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "Settings": plan.config.to_json(),
     }
     sections["Environment"] = environment
-    write_file(
-        path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n"
-    )
+    tables = "\n".join(_table(*section) for section in sections.items())
+    write_file(path, utf8(f"# fastlm run\n\n{tables}\n![loss](loss.png)\n"))
 
 
 def _table(heading: str, rows: dict) -> str:
