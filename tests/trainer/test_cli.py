@@ -37,9 +37,12 @@ def test_an_empty_text_is_refused(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_is_not_overwritten(capsys, tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    assert "already holds a run" in fail(capsys, "pretrain", "--out", str(tmp_path))
+def test_commands_that_are_advised_are_quoted(capsys, tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    assert f"already holds a run; `fastlm resume '{folder}'` goes on" in fail(capsys, "pretrain", "--out", str(folder))
+    assert f"(no model.safetensors); `fastlm resume '{folder}'` finishes the run" in fail(capsys, "sample", str(folder))
 
 
 def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
