@@ -3,6 +3,7 @@ Python."""
 
 import difflib
 from collections.abc import Iterable
+from typing import TextIO
 
 
 class Refusal(ValueError):
@@ -19,9 +20,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def say(label: str, *parts: str) -> None:
-    """Print `label  part · part`."""
-    print(f"{label:<8} " + " · ".join(parts), flush=True)
+def say(label: str, *parts: str, file: TextIO | None = None) -> None:
+    """Print `label  part · part`, to stdout unless told otherwise."""
+    print(f"{label:<8} " + " · ".join(parts), flush=True, file=file)
 
 
 def clock(seconds: float) -> str:
