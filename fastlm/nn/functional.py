@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlm import masks
+from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.attention import attention as attention_op
 from fastlm.ops.rotary import LAYOUTS
 from fastlm.ops.rotary import rotate as rotate_op
@@ -99,9 +100,15 @@ def attention(
     left, right = masks.band(causal, window)
     if dropout and seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
+    (q_segments, k_segments), (q_ranks, k_ranks), (q_groups, k_groups) = segments, order, groups
     out, lse = attention_op(
-        query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors, vectors.value_vectors,
-        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, 0 if seed is None else seed, return_lse,
+        Arguments(
+            q=query, k=key, v=value, table=terms.table, bias=bias, q_position=q_position, k_position=None, same=same,
+            q_groups=q_groups, k_groups=k_groups, key_lengths=key_lengths, prefix=prefix, q_segments=q_segments,
+            k_segments=k_segments, q_ranks=q_ranks, k_ranks=k_ranks, left=left, right=right, scale=scale, offset=offset,
+            dropout=dropout, seed=0 if seed is None else seed, return_lse=return_lse,
+            **{name: getattr(vectors, name) for name in VECTORS},
+        )
     )  # fmt: skip
     return (out, lse) if return_lse else out
 

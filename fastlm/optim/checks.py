@@ -1,55 +1,20 @@
-"""What options and parameters may be: one check for each kind of value. Each raises ValueError, which says the value
-and what to give instead."""
+"""What optimizers' options and parameters may be, besides plain values. Each raises ValueError, which says the value and
+what to give instead."""
 
-import math
-from collections.abc import Callable, Collection
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from fastlm.checks import at_least_zero, below_one, bound, each, finite, flag, one_of, pair, positive, whole
 from fastlm.optim import sharding
 
+__all__ = [
+    "at_least_zero", "below_one", "betas", "bound", "each", "finite", "flag", "gradient", "number", "one_of", "pair",
+    "parameter", "positive", "process_group", "whole",
+]  # fmt: skip
+
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def finite(x: object) -> bool:
-    return isinstance(x, Real) and math.isfinite(x)
-
-
-def at_least_zero(**values: object) -> None:
-    _each(values, lambda x: finite(x) and x >= 0, "give a finite number of at least 0")
-
-
-def positive(**values: object) -> None:
-    _each(values, lambda x: finite(x) and x > 0, "give a positive, finite number")
-
-
-def bound(**values: object) -> None:
-    _each(values, lambda x: isinstance(x, Real) and x > 0, "give a positive number; inf bounds nothing")
-
-
-def below_one(**values: object) -> None:
-    _each(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
-
-
-def whole(least: int, **values: object) -> None:
-    _each(values, lambda x: isinstance(x, Integral) and x >= least, f"give a whole number of at least {least}")
-
-
-def flag(**values: object) -> None:
-    _each(values, lambda x: isinstance(x, bool), "give True or False")
-
-
-def one_of(choices: Collection, **values: object) -> None:
-    _each(values, lambda x: x in tuple(choices), f"choose from {', '.join(map(repr, choices))}")
-
-
-def pair(fits: Callable[[object, object], bool], cure: str, **values: object) -> None:
-    """A tuple or list of two that fit."""
-    for name, value in values.items():
-        if not (isinstance(value, (tuple, list)) and len(value) == 2 and fits(*value)):
-            raise ValueError(f"{name} are {value!r}; {cure}")
 
 
 def betas(value: object) -> None:
@@ -70,7 +35,7 @@ def number(lr: object) -> float:
 def process_group(value: object) -> None:
     # there is none in a torch that was built without torch.distributed
     kind = getattr(torch.distributed, "ProcessGroup", ())
-    _each(
+    each(
         dict(process_group=value),
         lambda x: x is None or isinstance(x, kind),
         "give a group of torch.distributed that this rank is in, or None",
@@ -104,9 +69,3 @@ def gradient(p: Tensor) -> None:
     if p.grad.layout != torch.strided:
         what = f"a parameter of shape {list(p.shape)} has a sparse gradient"
         raise ValueError(f"{what}; build its Embedding with sparse=False, or use torch.optim.SparseAdam")
-
-
-def _each(values: dict[str, object], fits: Callable[[object], bool], cure: str) -> None:
-    for name, value in values.items():
-        if not fits(value):
-            raise ValueError(f"{name} is {value!r}; {cure}")

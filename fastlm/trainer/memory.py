@@ -16,7 +16,7 @@ from fastlm.objectives import OBJECTIVES
 from fastlm.optim import memory_table
 from fastlm.trainer.config import Config
 from fastlm.trainer.step import autocast
-from fastlm.trainer.words import Refusal, megabytes
+from fastlm.trainer.words import Refusal, size
 
 # Linux keeps a container's limit, what it uses, and how much of that are files that may be dropped; versions 2 and 1
 CGROUPS = [
@@ -53,14 +53,14 @@ def check(config: Config, vocab_size: int) -> None:
 
 def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) -> str:
     """What takes too much, in words. one: the need of a single row."""
-    there = f"and {megabytes(room)} are free"
+    there = f"and {size(room)} are free"
     if need.model > room:
         flags = f"--dim {shape.dim}, --layers {shape.layers} and --vocab {config.vocab}"
-        return f"{flags} make a model that takes {megabytes(need.model)} to train, {there}; give a smaller one of them"
+        return f"{flags} make a model that takes {size(need.model)} to train, {there}; give a smaller one of them"
     if need.model + need.ids > room:
         flags = f"--batch {config.batch} times --accumulate {config.accumulate}"
-        return f"{flags} are rows whose ids take {megabytes(need.ids)}, {there}; give a smaller one of them"
-    asked = f"--batch {config.batch} of --context {shape.context} takes {megabytes(need.total)}, {there}"
+        return f"{flags} are rows whose ids take {size(need.ids)}, {there}; give a smaller one of them"
+    asked = f"--batch {config.batch} of --context {shape.context} takes {size(need.total)}, {there}"
     fitting = int((room - need.model - need.ids) / max(one.rows, need.rows / config.batch))
     if fitting < 1:
         return f"{asked}; give a smaller --context, --dim or --vocab"

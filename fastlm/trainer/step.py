@@ -64,6 +64,11 @@ class Trainer:
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
 
+    @property
+    def glance(self) -> np.ndarray:
+        """The held-out windows looked at on the way: some, spread evenly, always the same."""
+        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
+
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
         return self.config.lr * schedule.factor(self.config.schedule, self.step, self.steps, warmup, self.config.floor)
@@ -115,9 +120,9 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over some of them spread evenly (`glance`), always the same."""
+        those of `self.glance`."""
         self.model.eval()
-        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
+        windows = self.glance if glance else np.arange(self.held_out.windows)
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
@@ -157,7 +162,7 @@ class Trainer:
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """Matrix products in the configured dtype."""
-    dtype = DTYPES[config.dtype]
+    dtype = getattr(torch, DTYPES[config.dtype])
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 

@@ -96,7 +96,7 @@ def test_many_tiles(name, monkeypatch):
 
 def run(args: Arguments, seed: int = 0) -> dict[str, torch.Tensor]:
     leaves = leaves_of(args)
-    out, _ = attention(*args._replace(**leaves))
+    out, _ = attention(args._replace(**leaves))
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out)
     return with_gradients(out, leaves, grad)
 
@@ -209,13 +209,13 @@ def test_strided_inputs(how):
     args = NAMED["odd"].make(torch.float32, DEVICE)
     views = {name: strided(getattr(args, name))[how] for name in ("q", "k", "v")}
     with fastlm.use_backend("triton"):
-        out, lse = attention(*args)
-        got, _ = attention(*args._replace(**views))
+        out, lse = attention(args)
+        got, _ = attention(args._replace(**views))
         assert torch.equal(got, out)
         wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
-        expected = attention_backward(out, None, out, lse, *args, wanted)
+        expected = attention_backward(out, None, out, lse, args, wanted)
         for a, b in zip(
-            attention_backward(strided(out)[how], None, out, lse, *args._replace(**views), wanted),
+            attention_backward(strided(out)[how], None, out, lse, args._replace(**views), wanted),
             expected,
             strict=True,
         ):
@@ -233,10 +233,10 @@ def test_offsets_beyond_32_bits():
     angles = torch.ones(16, 16, device=DEVICE)
     with fastlm.use_backend("triton"):
         assert torch.equal(rotate(x, angles, angles, "half"), rotate(near, angles, angles, "half"))
-        out, lse = attention(*Arguments.of(near, near, near))
-        assert torch.equal(attention(*Arguments.of(x, x, x))[0], out)
+        out, lse = attention(Arguments.of(near, near, near))
+        assert torch.equal(attention(Arguments.of(x, x, x))[0], out)
         wanted = [name in ("q", "k", "v") for name in LEARNED]
-        grads = [attention_backward(out, None, out, lse, *Arguments.of(t, t, t), wanted)[:3] for t in (x, near)]
+        grads = [attention_backward(out, None, out, lse, Arguments.of(t, t, t), wanted)[:3] for t in (x, near)]
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 
@@ -253,7 +253,7 @@ def test_gradient_of_lse(name):
     for backend in ("reference", "triton"):
         leaves = leaves_of(args)
         with fastlm.use_backend(backend):
-            out, lse = attention(*args._replace(**leaves))
+            out, lse = attention(args._replace(**leaves))
             loss = out.square().sum() + torch.where(lse.isinf(), 0.0, lse).square().sum()
             grads[backend] = torch.autograd.grad(loss, list(leaves.values()))
     for got, expected in zip(grads["triton"], grads["reference"], strict=True):
@@ -263,8 +263,8 @@ def test_gradient_of_lse(name):
 def test_only_wanted_gradients_are_made():
     args = NAMED["odd"].make(torch.float32, DEVICE)
     with fastlm.use_backend("triton"):
-        out, lse = attention(*args)
-        grads = attention_backward(out, None, out, lse, *args, [name == "k" for name in LEARNED])
+        out, lse = attention(args)
+        grads = attention_backward(out, None, out, lse, args, [name == "k" for name in LEARNED])
     assert [g.numel() > 0 for g in grads] == [name == "k" for name in LEARNED]
 
 
@@ -316,7 +316,7 @@ def test_needs_a_gpu_or_the_interpreter(monkeypatch):
         fastlm.use_backend("triton"),
         pytest.raises(fastlm.BackendError, match="Triton compiles for GPUs, and these tensors are on cpu"),
     ):
-        attention(*Arguments.of(x, x, x))
+        attention(Arguments.of(x, x, x))
 
 
 OPERATOR_TESTS = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -328,7 +328,7 @@ def test_ops_are_proper_operators():
     with fastlm.use_backend("triton"):
         torch.library.opcheck(attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS)
         torch.library.opcheck(rotate.torch_op, (x.requires_grad_(), *angles, layout), test_utils=OPERATOR_TESTS)
-        out, lse = attention(*args)
+        out, lse = attention(args)
         wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
         torch.library.opcheck(
             attention_backward.torch_op, (out, None, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]

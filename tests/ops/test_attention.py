@@ -46,7 +46,7 @@ def test_gradients_against_finite_differences(changes):
     leaves = leaves_of(args)
 
     def call(*tensors):
-        out, lse = attention(*args._replace(**dict(zip(leaves, tensors, strict=True))))
+        out, lse = attention(args._replace(**dict(zip(leaves, tensors, strict=True))))
         return out, lse.clamp(min=-1e3)  # a difference of infinities is no number
 
     with fastlm.use_backend("reference"):
@@ -74,15 +74,15 @@ def test_the_whole_formula_against_einsum():
     p = score.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0.0)
     expected = torch.einsum("bhij,bhjd->bhid", p, v) + torch.einsum("bhij,hijd->bhid", p, a.value_vectors[:, d])
     with fastlm.use_backend("reference"):
-        torch.testing.assert_close(attention(*a)[0], expected)
+        torch.testing.assert_close(attention(a)[0], expected)
 
 
 def test_only_wanted_gradients_are_made():
     case = next(c for c in ATTENTION if c.name == "odd")
     args = case.make(torch.float32, CPU)
     with fastlm.use_backend("reference"):
-        out, lse = attention(*args)
-        grads = attention_backward(out, None, out, lse, *args, [name == "k" for name in LEARNED])
+        out, lse = attention(args)
+        grads = attention_backward(out, None, out, lse, args, [name == "k" for name in LEARNED])
     assert [g.numel() > 0 for g in grads] == [name == "k" for name in LEARNED]
 
 
@@ -179,11 +179,11 @@ def test_autocast_follows_torch():
 
 def test_plain_attention_goes_to_torch():
     q = torch.randn(1, 2, 8, 16)
-    assert attention.choose(*Arguments.of(q, q, q, right=0)).name == "sdpa"
-    assert attention.choose(*Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
-    assert attention.choose(*Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
-    assert attention.choose(*Arguments.of(q[:, :, :1], q, q, right=0, offset=7)).name == "sdpa"  # a step of decoding
-    assert attention.choose(*Arguments.of(q[:, :, :1], q, q, right=0, offset=6)).name != "sdpa"
+    assert attention.choose(Arguments.of(q, q, q, right=0)).name == "sdpa"
+    assert attention.choose(Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
+    assert attention.choose(Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
+    assert attention.choose(Arguments.of(q[:, :, :1], q, q, right=0, offset=7)).name == "sdpa"  # a step of decoding
+    assert attention.choose(Arguments.of(q[:, :, :1], q, q, right=0, offset=6)).name != "sdpa"
     torch.testing.assert_close(
         fastlm.attention(q, q, q, causal=True)[:, :, 7:], fastlm.attention(q[:, :, 7:], q, q, causal=True)
     )

@@ -106,7 +106,7 @@ def test_attention_is_a_proper_operator(case, backend):
     torch.library.opcheck(
         attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS + symbolic
     )
-    out, lse = attention(*args)
+    out, lse = attention(args)
     wanted = [getattr(args, name) is not None for name in LEARNED]
     torch.library.opcheck(
         attention_backward.torch_op, (out, lse, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]

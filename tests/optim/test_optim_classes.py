@@ -220,6 +220,7 @@ REFUSED = [
     ("adamw", dict(scale_by_rms="yes"), "scale_by_rms is 'yes'; give True or False"),
     ("adamw", dict(max_grad_norm="1"), "max_grad_norm is '1'; give a positive number"),
     ("adamw", dict(seed=1.5), "seed is 1.5; give a whole number of at least 0"),
+    ("adamw", dict(seed=True), "seed is True; give a whole number of at least 0"),
     ("adamw", dict(process_group=3), "process_group is 3; give a group of torch.distributed"),
     ("sgd", dict(momentum="x"), "momentum is 'x'"),
     ("sgd", dict(dampening=None), "dampening is None; give a finite number"),

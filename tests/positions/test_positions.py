@@ -575,8 +575,8 @@ def test_errors_name_the_cure():
         (lambda: TransformerXL(15, 2, 8), "dim must be even; got 15"),
         (lambda: XLNet(32, 4, 8, clamp=-1), "clamp is -1"),
         (lambda: Shaw(2, 8, reach=-1), "reach is -1; give the farthest distance with a vector of its own, ≥ 0"),
-        (lambda: ALiBi(0), "got heads 0, give at least 1"),
-        (lambda: ALiBi(0, learned=True), "got heads 0"),
+        (lambda: ALiBi(0), "heads is 0; give a whole number of at least 1"),
+        (lambda: ALiBi(0, learned=True), "heads is 0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(make, message):

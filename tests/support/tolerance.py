@@ -46,7 +46,7 @@ def _rms(x: Tensor) -> float:
 def attention_truth(args: Arguments, grad: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp64, by autograd through the definition."""
     leaves = leaves_of(args, torch.float64)
-    out, lse = attention.definition(*args._replace(**leaves))
+    out, lse = attention.definition(args._replace(**leaves))
     return with_gradients(out, leaves, grad.double()) | {"lse": lse.detach()}
 
 
@@ -70,9 +70,9 @@ def attention_plain(args: Arguments, grad: Tensor, scale_first: bool) -> dict[st
 def attention_delta_form(args: Arguments, grad: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp32, the gradient through δ = ⟨grad, out⟩ as every flash attention computes it."""
     a = args._replace(**{name: t.detach() for name, t in leaves_of(args, torch.float32).items()})
-    out, lse = attention.definition(*a)
+    out, lse = attention.definition(a)
     grads = attention_backward.definition(
-        grad.float(), None, out, lse, *a, [getattr(a, name) is not None for name in LEARNED]
+        grad.float(), None, out, lse, a, [getattr(a, name) is not None for name in LEARNED]
     )
     return {"out": out, **dict(zip(LEARNED, grads, strict=True))}
 
@@ -99,7 +99,7 @@ def assert_attention_accurate(args: Arguments, seed: int = 0, ulps: float = 0.0)
     truth = attention_truth(args, grad)
     plains = [attention_plain(args, grad, True), attention_plain(args, grad, False), attention_delta_form(args, grad)]
     leaves = leaves_of(args)
-    out, lse = attention(*args._replace(**leaves))
+    out, lse = attention(args._replace(**leaves))
     got = with_gradients(out, leaves, grad)
     for name in got:
         assert_accurate(name, got[name], truth[name], [p[name] for p in plains], FACTORS.get(name, 2.0), ulps)
@@ -114,7 +114,7 @@ def assert_repeats(args: Arguments, times: int = 20) -> None:
     first = None
     for _ in range(times):
         leaves = leaves_of(args)
-        out, lse = attention(*args._replace(**leaves, return_lse=True))
+        out, lse = attention(args._replace(**leaves, return_lse=True))
         got = with_gradients(out, leaves, gradient_for(args)) | {"lse": lse.detach()}
         first = got if first is None else first
         for name, x in got.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runs import write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer.data import corpus, tokenizer
+from fastlm.trainer.data import corpus, files, tokenizer
 from fastlm.trainer.data import tokens as data
 from fastlm.trainer.words import Refusal
 
@@ -106,41 +106,100 @@ def test_fingerprint_sees_every_byte_and_name(many):
     assert len(prints) == 3
 
 
+def documents(path, text_key="text") -> list[str]:
+    return files.read_documents(path, text_key, files.Skipped().add)
+
+
 def test_every_kind_of_file(tmp_path):
     (tmp_path / "a.txt").write_text("plain")
-    (tmp_path / "b.md").write_text("# head")
+    (tmp_path / "B.MD").write_text("# head")
     (tmp_path / "c.py").write_text("x = 1")
     (tmp_path / "d.jsonl").write_text('{"text": "one\\u2028line"}\n\n"two"\n')
-    with gzip.open(tmp_path / "e.txt.gz", "wt") as file:
+    with gzip.open(tmp_path / "e.TXT.gz", "wt") as file:
         file.write("packed")
-    (tmp_path / "f.bin").write_bytes(b"not looked at")
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git" / "g.txt").write_text("hidden")
+    (tmp_path / "f.csv").write_text('id,text\n1,"two\nlines, quoted"\n2,plain\n')
+    (tmp_path / "g.tsv").write_text("text\tid\ntabs\t1\n")
+    (tmp_path / "h.txt").write_text("two bytes a letter", encoding="utf-16")
+    (tmp_path / "i.txt").write_text("marked", encoding="utf-8-sig")
     found = corpus.find((tmp_path,))
-    documents = [d for source in found.sources for d in corpus.read_documents(source.path)]
-    assert documents == ["plain", "# head", "x = 1", "one\u2028line", "two", "packed"]
+    assert [d for source in found.sources for d in documents(source.path)] == [
+        "# head", "plain", "x = 1", "one\u2028line", "two", "packed", "two\nlines, quoted", "plain", "tabs",
+        "two bytes a letter", "marked",
+    ]  # fmt: skip
+    assert not found.skipped.counts
 
 
-def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):
+def test_what_is_not_taken_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "good.txt").write_text("some text")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text(" \n\t\n")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "zeros.txt").write_bytes(bytes(100))
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
-    (tmp_path / "bad.jsonl").write_text('{"no": "text"}\n')
-    pipes = {"not a regular file": 1} if hasattr(os, "mkfifo") else {}
-    if pipes:
+    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "circle").symlink_to(tmp_path)
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.txt")
     found = corpus.find((tmp_path,))
     assert [s.name for s in found.sources] == ["good.txt"]
-    faults = {"empty": 2, "not UTF-8": 1, "unreadable (EOFError)": 1, '.jsonl without a "text" string in line 1': 1}
-    assert found.skipped == faults | pipes
+    told = "\n".join(found.skipped.lines())
+    for words in (
+        "2 × no text in it: blank.txt, empty.txt", "1 × not UTF-8; `iconv -t UTF-8` converts it: latin.txt",
+        "1 × binary: zeros.txt", ": cut.txt.gz", "1 × a hidden folder: .git",
+        "1 × unreadable (Permission denied): locked",
+        "1 × a link to a folder; give that folder itself to --data: circle",
+        "a file named itself is read as plain text: page.html",
+    ):  # fmt: skip
+        assert words in told
+    assert ("1 × not a regular file: pipe.txt" in told) == hasattr(os, "mkfifo")
+
+
+def test_a_bad_row_costs_its_row_alone(tmp_path):
+    rows = [
+        '{"text": "one"}',
+        '{"text": null}',
+        '"two"',
+        "{bad",
+        '{"text": " "}',
+        '{"content": "x", "id": 1}',
+        "7",
+        '{"text": "three"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "rows.csv").write_text("id,text\n1,four\n2\n3,five\n")
+    found = corpus.find((tmp_path,))
+    assert [d for source in found.sources for d in documents(source.path)] == ["four", "five", "one", "two", "three"]
+    assert found.skipped.lines() == [
+        "4 × no text in a row: rows.csv:3, rows.jsonl:2, rows.jsonl:5, …",
+        "1 × no JSON in a line: rows.jsonl:4",
+        '1 × no field "text" in a row; --text-key names another: rows.jsonl:6 (has content, id)',
+    ]
+
+
+@pytest.mark.parametrize("name, content", (("a.jsonl", '{"body": "words", "id": 3}'), ("a.csv", "id,body\n3,words")))
+def test_the_field_of_the_text_can_be_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert documents(tmp_path / name, "body") == ["words"]
+    found = corpus.find((tmp_path,), "body")
+    assert [*found.documents(False), *found.documents(True)]
+    with pytest.raises(Refusal, match=r'no field "text" in a row; --text-key names another: a\..*body'):
+        corpus.find((tmp_path,))
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda p: None, "does not exist"),
-    (lambda p: p.write_text(""), "of 1 files 1 empty"),
-    (lambda p: p.mkdir(), "holds no .txt"),
+    (lambda p: p.with_name("date.txt").touch(), r"--data: there is no .*data\.txt; did you mean date\.txt\?"),
+    (lambda p: p.write_text(""), "1 × no text in it: data.txt"),
+    (lambda p: p.mkdir(), "no file is there"),
 ])  # fmt: skip
 def test_no_text_is_refused(tmp_path, make, words):
     make(tmp_path / "data.txt")

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fastlm.trainer import words
@@ -36,6 +36,10 @@ class Console:
                 self._shown = ""
             words.say(label, *parts, file=self._file)
 
+    def say_all(self, lines: Iterable[tuple[str, ...]]) -> None:
+        for line in lines:
+            self.say(*line)
+
     @contextmanager
     def warnings(self) -> Iterator[None]:
         """Inside the `with` block, Python's warnings are labelled lines too."""
@@ -47,14 +51,16 @@ class Console:
         """Whether the progress line is old."""
         return time.monotonic() >= self._next
 
-    def progress(self, text: str) -> None:
-        """Show how far the run is."""
+    def progress(self, parts: Sequence[str]) -> None:
+        """Show how far the run is: on a terminal, as many of the parts as fit into its width, the first ones."""
         self._next = time.monotonic() + PERIOD[self.live]
         with self._noticing():
             if not self.live:
-                print(text, flush=True, file=self._file)
+                print("  ".join(parts), flush=True, file=self._file)
                 return
-            text = text[: shutil.get_terminal_size().columns - 1]
+            wide = shutil.get_terminal_size().columns
+            lines = ["  ".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            text = next((line for line in lines if len(line) < wide), lines[-1][: wide - 1])
             print("\r" + text.ljust(len(self._shown)), end="", flush=True, file=self._file)
             self._shown = text
 
