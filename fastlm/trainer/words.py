@@ -3,6 +3,7 @@ Python."""
 
 import shlex
 from pathlib import Path
+from typing import TextIO
 
 from fastlm.checks import did_you_mean as did_you_mean
 from fastlm.checks import nearest
@@ -38,9 +39,9 @@ def several(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
-def say(label: str, *parts: str) -> None:
-    """Print `label  part · part`."""
-    print(f"{label:<8} " + " · ".join(parts), flush=True)
+def say(label: str, *parts: str, file: TextIO | None = None) -> None:
+    """Print `label  part · part`, to stdout unless told otherwise."""
+    print(f"{label:<8} " + " · ".join(parts), flush=True, file=file)
 
 
 def clock(seconds: float) -> str:
