@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fastlm.backends.dispatch import record_choices
-from fastlm.trainer.config import Config
+from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.step import GLANCE, SAMPLE, Trainer
 
@@ -49,6 +49,24 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
     steps = config.steps or _steps(trainer, seconds[threads], begun)
     return Budget(threads, max(1, steps), steps >= 1, speeds, backends)
+
+
+def dtype_cost(config: Config) -> float:
+    """How many times fp32's time a matrix product takes in the configured dtype here; 1 on a GPU, which has the
+    instructions. A CPU without them is several times slower, and says so nowhere."""
+    if config.torch_device().type != "cpu" or config.dtype == "fp32":
+        return 1.0
+    return _product_seconds(getattr(torch, DTYPES[config.dtype])) / _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The best of four."""
+    matrix, seconds = torch.ones(512, 512, dtype=dtype), []
+    for _ in range(4):
+        begun = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
 
 
 def _thread_counts(config: Config, device: torch.device) -> list[int]:

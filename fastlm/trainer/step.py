@@ -7,6 +7,7 @@ it had never stopped. The host waits for the device only when numbers are read."
 import inspect
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +44,11 @@ class Update:
 
 
 class Trainer:
-    """A model in training. step: updates done so far, of `steps`."""
+    """A model in training. step: updates done so far, of `steps`. check: called before each micro-batch and each batch
+    of an evaluation; when it raises, the model and its optimizer are as the last update left them."""
 
-    def __init__(self, config: Config, tokens: Tokens, steps: int):
-        self.config, self.steps, self.step = config, steps, 0
+    def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
+        self.config, self.steps, self.step, self.check = config, steps, 0, check
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
         self.train = make_objective(config, "train", tokens.train, shape.context)
@@ -61,6 +63,11 @@ class Trainer:
     @property
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
+
+    @property
+    def glance(self) -> np.ndarray:
+        """The held-out windows looked at on the way: some, spread evenly, always the same."""
+        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
@@ -79,6 +86,7 @@ class Trainer:
         self.model.train()
         losses: dict[str, Tensor] = {}
         for batch in batches:
+            self.check()
             terms = {name: value / max(1, counts[name]) for name, value in self._losses(self.train, batch).items()}
             self.scaler.scale(sum(terms.values())).backward()
             losses = total(
@@ -112,14 +120,15 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over some of them spread evenly (`glance`), always the same."""
+        those of `self.glance`."""
         self.model.eval()
-        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
+        windows = self.glance if glance else np.arange(self.held_out.windows)
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         size = 0
         for first in range(0, len(windows), self.config.batch):
+            self.check()
             batch = self.held_out.fixed(windows[first : first + self.config.batch])
             counts.update(self.held_out.targets(batch))
             size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
@@ -147,9 +156,14 @@ class Trainer:
 
     def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        dtype = getattr(torch, DTYPES[self.config.dtype])
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(self.config, self.device):
             return objective.loss(self.model, batch)
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Matrix products in the configured dtype."""
+    dtype = getattr(torch, DTYPES[config.dtype])
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> Objective:

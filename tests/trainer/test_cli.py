@@ -37,9 +37,12 @@ def test_an_empty_text_is_refused(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_is_not_overwritten(capsys, tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    assert "already holds a run" in fail(capsys, "pretrain", "--out", str(tmp_path))
+def test_commands_that_are_advised_are_quoted(capsys, tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    assert f"already holds a run; `fastlm resume '{folder}'` goes on" in fail(capsys, "pretrain", "--out", str(folder))
+    assert f"(no model.safetensors); `fastlm resume '{folder}'` finishes the run" in fail(capsys, "sample", str(folder))
 
 
 def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
@@ -112,13 +115,23 @@ def test_info_says_what_is_forced(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end differently on Windows")
-def test_a_reader_that_goes_away_is_no_error():
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastlm", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+@pytest.mark.parametrize("argv", (["info"], ["--help"], ["pretrain", "--help"]), ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-m", "fastlm", *argv], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert ended.returncode == 1 and not ended.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the stream")
+@pytest.mark.parametrize("stream", (">&-", "2>&-"))
+def test_a_closed_stream_is_no_error(stream):
+    for argv, status in (("--help", 0), ("nonsense", 2)):
+        ended = subprocess.run(
+            f"{sys.executable} -m fastlm {argv} {stream}", shell=True, capture_output=True, timeout=60
+        )
+        assert ended.returncode == status and b"Traceback" not in ended.stdout + ended.stderr
 
 
 def test_no_command_shows_the_usage(capsys):
@@ -126,7 +139,8 @@ def test_no_command_shows_the_usage(capsys):
 
 
 def test_info_needs_torch_alone_and_names_every_op():
-    hide = "import sys; [sys.modules.__setitem__(m, None) for m in ('tokenizers', 'safetensors', 'tyro', 'matplotlib', 'transformers')]; "
+    extra = ("tokenizers", "safetensors", "tyro", "matplotlib", "transformers")
+    hide = f"import sys; [sys.modules.__setitem__(m, None) for m in {extra}]; "
     shown = python(hide + "from fastlm.trainer.cli import main; sys.exit(main(['info']))")
     assert shown.returncode == 0, shown.stderr
     for words in ("torch", "device", "adamw", "attention", "→ reference"):
@@ -175,10 +189,12 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
     assert labels.count("sample") == 4
     chosen = [line.split() for line in done.stdout.splitlines() if "← chosen" in line]
     assert [line[0] for line in chosen] == ["adamw"]
-    assert re.search(r"100% ━+ .* step 12  loss \d", done.stdout)
+    assert re.search(r"^100%  0:00 left  step 12  loss \d", done.stdout, re.MULTILINE)
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files == {".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json",
-                     "loss.png", "sample.txt", "report.md"}  # fmt: skip
+    assert files == {
+        ".lock", "run.json", "metrics.jsonl", "state", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
+        "config.json", "loss.png", "sample.txt", "report.md",
+    }  # fmt: skip
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "run" / "report.md").read_text()
     for words in (
@@ -233,6 +249,16 @@ def test_on_a_terminal_one_line_is_updated(text, tmp_path):
             shown += piece
     os.close(ours)
     assert process.returncode == 0 and b"\r100%" in shown and b"\x1b" not in shown
+    kept = [line.split("\r")[-1] for line in shown.decode().split("\r\n")]
+    assert [step for line in kept for step in re.findall(r"^held out .* step (\d+) ", line)] == [
+        "0",
+        "3",
+        "4",
+        "6",
+        "8",
+        "9",
+        "12",
+    ]
 
 
 def test_a_run_can_be_sampled_and_opens_in_transformers(text, tmp_path, capsys):
