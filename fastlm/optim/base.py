@@ -17,7 +17,8 @@ from fastlm.optim import checks, loading, namesakes, sharding
 from fastlm.optim.loading import OF_ALL_GROUPS
 from fastlm.optim.states import COMPANIONS, MASTERS, STATE_DTYPES, Kept, Layout, master_of, zeros
 
-OPTIMIZERS: dict[str, type["Optimizer"]] = {}
+# by name; a plugin may add any class of torch.optim.Optimizer, for which the trainer clips
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {}
 Pair = tuple[Tensor, Tensor]  # a parameter and what of its gradient lies on this rank
 
 

@@ -210,9 +210,12 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
 
 
 PLUGIN = """
+import torch
+from fastlm.optim import OPTIMIZERS
 from fastlm.positions import ALiBi
 class Mine(ALiBi, name="mine"):
     pass
+OPTIMIZERS["nadam"] = torch.optim.NAdam
 """
 
 
@@ -220,7 +223,15 @@ def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_pa
     (tmp_path / "mine.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "fastlm"]
     environment = dict(capture_output=True, text=True, timeout=120)
-    asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--plugin", "mine.py"]
+    asked = [
+        *flags(config(text, tmp_path / "run")),
+        "--position",
+        "mine",
+        "--optimizer",
+        "nadam",
+        "--plugin",
+        "mine.py",
+    ]
     begun = subprocess.run([*command, "pretrain", *asked], **environment)
     assert begun.returncode == 0, begun.stderr
     assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout
