@@ -193,7 +193,7 @@ def test_the_attention_module_hands_on_what_attention_takes():
             )
             torch.manual_seed(1)
             assert torch.equal(block.train(dropout > 0)(x, **some), block.out(plain.transpose(1, 2).flatten(2)))
-    with pytest.raises(ValueError, match=r"dropout is 1.0; it must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout is 1.0; give a number in \[0, 1\)"):
         fastlm.nn.Attention(32, 4, dropout=1.0)
     with pytest.raises(ValueError, match="window left bound is -1"):
         fastlm.nn.Attention(32, 4, window=-1)

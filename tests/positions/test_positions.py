@@ -141,8 +141,9 @@ def test_t5_bias_matches_transformers(causal):
     ours.load_state_dict(theirs.relative_attention_bias.state_dict())
     dense = theirs.compute_bias(5, 200, past_seen_tokens=195)
     q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 200, 4), torch.randn(1, 2, 200, 4)
-    expected = torch.softmax(q @ k.mT + dense, -1) @ v
-    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, scale=1.0), expected)
+    hidden = torch.ones(5, 200).triu(196).bool() & causal
+    expected = torch.softmax((q @ k.mT + dense).masked_fill(hidden, -torch.inf), -1) @ v
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, causal=causal, scale=1.0), expected)
 
 
 def test_alibi_slopes():
