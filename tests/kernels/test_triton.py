@@ -7,6 +7,7 @@ from draws import arguments
 from hypothesis import given, settings
 from tolerance import (
     assert_attention_accurate,
+    assert_case_accurate,
     assert_far_scores_are_a_softmax,
     assert_repeats,
     leaves_of,
@@ -57,7 +58,7 @@ def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
 )
 def test_attention_is_accurate(case, dtype):
     with fastlm.use_backend("triton"):
-        assert_attention_accurate(case.make(dtype, DEVICE))
+        assert_case_accurate(case, dtype, DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
