@@ -24,7 +24,8 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 
 from fastlm.kernels import attention as forward_file
 from fastlm.kernels import attention_backward as backward_file
-from fastlm.kernels import launch, term_gradients
+from fastlm.kernels import bias_gradient, distance_gradients, launch
+from fastlm.kernels.terms import UNSPECIALIZED, Numbers
 from fastlm.kernels.tiles import Tiles
 
 DEVICE = torch.device("cpu" if native.interpreting() else "cuda")
@@ -142,9 +143,21 @@ class Unlaunched:
 
 KERNELS = {
     forward_file: ["forward_kernel"], backward_file: ["dq_kernel", "dkdv_kernel"],
-    term_gradients: ["distances_kernel", "distances_sum_kernel", "bias_kernel"],
+    distance_gradients: ["distances_kernel", "distances_sum_kernel"], bias_gradient: ["bias_kernel"],
 }  # fmt: skip
 B, H, HK, D = 1, 12, 4, 64
+
+
+def test_kernels_take_a_call_s_numbers_in_one_order():
+    """The launchers' `*numbers(a)` lands where each kernel says, and what must not be compiled in is among them."""
+    taking = [
+        getattr(file, name) for file, names in KERNELS.items() for name in names if name != "distances_sum_kernel"
+    ]
+    assert len(taking) == 5
+    for kernel in taking:
+        at = kernel.arg_names.index(Numbers._fields[0])
+        assert tuple(kernel.arg_names[at : at + len(Numbers._fields)]) == Numbers._fields, kernel
+    assert set(UNSPECIALIZED) < set(Numbers._fields)
 
 
 def long_arguments(L: int, *names: str) -> Arguments:
