@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fastlm
 import fastlm.interop
-from fastlm import amp, masks, optim, positions
+from fastlm import amp, optim, positions
 from fastlm.models import ModelConfig, Transformer
 
 q = k = v = torch.zeros(1, 2, 8, 16)
