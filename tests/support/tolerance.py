@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fastlm
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores, values
+from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward, scores, values
 
 
 def assert_accurate(
@@ -90,7 +90,7 @@ def with_gradients(out: Tensor, leaves: dict[str, Tensor], grad: Tensor) -> dict
     }
 
 
-FACTORS = {name: 3.0 for name in ("table", "bias", "query_vectors", "key_vectors", "value_vectors")}  # long reductions
+FACTORS = {name: 3.0 for name in ("table", "bias", *VECTORS)}  # long reductions
 
 
 def assert_attention_accurate(args: Arguments, seed: int = 0, ulps: float = 0.0) -> None:
