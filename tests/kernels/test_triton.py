@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
 from fastlm.backends import native
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward
+from fastlm.ops.attention import INTEGERS, LEARNED, VECTORS, Arguments, attention, attention_backward
 from fastlm.ops.rotary import rotate
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
@@ -166,9 +166,9 @@ def long_arguments(L: int, *names: str) -> Arguments:
     shapes = {
         "table": lambda: empty(H, 2 * L - 1, dtype=torch.float32), "bias": lambda: empty(B, 1, 1, L), "same": lambda: empty(B, H, L, dtype=torch.float32),
         "q_position": lambda: empty(B, H, L, D), "k_position": lambda: empty(B, HK, L, D),
-        **dict.fromkeys(("query_vectors", "key_vectors", "value_vectors"), lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(VECTORS, lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(INTEGERS, lambda: empty(B, L, dtype=torch.int64)),
         **dict.fromkeys(("key_lengths", "prefix"), lambda: empty(B, dtype=torch.int64)),
-        **dict.fromkeys(("q_segments", "k_segments", "q_ranks", "k_ranks", "q_groups", "k_groups"), lambda: empty(B, L, dtype=torch.int64)),
     }  # fmt: skip
     q, k, v = (empty(B, heads, L, D) for heads in (H, HK, HK))
     return Arguments.of(q, k, v, right=0, dropout=0.1, **{name: shapes[name]() for name in names})
