@@ -1,7 +1,7 @@
 """The functions people call: checked arguments, positions and masks turned into an op's plain numbers and vectors."""
 
 import warnings
-from typing import NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,35 @@ from fastlm.ops.attention_twice import ONCE
 from fastlm.ops.rotary import rotate as rotate_op
 from fastlm.positions import Position, Terms
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+    class Options(TypedDict, total=False):
+        """attention's, for the two signatures that type checkers see."""
+
+        position: Position | Terms | None
+        bias: Tensor | None
+        causal: bool
+        window: tuple[int | None, int | None] | int | None
+        prefix: Tensor | None
+        segments: Tensor | tuple[Tensor, Tensor] | None
+        key_lengths: Tensor | None
+        order: tuple[Tensor, Tensor] | None
+        group_bias: tuple[Tensor, Tensor, Tensor] | None
+        dropout: float
+        seed: int | None
+        scale: float | None
+        offset: int | None
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = ..., **options: "Unpack[Options]"
+) -> Tensor: ...
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: "Unpack[Options]"
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     query: Tensor,
     key: Tensor,
