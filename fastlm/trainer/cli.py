@@ -16,7 +16,9 @@ from typing import TextIO
 from fastlm import __version__
 from fastlm.trainer import plugins
 from fastlm.trainer.flags import listed, parse
-from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say
+from fastlm.trainer.outputs.console import discard_output
+from fastlm.trainer.signals import Stopped
+from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -33,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
-        print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+        _greet(sys.stderr if argv[:1] == ["sample"] else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
     except (Refusal, Failure) as error:
-        print(f"fastlm: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Refusal) else 1
+        return _tell(f"fastlm: {error}", 2 if isinstance(error, Refusal) else 1)
+    except Stopped as stop:
+        return _tell(f"\nfastlm: {stop}", stop.status)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return _tell("\nstopped", 130)
     except BrokenPipeError:  # who read us is gone, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        discard_output()
         return 1
 
 
@@ -53,6 +55,20 @@ def _usable(stream: TextIO | None) -> TextIO:
     stream = stream or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
     stream.reconfigure(errors="replace")
     return stream
+
+
+def _tell(line: str, status: int) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        print(line, file=sys.stderr)
+    return status
+
+
+def _greet(file: TextIO) -> None:
+    try:
+        print(f"fastlm {__version__}", flush=True, file=file)
+    except OSError as error:
+        discard_output()
+        raise Failure(f"the output cannot be written ({error.strerror}); nothing was begun") from error
 
 
 def _run(argv: list[str]) -> int:
@@ -129,6 +145,8 @@ def sample(argv: list[str]) -> int:
         )
     if not 0 <= asked.seed < 2**63:
         raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
+    if asked.prompt != utf8(asked.prompt):
+        raise Refusal(f"--prompt {asked.prompt} is not UTF-8; give text that is")
     _check_folder(asked.folder)
     _check_finished(asked.folder)
     plugins.load(asked.plugin)

@@ -211,9 +211,8 @@ class Run:
 
     def _divergence(self, what: str) -> Failure:
         """Resuming would repeat it to the bit, so the advice is another run."""
-        return Failure(
-            f"{what}: training diverged; start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
-        )
+        cure = f"start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
+        return Failure(f"{what}: training diverged; {cure}")
 
     def _save(self) -> None:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not

@@ -3,6 +3,7 @@ Python."""
 
 import shlex
 from pathlib import Path
+from typing import TextIO
 
 from fastlm.checks import did_you_mean as did_you_mean
 from fastlm.checks import nearest
@@ -28,14 +29,19 @@ def command(*words: object) -> str:
     return shlex.join(("fastlm", *map(str, words)))
 
 
+def utf8(text: str) -> str:
+    """The text with ? for lone surrogates, which JSON and the names of files may hold and UTF-8 may not."""
+    return text.encode(errors="replace").decode()
+
+
 def several(n: int, thing: str) -> str:
     """1 file, 1,234 files."""
     return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
-def say(label: str, *parts: str) -> None:
-    """Print `label  part · part`."""
-    print(f"{label:<8} " + " · ".join(parts), flush=True)
+def say(label: str, *parts: str, file: TextIO | None = None) -> None:
+    """Print `label  part · part`, to stdout unless told otherwise."""
+    print(f"{label:<8} " + " · ".join(parts), flush=True, file=file)
 
 
 def clock(seconds: float) -> str:

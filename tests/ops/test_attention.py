@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import ATTENTION, ROTATE
-from tolerance import assert_attention_accurate, assert_far_scores_are_a_softmax, leaves_of
+from tolerance import assert_case_accurate, assert_far_scores_are_a_softmax, leaves_of
 
 import fastlm
 from fastlm import positions
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
 def test_definition_is_accurate(case, dtype):
     with fastlm.use_backend("reference"):
-        assert_attention_accurate(case.make(dtype, CPU))
+        assert_case_accurate(case, dtype, CPU)
 
 
 def random_arguments(**changes) -> Arguments:

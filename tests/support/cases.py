@@ -10,7 +10,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
-from fastlm.ops.attention import TENSORS, Arguments
+from fastlm.ops.attention import TENSORS, VECTORS, Arguments
 from fastlm.positions import frequencies
 
 
@@ -77,7 +77,7 @@ def _attention(
                 made = position(scheme, H, D, causal).terms(Lq, Lk, at)
             vectors, terms = made.vectors, made.vectors.terms
             a["table"] = None if made.table is None else made.table.to(device, wide)
-            for name in ("query_vectors", "key_vectors", "value_vectors"):
+            for name in VECTORS:
                 rows = getattr(vectors, name)
                 a[name] = None if rows is None else rows.to(device, dtype)
             if vectors.position_bias is not None:

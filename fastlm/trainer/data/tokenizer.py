@@ -4,11 +4,14 @@ exactly.
 A text is trained on and encoded in pieces. The compiled tokenizer holds a hundred bytes and more for each token of what
 it is given at once, and training takes time with the square of a word's length."""
 
+import threading
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
+
+from fastlm.trainer.signals import awake
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
 EOS = SPECIALS.index("<eos>")
@@ -28,7 +31,12 @@ def train(documents: Iterator[str], vocab: int, path: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(chain.from_iterable(map(pieces, documents)), trainer)
+    given_up = threading.Event()
+    texts = takewhile(lambda _: not given_up.is_set(), chain.from_iterable(map(pieces, documents)))
+    try:
+        awake(lambda: tokenizer.train_from_iterator(texts, trainer))
+    finally:
+        given_up.set()
     path.write_bytes(tokenizer.to_str(pretty=True).encode())
 
 
