@@ -13,8 +13,10 @@ def is_llama(c: ModelConfig) -> bool:
 def config(c: ModelConfig) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"], "vocab_size": c.vocab_size, "max_position_embeddings": c.context,
-        "hidden_size": c.dim, "intermediate_size": c.mlp_width, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads or c.heads, "head_dim": c.head_dim, "hidden_act": "silu", "rms_norm_eps": c.norm_eps,
+        "hidden_size": c.dim, "intermediate_size": c.mlp_width, "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads or c.heads, "head_dim": c.head_dim, "hidden_act": "silu",
+        "rms_norm_eps": c.norm_eps,
         "rope_theta": 10000.0, "tie_word_embeddings": c.tie_embeddings, "attention_bias": False, "mlp_bias": False,
         "torch_dtype": "float32",
     }  # fmt: skip

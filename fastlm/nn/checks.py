@@ -15,7 +15,10 @@ from fastlm.positions import Terms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MASK = "causal, window, prefix, key_lengths, segments or order, or bias=torch.where(mask, 0.0, -torch.inf)"
-_DOCUMENTS = "segments=(of queries, of keys) by fastlm.masks.segments_from_cu_seqlens, and for causal, order by masks.ranks_from_cu_seqlens"
+_DOCUMENTS = (
+    "segments=(of queries, of keys) by fastlm.masks.segments_from_cu_seqlens, "
+    "and for causal, order by masks.ranks_from_cu_seqlens"
+)
 ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention takes in its place
     "attn_mask": _MASK,
     "attention_mask": _MASK,
