@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fastlm import masks
 from fastlm.checks import below_one, flag, whole
-from fastlm.nn.cache import Cache
+from fastlm.nn.cache import KVCache
 from fastlm.nn.functional import attention
 from fastlm.positions import SCHEMES, Position, Terms, make
 
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         prefix: Tensor | None = None,
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """x [B, L, dim]. position: overrides the module's own. cache: L new tokens attend to it and join it, so that
         there are Lk = len(cache) + L keys; Lk = L without one.
@@ -80,8 +80,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if cache is not None:
-            if not isinstance(cache, Cache):
-                raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.Cache() for each layer")
+            if not isinstance(cache, KVCache):
+                raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
             k, v = cache.extend(k, v)
         position = self.position if position is None else position
         o = attention(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens one attention layer has seen, for decoding: [B, Hk, L, D], kept as projected.
 
     Positions enter when attention runs, from where a key stands, so every scheme decodes alike. The rows of a batch
@@ -30,7 +30,7 @@ class Cache:
                 if new.shape[:2] != held.shape[:2] or new.shape[3] != held.shape[3]:
                     raise ValueError(
                         f"the cache holds {name} {list(held.shape)} and is given {list(new.shape)}, which differ in "
-                        "more than length; a new batch, and each layer, takes a Cache() of its own"
+                        "more than length; a new batch, and each layer, takes a KVCache() of its own"
                     )
             key, value = torch.cat((self.key, key), 2), torch.cat((self.value, value), 2)
         self.key, self.value = key, value

@@ -15,7 +15,10 @@ from fastlm.positions import Terms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MASK = "causal, window, prefix, key_lengths, segments or order, or bias=torch.where(mask, 0.0, -torch.inf)"
-_DOCUMENTS = "segments=(of queries, of keys) by fastlm.masks.segments_of, and for causal, order by masks.ranks_of"
+_DOCUMENTS = (
+    "segments=(of queries, of keys) by fastlm.masks.segments_from_cu_seqlens, "
+    "and for causal, order by masks.ranks_from_cu_seqlens"
+)
 ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention takes in its place
     "attn_mask": _MASK,
     "attention_mask": _MASK,
@@ -32,7 +35,7 @@ ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention
     "sliding_window": "window=(sliding_window - 1, 0)",
     "alibi_slopes": "position=fastlm.positions.ALiBi(heads)",
     "score_mod": "position, a fastlm.positions.Position whose bias(distance) it is, or bias",
-    "cu_seqlens": "segments=fastlm.masks.segments_of(cu_seqlens, L)",
+    "cu_seqlens": "segments=fastlm.masks.segments_from_cu_seqlens(cu_seqlens, L)",
     "cu_seqlens_q": _DOCUMENTS,
     "cu_seqlens_k": _DOCUMENTS,
     "max_seqlen_q": _DOCUMENTS,
@@ -153,7 +156,8 @@ def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
         row = int(astray.any(1).nonzero()[0])
         raise ValueError(
             f"segments of queries and keys are packed apart in row {row}, and causal, window and position count along "
-            "the row; in their place give order=(masks.ranks_of(cu_seqlens_q, Lq), masks.ranks_of(cu_seqlens_k, Lk))"
+            "the row; in their place give order=(masks.ranks_from_cu_seqlens(cu_seqlens_q, Lq), "
+            "masks.ranks_from_cu_seqlens(cu_seqlens_k, Lk))"
         )
 
 

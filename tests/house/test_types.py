@@ -21,7 +21,13 @@ def test_a_users_program_is_typed(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text("import fastlm, torch\nq = torch.zeros(1, 1, 1, 1)\nfastlm.attention(q, q, q, causal='yes')\n")
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--follow-imports=silent", "--python-version=3.11"]
-    command += ["--ignore-missing-imports", "--cache-dir", str(tmp_path / "cache"), str(HERE / "surface.py"), str(wrong)]
+    command += [
+        "--ignore-missing-imports",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        str(HERE / "surface.py"),
+        str(wrong),
+    ]
     done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True)
     assert "wrong.py:3: error" in done.stdout, done.stdout + done.stderr
     assert all("wrong.py:3" in line for line in done.stdout.splitlines()), done.stdout
