@@ -79,11 +79,11 @@ def attention(
         causal: whether key j is visible to query i only if j ≤ i + offset.
         window: (left, right) keys visible around each query's own, None on a side for no bound; an int for both sides.
         prefix: [B] int; keys before it are visible to every query, be the call causal or windowed.
-        segments: [B, L] int, or a tuple of those of queries [B, Lq] and of keys [B, Lk]; a query sees keys of its own
-            segment, so that packed documents do not mix; see `masks.segments_from_cu_seqlens`. Positions need not start
-            over in each, while queries and keys are packed alike; where they are not, causal, window and position would
-            count along the row, and `masks.ranks_from_cu_seqlens` gives the order that causal documents have. On a
-            CPU, where reading them waits for nothing, queries that stand at another document's keys are refused.
+        segments: [B, L] int, or a tuple (of queries [B, Lq], of keys [B, Lk]); a query sees the keys of its own
+            segment, so that packed documents do not mix. `masks.segments_from_cu_seqlens` makes them from cu_seqlens.
+            Positions need not start over in each segment while queries and keys are packed alike. Where they are not,
+            causal, window and position would count along the row, which is refused on a CPU, where reading them waits
+            for nothing; `masks.ranks_from_cu_seqlens` gives the order that causal documents have.
         key_lengths: [B] int; keys past a row's length are padding.
         order: (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below
             it. For XLNet's query stream, which must not see its own token, take the ranks of queries minus 1.
