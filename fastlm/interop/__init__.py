@@ -1,7 +1,7 @@
 """Doors to Hugging Face: fastlm's attention in their models, and fastlm's weights in their format.
 
     register()                              AutoModel.from_pretrained(..., attn_implementation="fastlm")
-    save_pretrained(model, folder)          config.json + model.safetensors; opens with AutoModel where such a model exists
+    save_pretrained(model, folder)          config.json + model.safetensors, for AutoModel where such a model exists
     load_pretrained(folder)                 the way back
 
     attention.py     their attention and mask calls, answered by ours

@@ -33,11 +33,20 @@ MISUSED = "cannot serve this model, which computes with its mask itself and not 
 
 @functools.cache  # a second call would wrap their methods twice
 def register() -> None:
-    """Make attn_implementation="fastlm" known to transformers, 4.57 and later.
+    """Make attn_implementation="fastlm" known to transformers, 4.57 and later; a second call does nothing.
 
     Served are causal and bidirectional attention, grouped heads, dropout, T5's position bias, padding on any side, and
-    caches that grow. Raises NotImplementedError for everything else: when a model is loaded or given this
-    implementation and computes attention itself, otherwise when it runs.
+    caches that grow.
+
+        fastlm.interop.register()
+        model = AutoModel.from_pretrained(name, attn_implementation="fastlm")
+
+    Returns:
+        None; transformers' registries have it from then on.
+
+    Raises, later, from transformers' own calls:
+        NotImplementedError: for everything that is not served. For a model that computes attention itself, when it is
+            loaded or given this implementation; otherwise when it runs.
     """
     from transformers import AttentionInterface, PreTrainedModel
     from transformers.masking_utils import AttentionMaskInterface

@@ -7,7 +7,14 @@ from fastlm.models import ModelConfig, Transformer
 
 
 class TensorSlice(NamedTuple):
-    """One of their tensors is some rows of one of ours, transposed where theirs is stored [in, out]."""
+    """One of their tensors is some rows of one of ours, transposed where theirs is stored [in, out].
+
+    Args:
+        theirs: the tensor's name in their files.
+        ours: the parameter's name in our state dict.
+        rows: of ours. Default all.
+        transposed: whether theirs is the transpose. Default False.
+    """
 
     theirs: str
     ours: str
@@ -16,8 +23,13 @@ class TensorSlice(NamedTuple):
 
 
 class Family(NamedTuple):
-    """is_one: whether a model of this config can be saved as the family. config: config.json's entries. parts: their
-    tensors."""
+    """A family of Hugging Face's models.
+
+    Args:
+        is_one: whether a model of this config can be saved as the family.
+        config: the entries of its config.json.
+        parts: its tensors.
+    """
 
     is_one: Callable[[ModelConfig], bool]
     config: Callable[[ModelConfig], dict]

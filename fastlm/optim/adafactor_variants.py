@@ -1,4 +1,11 @@
-"""The Adafactors in use: what each computes, what it calls its options and states, and which one is meant."""
+"""The Adafactors in use: what each computes, what it calls its options and states, and which one is meant.
+
+variant         factors                            lr                                       eps[0] (default)
+"t5"            the two largest dimensions, both   None: ρ = min(0.01, 1/√t), times 0.05    added to g² (1e-30)
+                ≥ min_dim_size_to_factor (128)     if scale_parameter is False; or a number
+"huggingface"   the last two                       None: ρ = min(0.01, 1/√t); or a number   added to g² (1e-30)
+"torch"         the last two                       a number (0.01): ρ = min(lr, 1/√t)       bounds √V (the dtype's)
+"""
 
 import math
 import warnings
