@@ -17,24 +17,24 @@ def finite(x: object) -> bool:
 
 
 def at_least_zero(**values: object) -> None:
-    each(values, lambda x: finite(x) and x >= 0, "give a finite number of at least 0")
+    numbers(values, lambda x: finite(x) and x >= 0, "give a finite number of at least 0")
 
 
 def positive(**values: object) -> None:
-    each(values, lambda x: finite(x) and x > 0, "give a positive, finite number")
+    numbers(values, lambda x: finite(x) and x > 0, "give a positive, finite number")
 
 
 def bound(**values: object) -> None:
-    each(values, lambda x: number(x) and x > 0, "give a positive number; inf bounds nothing")
+    numbers(values, lambda x: number(x) and x > 0, "give a positive number; inf bounds nothing")
 
 
 def below_one(**values: object) -> None:
-    each(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
+    numbers(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
 
 
 def whole(least: int, cure: str | None = None, **values: object) -> None:
     fits = lambda x: isinstance(x, Integral) and not isinstance(x, bool) and x >= least
-    each(values, fits, f"give a whole number of at least {least}" if cure is None else cure)
+    numbers(values, fits, f"give a whole number of at least {least}" if cure is None else cure)
 
 
 def flag(**values: object) -> None:
@@ -50,6 +50,12 @@ def pair(fits: Callable[[object, object], bool], cure: str, **values: object) ->
     for name, value in values.items():
         if not (isinstance(value, (tuple, list)) and len(value) == 2 and fits(*value)):
             raise ValueError(f"{name} are {value!r}; {cure}")
+
+
+def numbers(values: dict[str, object], fits: Callable[[object], bool], cure: str) -> None:
+    """`each`, for numbers, which a string is not, whatever it holds."""
+    strings = any(isinstance(value, str) for value in values.values())
+    each(values, fits, f"{cure} (YAML reads 1e-3 as a string, and 1.0e-3 as a number)" if strings else cure)
 
 
 def each(values: dict[str, object], fits: Callable[[object], bool], cure: str) -> None:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class GELU(nn.Module):
+class GeluMLP(nn.Module):
     """The feed-forward layer of GPT-2: out(gelu(in(x))), tanh approximation."""
 
     def __init__(self, dim: int, hidden: int, bias: bool):
@@ -29,5 +29,5 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * up)
 
 
-MLPS = {"gelu": GELU, "swiglu": SwiGLU}
+MLPS = {"gelu": GeluMLP, "swiglu": SwiGLU}
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

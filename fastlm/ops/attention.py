@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.backends.dispatch import BackendError, op
+from fastlm.backends.dispatch import op
 from fastlm.backends.philox import dropout_mask
 from fastlm.masks import UNBOUNDED
 
@@ -101,7 +101,8 @@ def attention(a: Arguments) -> tuple[Tensor, Tensor]:
     empty unless return_lse, or unless its own gradient needs it.
 
     What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients
-    k, must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
+    q, k and grad, must be finite at every query, and every key before key_lengths: sums over keys and over queries meet
+    them with weight zero, and 0 · NaN is NaN.
     """
     a = _without_padding(a)
     score = scores(a, torch.promote_types(a.q.dtype, torch.float32))
@@ -285,9 +286,3 @@ def _(ctx, grad, grad_lse):
     grads = attention_backward(grad, grad_lse, out, lse, a, wanted)
     made = {name: g for name, g, want in zip(LEARNED, grads, wanted, strict=True) if want}
     return (Arguments(**dict.fromkeys(Arguments._fields) | made),)
-
-
-@attention_backward.gradient(save=lambda ctx, inputs, output: None)
-def _(ctx, *grads):
-    cure = "for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch"
-    raise BackendError(f"attention is differentiable once; {cure}")

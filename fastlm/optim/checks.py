@@ -1,34 +1,39 @@
-"""What optimizers' options and parameters may be, besides plain values. Each raises ValueError, which says the value and
-what to give instead."""
+"""What optimizers' options and parameters may be, besides plain values. Each raises ValueError, which says the value
+and what to give instead."""
 
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from fastlm.checks import at_least_zero, below_one, bound, each, finite, flag, one_of, pair, positive, whole
+from fastlm.checks import at_least_zero, below_one, bound, each, finite, flag, numbers, one_of, pair, positive, whole
 from fastlm.optim import sharding
 
 __all__ = [
-    "at_least_zero", "below_one", "betas", "bound", "each", "finite", "flag", "gradient", "number", "one_of", "pair",
-    "parameter", "positive", "process_group", "whole",
+    "at_least_zero", "below_one", "betas", "bound", "each", "finite", "flag", "gradient", "number", "numbers", "one_of",
+    "pair", "parameter", "plain", "positive", "process_group", "whole",
 ]  # fmt: skip
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def betas(value: object) -> None:
-    pair(lambda *both: all(finite(x) and 0 <= x < 1 for x in both), "give two, each in [0, 1)", betas=value)
+    fits = lambda x: finite(plain(x)) and 0 <= x < 1
+    pair(lambda *both: all(map(fits, both)), "give two, each in [0, 1)", betas=value)
+
+
+def plain(x: object) -> object:
+    """The number that a CPU tensor of one element holds, into which schedules write; else x itself."""
+    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" and x.numel() == 1 else x
 
 
 def number(lr: object) -> float:
-    """A learning rate's value. It may be a CPU tensor of one element, into which schedules write."""
+    """A learning rate's value."""
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         raise ValueError(
             "lr is a tensor on the device, and reading it would stall the step; give a number or a CPU tensor"
         )
-    if not (isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)):
-        raise ValueError(f"lr is {lr!r}; give one number")
+    numbers(dict(lr=plain(lr)), lambda x: isinstance(x, Real) and not isinstance(x, bool), "give one number")
     return float(lr)
 
 
@@ -61,7 +66,8 @@ def parameter(p: Tensor, master: str | None) -> None:
         raise ValueError(f"{what} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
     if p.dtype == torch.float16 and master in ("remainder", "stochastic"):
         raise ValueError(
-            f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; legal there: None, 'fp32'"
+            f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; "
+            "legal there: None, 'fp32'"
         )
 
 

@@ -92,7 +92,7 @@ class Position(nn.Module):
         SCHEMES[name] = cls
 
     def embed(self, positions: Tensor) -> Tensor | None:
-        """positions [L], or [B, L] where they differ by row (`masks.positions_of`) → [..., L, dim] to add to token
+        """positions [L], or [B, L] where they differ by row (`masks.position_ids`) → [..., L, dim] to add to token
         embeddings, or None."""
         return None
 

@@ -53,9 +53,9 @@ def _slopes(h: Tensor, heads: int) -> Tensor:
 class T5Bias(Position, name="t5"):
     """A learned bias per head and bucket of distance (Raffel et al. 2020): exact near by, logarithmic to max_distance.
 
-    weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query; otherwise half of
-    them serve keys after it. Raises ValueError unless max_distance is beyond the exact buckets, half of a side's, of
-    which there is one at least."""
+    weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query, and those after
+    it, such as a prefix's, share the query's own; otherwise half of them serve keys after it. Raises ValueError unless
+    max_distance is beyond the exact buckets, half of a side's, of which there is one at least."""
 
     def __init__(self, heads: int, causal: bool = True, buckets: int = 32, max_distance: int = 128):
         super().__init__()

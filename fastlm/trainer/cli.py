@@ -18,7 +18,7 @@ from fastlm.trainer import plugins
 from fastlm.trainer.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say
+from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -144,9 +144,8 @@ def sample(argv: list[str]) -> int:
         )
     if not 0 <= asked.seed < 2**63:
         raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
-    if any("\ud800" <= letter <= "\udfff" for letter in asked.prompt):  # what Python makes of bytes it cannot decode
-        shown = asked.prompt.encode(errors="replace").decode()
-        raise Refusal(f"--prompt {shown} is not UTF-8; give it in that encoding")
+    if asked.prompt != utf8(asked.prompt):
+        raise Refusal(f"--prompt {asked.prompt} is not UTF-8; give text that is")
     _check_folder(asked.folder)
     _check_finished(asked.folder)
     plugins.load(asked.plugin)

@@ -104,12 +104,13 @@ def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch
     batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
         objective.loss(model, batch)
-    (choice,) = memory_table(model, config.optimizer)[:1]
+    totals = {row.optimizer: row.total for row in memory_table(model)}
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
     ids = config.accumulate * sum(x.nbytes for x in batch.values())
     # the largest are the logits; when their gradient is made, there are two more of them
-    return Need(choice.total, ids, sum(sizes) + 2 * max(sizes))
+    rows = sum(sizes) + 2 * max(sizes)
+    return Need(totals.get(config.optimizer, max(totals.values())), ids, rows)  # of a plugin's nobody knows
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Transformer
 from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
-from fastlm.optim import OPTIMIZERS, decay_groups
+from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
@@ -88,27 +88,34 @@ class Trainer:
                     {"loss": sum(terms.values()).detach()} | {name: value.detach() for name, value in terms.items()},
                 ]
             )
-        lr = self._step_optimizer()
+        lr, norm = self._step_optimizer()
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
         return Update(
             losses,
-            self.optimizer.grad_norm,
-            self.optimizer.overflow,
+            norm,
+            getattr(self.optimizer, "overflow", None),
             scale,
             lr,
             self.tokens_per_update,
             sum(counts.values()),
         )
 
-    def _step_optimizer(self) -> float:
-        lr = self.lr()
+    def _step_optimizer(self) -> tuple[float, Tensor | None]:
+        """The learning rate of the step, and the gradient's norm before clipping."""
+        lr, clips = self.lr(), isinstance(self.optimizer, Optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr
+        return lr, self.optimizer.grad_norm if clips else norm
+
+    def _clip(self) -> Tensor:
+        """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
 
     @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
@@ -169,11 +176,16 @@ def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> 
 
 
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
-    """The configured optimizer over the model's parameters; betas and momentum go to those that have them."""
+    """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
+    step would take no notice of the schedule."""
     make = OPTIMIZERS[config.optimizer]
     known = inspect.signature(make).parameters
-    options = {name: value for name, value in (("betas", config.betas), ("momentum", MOMENTUM)) if name in known}
-    return make(decay_groups(model, config.weight_decay), lr=config.lr, max_grad_norm=config.clip or None, **options)
+    options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)
+    options = {name: value for name, value in options.items() if name in known}
+    optimizer = make(decay_groups(model, config.weight_decay), lr=config.lr, **options)
+    if isinstance(optimizer, Optimizer):
+        optimizer.max_grad_norm = config.clip or None
+    return optimizer
 
 
 def total(rows: list[dict]) -> dict:

@@ -39,6 +39,11 @@ def command(*words: object) -> str:
     return shlex.join(("fastlm", *map(str, words)))
 
 
+def utf8(text: str) -> str:
+    """The text with ? for lone surrogates, which JSON and the names of files may hold and UTF-8 may not."""
+    return text.encode(errors="replace").decode()
+
+
 def several(n: int, thing: str) -> str:
     """1 file, 1,234 files."""
     return f"{n:,} {thing}{'s' * (n != 1)}"

@@ -7,6 +7,7 @@ from draws import arguments
 from hypothesis import given, settings
 from tolerance import (
     assert_attention_accurate,
+    assert_case_accurate,
     assert_far_scores_are_a_softmax,
     assert_repeats,
     leaves_of,
@@ -16,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
 from fastlm.backends import native
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward
+from fastlm.ops.attention import INTEGERS, LEARNED, VECTORS, Arguments, attention, attention_backward
 from fastlm.ops.rotary import rotate
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
 from fastlm.kernels import attention as forward_file
 from fastlm.kernels import attention_backward as backward_file
-from fastlm.kernels import launch, term_gradients
+from fastlm.kernels import bias_gradient, distance_gradients, launch
+from fastlm.kernels.terms import UNSPECIALIZED, Numbers
 from fastlm.kernels.tiles import Tiles
 
 DEVICE = torch.device("cpu" if native.interpreting() else "cuda")
@@ -57,7 +59,7 @@ def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
 )
 def test_attention_is_accurate(case, dtype):
     with fastlm.use_backend("triton"):
-        assert_attention_accurate(case.make(dtype, DEVICE))
+        assert_case_accurate(case, dtype, DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,15 +77,18 @@ def test_lengths_without_end():
 
 
 SMALL = {
-    "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2), "dkdv": Tiles(16, 32, 4, 2),
-    "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1), "vector_sums": Tiles(16, 16, 4, 1),
+    "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
+    "dkdv": Tiles(16, 32, 4, 2),
+    "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1),
+    "vector_sums": Tiles(16, 16, 4, 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl", "xlnet", "deberta_gqa", "bias_full",
+        "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl",
+        "xlnet", "deberta_gqa", "bias_full",
         "bias_keys", "bias_queries", "prefix", "packed", "packed_bidirectional", "order", "every_mask", "dropout_odd",
     ],
 )  # fmt: skip
@@ -141,20 +146,33 @@ class Unlaunched:
 
 KERNELS = {
     forward_file: ["forward_kernel"], backward_file: ["dq_kernel", "dkdv_kernel"],
-    term_gradients: ["distances_kernel", "distances_sum_kernel", "bias_kernel"],
+    distance_gradients: ["distances_kernel", "distances_sum_kernel"], bias_gradient: ["bias_kernel"],
 }  # fmt: skip
 B, H, HK, D = 1, 12, 4, 64
+
+
+def test_kernels_take_a_call_s_numbers_in_one_order():
+    """The launchers' `*numbers(a)` lands where each kernel says, and what must not be compiled in is among them."""
+    taking = [
+        getattr(file, name) for file, names in KERNELS.items() for name in names if name != "distances_sum_kernel"
+    ]
+    assert len(taking) == 5
+    for kernel in taking:
+        at = kernel.arg_names.index(Numbers._fields[0])
+        assert tuple(kernel.arg_names[at : at + len(Numbers._fields)]) == Numbers._fields, kernel
+    assert set(UNSPECIALIZED) < set(Numbers._fields)
 
 
 def long_arguments(L: int, *names: str) -> Arguments:
     """Half a gigabyte and more of attention, on paper."""
     empty = lambda *shape, dtype=torch.bfloat16: torch.empty(*shape, dtype=dtype, device="meta")
     shapes = {
-        "table": lambda: empty(H, 2 * L - 1, dtype=torch.float32), "bias": lambda: empty(B, 1, 1, L), "same": lambda: empty(B, H, L, dtype=torch.float32),
+        "table": lambda: empty(H, 2 * L - 1, dtype=torch.float32), "bias": lambda: empty(B, 1, 1, L),
+        "same": lambda: empty(B, H, L, dtype=torch.float32),
         "q_position": lambda: empty(B, H, L, D), "k_position": lambda: empty(B, HK, L, D),
-        **dict.fromkeys(("query_vectors", "key_vectors", "value_vectors"), lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(VECTORS, lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(INTEGERS, lambda: empty(B, L, dtype=torch.int64)),
         **dict.fromkeys(("key_lengths", "prefix"), lambda: empty(B, dtype=torch.int64)),
-        **dict.fromkeys(("q_segments", "k_segments", "q_ranks", "k_ranks", "q_groups", "k_groups"), lambda: empty(B, L, dtype=torch.int64)),
     }  # fmt: skip
     q, k, v = (empty(B, heads, L, D) for heads in (H, HK, HK))
     return Arguments.of(q, k, v, right=0, dropout=0.1, **{name: shapes[name]() for name in names})
@@ -166,7 +184,8 @@ SEGMENTS, RANKS, GROUPS = ("q_segments", "k_segments"), ("q_ranks", "k_ranks"), 
 @pytest.mark.parametrize(
     "names",
     [
-        (), ("table",), ("table", "key_lengths", "prefix", *SEGMENTS, *RANKS), ("bias",), ("query_vectors", "value_vectors", *SEGMENTS),
+        (), ("table",), ("table", "key_lengths", "prefix", *SEGMENTS, *RANKS), ("bias",),
+        ("query_vectors", "value_vectors", *SEGMENTS),
         ("query_vectors", "q_position", *GROUPS, *RANKS), ("query_vectors", "key_vectors", "k_position", "prefix"),
     ],
     ids=", ".join,

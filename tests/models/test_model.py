@@ -50,7 +50,7 @@ def test_the_future_is_invisible(position):
 def test_packed_documents_are_strangers(position):
     """Each as if it were alone, and blind to the other, down to the last bit."""
     model, packed = make(position=position, kv_heads=2), tokens(1, 24)
-    segments = fastlm.masks.segments_of(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
+    segments = fastlm.masks.segments_from_cu_seqlens(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
     logits = model(packed, segments=segments)
     for span in (slice(0, 9), slice(9, 24)):
         torch.testing.assert_close(logits[:, span], model(packed[:, span]), rtol=1e-4, atol=1e-5)
@@ -193,7 +193,7 @@ def test_the_attention_module_hands_on_what_attention_takes():
             )
             torch.manual_seed(1)
             assert torch.equal(block.train(dropout > 0)(x, **some), block.out(plain.transpose(1, 2).flatten(2)))
-    with pytest.raises(ValueError, match=r"dropout is 1.0; it must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout is 1.0; give a number in \[0, 1\)"):
         fastlm.nn.Attention(32, 4, dropout=1.0)
     with pytest.raises(ValueError, match="window left bound is -1"):
         fastlm.nn.Attention(32, 4, window=-1)

@@ -167,12 +167,7 @@ def test_state_dicts_go_both_ways(ours, theirs, options):
     a = ours([{"params": mine[:1]}, {"params": mine[1:]}], **options, **variant_of(ours, theirs))
     a.load_state_dict(copy.deepcopy(b.state_dict()))
     c = theirs([{"params": back[:1]}, {"params": back[1:]}], **options)
-    state = (
-        a.export("huggingface" if theirs is HF else "torch")
-        if ours is optim.Adafactor
-        else copy.deepcopy(a.state_dict()["state"])
-    )
-    c.load_state_dict({"state": state, "param_groups": copy.deepcopy(b.state_dict()["param_groups"])})
+    c.load_state_dict(copy.deepcopy(a.state_dict()))
     new_grads()
     for xs, optimizer in ((others, b), (mine, a), (back, c)):
         share_grads(params, xs)
@@ -582,7 +577,7 @@ def test_copies_and_pickles_keep_the_clip():
     [
         ("adamw", dict(lr=-1.0), "lr is -1.0"),
         ("adamw", dict(betas=(1.0, 0.9)), r"betas are \(1.0, 0.9\)"),
-        ("adamw", dict(amsgrad=True), "does not serve amsgrad"),
+        ("adamw", dict(amsgrad=True), "amsgrad is True: .* is not served here"),
         ("adamw", dict(variant="google"), "choose from 'torch', 'bert'"),
         ("adamw", dict(max_grad_norm=0.0), "max_grad_norm is 0.0"),
         ("adamw", dict(master="fp8"), "choose from None, 'fp32', 'remainder', 'stochastic'"),

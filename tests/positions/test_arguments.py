@@ -108,6 +108,6 @@ def test_a_scheme_that_does_nothing_is_no_scheme():
     class Idle(Position):
         """Not registered, so that a class between Position and a scheme may do without; refused when it is used."""
 
-    with pytest.raises(TypeError, match="Idle defines none of embed, angles, bias, vectors, .*; define one"):
+    with pytest.raises(TypeError, match=r"Idle defines none of embed, angles, bias, vectors, .*; define one"):
         Idle().terms(3, 3)
     assert NoPosition().terms(3, 3).table is None

@@ -141,8 +141,9 @@ def test_t5_bias_matches_transformers(causal):
     ours.load_state_dict(theirs.relative_attention_bias.state_dict())
     dense = theirs.compute_bias(5, 200, past_seen_tokens=195)
     q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 200, 4), torch.randn(1, 2, 200, 4)
-    expected = torch.softmax(q @ k.mT + dense, -1) @ v
-    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, scale=1.0), expected)
+    hidden = torch.ones(5, 200).triu(196).bool() & causal
+    expected = torch.softmax((q @ k.mT + dense).masked_fill(hidden, -torch.inf), -1) @ v
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, causal=causal, scale=1.0), expected)
 
 
 def test_alibi_slopes():
@@ -273,7 +274,8 @@ def test_transformer_xl_matches_the_relative_shift():
 def test_deberta_v1_matches_transformers():
     v1 = pytest.importorskip("transformers.models.deberta.modeling_deberta", reason="pip install '.[test]'")
     config = v1.DebertaConfig(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=20,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        max_relative_positions=20,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs, ours = v1.DisentangledSelfAttention(config), DeBERTa(32, 4, 8, span=20)
@@ -296,8 +298,10 @@ def test_deberta_v1_matches_transformers():
 def test_deberta_matches_transformers(buckets, shared):
     v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
     config = v2.DebertaV2Config(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=shared,
-        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        share_att_key=shared,
+        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = v2.DisentangledSelfAttention(config)
     ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)

@@ -37,9 +37,12 @@ def test_an_empty_text_is_refused(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_is_not_overwritten(capsys, tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    assert "already holds a run" in fail(capsys, "pretrain", "--out", str(tmp_path))
+def test_commands_that_are_advised_are_quoted(capsys, tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    assert f"already holds a run; `fastlm resume '{folder}'` goes on" in fail(capsys, "pretrain", "--out", str(folder))
+    assert f"(no model.safetensors); `fastlm resume '{folder}'` finishes the run" in fail(capsys, "sample", str(folder))
 
 
 def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
@@ -212,9 +215,12 @@ def test_it_runs_without_a_network_and_without_a_terminal(text, tmp_path):
 
 
 PLUGIN = """
+import torch
+from fastlm.optim import OPTIMIZERS
 from fastlm.positions import ALiBi
 class Mine(ALiBi, name="mine"):
     pass
+OPTIMIZERS["nadam"] = torch.optim.NAdam
 """
 
 
@@ -222,7 +228,15 @@ def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_pa
     (tmp_path / "mine.py").write_text(PLUGIN)
     command = [sys.executable, "-m", "fastlm"]
     environment = dict(capture_output=True, text=True, timeout=120)
-    asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--plugin", "mine.py"]
+    asked = [
+        *flags(config(text, tmp_path / "run")),
+        "--position",
+        "mine",
+        "--optimizer",
+        "nadam",
+        "--plugin",
+        "mine.py",
+    ]
     begun = subprocess.run([*command, "pretrain", *asked], **environment)
     assert begun.returncode == 0, begun.stderr
     assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout

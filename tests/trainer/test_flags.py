@@ -67,6 +67,7 @@ ROOT = Path(__file__).parents[2]
     (["resume", __file__], "is a file; give the folder of a run"),
     (["sample", "/nowhere"], "/nowhere does not exist; give the folder of a run"),
     (["sample", "/"], "/ holds no trained model (no model.safetensors); `fastlm pretrain` trains one"),
+    (["sample", "/nowhere", "--prompt", "\udcff"], "is not UTF-8"),
     (["sample", "/nowhere", "--tokens", "0"], "--tokens is 0; it must be at least 1"),
     (["sample", "/nowhere", "--temperature", "1e-40"], "--temperature is 1e-40"),
     (["sample", "/nowhere", "--temperature", "nan"], "--temperature is nan"),

@@ -11,14 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 
 import pytest
-import torch
-from runs import config, flags, python, repeatable, train, write_text
+from runs import config, flags, repeatable, train, write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer import checkpoint, cli, run, signals
+from fastlm.trainer import checkpoint, run, signals
 from fastlm.trainer.data import tokens
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.console import Console

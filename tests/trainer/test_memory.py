@@ -85,7 +85,7 @@ def test_layers_and_rows_are_reckoned_without_being_made(text):
     (dict(layers=10**6), r"--layers 1000000 and --vocab 300 make"),
     (dict(vocab=10**9), r"--vocab 1000000000 make"),
     (dict(context=10**6, batch=1), r"--context 1000000 takes .*; give a smaller --context, --dim or --vocab"),
-    (dict(context=10**9, preset="gpt"), r"--context 1000000000 is longer than the text, which has 200 MB; give more text"),
+    (dict(context=10**9, preset="gpt"), r"--context 1000000000 is longer than the text, which has 200 MB"),
     (dict(context=10**7, preset="gpt"), r"make a model that takes"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_any_work(text, monkeypatch, changes, words):

@@ -1,6 +1,8 @@
 """What a run says and leaves: lines, the line of progress, speeds, and commands that a shell takes as they are."""
 
+import os
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -81,6 +83,15 @@ def test_what_was_skipped_and_how_to_go_on(text, tmp_path, capsys):
     assert eval(opened[opened.index("(") :]) == str(folder)
     report = (folder / "report.md").read_text()
     assert "| skipped | 1 × binary: bad.txt |" in report and "mine \\| here" in report
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text on this system")
+def test_names_that_are_no_text_do_not_end_a_run(text, tmp_path):
+    """As archives from other systems bring them."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "data") + b"\xff"))
+    folder.mkdir()
+    write_text(folder / os.fsdecode(b"caf\xe9.txt"), seed=1)
+    assert train(folder, tmp_path / os.fsdecode(b"run\xff"), steps=2) == 0
 
 
 def test_a_slow_dtype_is_said_before_training(text, monkeypatch):

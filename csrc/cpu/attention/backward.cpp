@@ -49,19 +49,18 @@ static inline void begin_queries(const AttentionBackward& x, QueryTile& t, int64
     for (int i = 0; i < words_in<Product>(TILE) * padded; i++) t.q_pairs[i] = t.grad_pairs[i] = 0.0f;
     load_pairs<Product>(t.q_pairs, padded, q, a.q.row, a.dtype, t.n, D);
     load_pairs<Product>(t.grad_pairs, padded, grad, x.grad.row, a.dtype, t.n, D);
+    // δ is summed as V gradᵀ is, so that in a row that sees one key, where they are equal, dS is zero to the bit.
+    float* out_columns = t.dq;  // which nobody needs yet
+    load_words<Product>(staging, row_at(out, b, h, t.i0), out.row, a.dtype, t.n, D);
+    transpose(out_columns, TILE, staging, words, TILE, words);
+    for (int lane = 0; lane < TILE; lane += W)
+        store(t.delta + lane, column_product<Product>(t.grad + lane, out_columns + lane, TILE, words));
     for (int i = 0; i < D * TILE; i++) t.dq[i] = 0.0f;
-    float grad_row[MAX_D] = {}, out_row[MAX_D] = {};
+    const int64_t first = (b * a.H + h) * a.Lq + t.i0;
     for (int i = 0; i < TILE; i++) {
-        t.delta[i] = 0.0f, t.lse[i] = __builtin_inff();  // exp(S - ∞) = 0: a query that sees nothing, or is not there
-        if (i >= t.n) continue;
-        const float lse = a.lse[(b * a.H + h) * a.Lq + t.i0 + i];
-        if (lse != -__builtin_inff()) t.lse[i] = lse;
-        widen_rows(grad_row, D, grad + i * x.grad.row, 0, a.dtype, 1, D);
-        widen_rows(out_row, D, row_at(out, b, h, t.i0 + i), 0, a.dtype, 1, D);
-        V sum = {};
-        for (int d = 0; d < padded; d += W) sum = fma(load(grad_row + d), load(out_row + d), sum);
-        for (int l = 0; l < W; l++) t.delta[i] += sum[l];
-        if (x.grad_lse) t.delta[i] -= x.grad_lse[(b * a.H + h) * a.Lq + t.i0 + i];
+        const float lse = i < t.n ? a.lse[first + i] : -__builtin_inff();
+        t.lse[i] = lse == -__builtin_inff() ? -lse : lse;  // exp(S - ∞) = 0: a query that sees nothing, or is not there
+        if (x.grad_lse && i < t.n) t.delta[i] -= x.grad_lse[first + i];
     }
 }
 

@@ -4,7 +4,7 @@ The one matrix product that attention is made of: C [M, N] = A [M, K] · B [K, N
 B's rows are vectors, A's elements are broadcast; a block of ROWS × COLUMNS vectors of C stays in registers over the
 whole of K. `end(row, column, c)` takes each vector of it from there, so that scaling, bias, mask, exponential and the
 addition to what other tiles gave act on registers. Columns are counted in vectors. Sums run over K in order, whatever
-the blocks, and in parts of DEPTH, which halves the rounding error of adding 64 products one by one.
+the blocks, and in parts of DEPTH, whose sums have half the rounding error of 64 products added one by one.
 */
 #pragma once
 
@@ -15,7 +15,7 @@ namespace FASTLM_ISA {
 
 constexpr int ROWS = 4;
 constexpr int COLUMNS = W == 16 ? 4 : 2;  // 16 or 8 sums, enough to hide the latency of two multiply-adds a cycle
-constexpr int DEPTH = 32;
+constexpr int DEPTH = 16;
 
 struct Left {  // element (m, k) of A
     const float* data;
@@ -72,6 +72,19 @@ static FASTLM_INLINE void block(const Left& a, const Right& b, int row, int colu
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) end(row + m, column + n, c[m][n]);
+}
+
+// Σ a[k] · b[k] over the K words of each lane's columns, in the order and to the bit in which `block` adds the same.
+template <class Product>
+static FASTLM_INLINE V column_product(const float* a, const float* b, int64_t pitch, int K) {
+    V c = {};
+    for (int k = 0; k < K; k += DEPTH) {
+        V part = {};
+        for (int e = k; e < K && e < k + DEPTH; e++)
+            part = Product::multiply_add(load(a + e * pitch), load(b + e * pitch), part);
+        c = k ? c + part : part;
+    }
+    return c;
 }
 
 template <class Product, int N, class End>

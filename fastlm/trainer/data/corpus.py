@@ -57,7 +57,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 over every file's name and bytes."""
         listing = "".join(f"{s.name}\0{s.sha}\n" for s in self.sources)
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names are bytes
 
     @cached_property
     def whole(self) -> bool:

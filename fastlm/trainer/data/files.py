@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from fastlm.trainer.words import Refusal
+from fastlm.trainer.words import Refusal, utf8
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", *DELIMITERS)
@@ -121,7 +121,7 @@ def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
     for line, row in _json_rows(text, tell) if suffix == ".jsonl" else _table_rows(text, DELIMITERS[suffix]):
         document = row.get(key) if isinstance(row, dict) else row
         if isinstance(document, str) and document.strip():
-            yield document.encode(errors="replace").decode()  # JSON allows lone surrogates, UTF-8 does not
+            yield utf8(document)
         elif isinstance(row, dict) and key not in row:
             tell(f'no field "{key}" in a row; --text-key names another', f"{line} (has {', '.join(row)})")
         else:

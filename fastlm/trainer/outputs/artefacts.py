@@ -15,7 +15,7 @@ from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import clock, several, size
+from fastlm.trainer.words import clock, several, size, utf8
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
@@ -35,8 +35,14 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json."""
     save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": trainer.train.context, "clean_up_tokenization_spaces": False,
-              "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": trainer.train.context,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
@@ -122,9 +128,8 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "Settings": plan.config.to_json(),
     }
     sections["Environment"] = environment
-    write_file(
-        path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n"
-    )
+    tables = "\n".join(_table(*section) for section in sections.items())
+    write_file(path, utf8(f"# fastlm run\n\n{tables}\n![loss](loss.png)\n"))
 
 
 def _table(heading: str, rows: dict) -> str:
