@@ -115,6 +115,16 @@ class Config:
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
         return preset(self.preset, vocab_size=vocab_size, **changes)
 
+    def sketch(self, vocab_size: int) -> "ModelConfig":
+        """The same, without the memory that its positional scheme's parameters would take."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        try:
+            with FakeTensorMode():
+                return self.model(vocab_size)
+        except RuntimeError:  # a plugin's scheme looks at its numbers
+            return self.model(vocab_size)
+
     def torch_device(self) -> "torch.device":
         import torch
 
@@ -171,8 +181,6 @@ class Config:
             raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")
 
     def _check_shape(self) -> None:
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
         from fastlm.models.presets import PRESETS
 
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
@@ -180,8 +188,7 @@ class Config:
             near = max(1, round(dim / heads)) * heads
             raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
-            with FakeTensorMode():  # a scheme's parameters may be larger than memory, which is reckoned later
-                self.model(self.vocab)
+            self.sketch(self.vocab)
         except ValueError as error:
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error

@@ -45,7 +45,7 @@ def check(config: Config, text_size: int) -> None:
     there is."""
     room = available_bytes(config.torch_device())
     vocab_size = most_ids(config.vocab, text_size)
-    shape = shape_of(config, vocab_size)
+    shape = config.sketch(vocab_size)
     if shape.context > 2 * text_size:  # a byte and an <eos> make two ids at most
         cure = "give more text or a smaller --context"
         raise Refusal(f"--context {shape.context} is longer than the text, which has {size(text_size)}; {cure}")
@@ -74,16 +74,10 @@ def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) 
     return f"{asked}; --batch {fitting} --accumulate {-(-rows // fitting)} makes an update of as many rows"
 
 
-def shape_of(config: Config, vocab_size: int) -> ModelConfig:
-    """The model's shape, however large: it is tried with a scheme of fake parameters."""
-    with FakeTensorMode():
-        return config.model(vocab_size)
-
-
 def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
     fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers."""
-    shape = shape_of(config, vocab_size)
+    shape = config.sketch(vocab_size)
     objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
     row = objective.batch(config.seed, 0, 1)
     with FakeTensorMode():

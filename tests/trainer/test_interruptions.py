@@ -127,6 +127,22 @@ def test_it_goes_on_to_the_same_bits_or_nothing_was_begun(home, tmp_path, monkey
     assert not list(folder.rglob(".tmp-*"))
 
 
+@pytest.mark.parametrize("end", ENDS)
+def test_a_resumption_that_is_stopped_changes_nothing(home, tmp_path, capsys, end):
+    folder = tmp_path / "run"
+    with at(Causal, "batch", 8, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert train(home / "text.txt", folder, **SHORT) == 128 + signal.SIGTERM
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    output = Output()
+    with limited_files() as fill, redirect_stdout(output):
+        ends = {"closed-output": lambda: setattr(output, "gone", True), "full-disk": fill}
+        with at(run, "find", 1, ends.get(end) or (lambda: signal.raise_signal(signal.Signals[end]))):
+            status, line = outcome(lambda: run.resume(folder))
+    assert status and "nothing was changed" in line and line.endswith(f"go on with `fastlm resume {folder}`")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert run.resume(folder) == 0 and repeatable(folder) == repeatable(home / "whole")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes of their own
 
