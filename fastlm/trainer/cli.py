@@ -18,7 +18,7 @@ from fastlm.trainer import plugins
 from fastlm.trainer.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say, utf8
+from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -35,19 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
-        _greet(sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+        with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
+            print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
     except (Refusal, Failure) as error:
         return _tell(f"fastlm: {error}", 2 if isinstance(error, Refusal) else 1)
     except Stopped as stop:
-        return _tell(f"\nfastlm: {stop}", stop.status)
+        after_echo = "\n" * (stop.status == 130)  # of ^C
+        return _tell(f"{after_echo}fastlm: {stop}", stop.status)
     except KeyboardInterrupt:
         return _tell("\nstopped", 130)
     except BrokenPipeError:  # who read us is gone, as after `| head`
         discard_output()
         return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        discard_output()
+        return _tell(f"fastlm: {error.filename or 'the output'}: {error.strerror}; free some space", 1)
 
 
 def _usable(stream: TextIO | None) -> TextIO:
@@ -61,14 +68,6 @@ def _tell(line: str, status: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be what is gone
         print(line, file=sys.stderr)
     return status
-
-
-def _greet(file: TextIO) -> None:
-    try:
-        print(f"fastlm {__version__}", flush=True, file=file)
-    except OSError as error:
-        discard_output()
-        raise Failure(f"the output cannot be written ({error.strerror}); nothing was begun") from error
 
 
 def _run(argv: list[str]) -> int:

@@ -7,7 +7,6 @@
 The second signal ends the process in any case. Nothing heavy is imported here: the first one may come in the first
 second."""
 
-import concurrent.futures
 import os
 import signal
 import threading
@@ -85,18 +84,22 @@ def end_at_once() -> None:
 
 def awake(work: Callable[[], T]) -> T:
     """work(), in another thread: this one stays awake for signals, which compiled code holds off until it returns."""
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.set_result(work())
+            results.append(work())
         except BaseException as error:
-            done.set_exception(error)
+            errors.append(error)
 
-    threading.Thread(target=run, daemon=True).start()  # a daemon: the process may end before it does
-    while not done.done():
-        concurrent.futures.wait([done], 0.1)
-    return done.result()
+    thread = threading.Thread(target=run, daemon=True)  # a daemon: the process may end before it does
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # on Windows, signals are heard between two waits
+    for error in errors:
+        raise error
+    return results[0]
 
 
 @contextmanager

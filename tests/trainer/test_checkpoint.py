@@ -283,6 +283,18 @@ def test_files_hold_no_pickle_and_a_tied_matrix_once(text, tmp_path):
     assert shapes.count((TINY["vocab"], TINY["dim"])) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_files_have_the_umasks_mode(text, tmp_path):
+    """Those of safetensors too, which makes its own readable for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        train(text, tmp_path / "run", steps=2)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o640}
+
+
 def test_two_are_kept(text, tmp_path):
     train(text, tmp_path / "run", save_every=0.0)
     assert [p.name for p in checkpoint.saved(tmp_path / "run" / "state")] == ["step-12", "step-11"]
@@ -294,7 +306,7 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "flush", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         checkpoint.write_file(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_every_tensor_of_the_optimizer_comes_back(tmp_path):

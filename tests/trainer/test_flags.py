@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
     (["pretrain", "--plugin", "--steps", "5"], "--plugin is given no value"),
     (["pretrain", "--steps", "0"], "--steps is 0; it must be at least 1"),
     (["pretrain", "--threads", "100000"], "--threads is 100000; it must be at most"),
+    (["pretrain", "--vocab", str(10**11)], "--vocab is 100000000000; it must be at most 4294967296"),
     (["pretrain", "--seed", str(2**63)], "it must be at most 9223372036854775807"),
     (["pretrain", "--plugin", "nowhere.py"], "--plugin nowhere.py cannot be imported"),
     (["pretrain", "--plugin=no_such_module", "--seed", "1"], "No module named 'no_such_module'"),

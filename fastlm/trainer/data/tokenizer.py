@@ -15,6 +15,7 @@ from fastlm.trainer.signals import awake
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
 EOS = SPECIALS.index("<eos>")
+LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once
 SPACES = " \t\n\r"
@@ -38,6 +39,11 @@ def train(documents: Iterator[str], vocab: int, path: Path) -> None:
     finally:
         given_up.set()
     path.write_bytes(tokenizer.to_str(pretty=True).encode())
+
+
+def most_ids(vocab: int, size: int) -> int:
+    """How many ids of `vocab` a text of `size` bytes can make: each merge leaves it shorter."""
+    return min(vocab, LEAST + size)
 
 
 def load_tokenizer(path: Path):

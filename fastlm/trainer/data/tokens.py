@@ -27,7 +27,7 @@ import numpy as np
 
 from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer
+from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer, most_ids
 from fastlm.trainer.words import Refusal
 
 FORMAT = 1  # raise it when the files' meaning changes
@@ -136,7 +136,7 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
     made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         if tokenizer_file is None:
-            tokenizer.train(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
+            tokenizer.train(corpus.documents(held_out=False), most_ids(vocab, corpus.bytes), made / "tokenizer.json")
         else:
             shutil.copyfile(tokenizer_file, made / "tokenizer.json")
         encoder = load_tokenizer(made / "tokenizer.json")
