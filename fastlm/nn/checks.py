@@ -1,6 +1,7 @@
 """What attention and rotate may be given: tensors that fit each other, numbers, and what schemes and masks made.
 
-Each check says what was given and what to give instead, in a ValueError; no check waits for a device."""
+Each check says what was given and what to give instead, in a ValueError; no check waits for a device.
+"""
 
 from typing import NoReturn
 
@@ -137,7 +138,8 @@ def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
 
 def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
     """That a query's segment is the one of the key it stands at, where the last query stands at the last key; or that
-    no key is of its segment. Of segments whose values can be read without waiting, on a CPU."""
+    no key is of its segment. Of segments whose values can be read without waiting, on a CPU.
+    """
     if not all(type(x) is Tensor and x.device.type == "cpu" for x in (of_queries, of_keys)):
         return
     if torch.compiler.is_compiling() or transformed():

@@ -1,7 +1,8 @@
 """How many threads and how many steps: measured in the first seconds on work that is thrown away.
 
 Wall time decides here and only here. The answers are written down before step 1, and everything after is a function of
-the step alone, which is what makes resuming exact on a machine whose speed changes."""
+the step alone, which is what makes resuming exact on a machine whose speed changes.
+"""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ SAMPLES = 4  # on the way, at each quarter
 @dataclass(frozen=True)
 class Budget:
     """threads: CPU threads to use. steps: updates to train for. fits: whether they fit in the minutes; one is done in
-    any case. speeds: threads → tokens per second, where measured. backends: op → who computed it in an update."""
+    any case. speeds: threads → tokens per second, where measured. backends: op → who computed it in an update.
+    """
 
     threads: int
     steps: int
@@ -32,7 +34,8 @@ class Budget:
 
 def measure(config: Config, tokens: Tokens) -> Budget:
     """Try the thread counts (one, and all of torch's), then fix the steps that fit in the minutes; nothing is timed if
-    the configuration leaves nothing to decide."""
+    the configuration leaves nothing to decide.
+    """
     begun = time.perf_counter()
     trainer = Trainer(config, tokens, steps=1000)
     candidates = _thread_counts(config, trainer.device)
@@ -53,7 +56,8 @@ def measure(config: Config, tokens: Tokens) -> Budget:
 
 def dtype_cost(config: Config) -> float:
     """How many times fp32's time a matrix product takes in the configured dtype here; 1 on a GPU, which has the
-    instructions. A CPU without them is several times slower, and says so nowhere."""
+    instructions. A CPU without them is several times slower, and says so nowhere.
+    """
     if config.torch_device().type != "cpu" or config.dtype == "fp32":
         return 1.0
     return _product_seconds(getattr(torch, DTYPES[config.dtype])) / _product_seconds(torch.float32)
@@ -78,7 +82,8 @@ def _thread_counts(config: Config, device: torch.device) -> list[int]:
 
 def _seconds_per_update(trainer: Trainer, threads: int, best: float) -> float:
     """The mean over PROBE seconds, after an update that warms up; that one's time if it is hopeless against the best so
-    far, as several threads are on a machine that others keep busy."""
+    far, as several threads are on a machine that others keep busy.
+    """
     torch.set_num_threads(threads)
     first = _timed(trainer, 0.0)
     return first if first > 4 * best else _timed(trainer, PROBE)
@@ -97,7 +102,8 @@ def _timed(trainer: Trainer, least: float) -> float:
 
 def _steps(trainer: Trainer, seconds_per_update: float, begun: float) -> int:
     """Updates that fit in the minutes beside the evaluations, the samples and what measuring took; below 1 if none
-    does."""
+    does.
+    """
     config = trainer.config
     at = time.perf_counter()
     trainer.evaluate()

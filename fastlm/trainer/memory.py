@@ -1,5 +1,6 @@
 """What a run will take of memory, reckoned before anything is made, so that one that does not fit is refused in words
-instead of being killed without one."""
+instead of being killed without one.
+"""
 
 import os
 from dataclasses import dataclass, replace
@@ -28,7 +29,8 @@ CGROUPS = [
 @dataclass(frozen=True)
 class Need:
     """Bytes. model: parameters, gradients and the optimizer's states. ids: of all rows of an update. rows: activations
-    of a micro-batch's rows."""
+    of a micro-batch's rows.
+    """
 
     model: int
     ids: int
@@ -70,7 +72,8 @@ def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) 
 
 def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
-    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers."""
+    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers.
+    """
     with FakeTensorMode():  # a scheme has parameters of its own
         shape = config.model(vocab_size)
     one, two = (_reckon(config, replace(shape, layers=layers)) for layers in (1, 2))

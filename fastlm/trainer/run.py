@@ -33,8 +33,7 @@ JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to
 
 
 def pretrain(config: Config, argv: list[str]) -> int:
-    """Train a model from nothing; return the exit status. Raises Refusal before any work is lost, Failure if training
-    fails."""
+    """Train a model from nothing; return the exit status. Raises Refusal before work is lost, Failure if it fails."""
     plugins.load(config.plugin)
     config.check()
     console = Console()
@@ -110,7 +109,8 @@ def _go_on(folder: Path, plan: Plan, console: Console) -> "Run":
 @dataclass
 class Run:
     """A run under way. seconds: spent on it before this process, which began at step `first`, at the clock's `begun`;
-    aside: seconds of this process that went not into updates."""
+    aside: seconds of this process that went not into updates.
+    """
 
     folder: Path
     plan: Plan
@@ -166,8 +166,7 @@ class Run:
         self.aside += time.monotonic() - begun
 
     def _look(self) -> None:
-        """What is due after this step: an evaluation, a sample (only of a model that was found sound), the progress
-        line."""
+        """What is due after this step: an evaluation, a sample (of a model found sound), the progress line."""
         step, steps = self.trainer.step, self.plan.steps
         sampling = due(step, steps, SAMPLES)
         if sampling or due(step, steps, self.plan.config.evaluations):
@@ -215,8 +214,7 @@ class Run:
         return Failure(f"{what}: training diverged; {cure}")
 
     def _save(self) -> None:
-        """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
-        be."""
+        """Write a checkpoint worth going on from, what is before it first. Raises Failure if it would not be."""
         self._flush(to_disk=True)
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
@@ -254,8 +252,7 @@ def due(step: int, steps: int, times: int) -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM puts its number in, instead of ending the process; the second one ends
-    it."""
+    """A list that takes the first Ctrl-C's or SIGTERM's number, which ends nothing; the second ends the process."""
     seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield seen

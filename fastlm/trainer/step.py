@@ -2,7 +2,8 @@
 
 Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
 learning rate from the schedule, so a trainer set to step s with the weights and optimizer state of step s goes on as if
-it had never stopped. The host waits for the device only when numbers are read."""
+it had never stopped. The host waits for the device only when numbers are read.
+"""
 
 import inspect
 import math
@@ -32,7 +33,8 @@ GLANCE = 64  # windows of held-out text looked at on the way; at the end, all of
 @dataclass(frozen=True)
 class Update:
     """What one update did. losses: "loss", and each term's mean over its targets; norm: of the gradient before
-    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device."""
+    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device.
+    """
 
     losses: dict[str, Tensor]
     norm: Tensor | None
@@ -45,7 +47,8 @@ class Update:
 
 class Trainer:
     """A model in training. step: updates done so far, of `steps`. check: called before each micro-batch and each batch
-    of an evaluation; when it raises, the model and its optimizer are as the last update left them."""
+    of an evaluation; when it raises, the model and its optimizer are as the last update left them.
+    """
 
     def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
         self.config, self.steps, self.step, self.check = config, steps, 0, check
@@ -75,7 +78,8 @@ class Trainer:
 
     def update(self) -> Update:
         """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
-        them."""
+        them.
+        """
         config = self.config
         first = self.step * config.batch * config.accumulate
         batches = [
@@ -127,7 +131,8 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        those of `self.glance`."""
+        those of `self.glance`.
+        """
         self.model.eval()
         windows = self.glance if glance else np.arange(self.held_out.windows)
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
@@ -183,7 +188,8 @@ def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> 
 
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
-    step would take no notice of the schedule."""
+    step would take no notice of the schedule.
+    """
     make = OPTIMIZERS[config.optimizer]
     known = inspect.signature(make).parameters
     options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)

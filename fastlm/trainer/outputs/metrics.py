@@ -20,7 +20,8 @@ class Metrics:
     finite, or that nobody looked at, is null.
 
     last: field → newest value, and held_out_step, the step of the newest evaluation. diverged: the first step whose
-    loss was not finite and whose update was made all the same, or None."""
+    loss was not finite and whose update was made all the same, or None.
+    """
 
     def __init__(self, path: Path, step: int):
         self.path = path
@@ -34,7 +35,8 @@ class Metrics:
 
     def add(self, step: int, seconds: float, updating: float, update: Update) -> None:
         """A row for the update that made `step`, `seconds` into the run, `updating` of which this process has spent on
-        updates alone."""
+        updates alone.
+        """
         speed = update.tokens / max(1e-9, updating - self._before)
         self._before = updating
         row = {
