@@ -41,7 +41,8 @@ class Resources:
     """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor.
 
     tensor_core: products on tensor cores, counted as instructions. warp_group: they are those of a whole warp group
-    (wgmma, sm_90)."""
+    (wgmma, sm_90).
+    """
 
     case: str
     kernel: str
@@ -60,7 +61,8 @@ class Resources:
 
 class PaperGPU:
     """A Triton driver for a GPU that is not there. `compiled` collects (constants, metadata, cubin) of what was
-    launched."""
+    launched.
+    """
 
     def __init__(self, arch: int):
         self.arch = arch

@@ -8,7 +8,8 @@
 
 "eager" is the formula in plain PyTorch; "plain", where it stands, our own kernel without a bias: what the bias costs
 us. Rates count attention's own products, and are given as a share of torch.mm's in the same run and dtype; memory is
-what a call makes the process grow by, results included."""
+what a call makes the process grow by, results included.
+"""
 
 from functools import partial
 

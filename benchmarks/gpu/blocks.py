@@ -1,7 +1,8 @@
 """One block of the GPU run, in a process of its own: python benchmarks/gpu/blocks.py BLOCK OUT SECONDS [--smoke]
 
 Rows are appended to OUT/results.jsonl as they are measured, so that a block cut short loses one row. Blocks begin with
-what matters most and stop when their seconds are spent."""
+what matters most and stop when their seconds are spent.
+"""
 
 import argparse
 import json

@@ -56,10 +56,7 @@ def _never_slower(*args) -> bool:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute an Op.
-
-    It runs inside the custom operator, or if differentiable outside it, where autograd and torch.compile see it whole.
-    """
+    """One way to compute an Op, inside the custom operator, or outside where autograd then sees it whole."""
 
     name: str
     run: Callable
@@ -67,7 +64,7 @@ class Backend:
     unavailable: Callable[[torch.device], str | None] = _available  # why it cannot run there at all, or None
     refuses: Callable[..., str | None] = _refuses_nothing  # why it cannot compute these arguments, or None
     slower_than_next: Callable[..., bool] = _never_slower  # whether it could, but a later-ranked one is faster
-    differentiable: bool = False  # made of PyTorch operators that carry their own gradient
+    differentiable: bool = False  # of PyTorch operators with their own gradient: called outside
 
 
 OPS: dict[str, "Op"] = {}

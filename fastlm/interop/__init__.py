@@ -10,7 +10,8 @@
 
 A Llama-shaped config is saved as "llama" and a GPT-2-shaped one as "gpt2". Other combinations of norm, MLP and position
 have no Hugging Face model: they are saved as "fastlm", with fastlm's own names, for `load_pretrained`. To add a family,
-write its file and name it in weights.FAMILIES."""
+write its file and name it in weights.FAMILIES.
+"""
 
 from fastlm.interop.attention import register
 from fastlm.interop.weights import load_pretrained, model_type, save_pretrained

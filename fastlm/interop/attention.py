@@ -86,7 +86,8 @@ def _mask(
     cache_position=None, **kwargs,
 ) -> Mask:  # fmt: skip
     """transformers' mask call. attention_mask [B, Lk] bool: which keys are no padding. cache_position [Lq] int: where
-    queries stand, which older versions give for q_length and q_offset."""
+    queries stand, which older versions give for q_length and q_offset.
+    """
     from transformers import masking_utils
 
     if cache_position is not None:
@@ -155,7 +156,8 @@ def _to(device: torch.device, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[
 
 def _refusing(method: Callable) -> Callable:
     """A method of PreTrainedModel that is told an implementation, refusing ours where it would never be called:
-    transformers itself asks nobody, or warns and goes on."""
+    transformers itself asks nobody, or warns and goes on.
+    """
 
     @functools.wraps(method)
     def checked(self, *args, **kwargs):

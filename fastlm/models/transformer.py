@@ -4,7 +4,8 @@
 
 The positional scheme belongs to the model: its rotation and its distance table are made once a forward pass and every
 layer uses them, so a T5 table's gradient is summed over layers by autograd. Schemes that say `per_layer` belong to each
-layer."""
+layer.
+"""
 
 import torch
 import torch.nn.functional as F

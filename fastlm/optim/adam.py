@@ -1,5 +1,6 @@
 """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019), as torch.optim has them, and two variants that language
-models use."""
+models use.
+"""
 
 from collections.abc import Iterable
 from typing import ClassVar

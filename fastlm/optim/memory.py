@@ -101,7 +101,8 @@ def _of_defaults(name: str, params: list, master: str | None) -> Optimizer:
 
 def _choice(optimizer: torch.optim.Optimizer) -> tuple[str, str | None] | None:
     """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first
-    parameter is kept; None for one that is not of fastlm."""
+    parameter is kept; None for one that is not of fastlm.
+    """
     if not isinstance(optimizer, Optimizer):
         return None
     names = {cls: name for name, cls in OPTIMIZERS.items()}

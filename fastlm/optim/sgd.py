@@ -1,5 +1,6 @@
 """SGD with momentum, as torch.optim has it: so that "SGD does not train Transformers" can be seen with one word
-changed."""
+changed.
+"""
 
 from collections.abc import Iterable
 
@@ -76,7 +77,8 @@ class SGD(Optimizer, name="sgd"):
 
     def _state(self, p, layout):
         """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched
-        on later."""
+        on later.
+        """
         if "momentum_buffer" in layout and "momentum_buffer" not in self.state[p]:
             self.state[p].pop("step", None)
         return super()._state(p, layout)

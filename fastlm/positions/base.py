@@ -224,7 +224,8 @@ class Position(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits, and
-        their numbers where it goes to the meta device or comes from there empty."""
+        their numbers where it goes to the meta device or comes from there empty.
+        """
         constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
         super()._apply(fn, recurse)
         for name, constant in constants.items():
@@ -284,7 +285,8 @@ class Projection(nn.Linear):
 
 def constants_device() -> torch.device:
     """Where modules are being made, and a context that makes tensors there; the CPU if that is meta, which would lose
-    their numbers."""
+    their numbers.
+    """
     default = torch.empty(0).device
     return torch.device("cpu") if default.type == "meta" else default
 

@@ -10,4 +10,5 @@
     outputs/                                     what is said and written
 
 Nothing below imports this room: the library and the models work without it. A new flag is a field of config.Config; a
-new schedule a function in schedule.py."""
+new schedule a function in schedule.py.
+"""

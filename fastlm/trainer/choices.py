@@ -1,7 +1,8 @@
 """The names that can be chosen: presets, positions, optimizers, objectives, schedules.
 
 A registry is full once its room was imported, which takes torch's seconds, and a mistyped flag should not wait for
-them. Until then the names are read off the room's sources, where each is a class's keyword or a key of the registry."""
+them. Until then the names are read off the room's sources, where each is a class's keyword or a key of the registry.
+"""
 
 import ast
 import sys

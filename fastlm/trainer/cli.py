@@ -2,7 +2,8 @@
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
-mistyped is refused, before it is imported."""
+mistyped is refused, before it is imported.
+"""
 
 import contextlib
 import importlib.util
@@ -183,7 +184,8 @@ def _check_finished(folder: Path) -> None:
 
 def _open(folder: Path, given: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
-    damaged."""
+    damaged.
+    """
     from safetensors import SafetensorError
 
     from fastlm.interop import load_pretrained

@@ -40,7 +40,8 @@ def unset(kind: str, meaning: str) -> arg:
 @dataclass(frozen=True)
 class Config:
     """Train a language model from nothing. Without a flag: two minutes on Python's own source code, on the machine at
-    hand."""
+    hand.
+    """
 
     preset: Literal[choices("preset")] = "llama"
     """The model's kind; the flags below change its shape."""
@@ -134,7 +135,8 @@ class Config:
 
     def settled(self) -> "Config":
         """The same with what the machine, the folder or another flag decides written out, so that it can be
-        repeated."""
+        repeated.
+        """
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
         optimizer = {"lr": LR.get(self.optimizer, OTHER_LR), "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}

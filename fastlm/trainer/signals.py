@@ -5,7 +5,8 @@
                   taken back; once it trains (`deferred`), the stop waits for the next `check`, where the state is whole
 
 The second signal ends the process in any case. Nothing heavy is imported here: the first one may come in the first
-second."""
+second.
+"""
 
 import os
 import signal
@@ -31,7 +32,8 @@ class Stopped(KeyboardInterrupt):
 class Stops:
     """The first stop that came, raised where it comes or, if `deferred`, by `check`.
 
-    before: what to say of a run that had not begun to train when it was stopped."""
+    before: what to say of a run that had not begun to train when it was stopped.
+    """
 
     used = False  # whether this process came as far as a run
 
@@ -70,7 +72,8 @@ class Stops:
 
 def end_at_once() -> None:
     """From now on a signal ends the process where it stands, with one line. An exception would not do: modules that are
-    being imported catch it, and go on or make another of it."""
+    being imported catch it, and go on or make another of it.
+    """
 
     def end(number: int, frame) -> None:
         with suppress(OSError):
@@ -121,7 +124,8 @@ def _handled(handler: Callable) -> Iterator[Callable[[], None]]:
 
 def _ours() -> list[int]:
     """The signals to handle: none outside the main thread, which alone may; no SIGHUP under nohup; none that another
-    language handles."""
+    language handles.
+    """
     if threading.current_thread() is not threading.main_thread():
         return []
     handlers = {number: signal.getsignal(number) for number in NUMBERS}

@@ -1,5 +1,6 @@
 """How fastlm speaks: refusals in one line, labelled lines, and numbers as people read them. Needs nothing but
-Python."""
+Python.
+"""
 
 import errno
 import math

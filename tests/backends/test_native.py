@@ -1,5 +1,6 @@
 """The C++ extension: bounds at the launchers, instruction sets that do not leak into each other, and what a build
-without a compiler says."""
+without a compiler says.
+"""
 
 import json
 import os
@@ -149,7 +150,8 @@ def sanitized(tmp_path: Path, kind: str, library: str, select: str, **options: s
     first.
 
     That build has tiles of bf16 (AMX) in software, where the processor has the rest of what they need; those tests run
-    on them too."""
+    on them too.
+    """
     find = lambda name: subprocess.run(
         ["g++", f"-print-file-name={name}"], capture_output=True, text=True
     ).stdout.strip()
@@ -209,7 +211,8 @@ def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path):
 def test_clean_under_thread_sanitizer(tmp_path):
     """Two, three and seven threads in turn. PyTorch and its OpenMP were not built for this sanitizer, which cannot see
     how their threads wait for one another: what they call is left out, and the extension starts threads of its own
-    (parallel.h)."""
+    (parallel.h).
+    """
     theirs = [f"called_from_lib:{library}.so" for library in ("libtorch_cpu", "libtorch_python", "libgomp")]
     # the last: the C library, as their threads end
     (tmp_path / "theirs").write_text("\n".join([*theirs, "race:_dl_deallocate_tls"]))

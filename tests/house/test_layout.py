@@ -1,5 +1,6 @@
 """The house: rooms stand in one order and import downward alone, `import fastlm` is light, and nothing of ours hides
-another package."""
+another package.
+"""
 
 import ast
 import shutil

@@ -47,7 +47,8 @@ NAMED = {case.name: case for case in ATTENTION}
 
 def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
     """Of the i-th case: all; in the interpreter fp32 and one of the others in turn, and for the largest one of the
-    three in turn."""
+    three in turn.
+    """
     if DEVICE.type == "cuda":
         return DTYPES
     q, k = case.make(torch.float32, DEVICE)[:2]
@@ -138,7 +139,8 @@ class Allocations(TorchDispatchMode):
 
 class Unlaunched:
     """A kernel that nobody runs: on the meta device a launcher allocates what it would, and there is nothing to
-    compute."""
+    compute.
+    """
 
     def __getitem__(self, grid):
         return lambda *args, **kwargs: None
@@ -192,7 +194,8 @@ SEGMENTS, RANKS, GROUPS = ("q_segments", "k_segments"), ("q_ranks", "k_ranks"), 
 )  # fmt: skip
 def test_memory_grows_with_the_length_alone(names, monkeypatch):
     """Forward and backward at 131,072 positions: beyond inputs and results, at most a hundredth of what 16-bit [H, L,
-    L] scores would take."""
+    L] scores would take.
+    """
     for file, kernels in KERNELS.items():
         for kernel in kernels:
             monkeypatch.setattr(file, kernel, Unlaunched())

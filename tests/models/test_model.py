@@ -1,5 +1,6 @@
 """The Transformer: shapes, initialisation, every scheme in every preset, decoding with a cache, and Hugging Face's own
-models."""
+models.
+"""
 
 import math
 

@@ -1,5 +1,6 @@
 """fastlm.attention: the definition against plain PyTorch, what masks and positions mean, and errors that name the
-cure."""
+cure.
+"""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """However a text is cut, every scheme gives the same: whole, by the token with cached keys, in chunks, packed, or
-padded."""
+padded.
+"""
 
 import pytest
 import torch

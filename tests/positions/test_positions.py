@@ -171,7 +171,8 @@ def test_alibi_is_linear_in_distance_and_unscaled():
 @pytest.mark.parametrize("causal", [True, False])
 def test_alibi_matches_bloom(causal, heads):
     """Bloom adds slope · j, by the key alone: after a causal softmax that is the same, and its log-sum-exp is off by
-    slope · i."""
+    slope · i.
+    """
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom", reason="pip install '.[test]'")
     q, k, v = (torch.randn(1, heads, 9, 4) for _ in range(3))
     i, j, slopes = torch.arange(9)[:, None], torch.arange(9), alibi_slopes(heads)

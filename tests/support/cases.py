@@ -1,7 +1,8 @@
 """Example arguments for every op: the one list that correctness tests and benchmarks share.
 
 A case is a name and a function from (dtype, device) to the op's arguments, drawn from a fixed seed. To cover a new op
-or shape, add an entry; the suites iterate."""
+or shape, add an entry; the suites iterate.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def _attention(
 ):  # fmt: skip
     """scheme: a name in positions.SCHEMES whose table or vectors are used. bias: its shape, by which of B, H, Lq, Lk it
     has, such as "hqk". lengths, prefix: a list of B ints. segments: three to a row. order: a random one. groups:
-    XLNet's two segments."""
+    XLNet's two segments.
+    """
 
     def make(dtype, device):
         g = torch.Generator().manual_seed(Lq * 1000 + Lk * 10 + D)
@@ -205,7 +207,8 @@ KEPT = (None, "fp32", "remainder", "stochastic")
 
 def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dtype=torch.float32):
     """[params, companions, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for
-    bf16 alone."""
+    bf16 alone.
+    """
     g = torch.Generator().manual_seed(1)
     draw = lambda shape: torch.randn(shape, generator=g)
     kept = kept if dtype == torch.bfloat16 else None
@@ -275,7 +278,8 @@ def _adafactor(
     eps=(1e-30, 0.0), scaled=True, decay=0.1, by_step=True, first=False, dead=False, **options,
 ):  # fmt: skip
     """tiny: what gradients and factors are scaled by. dead: a row and a column of each matrix have no gradient, and
-    never had."""
+    never had.
+    """
 
     def make(dtype, device):
         (params, companions, keys, grads, exp_avgs), steps = _lists(shapes, dtype, device, states=1, **options)

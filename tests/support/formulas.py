@@ -1,7 +1,8 @@
 """Every optimizer as its paper has it, in fp64 numpy, and the choices of class and options that must agree with it.
 
 A formula is a function (θ, g, state, t) → θ for one tensor; state is a dict that it keeps. To cover a new variant, add
-a row to CHOICES."""
+a row to CHOICES.
+"""
 
 import math
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def adam(lr, b1, b2, eps, l2=0.0, decay=0.0, corrected=True):
 
 def adamw_scale(lr, b1, b2, eps, decay, corrected=True):
     """nanoT5's AdamWScale: Adam in the order of its paper's section 2, by RMS(θ); then the decay, of what came out and
-    by lr alone."""
+    by lr alone.
+    """
 
     def step(x, g, state, t):
         m, v = _moments(g, state, b1, b2)

@@ -1,5 +1,6 @@
 """What the training room's tests share: a tiny text, a tiny model, runs in this process and in others, and what of a
-run must repeat."""
+run must repeat.
+"""
 
 import json
 import random

@@ -114,7 +114,8 @@ def test_when_checkpoints_are_written_changes_nothing(text, tmp_path, whole):
 @pytest.mark.parametrize("clip", (0.0, 1.0))
 def test_what_diverged_is_never_a_checkpoint(text, tmp_path, monkeypatch, clip):
     """Weights that are not finite end the run before they push the last good ones out; and what is written stays
-    JSON."""
+    JSON.
+    """
     real = Trainer.update
 
     def update(trainer):

@@ -1,5 +1,6 @@
 """The training step: what it computes does not depend on how a batch is cut, and everything is a function of the
-step."""
+step.
+"""
 
 import math
 import time
@@ -84,7 +85,8 @@ def test_an_optimizer_of_torch_in_the_registry_trains_as_ours_does(tokens, text,
 @pytest.mark.parametrize("micro", (1, 2, 4, 8))
 def test_accumulation_equals_one_large_batch(tokens, text, monkeypatch, micro):
     """Gradients of 8 rows as one batch, and as micro-batches whose target counts differ (Popel; transformers' bug of
-    2024)."""
+    2024).
+    """
     monkeypatch.setitem(OBJECTIVES, "causal", Ragged)
     gradients = {}
     for batch in (8, micro):

@@ -2,7 +2,8 @@
 exactly.
 
 A text is trained on and encoded in pieces. The compiled tokenizer holds a hundred bytes and more for each token of what
-it is given at once, and training takes time with the square of a word's length."""
+it is given at once, and training takes time with the square of a word's length.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -73,7 +74,8 @@ def encode(tokenizer, documents: Iterator[str], path: Path) -> tuple[int, np.nda
 
 def pieces(text: str) -> Iterator[str]:
     """The text in pieces of at most PIECE characters. They are cut before the white space that follows a word, where
-    the pre-tokenizer cuts as well, so their ids are the text's; a word longer than a piece is cut where it must be."""
+    the pre-tokenizer cuts as well, so their ids are the text's; a word longer than a piece is cut where it must be.
+    """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
