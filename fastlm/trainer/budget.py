@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastlm.backends.dispatch import record_choices
-from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.options.config import DTYPES, Config
 from fastlm.trainer.step import Trainer
 
 PROBE = 0.6  # seconds of updates for each thread count

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TextIO
 
 from fastlm import __version__
-from fastlm.trainer import plugins
-from fastlm.trainer.flags import listed, parse
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
 from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say, utf8
@@ -109,7 +109,7 @@ def _machine() -> Iterator[None]:
 def pretrain(argv: list[str]) -> int:
     _check_extra()
     plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
-    from fastlm.trainer.config import Config
+    from fastlm.trainer.options.config import Config
 
     config = parse(Config, "pretrain", argv)
     config.check_values()  # again in run.pretrain; here it does not wait for torch
@@ -121,7 +121,7 @@ def pretrain(argv: list[str]) -> int:
 
 def resume(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.config import Resume
+    from fastlm.trainer.options.config import Resume
 
     asked = parse(Resume, "resume", argv)
     _check_folder(asked.folder)
@@ -134,7 +134,7 @@ def resume(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.config import Sample
+    from fastlm.trainer.options.config import Sample
 
     asked = parse(Sample, "sample", argv)
     if asked.tokens < 1:

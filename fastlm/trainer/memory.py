@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastlm.models import ModelConfig, Transformer
 from fastlm.objectives import OBJECTIVES, Batch, Objective
 from fastlm.optim import memory_table
-from fastlm.trainer.config import Config
 from fastlm.trainer.data.tokenizer import most_ids
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.step import autocast
 from fastlm.trainer.words import Refusal, size
 

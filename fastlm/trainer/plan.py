@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from fastlm.backends.info import device_name
-from fastlm.trainer import plugins
 from fastlm.trainer.budget import Looks
 from fastlm.trainer.checkpoint import write_file
-from fastlm.trainer.config import Config
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.words import Refusal, command, disk_words
 
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing

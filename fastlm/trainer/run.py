@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from fastlm import __version__
-from fastlm.trainer import checkpoint, memory, plugins
+from fastlm.trainer import checkpoint, memory
 from fastlm.trainer.budget import dtype_cost, measure
-from fastlm.trainer.config import Config
 from fastlm.trainer.data.corpus import Corpus, find
 from fastlm.trainer.data.tokens import Tokens, sha256, tokenize
 from fastlm.trainer.loop import Run
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics

@@ -19,9 +19,9 @@ from fastlm.models import Transformer
 from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
-from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.options.config import DTYPES, Config
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD

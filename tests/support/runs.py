@@ -13,7 +13,7 @@ import torch
 
 import fastlm
 from fastlm.trainer import cli, run
-from fastlm.trainer.config import Config
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 
 TINY = dict(

@@ -45,7 +45,7 @@ RECKONED = """
 import resource, sys
 from pathlib import Path
 from fastlm.trainer import memory
-from fastlm.trainer.config import Config
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.step import Trainer

@@ -8,9 +8,9 @@ import torch
 from fastlm.models import Transformer
 from fastlm.optim import memory_table
 from fastlm.trainer.budget import Budget, Looks
-from fastlm.trainer.config import Config
 from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
 from fastlm.trainer.plan import Plan

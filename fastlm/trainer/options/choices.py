@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastlm.trainer import schedule  # noqa: F401 (a light one, always full)
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 REGISTRIES = {
     "preset": ("models.presets", "PRESETS"),
     "position": ("positions", "SCHEMES"),

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from fastlm.trainer import plugins
-from fastlm.trainer.choices import REGISTRIES, choices
 from fastlm.trainer.data.corpus import check_there
 from fastlm.trainer.data.tokenizer import LEAST
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
