@@ -61,7 +61,8 @@ static inline void store(const float* buffer, void* data, int dtype, int n) {
         for (int i = 0; i < n; i++) narrow(buffer[i], static_cast<f16*>(data)[i]);
 }
 
-static inline int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }
+// element_size as a factor of strides and offsets, which are of 64 bits
+static inline int64_t size_of(int dtype) { return element_size(dtype); }
 
 static inline void* at(void* data, int dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.adafactor import adafactor, adafactor_rules
+from fastlm.ops.adafactor import AdafactorOptions, AdafactorUpdate, adafactor, adafactor_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer, Part
 
@@ -106,10 +106,7 @@ class Adafactor(Optimizer, name="adafactor"):
         super().check(group)
         variant, lr, relative = group["variant"], group["lr"], _is_relative(group)
         checks.one_of(VARIANTS, variant=variant)
-        bounds = lambda first, second: (
-            (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
-        )
-        checks.pair(bounds, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
+        checks.pair(_are_eps, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
         if group["eps"][0] is None and variant != "torch":
             raise ValueError(
                 f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30'
@@ -148,10 +145,10 @@ class Adafactor(Optimizer, name="adafactor"):
             layout = {"exp_avg_sq": Kept(p.shape, torch.float32)}
         else:
             n, m = dims
-            without = lambda dim: torch.Size(size for i, size in enumerate(p.shape) if i != dim)
+            rows, cols = (torch.Size(size for i, size in enumerate(p.shape) if i != lost) for lost in (m, n))
             layout = {
-                "exp_avg_sq_row": Kept(without(m), torch.float32, m),
-                "exp_avg_sq_col": Kept(without(n), torch.float32, n),
+                "exp_avg_sq_row": Kept(rows, torch.float32, m),
+                "exp_avg_sq_col": Kept(cols, torch.float32, n),
             }
         return layout | ({"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["beta1"] else {})
 
@@ -159,7 +156,6 @@ class Adafactor(Optimizer, name="adafactor"):
         """torch's names, and its d and beta2_decay. Raises ValueError for a namesake that computes otherwise than the
         group that is here."""
         options = {"d": "clip_threshold", "beta2_decay": "decay_rate"}
-        ours = lambda values, names: {names.get(name, name): value for name, value in values.items()}
         # their number is checked later
         for saved, here in zip(state_dict["param_groups"], self.param_groups, strict=False):
             theirs = saved.get("variant") or ("torch" if "beta2_decay" in saved else "huggingface")
@@ -167,12 +163,12 @@ class Adafactor(Optimizer, name="adafactor"):
                 raise ValueError(
                     f"the state is that of {CLASSES[theirs]}, and this is variant {here['variant']!r}; build it with variant={theirs!r}"
                 )
-        groups = [ours(group, options) for group in state_dict["param_groups"]]
+        groups = [_renamed(group, options) for group in state_dict["param_groups"]]
         for group in groups:
             if "lr" in group:
                 group.setdefault("relative_step", group["lr"] is None)
         return {
-            "state": {i: ours(values, NAMES["torch"]) for i, values in state_dict["state"].items()},
+            "state": {i: _renamed(values, NAMES["torch"]) for i, values in state_dict["state"].items()},
             "param_groups": groups,
         }
 
@@ -197,36 +193,25 @@ class Adafactor(Optimizer, name="adafactor"):
     # The step
 
     def update(self, group, part, coefficient, found_inf):
-        scalars = self._scalars(group)
-        for dtype, (shapes, shards, *chosen) in self._by_eps(group, part):
-            eps = torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0]
-            adds = VARIANTS[group["variant"]].adds_eps
-            args = (
-                *chosen,
-                coefficient,
-                found_inf,
-                *scalars[:5],
-                eps if adds else 0.0,
-                0.0 if adds else eps,
-                *scalars[5:],
-            )
-            sharding.apply(adafactor, adafactor_rules, shapes, shards, *args)
+        for dtype, (shapes, shards, *lists) in self._by_eps(group, part):
+            update = AdafactorUpdate(*lists, coefficient, found_inf)
+            options = self._options(group, torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0])
+            if any(shards):
+                sharding.apply(adafactor, adafactor_rules(shapes, update, options), shapes, shards)
+            else:
+                adafactor(*update, *options)
 
     def _by_eps(self, group: dict, part: Part):
         """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored
         dimensions moved last."""
         dims = [factored_dims(shape, group) for shape in part.shapes]
-        last = lambda xs: [
-            x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
-            for x, d in zip(xs, dims, strict=True)
-        ]
         row, col, whole = (part.states.get(name) for name in ("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq"))
         if col is None:
             row, col = whole, [p.new_empty(0, dtype=torch.float32) for p in part.params]
         else:
-            row, col = _last(row, dims, 0), _last(col, dims, 1)
-        companions = last(part.companions) if part.companions else []
-        exp_avgs = last(part.states["exp_avg"]) if "exp_avg" in part.states else []
+            row, col = _factors_last(row, dims, 0), _factors_last(col, dims, 1)
+        companions = _last(part.companions, dims) if part.companions else []
+        exp_avgs = _last(part.states["exp_avg"], dims) if "exp_avg" in part.states else []
         orders = [_order(len(shape), d) for shape, d in zip(part.shapes, dims, strict=True)]
         shapes = [torch.Size(shape[dim] for dim in order) for shape, order in zip(part.shapes, orders, strict=True)]
         shards = [
@@ -236,10 +221,10 @@ class Adafactor(Optimizer, name="adafactor"):
         lists = (
             shapes,
             shards,
-            last(part.params),
+            _last(part.params, dims),
             companions,
             part.keys,
-            last(part.grads),
+            _last(part.grads, dims),
             row,
             col,
             exp_avgs,
@@ -249,20 +234,28 @@ class Adafactor(Optimizer, name="adafactor"):
         dtypes = list(dict.fromkeys(p.dtype for p in part.params)) if group["eps"][0] is None else [torch.float32]
         if len(dtypes) == 1:
             return [(dtypes[0], lists)]
-        pick = lambda dtype: [
-            [x for x, p in zip(xs, part.params, strict=True) if p.dtype == dtype] if xs else [] for xs in lists
-        ]
-        return [(dtype, pick(dtype)) for dtype in dtypes]
+        chosen = {dtype: [i for i, p in enumerate(part.params) if p.dtype == dtype] for dtype in dtypes}
+        return [(dtype, [[xs[i] for i in members] if xs else [] for xs in lists]) for dtype, members in chosen.items()]
 
-    def _scalars(self, group: dict) -> tuple:
-        variant = group["variant"]
+    def _options(self, group: dict, eps: float) -> AdafactorOptions:
+        variant = VARIANTS[group["variant"]]
         bound, relative, ramp = self._step_size(group)
-        scale = T5_UNSCALED if variant == "t5" and group["relative_step"] else 1.0
-        decay_by_step = VARIANTS[variant].decays == "by step"
-        return (
-            bound, relative, ramp, -group["decay_rate"], float(group["decay_offset"]), group["eps"][1], group["scale_parameter"], scale,
-            group["clip_threshold"], group["beta1"] or 0.0, group["weight_decay"], decay_by_step,
-        )  # fmt: skip
+        return AdafactorOptions(
+            lr=bound,
+            relative_step=relative,
+            ramp=ramp,
+            decay_rate=-group["decay_rate"],
+            decay_offset=float(group["decay_offset"]),
+            eps_square=eps if variant.adds_eps else 0.0,
+            eps_bound=0.0 if variant.adds_eps else eps,
+            eps_scale=group["eps"][1],
+            scale_parameter=group["scale_parameter"],
+            scale=T5_UNSCALED if group["variant"] == "t5" and group["relative_step"] else 1.0,
+            clip_threshold=group["clip_threshold"],
+            beta1=group["beta1"] or 0.0,
+            weight_decay=group["weight_decay"],
+            decay_by_step=variant.decays == "by step",
+        )
 
     def _step_size(self, group: dict) -> tuple[float, bool, float]:
         """(bound, whether time bounds it too, ramp of its warm-up)."""
@@ -283,9 +276,17 @@ class Adafactor(Optimizer, name="adafactor"):
         return rho * max(group["eps"][1], float(square.full_tensor() if sharding.is_dtensor(square) else square) ** 0.5)
 
 
+def _are_eps(first: float | None, second: float) -> bool:
+    return (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
+
+
 def _is_relative(group: dict) -> bool:
     """Whether the step depends on time alone: what the group says, or lr=None."""
     return group["lr"] is None if group["relative_step"] is None else group["relative_step"]
+
+
+def _renamed(values: dict, names: dict[str, str]) -> dict:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:
@@ -306,7 +307,15 @@ def _order(ndim: int, dims: tuple[int, int] | None) -> list[int]:
     return [dim for dim in range(ndim) if dim not in (dims or ())] + list(dims or ())
 
 
-def _last(factors: list[Tensor], dims: list[tuple[int, int]], which: int) -> list[Tensor]:
+def _last(tensors: list[Tensor], dims: list[tuple[int, int] | None]) -> list[Tensor]:
+    """Tensors shaped like parameters with the factored dimensions moved last."""
+    return [
+        x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
+        for x, d in zip(tensors, dims, strict=True)
+    ]
+
+
+def _factors_last(factors: list[Tensor], dims: list[tuple[int, int]], which: int) -> list[Tensor]:
     """Row factors (which = 0) or column factors (1) with the dimension that they keep moved last."""
-    position = lambda d: d[0] if which == 0 else d[1] - 1  # of the kept dimension, once the other is gone
-    return [x if position(d) == x.ndim - 1 else x.movedim(position(d), -1) for x, d in zip(factors, dims, strict=True)]
+    places = [d[0] if which == 0 else d[1] - 1 for d in dims]  # of the kept dimension, once the other is gone
+    return [x if place == x.ndim - 1 else x.movedim(place, -1) for x, place in zip(factors, places, strict=True)]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm.ops.adamw import AdamUpdate
 from fastlm.ops.sums import Shards
 from fastlm.ops.unscale import grad_stats
 from fastlm.optim import checks, loading, sharding
@@ -215,7 +216,9 @@ class Optimizer(torch.optim.Optimizer):
         return [self._part(master, mesh, names, members) for (master, mesh, _, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
-        here = (lambda xs: [sharding.local(x) for x in xs]) if mesh else lambda xs: xs
+        def here(xs: list[Tensor]) -> list[Tensor]:
+            return [sharding.local(x) for x in xs] if mesh else xs
+
         params = [p for p, _ in pairs]
         kept = [self.state[p] for p in params]
         states = {name: here([state[name] for state in kept]) for name in names}
@@ -304,6 +307,13 @@ def master_of(p: Tensor, group: dict) -> str | None:
 def _grad(p: Tensor) -> Tensor:
     checks.gradient(p)
     return sharding.local_grad(p)
+
+
+def moments_update(part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> AdamUpdate:
+    """What the ops of Adam's family take of a part."""
+    kept = part.params, part.companions, part.keys, part.grads
+    states = part.states["exp_avg"], part.states["exp_avg_sq"]
+    return AdamUpdate(*kept, *states, part.steps, coefficient, found_inf)
 
 
 def moments_layout(p: Tensor, group: dict) -> Layout:

@@ -47,8 +47,7 @@ def loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
     factors."""
     out, value = zeros(p, kept), value.detach()
     if value.shape != out.shape:
-        long = lambda shape: [size for size in shape if size != 1]
-        if long(value.shape) != long(out.shape):
+        if [size for size in value.shape if size != 1] != [size for size in out.shape if size != 1]:
             raise ValueError(
                 f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here"
             )

@@ -38,7 +38,10 @@ class MemoryTable(list[Row]):
     def __str__(self) -> str:
         least = min((r.total for r in self), default=0)
         unit, size = next(((unit, size) for unit, size in UNITS.items() if least >= size), ("B", 1.0))
-        shown = lambda count: f"{count / size:.{0 if unit == 'B' else 1}f}"
+
+        def shown(count: float) -> str:
+            return f"{count / size:.{0 if unit == 'B' else 1}f}"
+
         lines = [
             f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {f'total {unit}':>10}  bytes/param"
         ]
