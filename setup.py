@@ -3,7 +3,8 @@ found.
 
 A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition,
 and fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build
-serves every torch, and none is needed to build."""
+serves every torch, and none is needed to build.
+"""
 
 import json
 import os

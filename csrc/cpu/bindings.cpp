@@ -30,8 +30,7 @@ PYBIND11_MODULE(_cpu, m) {
 #else
         false;
 #endif
-    bind_options(m);
-    py::class_<Parameters>(m, "Parameters", py::module_local()).def(py::init<Tensors, Tensors, std::vector<int64_t>>());
+    bind_update(m);
     m.def(
         "philox",
         [](std::array<uint32_t, 4> counter, uint64_t key) {

@@ -64,7 +64,8 @@ static inline void store(const float* buffer, void* data, int dtype, int n) {
     else if (dtype == F16) narrow_all(buffer, static_cast<f16*>(data), n);
 }
 
-static inline int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }
+// element_size as a factor of strides and offsets, which are of 64 bits
+static inline int64_t size_of(int dtype) { return element_size(dtype); }
 
 static inline void* at(void* data, int dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 

@@ -19,8 +19,8 @@ struct Span {  // a run of elements of one tensor
 
 struct Parameter {  // a run of elements of one parameter, and what completes it to fp32 (isa.h: load, store)
     Span stored;
-    Span companion;   // fp32 masters, or the 16-bit remainders of bf16; data is null where there is neither
-    bool stochastic;  // bf16 without companion: round by noise
+    Span master;      // fp32, or the 16-bit remainders of bf16; data is null where there is neither
+    bool stochastic;  // bf16 without master: round stochastically
     uint64_t key;     // of the parameter's noise
     uint32_t step;
     int64_t first;    // number of the run's first element in the parameter

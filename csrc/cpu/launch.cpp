@@ -9,7 +9,8 @@ namespace fastlm {
 
 void launch_grad_stats(
     const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats, int threads) {
-    check_list("grads", g, sizes), check(stats != 0, "stats is null");
+    check_list("grads", g, sizes);
+    check(stats != 0, "stats is null");
     const std::vector<Chunk> chunks = cut(sizes);
     std::vector<double> partial(chunks.size());
     const Kernels& k = active();
@@ -26,7 +27,8 @@ void launch_grad_stats(
 }
 
 void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int threads) {
-    check_list("grads", g, sizes), check(factor && found_inf, "factor and found_inf must be given");
+    check_list("grads", g, sizes);
+    check(factor && found_inf, "factor and found_inf must be given");
     const std::vector<Chunk> chunks = cut(sizes);
     const float f = scalar(factor, 1.0f);
     std::atomic<bool> bad{false};

@@ -22,25 +22,23 @@ using GivenTerms = std::map<std::string, std::pair<View, int>>;
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
-// Of every optimizer: steps are addresses of fp32 scalars, advanced by one; coefficient, what g is multiplied by, and
-// found_inf are addresses of fp32 scalars or 0; found_inf ≠ 0 leaves every bit as it is.
+// The ops of fastlm/ops/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each parameter's
+// size, the optimizer's own states, its options, and where to work.
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, int threads);
+void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, int threads);
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
-    int threads);
+void launch_lamb(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, const RatioOptions& ratio, int threads);
 
 // buffers: empty without momentum.
-void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const SgdOptions& options, int threads);
+void launch_sgd(
+    const Update& update, const Sizes& sizes, const Tensors& buffers, const SgdOptions& options, int threads);
 
 // rows, columns: fp32, the factors [matrices, rows], [matrices, columns] of each tensor; for one that is not factored,
 // rows holds its whole average of squares. m: empty without momentum.
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
-    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
-    const AdafactorOptions& options, int threads);
+void launch_adafactor(const Update& update, const Shapes& shapes, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const AdafactorOptions& options, int threads);
 
 // stats: three fp32: [norm of g/scale, the factor that unscales and clips, found_inf]. scale: fp32 scalar or 0.
 // max_norm ≤ 0: no clipping.

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     if (x.columns == 0) {
         u = block_sum<THREADS>(average_squares(x, panel, coefficient, c, threadIdx.x));
     } else {
+        // R_i of each row, by a warp; then, with R_i known, what the panel adds to Σ_i G² and Σ_i G²/R_i
         const int lane = threadIdx.x % WARP;
         for (int r = threadIdx.x / WARP; r < panel.rows; r += THREADS / WARP) {
             const double sum = warp_fold(row_squares(x, panel, r, coefficient, lane), Plus());
@@ -59,15 +60,21 @@ __global__ void __launch_bounds__(THREADS) adafactor_columns(const __grid_consta
     const Strip strip = strip_at(items, blockIdx.x);
     const Item& x = items.item[strip.item];
     const int j = threadIdx.x % STRIP, slice = threadIdx.x / STRIP;
+    // mean(R) and min R of the strip's matrix, from all its panels
     double R = 0.0, least = HUGE_VAL;
     for (uint32_t q = threadIdx.x; q < strip.panels; q += THREADS) {
         const PanelSums& sums = scratch.panels[strip.panel + q];
-        R += sums.R, least = Least()(least, sums.smallest_R);
+        R += sums.R;
+        least = Least()(least, sums.smallest_R);
     }
     R = block_fold<THREADS>(R, Plus());
     __syncthreads();
     least = block_fold<THREADS>(least, Least());
-    if (threadIdx.x == 0) mean = mean_of_rows(R, double(x.rows), options), smallest_R = least;
+    if (threadIdx.x == 0) {
+        mean = mean_of_rows(R, double(x.rows), options);
+        smallest_R = least;
+    }
+    // the strip's column sums, in slices; a_i of its share of the rows; then C_j, b_j and Σ U²
     if (j < strip.n) columns[slice][j] = column_of(x, strip, j, slice);
     __syncthreads();
     row_factors(x, strip, mean, threadIdx.x);
@@ -75,10 +82,14 @@ __global__ void __launch_bounds__(THREADS) adafactor_columns(const __grid_consta
     double u = 0.0, smallest_C = HUGE_VAL;
     if (j < strip.n) {
         Column sum = {0.0, 0.0};
-        for (int s = 0; s < SLICES; s++) sum.c += columns[s][j].c, sum.w += columns[s][j].w;
+        for (int s = 0; s < SLICES; s++) {
+            sum.c += columns[s][j].c;
+            sum.w += columns[s][j].w;
+        }
         finish_column(x, strip, j, sum, mean, scratch.now[strip.item].rule, u, smallest_C);
     }
-    u = warp_fold(u, Plus()), smallest_C = warp_fold(smallest_C, Least());
+    u = warp_fold(u, Plus());
+    smallest_C = warp_fold(smallest_C, Least());
     if (threadIdx.x == 0) scratch.strips[blockIdx.x] = {u, may_bind(smallest_R, smallest_C, mean, options)};
 }
 
@@ -91,10 +102,14 @@ __global__ void __launch_bounds__(THREADS) adafactor_finish(const __grid_constan
     if (bounded && !scratch.may_bind[blockIdx.x]) return;
     double p = 0.0, u = 0.0;
     bool bad = false;
-    for (uint32_t i = x.panels + threadIdx.x; i < next.panels; i += THREADS)
-        p += scratch.panels[i].p, u += bounded ? 0.0 : scratch.panels[i].u;
-    for (uint32_t i = x.strips + threadIdx.x; !bounded && i < next.strips; i += THREADS)
-        u += scratch.strips[i].u, bad |= scratch.strips[i].may_bind;
+    for (uint32_t i = x.panels + threadIdx.x; i < next.panels; i += THREADS) {
+        p += scratch.panels[i].p;
+        u += bounded ? 0.0 : scratch.panels[i].u;
+    }
+    for (uint32_t i = x.strips + threadIdx.x; !bounded && i < next.strips; i += THREADS) {
+        u += scratch.strips[i].u;
+        bad |= scratch.strips[i].may_bind;
+    }
     for (uint32_t i = x.chunks + threadIdx.x; bounded && i < next.chunks; i += THREADS) u += scratch.chunks[i];
     p = block_sum<THREADS>(p);
     bad = __syncthreads_or(bad);
@@ -152,24 +167,27 @@ static void launch_group(const Items& items, const Counts& counts, const Scratch
     const unsigned panels = unsigned(counts.panels), strips = unsigned(counts.strips), chunks = unsigned(counts.chunks);
     const unsigned tensors = unsigned(items.tensors);
     if (chunks == 0) return;
+    // R, Σ θ², and the column sums of every panel; C and Σ U² from them; then each tensor's α / max(1, RMS(U)/d)
     adafactor_measure<KEPT><<<panels, THREADS, 0, queue>>>(items, scratch, flags);
     if (strips > 0) adafactor_columns<<<strips, THREADS, 0, queue>>>(items, scratch, options, flags);
     adafactor_finish<<<tensors, THREADS, 0, queue>>>(items, scratch, options, flags, false);
+    // torch's bound on 1/√V may make Σ U² another: those tensors measure U itself
     if (strips > 0 && options.eps_bound > 0.0) {
         adafactor_bounded<<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
         adafactor_finish<<<tensors, THREADS, 0, queue>>>(items, scratch, options, flags, true);
     }
+    // θ ← decay · θ - α U / max(1, RMS(U)/d), through the momentum if there is one
     if (momentum) adafactor_apply<KEPT, true><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
     else adafactor_apply<KEPT, false><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
     check(cudaGetLastError(), "launch adafactor");
 }
 
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
-    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
-    const AdafactorOptions& options, Address workspace, int device, Address stream) {
+void launch_adafactor(const Update& update, const Shapes& shapes, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const AdafactorOptions& options, Address workspace, int device, Address stream) {
     const Sizes sizes = sizes_of(shapes);
-    check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes),
-        check_workspace(workspace, sizes);
+    check_update(update, sizes, {});
+    check_factors(rows, columns, shapes, sizes);
+    check_workspace(workspace, sizes);
     if (!m.empty()) check_list("exp_avgs", m, sizes);
     for (const auto& [matrices, height, width] : shapes)
         check(width == 0 || (width <= WIDEST && matrices * height <= TALLEST),
@@ -178,10 +196,11 @@ void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& ro
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     const auto now = reinterpret_cast<Now<Adafactor>*>(workspace);
-    const Flags flags = flags_at(coefficient, found_inf);
-    launch_advance(p, steps, options, flags, now, queue);
-    const Adafactors lists{p, g, rows, columns, m, shapes};
+    const Flags flags = flags_of(update);
+    launch_advance(update, options, now, queue);
+    const Adafactors lists{update, shapes, rows, columns, m};
     for (const Group& group : groups_of(sizes)) {
+        // the group's part of the workspace: a place for what each of its pieces finds
         const Counts counts = counts_of(shapes, group);
         const auto panels = reinterpret_cast<PanelSums*>(now + sizes.size());
         const auto strips = reinterpret_cast<StripSums*>(panels + counts.panels);
@@ -191,9 +210,9 @@ void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& ro
         const Scratch scratch{now + group.begin, panels, strips, chunks, may_bind};
         Items items;
         describe(lists, group, floats, items);
-        const auto launch = !p.companions.empty() ? launch_group<COMPANION>
-                            : p.keys.empty()      ? launch_group<OWN>
-                                                  : launch_group<NOISE>;
+        const auto launch = !update.masters.empty() ? launch_group<MASTER>
+                            : update.keys.empty()   ? launch_group<OWN>
+                                                    : launch_group<STOCHASTIC>;
         launch(items, counts, scratch, options, flags, !m.empty(), queue);
     }
 }

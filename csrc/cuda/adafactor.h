@@ -66,18 +66,23 @@ FASTLM_RULE void column_sums(const Item& x, const Panel& panel, const float* inv
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
                 const float square = g[0][e] * g[0][e];
-                c[e] += square, w[e] += square * inverse[r];
+                c[e] += square;
+                w[e] += square * inverse[r];
             }
         }
 #pragma unroll
         for (int e = 0; e < VECTOR; e++)
-            if (VECTOR * i + e < int(x.columns)) c_sums[VECTOR * i + e] = c[e], w_sums[VECTOR * i + e] = w[e];
+            if (VECTOR * i + e < int(x.columns)) {
+                c_sums[VECTOR * i + e] = c[e];
+                w_sums[VECTOR * i + e] = w[e];
+            }
     }
 }
 
 // Σ R_i and min R_i, in order.
 FASTLM_RULE void sum_rows(const Item& x, const Panel& panel, const float* inverse, PanelSums& sums) {
-    sums.R = 0.0, sums.smallest_R = HUGE_VAL;
+    sums.R = 0.0;
+    sums.smallest_R = HUGE_VAL;
     for (int r = 0; r < panel.rows; r++) {
         const double R = x.R[panel.row + r];
         sums.R += R;
@@ -132,7 +137,8 @@ FASTLM_RULE Column column_of(const Item& x, const Strip& strip, int j, int slice
 #pragma unroll 4
     for (uint32_t q = slice; q < strip.panels; q += SLICES) {
         const float* c = sums_of(x, strip.panel - x.panels + q) + strip.first + j;
-        sum.c += c[0], sum.w += c[x.columns];
+        sum.c += c[0];
+        sum.w += c[x.columns];
     }
     return sum;
 }

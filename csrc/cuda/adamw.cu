@@ -27,18 +27,17 @@ struct ApplyAdamW {
 
 int64_t adamw_workspace(const Sizes& sizes) { return int64_t(sizes.size() * sizeof(Now<Adam>)); }
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, Address workspace,
-    int device, Address stream) {
-    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}),
-        check_workspace(workspace, sizes);
+void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, Address workspace, int device, Address stream) {
+    check_update(update, sizes, {{"exp_avgs", &m}, {"exp_avg_sqs", &v}});
+    check_workspace(workspace, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     const auto now = reinterpret_cast<Now<Adam>*>(workspace);
-    const Flags flags = flags_at(coefficient, found_inf);
-    launch_advance(p, steps, options, flags, now, queue);
-    launch_kept<ApplyAdamW>("adamw", p, {&g, &m, &v}, sizes, queue, now, flags);
+    const Flags flags = flags_of(update);
+    launch_advance(update, options, now, queue);
+    launch_kept<ApplyAdamW>("adamw", update, {&update.grads, &m, &v}, sizes, queue, now, flags);
 }
 
 }  // namespace fastlm

@@ -41,13 +41,14 @@ struct Chunk {  // n elements that start at data[l] in each list
     int64_t begin;  // the first element's number in its tensor
 };
 
-// The last tensor that starts at or before this chunk: empty tensors, which share their start with the next one, are
-// passed over.
-FASTLM_RULE int tensor_of(const uint32_t* first, int tensors, uint32_t chunk) {
-    int low = 0, high = tensors;
+// The tensor, of n, that has piece `index`: the last one that starts at or before it, by bisection. first(t): how many
+// pieces are before tensor t. Empty tensors, which share their start with the next one, are passed over.
+template <typename First>
+FASTLM_RULE int tensor_at(uint32_t index, int n, const First& first) {
+    int low = 0, high = n;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
-        if (first[middle] <= chunk) low = middle;
+        if (first(middle) <= index) low = middle;
         else high = middle;
     }
     return low;
@@ -55,7 +56,7 @@ FASTLM_RULE int tensor_of(const uint32_t* first, int tensors, uint32_t chunk) {
 
 template <int LISTS>
 FASTLM_RULE Chunk<LISTS> chunk_at(const Batch<LISTS>& batch, uint32_t chunk) {
-    const int t = tensor_of(batch.first, batch.tensors, chunk);
+    const int t = tensor_at(chunk, batch.tensors, [&](int middle) { return batch.first[middle]; });
     const int64_t begin = int64_t(chunk - batch.first[t]) * CHUNK, left = batch.size[t] - begin;
     Chunk<LISTS> c;
     for (int l = 0; l < LISTS; l++) {

@@ -14,8 +14,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.doc() =
         "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks "
         "tensors.";
-    bind_options(m);
-    py::class_<Parameters>(m, "Parameters", py::module_local()).def(py::init<Tensors, Tensors, std::vector<int64_t>>());
+    bind_update(m);
     m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("lamb_workspace", &lamb_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("sgd_workspace", &sgd_workspace, "Bytes of workspace for tensors of these sizes.");

@@ -32,11 +32,14 @@ struct LambMoments {
                 theta[e] = read<KEPT>(x, e, chunk.dtype);
                 adam_moments(theta[e], factor * x[G][e], x[M][e], x[V][e], c);
                 // as the second pass will find them
-                x[M][e] = stored(x[M][e], chunk.dtype[M]), x[V][e] = stored(x[V][e], chunk.dtype[V]);
+                x[M][e] = stored(x[M][e], chunk.dtype[M]);
+                x[V][e] = stored(x[V][e], chunk.dtype[V]);
                 r[e] = c.r_scale * adam_direction(x[M][e], x[V][e], c) + c.r_decay * theta[e];
             }
-            p_sum += sum_of_squares(theta), r_sum += sum_of_squares(r);
+            p_sum += sum_of_squares(theta);
+            r_sum += sum_of_squares(r);
         });
+        // what the chunk adds to ‖θ‖² and ‖r‖²
         p_sum = block_sum<THREADS>(p_sum);
         __syncthreads();  // the sums of warps share their place
         r_sum = block_sum<THREADS>(r_sum);
@@ -54,8 +57,10 @@ __global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ra
     if (flags.skip()) return;
     const int t = blockIdx.x;
     Squares mine = {0.0, 0.0};
-    for (int64_t i = ranges.first[t] + threadIdx.x; i < ranges.first[t + 1]; i += THREADS)
-        mine.p += sums[i].p, mine.r += sums[i].r;
+    for (int64_t i = ranges.first[t] + threadIdx.x; i < ranges.first[t + 1]; i += THREADS) {
+        mine.p += sums[i].p;
+        mine.r += sums[i].r;
+    }
     mine.p = block_sum<THREADS>(mine.p);
     __syncthreads();
     mine.r = block_sum<THREADS>(mine.r);
@@ -88,30 +93,34 @@ int64_t lamb_workspace(const Sizes& sizes) {
     return chunks_of(sizes) * int64_t(sizeof(Squares)) + int64_t(sizes.size() * sizeof(Now<Adam>));
 }
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
-    Address workspace, int device, Address stream) {
-    check_step(p, steps, sizes, {{"grads", &g}, {"exp_avgs", &m}, {"exp_avg_sqs", &v}}),
-        check_workspace(workspace, sizes);
+void launch_lamb(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream) {
+    check_update(update, sizes, {{"exp_avgs", &m}, {"exp_avg_sqs", &v}});
+    check_workspace(workspace, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     const auto sums = reinterpret_cast<Squares*>(workspace);
     const auto now = reinterpret_cast<Now<Adam>*>(sums + chunks_of(sizes));
-    const Flags flags = flags_at(coefficient, found_inf);
-    launch_advance(p, steps, options, flags, now, queue);
-    launch_kept<LambMoments>("lamb", p, {&g, &m, &v}, sizes, queue, now, sums, flags);
+    const Flags flags = flags_of(update);
+    launch_advance(update, options, now, queue);
+    // first pass: m and v, and Σ θ², Σ r² of every chunk
+    launch_kept<LambMoments>("lamb", update, {&update.grads, &m, &v}, sizes, queue, now, sums, flags);
+    // each tensor's ratio φ(‖θ‖)/‖r‖, from the sums of its chunks
     Ranges ranges;
     int64_t first = 0;
     for (size_t begin = 0; begin < sizes.size(); begin += Ranges::CAPACITY) {
         const int tensors = int(std::min<size_t>(Ranges::CAPACITY, sizes.size() - begin));
         ranges.first[0] = first;
-        for (int t = 0; t < tensors; t++)
-            ranges.size[t] = sizes[begin + t], ranges.first[t + 1] = first += chunks_of(sizes[begin + t]);
+        for (int t = 0; t < tensors; t++) {
+            ranges.size[t] = sizes[begin + t];
+            ranges.first[t + 1] = first += chunks_of(sizes[begin + t]);
+        }
         lamb_ratio<<<tensors, THREADS, 0, queue>>>(ranges, sums, ratio, flags, now + begin);
         check(cudaGetLastError(), "launch lamb");
     }
-    launch_kept<LambApply>("lamb", p, {&m, &v}, sizes, queue, now, flags);
+    // second pass: θ, from m and v
+    launch_kept<LambApply>("lamb", update, {&m, &v}, sizes, queue, now, flags);
 }
 
 }  // namespace fastlm

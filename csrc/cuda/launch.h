@@ -20,21 +20,17 @@ int64_t sgd_workspace(const Sizes& sizes);
 int64_t adafactor_workspace(const Shapes& shapes);
 int64_t grad_stats_workspace(const Sizes& sizes);
 
-void launch_adamw(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, Address workspace,
-    int device, Address stream);
+void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, Address workspace, int device, Address stream);
 
-void launch_lamb(const Parameters& p, const Tensors& g, const Tensors& m, const Tensors& v, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const AdamOptions& options, const RatioOptions& ratio,
+void launch_lamb(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
+    const AdamOptions& options, const RatioOptions& ratio, Address workspace, int device, Address stream);
+
+void launch_sgd(const Update& update, const Sizes& sizes, const Tensors& buffers, const SgdOptions& options,
     Address workspace, int device, Address stream);
 
-void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const SgdOptions& options, Address workspace,
-    int device, Address stream);
-
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
-    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
-    const AdafactorOptions& options, Address workspace, int device, Address stream);
+void launch_adafactor(const Update& update, const Shapes& shapes, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const AdafactorOptions& options, Address workspace, int device, Address stream);
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
     Address workspace, int device, Address stream);

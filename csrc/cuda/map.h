@@ -81,7 +81,10 @@ FASTLM_RULE uint32_t narrow_pair(float low, float high, int dtype) {
 #else
     bf16 b[2];
     f16 h[2];
-    narrow(low, b[0]), narrow(high, b[1]), narrow(low, h[0]), narrow(high, h[1]);
+    narrow(low, b[0]);
+    narrow(high, b[1]);
+    narrow(low, h[0]);
+    narrow(high, h[1]);
     return dtype == BF16 ? b[0].bits | uint32_t(b[1].bits) << 16 : h[0].bits | uint32_t(h[1].bits) << 16;
 #endif
 }

@@ -49,39 +49,41 @@ static inline void check_workspace(Address workspace, const Sizes& sizes) {
     check(workspace != 0 || sizes.empty(), "workspace is null");
 }
 
+static inline Flags flags_of(const Update& update) {
+    return {reinterpret_cast<const float*>(update.coefficient), reinterpret_cast<const float*>(update.found_inf)};
+}
+
+// t ← t + 1 for every tensor, and its rule's constants at that step.
 template <typename Rule, typename Options>
-void launch_advance(const Parameters& p, const Addresses& addresses, const Options& options, const Flags& flags,
-    Now<Rule>* now, cudaStream_t stream) {
+void launch_advance(const Update& update, const Options& options, Now<Rule>* now, cudaStream_t stream) {
+    const Flags flags = flags_of(update);
+    const size_t tensors = update.steps.size();
     Steps steps;
-    for (size_t begin = 0; begin < addresses.size(); begin += Steps::CAPACITY) {
-        steps.tensors = int(std::min<size_t>(Steps::CAPACITY, addresses.size() - begin));
+    for (size_t begin = 0; begin < tensors; begin += Steps::CAPACITY) {
+        steps.tensors = int(std::min<size_t>(Steps::CAPACITY, tensors - begin));
         for (int t = 0; t < steps.tensors; t++) {
-            steps.step[t] = reinterpret_cast<float*>(addresses[begin + t]);
-            steps.key[t] = p.keys.empty() ? 0 : uint64_t(p.keys[begin + t]);
+            steps.step[t] = reinterpret_cast<float*>(update.steps[begin + t]);
+            steps.key[t] = update.keys.empty() ? 0 : uint64_t(update.keys[begin + t]);
         }
-        advance<Rule>
-            <<<(steps.tensors + THREADS - 1) / THREADS, THREADS, 0, stream>>>(steps, options, flags, now + begin);
+        const int blocks = (steps.tensors + THREADS - 1) / THREADS;
+        advance<Rule><<<blocks, THREADS, 0, stream>>>(steps, options, flags, now + begin);
         check(cudaGetLastError(), "launch advance");
     }
 }
 
-static inline Flags flags_at(Address coefficient, Address found_inf) {
-    return {reinterpret_cast<const float*>(coefficient), reinterpret_cast<const float*>(found_inf)};
-}
-
-// Launch RULE<how p is kept>{arguments…} over p, its companions if it has any, and the other lists.
+// Launch RULE<how parameters are kept>{arguments…} over parameters, their masters if they have any, and other lists.
 template <template <Kept> class RULE, int OTHERS, typename... Arguments>
-void launch_kept(const char* name, const Parameters& p, const Tensors* const (&others)[OTHERS], const Sizes& sizes,
+void launch_kept(const char* name, const Update& update, const Tensors* const (&others)[OTHERS], const Sizes& sizes,
     cudaStream_t stream, const Arguments&... arguments) {
-    if (p.companions.empty()) {
-        const Tensors* lists[1 + OTHERS] = {&p.stored};
+    if (update.masters.empty()) {
+        const Tensors* lists[1 + OTHERS] = {&update.params};
         std::copy(others, others + OTHERS, lists + 1);
-        if (p.keys.empty()) launch(name, lists, sizes, RULE<OWN>{arguments...}, stream);
-        else launch(name, lists, sizes, RULE<NOISE>{arguments...}, stream);
+        if (update.keys.empty()) launch(name, lists, sizes, RULE<OWN>{arguments...}, stream);
+        else launch(name, lists, sizes, RULE<STOCHASTIC>{arguments...}, stream);
     } else {
-        const Tensors* lists[2 + OTHERS] = {&p.stored, &p.companions};
+        const Tensors* lists[2 + OTHERS] = {&update.params, &update.masters};
         std::copy(others, others + OTHERS, lists + 2);
-        launch(name, lists, sizes, RULE<COMPANION>{arguments...}, stream);
+        launch(name, lists, sizes, RULE<MASTER>{arguments...}, stream);
     }
 }
 

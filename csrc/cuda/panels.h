@@ -26,7 +26,7 @@ constexpr int64_t WIDEST = 1 << 27, TALLEST = 1 << 30;
 // ---------------------------------------------------------------------------------------------------------------------
 // What kernels are given
 
-enum List { P, COMPANIONS, G, M, LISTS };
+enum List { P, MASTERS, G, M, LISTS };
 
 struct Item {  // a tensor: `matrices` dense ones of [rows, columns]; columns 0: not factored, `rows` elements
     char* data[LISTS];
@@ -71,15 +71,9 @@ FASTLM_RULE int64_t height(int64_t columns) {
 FASTLM_RULE float* sums_of(const Item& x, uint32_t panel) { return x.sums + int64_t(panel) * 2 * x.columns; }
 FASTLM_RULE int64_t elements(const Item& x) { return int64_t(x.matrices) * x.rows * at_least(x.columns, 1); }
 
-// The last item of which piece `index` may be; first: the count of pieces in question before an item.
+// The item that has piece `index`; first: the count of pieces in question before an item.
 FASTLM_RULE int item_of(const Items& items, uint32_t Item::* first, uint32_t index) {
-    int low = 0, high = int(items.tensors);
-    while (high - low > 1) {
-        const int middle = (low + high) / 2;
-        if (items.item[middle].*first <= index) low = middle;
-        else high = middle;
-    }
-    return low;
+    return tensor_at(index, int(items.tensors), [&](int i) { return items.item[i].*first; });
 }
 
 FASTLM_RULE Panel panel_at(const Items& items, uint32_t index) {
@@ -111,7 +105,7 @@ FASTLM_RULE Chunk<sizeof...(NAMES)> run_of(const Item& x, int64_t begin, int n) 
 // The parameter as it is kept, and other lists after it.
 template <Kept KEPT, int... NAMES>
 FASTLM_RULE Chunk<REST<KEPT> + sizeof...(NAMES)> parameter_run(const Item& x, int64_t begin, int n) {
-    if constexpr (KEPT == COMPANION) return run_of<P, COMPANIONS, NAMES...>(x, begin, n);
+    if constexpr (KEPT == MASTER) return run_of<P, MASTERS, NAMES...>(x, begin, n);
     else return run_of<P, NAMES...>(x, begin, n);
 }
 
@@ -140,17 +134,19 @@ static inline Counts counts_of(const Shapes& shapes, const Group& group) {
     Counts sum;
     for (size_t t = group.begin; t < group.end; t++) {
         const Counts one = counts_of(shapes[t]);
-        sum.panels += one.panels, sum.strips += one.strips, sum.chunks += one.chunks, sum.floats += one.floats;
+        sum.panels += one.panels;
+        sum.strips += one.strips;
+        sum.chunks += one.chunks;
+        sum.floats += one.floats;
     }
     return sum;
 }
 
 struct Adafactors {  // what a launcher is given
-    const Parameters& p;
-    const Tensors& g;
+    const Update& update;
+    const Shapes& shapes;
     const Addresses &rows, &columns;
     const Tensors& m;
-    const Shapes& shapes;
 };
 
 // Describe a group to the kernels. floats: memory of counts_of(…).floats.
@@ -159,17 +155,26 @@ static inline void describe(const Adafactors& lists, const Group& group, float* 
     Counts before;
     for (size_t t = group.begin; t <= group.end; t++) {
         Item& x = items.item[t - group.begin];
-        x.panels = uint32_t(before.panels), x.strips = uint32_t(before.strips), x.chunks = uint32_t(before.chunks);
+        x.panels = uint32_t(before.panels);
+        x.strips = uint32_t(before.strips);
+        x.chunks = uint32_t(before.chunks);
         if (t == group.end) break;
-        const Tensors* const all[LISTS] = {&lists.p.stored, &lists.p.companions, &lists.g, &lists.m};
+        const Tensors* const all[LISTS] = {&lists.update.params, &lists.update.masters, &lists.update.grads, &lists.m};
         for (int l = 0; l < LISTS; l++) {
             const std::pair<Address, int> none = {0, F32}, &one = all[l]->empty() ? none : (*all[l])[t];
-            x.data[l] = reinterpret_cast<char*>(one.first), x.dtype[l] = uint8_t(one.second);
+            x.data[l] = reinterpret_cast<char*>(one.first);
+            x.dtype[l] = uint8_t(one.second);
         }
         const auto [matrices, rows, columns] = lists.shapes[t];
-        x.matrices = uint32_t(matrices), x.rows = rows, x.columns = uint32_t(columns);
-        x.R = reinterpret_cast<float*>(lists.rows[t]), x.C = reinterpret_cast<float*>(lists.columns[t]);
-        x.a = floats + before.floats, x.b = x.a + matrices * rows, x.sums = x.b + matrices * columns;
+        x.matrices = uint32_t(matrices);
+        x.rows = rows;
+        x.columns = uint32_t(columns);
+        x.R = reinterpret_cast<float*>(lists.rows[t]);
+        x.C = reinterpret_cast<float*>(lists.columns[t]);
+        // a of every row, b of every column, then the column sums of every panel
+        x.a = floats + before.floats;
+        x.b = x.a + matrices * rows;
+        x.sums = x.b + matrices * columns;
         const Counts one = counts_of(lists.shapes[t]);
         before.panels += one.panels, before.strips += one.strips, before.chunks += one.chunks,
             before.floats += one.floats;

@@ -49,19 +49,19 @@ struct ApplyMomentum {
 
 int64_t sgd_workspace(const Sizes& sizes) { return int64_t(sizes.size() * sizeof(Now<Sgd>)); }
 
-void launch_sgd(const Parameters& p, const Tensors& g, const Tensors& buffers, const Addresses& steps,
-    const Sizes& sizes, Address coefficient, Address found_inf, const SgdOptions& options, Address workspace,
-    int device, Address stream) {
-    check_step(p, steps, sizes, {{"grads", &g}}), check_workspace(workspace, sizes);
-    if (!buffers.empty()) check_list("momentum_buffers", buffers, sizes);
+void launch_sgd(const Update& update, const Sizes& sizes, const Tensors& buffers, const SgdOptions& options,
+    Address workspace, int device, Address stream) {
+    check_update(update, sizes, {});
+    check_workspace(workspace, sizes);
+    if (!buffers.empty()) check_list("buffers", buffers, sizes);
     if (sizes.empty()) return;
     const OnDevice on(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     const auto now = reinterpret_cast<Now<Sgd>*>(workspace);
-    const Flags flags = flags_at(coefficient, found_inf);
-    launch_advance(p, steps, options, flags, now, queue);
-    if (buffers.empty()) launch_kept<ApplySgd>("sgd", p, {&g}, sizes, queue, now, flags);
-    else launch_kept<ApplyMomentum>("sgd", p, {&g, &buffers}, sizes, queue, now, flags);
+    const Flags flags = flags_of(update);
+    launch_advance(update, options, now, queue);
+    if (buffers.empty()) launch_kept<ApplySgd>("sgd", update, {&update.grads}, sizes, queue, now, flags);
+    else launch_kept<ApplyMomentum>("sgd", update, {&update.grads, &buffers}, sizes, queue, now, flags);
 }
 
 }  // namespace fastlm

@@ -63,7 +63,8 @@ int64_t grad_stats_workspace(const Sizes& sizes) { return chunks_of(sizes) * int
 
 void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, double max_norm, Address stats,
     Address workspace, int device, Address stream) {
-    check_list("grads", g, sizes), check(stats != 0, "stats is null");
+    check_list("grads", g, sizes);
+    check(stats != 0, "stats is null");
     const int64_t chunks = chunks_of(sizes);
     check(workspace != 0 || chunks == 0, "workspace is null");
     const OnDevice on(device);
@@ -77,7 +78,8 @@ void launch_grad_stats(const Tensors& g, const Sizes& sizes, Address scale, doub
 
 void launch_unscale(
     const Tensors& g, const Sizes& sizes, Address factor, Address found_inf, int device, Address stream) {
-    check_list("grads", g, sizes), check(factor && found_inf, "factor and found_inf must be given");
+    check_list("grads", g, sizes);
+    check(factor && found_inf, "factor and found_inf must be given");
     const OnDevice on(device);
     const Unscale rule{reinterpret_cast<const float*>(factor), reinterpret_cast<float*>(found_inf)};
     launch("unscale", {&g}, sizes, rule, reinterpret_cast<cudaStream_t>(stream));

@@ -20,7 +20,7 @@ torch makes is saved. */
 
 namespace fastlm {
 
-enum Correction : int { UNCORRECTED = 0, CORRECT_MOMENTS = 1, CORRECT_STEP = 2 };  // fastlm/ops/lamb.py: CORRECTIONS
+enum Correction : int { UNCORRECTED = 0, CORRECT_MOMENTS = 1, CORRECT_STEP = 2 };  // fastlm/ops/adamw.py: CORRECTIONS
 
 struct AdamOptions {
     double lr, beta1, beta2, eps, weight_decay;
@@ -29,12 +29,12 @@ struct AdamOptions {
 };
 
 struct Adam {
-    float l2;            // λ₂
-    float decay;         // 1 - η ratio λ
+    float l2;  // λ₂
+    float decay;  // 1 - η ratio λ
     float beta1, one_beta1;  // β₁, 1 - β₁
     float beta2, one_beta2;
-    float step_size;     // η ratio k a
-    float root_scale;    // s
+    float step_size;  // η ratio k a
+    float root_scale;  // s
     float eps;
     float lr, rate, r_scale, r_decay;  // η, η k; LAMB's direction is r_scale · m / (s √v + ε) + r_decay · θ
 };
@@ -73,10 +73,10 @@ FASTLM_RULE void adam(float& p, float g, float& m, float& v, const Adam& c) {
 // The ratio of one tensor
 
 struct RatioOptions {
-    bool adapt;                  // false: the ratio is 1
-    bool rms;                    // AdamWScale of nanoT5: max(low, RMS(θ)); the decay comes last and is of η alone
+    bool adapt;  // false: the ratio is 1
+    bool rms;  // AdamWScale of nanoT5: max(low, RMS(θ)); the decay comes last and is of η alone
     double norm_low, norm_high;  // φ of LAMB's paper: bounds of ‖θ‖
-    double low, high;            // bounds of the ratio
+    double low, high;  // bounds of the ratio
 };
 
 // c for a tensor of n elements with Σ θ² and Σ r², r = r_scale · direction + r_decay · θ.

@@ -20,9 +20,16 @@ using Sizes = std::vector<int64_t>;                    // elements of each tenso
 // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using Shapes = std::vector<std::array<int64_t, 3>>;
 
-struct Parameters {              // see csrc/cpu/optim/parameter.h
-    Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
-    std::vector<int64_t> keys;   // empty, or one for each: round by noise under this key
+// What every optimizer's launcher is given, besides its own states: fastlm/ops/update.py. Steps are fp32 scalars,
+// advanced by one; coefficient, which multiplies gradients, and found_inf are fp32 scalars or 0; found_inf ≠ 0 leaves
+// every bit as it is.
+struct Update {
+    Tensors params;
+    Tensors masters;            // empty, or one for each: fp32 masters, or int16 remainders of bf16 parameters
+    std::vector<int64_t> keys;  // empty, or one for each: round stochastically under this Philox key
+    Tensors grads;
+    Addresses steps;
+    Address coefficient, found_inf;
 };
 
 static inline void check(bool ok, const std::string& what) {
@@ -43,28 +50,31 @@ static inline void check_list(const char* name, const Tensors& list, const Sizes
     }
 }
 
-static inline void check_parameters(const Parameters& p, const Sizes& sizes) {
-    check_list("params", p.stored, sizes);
-    check(p.keys.empty() || p.keys.size() == sizes.size(), "keys and params differ in number");
-    if (!p.companions.empty()) check_list("companions", p.companions, sizes, I16);
+static inline void check_parameters(const Update& update, const Sizes& sizes) {
+    const Tensors &params = update.params, &masters = update.masters;
+    const std::vector<int64_t>& keys = update.keys;
+    check_list("params", params, sizes);
+    check(keys.empty() || keys.size() == sizes.size(), "keys and params differ in number");
+    if (!masters.empty()) check_list("masters", masters, sizes, I16);
     for (size_t t = 0; t < sizes.size(); t++) {
-        const int stored = p.stored[t].second;
-        check(p.keys.empty() || (stored == BF16 && p.companions.empty()),
-            "stochastic rounding is for bf16 parameters without companion");
-        if (p.companions.empty()) continue;
-        const int companion = p.companions[t].second;
-        check(companion == F32 ? stored != F32 : companion == I16 && stored == BF16,
-            "companions are fp32 of 16-bit parameters, or int16 of bf16");
+        const int dtype = params[t].second;
+        check(keys.empty() || (dtype == BF16 && masters.empty()),
+            "stochastic rounding is for bf16 parameters without master");
+        if (masters.empty()) continue;
+        const int master = masters[t].second;
+        check(master == F32 ? dtype != F32 : master == I16 && dtype == BF16,
+            "masters are fp32 of 16-bit parameters, or int16 remainders of bf16");
     }
 }
 
-// What every optimizer's launcher is given; others: its other lists by name.
-static inline void check_step(const Parameters& p, const Addresses& steps, const Sizes& sizes,
-    std::initializer_list<std::pair<const char*, const Tensors*>> others) {
-    check_parameters(p, sizes);
-    for (const auto& [name, list] : others) check_list(name, *list, sizes);
-    check(steps.size() == sizes.size(), "steps and params differ in number");
-    for (Address step : steps) check(step != 0, "steps holds a null address");
+// states: the optimizer's own lists, by name.
+static inline void check_update(
+    const Update& update, const Sizes& sizes, std::initializer_list<std::pair<const char*, const Tensors*>> states) {
+    check_parameters(update, sizes);
+    check_list("grads", update.grads, sizes);
+    for (const auto& [name, list] : states) check_list(name, *list, sizes);
+    check(update.steps.size() == sizes.size(), "steps and params differ in number");
+    for (Address step : update.steps) check(step != 0, "steps holds a null address");
 }
 
 static inline Sizes sizes_of(const Shapes& shapes) {
@@ -76,6 +86,7 @@ static inline Sizes sizes_of(const Shapes& shapes) {
     return sizes;
 }
 
+// rows, columns: Adafactor's factors, fp32.
 static inline void check_factors(
     const Addresses& rows, const Addresses& columns, const Shapes& shapes, const Sizes& sizes) {
     check(rows.size() == sizes.size() && columns.size() == sizes.size(), "factors and params differ in number");
@@ -92,7 +103,10 @@ static inline std::vector<Group> groups(const Sizes& sizes, int64_t elements, si
     std::vector<Group> all;
     int64_t sum = 0;
     for (size_t t = 0; t < sizes.size(); t++) {
-        if (all.empty() || sum + sizes[t] > elements || t - all.back().begin == most) all.push_back({t, t}), sum = 0;
+        if (all.empty() || sum + sizes[t] > elements || t - all.back().begin == most) {
+            all.push_back({t, t});
+            sum = 0;
+        }
         all.back().end = t + 1;
         sum += sizes[t];
     }

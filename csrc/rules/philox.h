@@ -25,7 +25,8 @@ FASTLM_RULE Philox philox(Philox c, uint64_t key) {
     for (int round = 0; round < 10; round++) {
         const uint64_t a = uint64_t(0xD2511F53u) * c.x[0], b = uint64_t(0xCD9E8D57u) * c.x[2];
         c = {{uint32_t(b >> 32) ^ c.x[1] ^ k0, uint32_t(b), uint32_t(a >> 32) ^ c.x[3] ^ k1, uint32_t(a)}};
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
     return c;
 }
@@ -36,8 +37,11 @@ FASTLM_RULE Philox noise(uint64_t eighth, uint32_t step, uint64_t key) {
     return philox({{uint32_t(eighth), uint32_t(eighth >> 32), step, 0u}}, key);
 }
 
-FASTLM_RULE void narrow_stochastically(float x, uint32_t half_word, bf16& out) {
-    out.bits = uint16_t(x != x ? 0x7fc0u : (as_bits(x) + half_word) >> 16);
+// Draw e of a counter is this half of its word e / 2.
+FASTLM_RULE uint32_t half_word(uint32_t word, int e) { return e % 2 ? word >> 16 : word & 0xffffu; }
+
+FASTLM_RULE void stochastic_round(float x, uint32_t draw, bf16& out) {
+    out.bits = uint16_t(x != x ? 0x7fc0u : (as_bits(x) + draw) >> 16);
 }
 
 // The 16-bit remainder: fp32 as a bf16, rounded half away from zero, and the signed rest of its bits. Nothing is lost,

@@ -1,6 +1,7 @@
 """What attention and rotate may be given: tensors that fit each other, numbers, and what schemes and masks made.
 
-Each check says what was given and what to give instead, in a ValueError; no check waits for a device."""
+Each check says what was given and what to give instead, in a ValueError; no check waits for a device.
+"""
 
 from typing import NoReturn
 
@@ -140,7 +141,8 @@ def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
 
 def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
     """That no query stands at a key of another document, where the last query stands at the last key and a document is
-    a segment that has queries and keys. Of segments whose values can be read without waiting, on a CPU."""
+    a segment that has queries and keys. Of segments whose values can be read without waiting, on a CPU.
+    """
     if not all(type(x) is Tensor and x.device.type == "cpu" for x in (of_queries, of_keys)):
         return
     if torch.compiler.is_compiling() or transformed():

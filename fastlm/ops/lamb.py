@@ -4,115 +4,85 @@ tensors.
 AdamW's direction, whose step is scaled for each tensor by ‖θ‖/‖r‖. The direction is computed twice instead of stored:
 the first pass updates the moments and sums θ² and r², the second moves θ; 28 bytes a parameter in fp32 where the second
 pass finds its data in the cache, 40 where it does not. AdamW is LAMB with ratio 1, and they share csrc/rules/adam.h.
+Backends: update.py's.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlm.backends import native
-from fastlm.backends.dispatch import op
-from fastlm.backends.native import address
-from fastlm.ops.adamw import biases, moments, refuses_moments
-from fastlm.ops.lists import Lists
-from fastlm.ops.precision import assign, parameters
-from fastlm.ops.sums import Rule, every, follow
+from fastlm.ops.adamw import AdamOptions, AdamUpdate, corrections, moments
+from fastlm.ops.precision import Parameter, assign, parameters
+from fastlm.ops.sums import UpdateRule, all_dims, run_rules
+from fastlm.ops.update import UpdateOp
 
-CORRECTIONS = {"none": 0, "moments": 1, "step": 2}  # where bias correction goes; csrc/rules/adam.h: Correction
+
+class RatioOptions(NamedTuple):
+    """The ratio that scales a tensor's step.
+
+    adapt: False for ratio 1. rms: nanoT5's AdamWScale. norm_low, norm_high: bounds of ‖θ‖; low, high: of the ratio.
+    """
+
+    adapt: bool
+    rms: bool
+    norm_low: float
+    norm_high: float
+    low: float
+    high: float
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
 
 
-@op(mutates=("params", "companions", "exp_avgs", "exp_avg_sqs", "steps"))
-def lamb(
-    params: list[Tensor], companions: list[Tensor], keys: list[int],
-    grads: list[Tensor], exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], steps: list[Tensor],
-    coefficient: Tensor | None, found_inf: Tensor | None,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, correction: int,
-    adapt: bool, rms: bool, norm_low: float, norm_high: float, low: float, high: float,
-) -> None:  # fmt: skip
+@UpdateOp
+def lamb(update: AdamUpdate, options: AdamOptions, ratio: RatioOptions) -> None:
     """One update in place: g ← coefficient · g, t ← t + 1, m and v as AdamW's, then
 
         r = m̂ / (√v̂ + eps) + weight_decay·θ;  θ ← θ - lr · ratio · r
         ratio = clip(clip(‖θ‖, norm_low, norm_high) / ‖r‖, low, high), and 1 where a norm is 0 or adapt is False
 
-    correction: 0, m̂ = m and v̂ = v; 1, they are corrected for bias; 2, √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies the step
-    instead (DeepSpeed). rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio = clip(RMS(θ), low,
-    high), where the factor of correction 2 multiplies the step alone (AdamWScale of nanoT5). r is taken from the
-    moments as they are stored. companions, keys, coefficient, found_inf: as for adamw.
+    correction "none": m̂ = m and v̂ = v; "moments": they are corrected for bias; "step": √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies
+    the step instead (DeepSpeed). rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio =
+    clip(RMS(θ), low, high), where the factor of correction "step" multiplies the step alone (AdamWScale of nanoT5). r
+    is taken from the moments as they are stored.
     """
-    lists, flags = (params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps), (coefficient, found_inf)
-    ratio = adapt, rms, norm_low, norm_high, low, high
-    for rule in lamb_rules(
-        [p.shape for p in params], *lists, *flags, lr, beta1, beta2, eps, weight_decay, correction, *ratio
-    ):
-        follow([rule], [()])
+    for rule in lamb_rules([p.shape for p in update.params], update, options, ratio):
+        run_rules([rule], [()])
 
 
 def lamb_rules(
-    shapes: list[torch.Size], params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, *scalars
-) -> list[Rule]:
-    """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors.
-    scalars: as lamb's.
-    """
-    each = zip(shapes, parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True)
-    return [_rule(*tensors, *scalars) for tensors in each]
+    shapes: list[torch.Size], update: AdamUpdate, options: AdamOptions, ratio: RatioOptions
+) -> list[UpdateRule]:
+    """lamb of each tensor, of which the update may have shards; `shapes` are of whole tensors."""
+    states = zip(update.grads, update.exp_avgs, update.exp_avg_sqs, update.steps, strict=True)
+    flags = update.coefficient, update.found_inf
+    return [
+        _rule(shape, p, *tensors, *flags, options, ratio)
+        for shape, p, tensors in zip(shapes, parameters(update), states, strict=True)
+    ]
 
 
 def _rule(
-    shape, p, g, m, v, step, coefficient, found_inf, lr, beta1, beta2, eps, weight_decay, correction, adapt, rms, norm_low, norm_high, low, high
-) -> Rule:  # fmt: skip
-    bias1, bias2 = biases(step, beta1, beta2, correction != 0)
+    shape: torch.Size, p: Parameter, g: Tensor, m: Tensor, v: Tensor, step: Tensor,
+    coefficient: Tensor | None, found_inf: Tensor | None, options: AdamOptions, ratio: RatioOptions,
+) -> UpdateRule:  # fmt: skip
+    rate, bias1, root = corrections(step, options)
     theta = p.read()
-    m_new, v_new = (
-        x.to(old.dtype) for x, old in zip(moments(theta, g, m, v, coefficient, beta1, beta2, 0.0), (m, v), strict=True)
-    )
-    if correction == CORRECTIONS["step"]:
-        rate, scale, root = lr * bias2.sqrt() / bias1, torch.ones_like(bias1), torch.ones_like(bias2)
-    else:
-        rate, scale, root = torch.full_like(bias1, lr), 1 / bias1, bias2.sqrt()
-    direction = scale.float() * m_new.float() / (v_new.float().sqrt() / root.float() + eps)
-    decay, step_size = 1 - rate * weight_decay, rate
-    if adapt and rms:
-        (squares,) = yield [(theta.double().square(), every(theta))]
-        decay = torch.full_like(rate, 1 - lr * weight_decay)
-        step_size = decay * rate * (squares.view(()) / shape.numel()).sqrt().clamp(low, high)
-    elif adapt:
-        squares = yield [(x.double().square(), every(x)) for x in (theta, direction + weight_decay * theta)]
+    m_new, v_new = moments(theta, g, m, v, coefficient, options)
+    m_new, v_new = m_new.to(m.dtype), v_new.to(v.dtype)
+    direction = (1 / bias1).float() * m_new.float() / (v_new.float().sqrt() / root.float() + options.eps)
+    decay, step_size = 1 - rate * options.decay, rate
+    if ratio.adapt and ratio.rms:
+        (squares,) = yield [(theta.double().square(), all_dims(theta))]
+        decay = torch.full_like(rate, 1 - options.lr * options.decay)
+        step_size = decay * rate * (squares.view(()) / shape.numel()).sqrt().clamp(ratio.low, ratio.high)
+    elif ratio.adapt:
+        squares = yield [(x.double().square(), all_dims(x)) for x in (theta, direction + options.decay * theta)]
         norm, r = (x.view(()).sqrt() for x in squares)
-        norm = norm.clamp(norm_low, norm_high)
-        ratio = torch.where((norm > 0) & (r > 0), (norm / r).clamp(low, high), 1.0)
-        decay, step_size = 1 - rate * ratio * weight_decay, rate * ratio
-    assign(
-        [
-            *p.write(decay.float() * theta - step_size.float() * direction, step + 1),
-            (m, m_new),
-            (v, v_new),
-            (step, step + 1),
-        ],
-        found_inf,
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Backends
-
-
-def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, coefficient, found_inf, *options):
-    adam, ratio, where = options[:6], options[6:-1], options[-1]
-    lists = Lists(params, companions, keys, grads, steps, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
-    flags = address(coefficient), address(found_inf)
-    rules = module.AdamOptions(*adam, True), module.RatioOptions(*ratio)
-    module.lamb(*lists.arguments(module), lists.steps, lists.sizes(), *flags, *rules, *where)
-    lists.write_back()
-
-
-@lamb.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=refuses_moments)
-def _(*args):
-    _launch(native.cpu(), *args, (torch.get_num_threads(),))
-
-
-@lamb.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=refuses_moments)
-def _(params, *args):
-    workspace = native.cuda_workspace("lamb", params)
-    _launch(native.cuda(), params, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))
+        norm = norm.clamp(ratio.norm_low, ratio.norm_high)
+        trust = torch.where((norm > 0) & (r > 0), (norm / r).clamp(ratio.low, ratio.high), 1.0)
+        decay, step_size = 1 - rate * trust * options.decay, rate * trust
+    theta = decay.float() * theta - step_size.float() * direction
+    assign([*p.write(theta, step + 1), (m, m_new), (v, v_new), (step, step + 1)], found_inf)

@@ -35,7 +35,7 @@ def dense(x: Tensor) -> Tensor:
 
 def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """x itself if its elements lie as the strides say, else a copy that does."""
-    return x if x.stride() == strides or x.numel() <= 1 else x.new_empty_strided(x.shape, strides).copy_(x)
+    return x if x.numel() <= 1 or x.stride() == strides else x.new_empty_strided(x.shape, strides).copy_(x)
 
 
 def unrepeated(x: Tensor) -> Tensor:
@@ -53,49 +53,6 @@ def _dense(x: Tensor) -> bool:
             return False
         expected *= size
     return True
-
-
-class Lists:
-    """A parameter list with its companions, gradients and states, laid out alike for a launcher. It must outlive the
-    launch.
-
-    Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number
-    them in row-major order. `write_back` copies results into those tensors that had to be laid out anew; gradients are
-    only read. Raises ValueError where a tensor is not shaped as its parameter is, or a step is not an fp32 scalar on
-    its device.
-    """
-
-    def __init__(
-        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor],
-        steps: list[Tensor], *,
-        row_major: bool = False, **states: list[Tensor],
-    ):  # fmt: skip
-        self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]
-        shapes, strides = [p.shape for p in params], [p.stride() for p in self.params]
-        like = lambda name, xs: (
-            [laid_out(x, of_p) for x, of_p in zip(with_shapes(name, xs, shapes), strides, strict=True)] if xs else []
-        )
-        self.companions, self.grads = like("companions", companions), like("grads", grads)
-        self.states = [like(name, xs) for name, xs in states.items()]
-        self.keys, self.steps = keys, addresses("steps", steps, [()] * len(params), params)
-        self._written = list(
-            zip((params, companions, *states.values()), (self.params, self.companions, *self.states), strict=True)
-        )
-
-    def sizes(self) -> list[int]:
-        return [p.numel() for p in self.params]
-
-    def arguments(self, module) -> tuple:
-        """Parameters and the other lists as the launchers of `module` take them."""
-        return (
-            module.Parameters(cpp_list(self.params), cpp_list(self.companions), self.keys),
-            cpp_list(self.grads),
-            *map(cpp_list, self.states),
-        )
-
-    def write_back(self) -> None:
-        for originals, dense in self._written:
-            write_back(originals, dense)
 
 
 def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
@@ -116,15 +73,19 @@ def with_shapes(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]])
     return tensors
 
 
-def addresses(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]], params: list[Tensor]) -> list[int]:
-    """Addresses of tensors that must be dense, fp32, of these shapes, and where the parameters are."""
-    device = params[0].device if params else None
+def fp32(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]], device: torch.device | None) -> list[Tensor]:
+    """The tensors. Raises ValueError where one is not of its shape, fp32, and on the device."""
     for i, x in enumerate(with_shapes(name, tensors, shapes)):
         if x.dtype != torch.float32 or x.device != device:
             raise ValueError(f"{name}[{i}] is {x.dtype} on {x.device}; it must be torch.float32 on {device}")
-    return [x.data_ptr() for x in tensors]
+    return tensors
+
+
+def addresses(tensors: list[Tensor]) -> list[int]:
+    """Of each tensor, as the launchers take what is fp32."""
+    return [t.data_ptr() for t in tensors]
 
 
 def cpp_list(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    """(address, dtype number) of each tensor, as the launchers take them."""
+    """(address, dtype number) of each tensor, as the launchers take what has a dtype of its own."""
     return [(t.data_ptr(), NUMBERS[t.dtype]) for t in tensors]

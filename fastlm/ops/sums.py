@@ -1,10 +1,10 @@
 """Sums over whole tensors, whose elements may lie in shards on several ranks.
 
-An op whose rule needs such sums (LAMB's norms, Adafactor's means) has the rule for one tensor as a generator: it yields
-what to add up, as (x, dims) pairs, and is sent the sums, with those dims kept as 1. `follow` runs rules: the op's
-definition one tensor at a time, which lies here in full, and a sharded optimizer many side by side, so that every round
-of sums is one collective for each process group and not one for each tensor. So there is one formula, and nothing of it
-knows about ranks.
+An op whose update needs such sums (LAMB's norms, Adafactor's means) has the update rule of one tensor as a generator:
+it yields what to sum, as (x, dims) pairs, and is sent the sums over all ranks, with those dims kept as 1. `run_rules`
+runs rules: the op's definition one tensor at a time, which lies here in full, and a sharded optimizer many side by
+side, so that every round of sums is one all-reduce for each process group and not one for each tensor. So there is one
+formula, and nothing of it knows about ranks.
 """
 
 from collections.abc import Generator
@@ -12,13 +12,13 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-Request = list[tuple[Tensor, tuple[int, ...]]]
-Rule = Generator[Request, list[Tensor], None]
+Summands = list[tuple[Tensor, tuple[int, ...]]]
+UpdateRule = Generator[Summands, list[Tensor], None]
 # (dimension of a tensor, process group of the ranks among which it is divided), of each such division
 Shards = tuple[tuple[int, object], ...]
 
 
-def follow(rules: list[Rule], shards: list[Shards]) -> None:
+def run_rules(rules: list[UpdateRule], shards: list[Shards]) -> None:
     """Run rules to their end, side by side. shards: how each rule's tensors are divided, () for one that lies here in
     full.
     """
@@ -27,19 +27,19 @@ def follow(rules: list[Rule], shards: list[Shards]) -> None:
         sums, groups, counts = [], [], []
         for i, sent in waiting:
             try:
-                requests = rules[i].send(sent)
+                summands = rules[i].send(sent)
             except StopIteration:
                 continue
-            counts.append((i, len(requests)))
-            for x, dims in requests:
+            counts.append((i, len(summands)))
+            for x, dims in summands:
                 sums.append(x.sum(dims, keepdim=True))
                 groups.append(tuple(group for dim, group in shards[i] if dim - x.ndim in dims))
-        totals = iter(add_up(sums, groups))
+        totals = iter(all_reduce_sums(sums, groups))
         waiting = [(i, [next(totals) for _ in range(count)]) for i, count in counts]
 
 
-def add_up(sums: list[Tensor], groups: list[tuple]) -> list[Tensor]:
-    """Each sum's total over its process groups: one collective for each group, in fp64, and nothing for the host to
+def all_reduce_sums(sums: list[Tensor], groups: list[tuple]) -> list[Tensor]:
+    """Each sum's total over its process groups: one all-reduce for each group, in fp64, and nothing for the host to
     wait for.
     """
     totals = list(sums)
@@ -52,6 +52,6 @@ def add_up(sums: list[Tensor], groups: list[tuple]) -> list[Tensor]:
     return totals
 
 
-def every(x: Tensor) -> tuple[int, ...]:
+def all_dims(x: Tensor) -> tuple[int, ...]:
     """All dimensions of x, as rules name them: from the last, -1, to the first."""
     return tuple(range(-x.ndim, 0))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import op
+from fastlm.backends.native import address
 from fastlm.ops.lists import cpp_list, dense, refuses_lists, unrepeated, write_back
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,21 +53,16 @@ def _refuses(grads, *rest):
 def _grad_stats(module, grads, scale, max_norm, *where):
     laid_out = [dense(g) for g in grads]
     stats = torch.empty(3, dtype=torch.float32, device=grads[0].device)
-    module.grad_stats(
-        cpp_list(laid_out),
-        [g.numel() for g in laid_out],
-        0 if scale is None else scale.data_ptr(),
-        max_norm,
-        stats.data_ptr(),
-        *where,
-    )
+    sizes = [g.numel() for g in laid_out]
+    module.grad_stats(cpp_list(laid_out), sizes, address(scale), max_norm, address(stats), *where)
     return stats
 
 
 def _unscale(module, grads, factor, found_inf, *where):
     grads = [unrepeated(g) for g in grads]
     laid_out = [dense(g) for g in grads]
-    module.unscale(cpp_list(laid_out), [g.numel() for g in laid_out], factor.data_ptr(), found_inf.data_ptr(), *where)
+    sizes = [g.numel() for g in laid_out]
+    module.unscale(cpp_list(laid_out), sizes, address(factor), address(found_inf), *where)
     write_back(grads, laid_out)
 
 

@@ -5,9 +5,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fastlm.ops.adafactor import adafactor, adafactor_rules
+from fastlm.ops.adafactor import AdafactorOptions, AdafactorUpdate, adafactor, adafactor_rules
 from fastlm.optim import checks, sharding
-from fastlm.optim.adafactor_variants import CLASSES, VARIANTS, factored_dims, meant, named, theirs
+from fastlm.optim.adafactor_variants import (
+    CLASSES,
+    VARIANTS,
+    factor_last,
+    factored_dims,
+    meant,
+    moved_last,
+    moved_order,
+    named,
+    theirs,
+)
 from fastlm.optim.base import Optimizer, Part
 from fastlm.optim.states import STATE_DTYPES, Kept
 
@@ -124,10 +134,7 @@ class Adafactor(Optimizer, name="adafactor"):
         variant, lr, relative = group["variant"], group["lr"], _is_relative(group)
         checks.one_of(VARIANTS, variant=variant)
         names = VARIANTS[variant].names
-        bounds = lambda first, second: (
-            (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
-        )
-        checks.pair(bounds, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
+        checks.pair(_are_eps, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
         if group["eps"][0] is None and variant != "torch":
             raise ValueError(
                 f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30'
@@ -164,11 +171,11 @@ class Adafactor(Optimizer, name="adafactor"):
             layout = {variant.names.whole: Kept(p.shape, torch.float32)}
         else:
             n, m = dims
-            kept = (1,) if variant.keeps_dims else ()
-            without = lambda dim: torch.Size((*p.shape[:dim], *kept, *p.shape[dim + 1 :]))
+            size_lost = (1,) if variant.keeps_dims else ()
+            rows, cols = (torch.Size((*p.shape[:lost], *size_lost, *p.shape[lost + 1 :])) for lost in (m, n))
             layout = {
-                variant.names.row: Kept(without(m), torch.float32, m),
-                variant.names.col: Kept(without(n), torch.float32, n),
+                variant.names.row: Kept(rows, torch.float32, m),
+                variant.names.col: Kept(cols, torch.float32, n),
             }
         momentum = {"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])}
         return layout if group["beta1"] is None else layout | momentum
@@ -189,37 +196,26 @@ class Adafactor(Optimizer, name="adafactor"):
         return {**state_dict, "param_groups": groups}
 
     def update(self, group, part, coefficient, found_inf):
-        scalars = self._scalars(group)
-        for dtype, (shapes, shards, *chosen) in self._by_eps(group, part):
-            eps = torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0]
-            adds = VARIANTS[group["variant"]].adds_eps
-            args = (
-                *chosen,
-                coefficient,
-                found_inf,
-                *scalars[:5],
-                eps if adds else 0.0,
-                0.0 if adds else eps,
-                *scalars[5:],
-            )
-            sharding.apply(adafactor, adafactor_rules, shapes, shards, *args)
+        for dtype, (shapes, shards, *lists) in self._by_eps(group, part):
+            update = AdafactorUpdate(*lists, coefficient, found_inf)
+            options = self._options(group, torch.finfo(dtype).eps if group["eps"][0] is None else group["eps"][0])
+            if any(shards):
+                sharding.apply(adafactor, adafactor_rules(shapes, update, options), shapes, shards)
+            else:
+                adafactor(*update, *options)
 
     def _by_eps(self, group: dict, part: Part):
         """Shapes, shards and the op's lists, by the parameters' dtype where eps depends on it; factored dims last."""
         dims = [factored_dims(shape, group) for shape in part.shapes]
-        last = lambda xs: [
-            x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
-            for x, d in zip(xs, dims, strict=True)
-        ]
-        names, squeezes = VARIANTS[group["variant"]].names, VARIANTS[group["variant"]].keeps_dims
+        names, keeps_dims = VARIANTS[group["variant"]].names, VARIANTS[group["variant"]].keeps_dims
         if names.whole in part.states:
             row, col = part.states[names.whole], [p.new_empty(0, dtype=torch.float32) for p in part.params]
         else:
-            row = [_factor(x, n, m, squeezes) for x, (n, m) in zip(part.states[names.row], dims, strict=True)]
-            col = [_factor(x, m, n, squeezes) for x, (n, m) in zip(part.states[names.col], dims, strict=True)]
-        companions = last(part.companions) if part.companions else []
-        exp_avgs = last(part.states["exp_avg"]) if "exp_avg" in part.states else []
-        orders = [_order(len(shape), d) for shape, d in zip(part.shapes, dims, strict=True)]
+            row = [factor_last(x, n, m, keeps_dims) for x, (n, m) in zip(part.states[names.row], dims, strict=True)]
+            col = [factor_last(x, m, n, keeps_dims) for x, (n, m) in zip(part.states[names.col], dims, strict=True)]
+        masters = moved_last(part.masters, dims) if part.masters else []
+        exp_avgs = moved_last(part.states["exp_avg"], dims) if "exp_avg" in part.states else []
+        orders = [moved_order(len(shape), d) for shape, d in zip(part.shapes, dims, strict=True)]
         shapes = [torch.Size(shape[dim] for dim in order) for shape, order in zip(part.shapes, orders, strict=True)]
         shards = [
             tuple((order.index(dim), ranks) for dim, ranks in each)
@@ -228,10 +224,10 @@ class Adafactor(Optimizer, name="adafactor"):
         lists = (
             shapes,
             shards,
-            last(part.params),
-            companions,
+            moved_last(part.params, dims),
+            masters,
             part.keys,
-            last(part.grads),
+            moved_last(part.grads, dims),
             row,
             col,
             exp_avgs,
@@ -241,28 +237,27 @@ class Adafactor(Optimizer, name="adafactor"):
         dtypes = list(dict.fromkeys(p.dtype for p in part.params)) if group["eps"][0] is None else [torch.float32]
         if len(dtypes) == 1:
             return [(dtypes[0], lists)]
-        pick = lambda dtype: [
-            [x for x, p in zip(xs, part.params, strict=True) if p.dtype == dtype] if xs else [] for xs in lists
-        ]
-        return [(dtype, pick(dtype)) for dtype in dtypes]
+        chosen = {dtype: [i for i, p in enumerate(part.params) if p.dtype == dtype] for dtype in dtypes}
+        return [(dtype, [[xs[i] for i in members] if xs else [] for xs in lists]) for dtype, members in chosen.items()]
 
-    def _scalars(self, group: dict) -> tuple:
+    def _options(self, group: dict, eps: float) -> AdafactorOptions:
         variant, names = VARIANTS[group["variant"]], VARIANTS[group["variant"]].names
         bound, relative, ramp = self._step_size(group)
-        scale = T5_UNSCALED if group["variant"] == "t5" and group["relative_step"] else 1.0
-        return (
-            bound,
-            relative,
-            ramp,
-            -float(group[names.decay]),
-            float(group["decay_offset"]),
-            float(group["eps"][1]),
-            group["scale_parameter"],
-            scale,
-            float(group[names.clip]),
-            float(group["beta1"] or 0.0),
-            float(group["weight_decay"]),
-            variant.decays == "by step",
+        return AdafactorOptions(
+            lr=bound,
+            relative_step=relative,
+            ramp=ramp,
+            decay_rate=-float(group[names.decay]),
+            decay_offset=float(group["decay_offset"]),
+            eps_square=float(eps) if variant.adds_eps else 0.0,
+            eps_bound=0.0 if variant.adds_eps else float(eps),
+            eps_scale=float(group["eps"][1]),
+            scale_parameter=group["scale_parameter"],
+            scale=T5_UNSCALED if group["variant"] == "t5" and group["relative_step"] else 1.0,
+            clip_threshold=float(group[names.clip]),
+            beta1=float(group["beta1"] or 0.0),
+            weight_decay=float(group["weight_decay"]),
+            decay_by_step=variant.decays == "by step",
         )
 
     def _step_size(self, group: dict) -> tuple[float, bool, float]:
@@ -283,17 +278,10 @@ class Adafactor(Optimizer, name="adafactor"):
         return rho * max(group["eps"][1], float(square.full_tensor() if sharding.is_dtensor(square) else square) ** 0.5)
 
 
+def _are_eps(first: float | None, second: float) -> bool:
+    return (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
+
+
 def _is_relative(group: dict) -> bool:
     """Whether the step depends on time alone: what the group says, or lr=None."""
     return group["lr"] is None if group["relative_step"] is None else group["relative_step"]
-
-
-def _order(ndim: int, dims: tuple[int, int] | None) -> list[int]:
-    """The dimensions of a tensor once the factored ones are moved last."""
-    return [dim for dim in range(ndim) if dim not in (dims or ())] + list(dims or ())
-
-
-def _factor(x: Tensor, keeps: int, lost: int, squeezes: bool) -> Tensor:
-    """A row or column factor with the dimension that it keeps moved last, and without the lost one."""
-    x, position = x.squeeze(lost) if squeezes else x, keeps - (lost < keeps)
-    return x if position == x.ndim - 1 else x.movedim(position, -1)

@@ -12,6 +12,7 @@ import warnings
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Names(NamedTuple):
@@ -93,3 +94,22 @@ def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:
         by_size = sorted(range(len(shape)), key=lambda dim: shape[dim])  # ties: the later dimension counts as larger
         dims = tuple(sorted(by_size[-2:]))
     return dims if min(shape[dim] for dim in dims) >= group["min_dim_size_to_factor"] else None
+
+
+def moved_order(ndim: int, dims: tuple[int, int] | None) -> list[int]:
+    """The dimensions of a tensor once the factored ones are moved last."""
+    return [dim for dim in range(ndim) if dim not in (dims or ())] + list(dims or ())
+
+
+def moved_last(tensors: list[Tensor], dims: list[tuple[int, int] | None]) -> list[Tensor]:
+    """Tensors shaped like parameters with the factored dimensions moved last."""
+    return [
+        x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
+        for x, d in zip(tensors, dims, strict=True)
+    ]
+
+
+def factor_last(x: Tensor, keeps: int, lost: int, squeezes: bool) -> Tensor:
+    """A row or column factor with the dimension that it keeps moved last, and without the lost one."""
+    x, position = x.squeeze(lost) if squeezes else x, keeps - (lost < keeps)
+    return x if position == x.ndim - 1 else x.movedim(position, -1)

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastlm.ops.adamw import adamw
-from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
+from fastlm.ops.adamw import CORRECTIONS, AdamOptions, AdamUpdate, adamw
+from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
-from fastlm.optim.base import Optimizer
+from fastlm.optim.base import Optimizer, Part
 from fastlm.optim.states import moments_layout
 
 VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
 RMS_FLOOR = 1e-3
+BY_RMS = RatioOptions(adapt=True, rms=True, norm_low=0.0, norm_high=torch.inf, low=RMS_FLOOR, high=torch.inf)
 EPS = {False: 1e-8, True: 1e-6}  # torch's, and nanoT5's where RMS(θ) scales the step
 
 
@@ -79,14 +80,20 @@ class Adam(Optimizer, name="adam"):
         return moments_layout(p, group)
 
     def update(self, group, part, coefficient, found_inf):
-        decoupled = group["decoupled_weight_decay"]
-        adamw(*self._lists(part, coefficient, found_inf), *self._scalars(group), True, decoupled)
+        options = adam_options(group, CORRECTIONS["moments"], group["decoupled_weight_decay"])
+        adamw(*moments_update(part, coefficient, found_inf), *options)
 
-    def _lists(self, part, coefficient, found_inf):
-        return *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
 
-    def _scalars(self, group):
-        return checks.number(group["lr"]), *map(float, (*group["betas"], group["eps"], group["weight_decay"]))
+def moments_update(part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> AdamUpdate:
+    """What the ops of Adam's family take of a part."""
+    kept = part.params, part.masters, part.keys, part.grads
+    states = part.states["exp_avg"], part.states["exp_avg_sq"]
+    return AdamUpdate(*kept, *states, part.steps, coefficient, found_inf)
+
+
+def adam_options(group: dict, correction: int, decoupled: bool) -> AdamOptions:
+    numbers = map(float, (*group["betas"], group["eps"], group["weight_decay"]))
+    return AdamOptions(checks.number(group["lr"]), *numbers, correction, decoupled)
 
 
 class AdamW(Adam, name="adamw"):
@@ -149,23 +156,12 @@ class AdamW(Adam, name="adamw"):
         return {**state_dict, "param_groups": groups}
 
     def update(self, group, part, coefficient, found_inf):
-        lists, scalars, corrected = (
-            self._lists(part, coefficient, found_inf),
-            self._scalars(group),
-            VARIANTS[group["variant"]],
-        )
-        if group["scale_by_rms"]:
-            args = (
-                *lists,
-                *scalars,
-                CORRECTIONS["step" if corrected else "none"],
-                True,
-                True,
-                0.0,
-                torch.inf,
-                RMS_FLOOR,
-                torch.inf,
-            )
-            sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *args)
+        update, corrected = moments_update(part, coefficient, found_inf), VARIANTS[group["variant"]]
+        if not group["scale_by_rms"]:
+            adamw(*update, *adam_options(group, CORRECTIONS["moments" if corrected else "none"], decoupled=True))
+            return
+        options = adam_options(group, CORRECTIONS["step" if corrected else "none"], decoupled=True)
+        if any(part.shards):
+            sharding.apply(lamb, lamb_rules(part.shapes, update, options, BY_RMS), part.shapes, part.shards)
         else:
-            adamw(*lists, *scalars, corrected, True)
+            lamb(*update, *options, *BY_RMS)

@@ -15,7 +15,7 @@ from fastlm.ops.sums import Shards
 from fastlm.ops.unscale import grad_stats
 from fastlm.optim import checks, loading, namesakes, sharding
 from fastlm.optim.loading import OF_ALL_GROUPS
-from fastlm.optim.states import COMPANIONS, MASTERS, STATE_DTYPES, Kept, Layout, master_of, zeros
+from fastlm.optim.states import MASTER_STATES, MASTERS, STATE_DTYPES, Kept, Layout, master_of, zeros
 
 # by name; a plugin may add any class of torch.optim.Optimizer, for which the trainer clips
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {}
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     """
 
     params: list[Tensor]
-    companions: list[Tensor]
+    masters: list[Tensor]
     keys: list[int]
     grads: list[Tensor]
     steps: list[Tensor]
@@ -221,23 +221,17 @@ class Optimizer(torch.optim.Optimizer):
         return [self._part(master, mesh, names, members) for (master, mesh, _, _, *names), members in kinds.items()]
 
     def _part(self, master: str | None, mesh: bool, names: list[str], pairs: list[Pair]) -> Part:
-        here = (lambda xs: [sharding.local(x) for x in xs]) if mesh else lambda xs: xs
+        def here(xs: list[Tensor]) -> list[Tensor]:
+            return [sharding.local(x) for x in xs] if mesh else xs
+
         params = [p for p, _ in pairs]
         kept = [self.state[p] for p in params]
         states = {name: here([state[name] for state in kept]) for name in names}
-        companions = states.pop(COMPANIONS[master][0]) if master in COMPANIONS else []
+        masters = states.pop(MASTER_STATES[master][0]) if master in MASTER_STATES else []
         keys = self._keys(params) if master == "stochastic" else []
         shards = [sharding.shards(p) for p in params] if mesh else [()] * len(params)
-        return Part(
-            here(params),
-            companions,
-            keys,
-            [grad for _, grad in pairs],
-            states.pop("step"),
-            states,
-            [p.shape for p in params],
-            shards,
-        )
+        steps, shapes = states.pop("step"), [p.shape for p in params]
+        return Part(here(params), masters, keys, [grad for _, grad in pairs], steps, states, shapes, shards)
 
     def _keys(self, params: list[Tensor]) -> list[int]:
         """Philox keys: the seed, and the parameter's number among all; every shard draws its own noise."""
@@ -255,8 +249,8 @@ class Optimizer(torch.optim.Optimizer):
         """Everything that is kept for a parameter."""
         kept = {"step": Kept(torch.Size(), torch.float32), **self.layout(p, group)}
         master = master_of(p, group)
-        if master in COMPANIONS:
-            name, dtype = COMPANIONS[master]
+        if master in MASTER_STATES:
+            name, dtype = MASTER_STATES[master]
             kept[name] = Kept(p.shape, dtype)
         return kept
 

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
+from fastlm.ops.adamw import CORRECTIONS
+from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
+from fastlm.optim.adam import adam_options, moments_update
 from fastlm.optim.base import Optimizer
 from fastlm.optim.states import moments_layout
 
@@ -94,9 +96,8 @@ class LAMB(Optimizer, name="lamb"):
         checks.one_of(VARIANTS, variant=group["variant"])
         checks.one_of((None, True, False), adapt=group["adapt"])
         if group["bounds"] is not None:
-            ordered = lambda low, high: checks.finite(low) and isinstance(high, Real) and 0 <= low <= high
             checks.pair(
-                ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"]
+                _are_ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"]
             )
             if VARIANTS[group["variant"]].clips == "nothing":
                 has_none = f"bounds are {group['bounds']} and variant {group['variant']!r} has none"
@@ -122,11 +123,14 @@ class LAMB(Optimizer, name="lamb"):
         variant = VARIANTS[group["variant"]]
         bounds, free = tuple(group["bounds"] or variant.bounds), (0.0, torch.inf)
         adapt = group["adapt"] if group["adapt"] is not None else variant.adapts_undecayed or group["weight_decay"] != 0
-        lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
-        scalars = (
-            checks.number(group["lr"]),
-            *map(float, (*group["betas"], group["eps"], group["weight_decay"])),
-            CORRECTIONS[variant.correction],
-        )
-        limits = bounds + free if variant.clips == "norm" else free + bounds
-        sharding.apply(lamb, lamb_rules, part.shapes, part.shards, *lists, *scalars, adapt, False, *limits)
+        update = moments_update(part, coefficient, found_inf)
+        options = adam_options(group, CORRECTIONS[variant.correction], decoupled=True)
+        ratio = RatioOptions(adapt, False, *(bounds + free if variant.clips == "norm" else free + bounds))
+        if any(part.shards):
+            sharding.apply(lamb, lamb_rules(part.shapes, update, options, ratio), part.shapes, part.shards)
+        else:
+            lamb(*update, *options, *ratio)
+
+
+def _are_ordered(low: float, high: float) -> bool:
+    return checks.finite(low) and isinstance(high, Real) and 0 <= low <= high

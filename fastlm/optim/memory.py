@@ -39,7 +39,10 @@ class MemoryTable(list[Row]):
     def __str__(self) -> str:
         least = min((r.total for r in self), default=0)
         unit, size = next(((unit, size) for unit, size in UNITS.items() if least >= size), ("B", 1.0))
-        shown = lambda count: f"{count / size:.{0 if unit == 'B' else 1}f}"
+
+        def shown(count: float) -> str:
+            return f"{count / size:.{0 if unit == 'B' else 1}f}"
+
         heads = "".join(f"{head:>9} " for head in ("params", "grads", "masters", "states"))
         lines = [f"{'optimizer':<10} {'master':<11} {heads}{f'total {unit}':>10}  bytes/param"]
         for r in self:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fastlm.ops.sgd import sgd
+from fastlm.ops.sgd import SgdOptions, SgdUpdate, sgd
 from fastlm.optim import checks
 from fastlm.optim.base import Optimizer
 from fastlm.optim.states import STATE_DTYPES, Kept
@@ -84,12 +84,15 @@ class SGD(Optimizer, name="sgd"):
         return super()._state(p, layout)
 
     def update(self, group, part, coefficient, found_inf):
-        scalars = (
-            checks.number(group["lr"]),
-            *map(float, (group["momentum"], group["dampening"], group["weight_decay"])),
-            group["nesterov"],
+        kept, buffers = (part.params, part.masters, part.keys, part.grads), part.states.get("momentum_buffer", [])
+        options = SgdOptions(
+            lr=checks.number(group["lr"]),
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]),
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
         )
-        sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)
+        sgd(*SgdUpdate(*kept, buffers, part.steps, coefficient, found_inf), *options)
 
     def translate(self, state_dict):
         """torch's SGD counts no steps, and a buffer that is there has seen at least one."""

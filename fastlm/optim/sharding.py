@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastlm.backends.dispatch import REFERENCE, BackendError, Op, forced_backend
-from fastlm.ops.sums import Rule, Shards, add_up, follow
+from fastlm.ops.sums import Shards, UpdateRule, all_reduce_sums, run_rules
 from fastlm.ops.unscale import grad_stats
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -151,13 +151,16 @@ def norms(params: list[Tensor], pairs: list[tuple[Tensor, Tensor]], others=None)
     its part in the sums. others: a process group whose ranks have other parameters. Several devices are added up on the
     first parameter's.
     """
-    kind = lambda p: tuple(group for _, group in shards(p))
-    kinds: dict[tuple, list[Tensor]] = {kind(p): [] for p in params}
+    kinds: dict[tuple, list[Tensor]] = {_divided_among(p): [] for p in params}
     for p, grad in pairs:
-        kinds[kind(p)].append(grad)
+        kinds[_divided_among(p)].append(grad)
     squares = [_square(members, params[0].device) for members in kinds.values()]
     extra = () if others is None else (others,)
-    return torch.stack(add_up(squares, [each + extra for each in kinds])).sqrt().float()
+    return torch.stack(all_reduce_sums(squares, [each + extra for each in kinds])).sqrt().float()
+
+
+def _divided_among(p: Tensor) -> tuple:
+    return tuple(group for _, group in shards(p))
 
 
 def _square(grads: list[Tensor], device: torch.device) -> Tensor:
@@ -172,22 +175,17 @@ def _square(grads: list[Tensor], device: torch.device) -> Tensor:
 def agreed(flag: Tensor, groups: tuple) -> Tensor:
     """1 if the flag is set on any rank of the groups, else 0."""
     whole = flag.full_tensor() if is_dtensor(flag) else flag
-    return add_up([whole.reshape(())], [groups])[0].clamp(max=1.0) if groups else whole
+    return all_reduce_sums([whole.reshape(())], [groups])[0].clamp(max=1.0) if groups else whole
 
 
-def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *args) -> None:
-    """op(*args) for tensors that lie here in full; for shards of tensors of these shapes its rules, rules_of(shapes,
-    *args), with sums in between.
-    """
-    if not any(divisions):
-        return op(*args)
+def apply(op: Op, rules: list[UpdateRule], shapes: list[torch.Size], divisions: list[Shards]) -> None:
+    """The op on shards of tensors of these shapes, by its rules, with sums over ranks in between."""
     forced = forced_backend(op.name)
     if forced not in (None, REFERENCE):
         raise BackendError(
             f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; "
             "leave the choice free"
         )
-    rules: list[Rule] = rules_of(shapes, *args)
     sizes = [
         shape.numel() // prod(group.size() for _, group in division)
         for shape, division in zip(shapes, divisions, strict=True)
@@ -195,4 +193,4 @@ def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *
     ends = list(accumulate(sizes))  # of whole shapes, so that every rank makes the same rounds
     for _, members in groupby(range(len(rules)), key=lambda i: ends[i] // SIDE_BY_SIDE):
         chosen = list(members)
-        follow([rules[i] for i in chosen], [divisions[i] for i in chosen])
+        run_rules([rules[i] for i in chosen], [divisions[i] for i in chosen])

@@ -24,8 +24,8 @@ from fastlm.optim import sharding
 MASTERS = (None, "fp32", "remainder", "stochastic")
 STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # a master's name in the state, and its dtype
-COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}
-MASTERED = {name for name, _ in COMPANIONS.values()}
+MASTER_STATES = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}
+MASTERED = {name for name, _ in MASTER_STATES.values()}
 
 
 class Kept(NamedTuple):

@@ -1,7 +1,8 @@
 """How many threads and how many steps: measured in the first seconds on work that is thrown away.
 
 Wall time decides here and only here. The answers are written down before step 1, and everything after is a function of
-the step alone, which is what makes resuming exact on a machine whose speed changes."""
+the step alone, which is what makes resuming exact on a machine whose speed changes.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ LOOKING = 0.3  # of the budget at most goes to evaluations and samples
 @dataclass(frozen=True)
 class Looks:
     """How a model in training is looked at. evaluations: how often, besides the quarters and step 0; windows: of
-    held-out text at each; last: at the last; sample: tokens of a sample."""
+    held-out text at each; last: at the last; sample: tokens of a sample.
+    """
 
     evaluations: int
     windows: int
@@ -55,7 +57,8 @@ class Looks:
 class Budget:
     """threads: CPU threads to use. steps: updates to train for. looks: evaluations and samples. fits: whether the steps
     fit in the minutes; one is done in any case. speeds: threads → tokens per second, where measured. backends: op → who
-    computed it in an update."""
+    computed it in an update.
+    """
 
     threads: int
     steps: int
@@ -67,7 +70,8 @@ class Budget:
 
 def measure(config: Config, tokens: Tokens) -> Budget:
     """Try the thread counts (one, and all of torch's), then fix the steps that fit in the minutes; nothing is timed if
-    the configuration leaves nothing to decide."""
+    the configuration leaves nothing to decide.
+    """
     begun = time.perf_counter()
     trainer = Trainer(config, tokens, steps=1000)
     candidates = _thread_counts(config, trainer.device)
@@ -91,7 +95,8 @@ def measure(config: Config, tokens: Tokens) -> Budget:
 
 def dtype_cost(config: Config) -> float:
     """How many times fp32's time a matrix product takes in the configured dtype here; 1 on a GPU, which has the
-    instructions. A CPU without them is several times slower, and says so nowhere."""
+    instructions. A CPU without them is several times slower, and says so nowhere.
+    """
     if config.torch_device().type != "cpu" or config.dtype == "fp32":
         return 1.0
     return _product_seconds(getattr(torch, DTYPES[config.dtype])) / _product_seconds(torch.float32)
@@ -116,7 +121,8 @@ def _thread_counts(config: Config, device: torch.device) -> list[int]:
 
 def _seconds_per_update(trainer: Trainer, threads: int, best: float) -> float:
     """The mean over PROBE seconds, after an update that warms up; that one's time if it is hopeless against the best so
-    far, as several threads are on a machine that others keep busy."""
+    far, as several threads are on a machine that others keep busy.
+    """
     torch.set_num_threads(threads)
     first = _timed(trainer, 0.0)
     return first if first > 4 * best else _timed(trainer, PROBE)
@@ -151,7 +157,8 @@ def affordable(asked: Looks, window: float, token: float, seconds: float) -> Loo
     """The looks that were asked for, or what of them the seconds allow: shorter samples, evaluations at the quarters
     alone, not of all windows at the end, and then of fewer each time, in this order.
 
-    window, token: seconds that a window of an evaluation takes, and a token of a sample."""
+    window, token: seconds that a window of an evaluation takes, and a token of a sample.
+    """
     allowed = int(seconds / 2 / SAMPLES / max(token, 1e-9))  # samples get half at most
     looks = replace(asked, sample=max(1, min(asked.sample, allowed)))
     room = int((seconds - SAMPLES * looks.sample * token) / max(window, 1e-9))  # windows in all

@@ -1,7 +1,8 @@
 """The loop of a run: update, look, save, to the last step or until something stops it; then what a finished run leaves.
 
 Between two updates the weights, the optimizer's state and the step are all there is to go on from, so that is where a
-run stops: for a signal, for an output that nobody reads, for a disk that is full."""
+run stops: for a signal, for an output that nobody reads, for a disk that is full.
+"""
 
 import math
 import time
@@ -28,7 +29,8 @@ JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to
 @dataclass
 class Run:
     """A run under way. seconds: spent on it before this process, which began at step `first`, at the clock's `begun`;
-    aside: seconds of this process that went not into updates."""
+    aside: seconds of this process that went not into updates.
+    """
 
     folder: Path
     plan: Plan
@@ -92,7 +94,8 @@ class Run:
 
     def _look(self) -> None:
         """What is due after this step, and was not done before the run was stopped: an evaluation, a sample (only of a
-        model that was found sound), the progress line."""
+        model that was found sound), the progress line.
+        """
         step, steps = self.trainer.step, self.plan.steps
         done = self.metrics.opened_with if step == self.first else ()
         sampling = step > 0 and due(step, steps, SAMPLES)
@@ -133,7 +136,8 @@ class Run:
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
-        are skipped for such gradients."""
+        are skipped for such gradients.
+        """
         self.metrics.flush(to_disk)
         if self.metrics.diverged is not None:
             raise self._divergence(f"the loss is not finite at step {self.metrics.diverged}")
@@ -148,7 +152,8 @@ class Run:
 
     def _save(self) -> None:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
-        be."""
+        be.
+        """
         self._flush(to_disk=True)
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
@@ -159,7 +164,8 @@ class Run:
     @contextmanager
     def _disk(self) -> Iterator[None]:
         """A file that cannot be written ends the run: what can be saved is saved, and what there is to go on from is
-        said in one line, a Failure."""
+        said in one line, a Failure.
+        """
         try:
             yield
         except OSError as error:

@@ -1,5 +1,6 @@
 """What a run will take of memory, reckoned before anything is made, so that one that does not fit is refused in words
-instead of being killed without one."""
+instead of being killed without one.
+"""
 
 import os
 from dataclasses import dataclass, replace
@@ -29,7 +30,8 @@ CGROUPS = [
 @dataclass(frozen=True)
 class Need:
     """Bytes. model: parameters, gradients and the optimizer's states. ids: of all rows of an update. rows: activations
-    of a micro-batch's rows."""
+    of a micro-batch's rows.
+    """
 
     model: int
     ids: int
@@ -42,7 +44,8 @@ class Need:
 
 def check(config: Config, text_size: int) -> None:
     """Raises Refusal, naming the flags and the cure, for a run over a text of so many bytes that takes more memory than
-    there is."""
+    there is.
+    """
     room = available_bytes(config.torch_device())
     vocab_size = most_ids(config.vocab, text_size)
     shape = config.sketch(vocab_size)
@@ -76,7 +79,8 @@ def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) 
 
 def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
-    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers."""
+    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers.
+    """
     shape = config.sketch(vocab_size)
     objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
     row = objective.batch(config.seed, 0, 1)

@@ -28,7 +28,8 @@ from fastlm.trainer.words import Refusal, command, disk_words, several
 
 def pretrain(config: Config, argv: list[str]) -> int:
     """Train a model from nothing; return the exit status. Raises Refusal before any work is lost, Failure if training
-    fails."""
+    fails.
+    """
     plugins.load(config.plugin)
     config.check()
     stops = Stops("nothing was begun")

@@ -2,7 +2,8 @@
 
 Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
 learning rate from the schedule, so a trainer set to step s with the weights and optimizer state of step s goes on as if
-it had never stopped. The host waits for the device only when numbers are read."""
+it had never stopped. The host waits for the device only when numbers are read.
+"""
 
 import inspect
 import math
@@ -30,7 +31,8 @@ MOMENTUM = 0.9  # of SGD
 @dataclass(frozen=True)
 class Update:
     """What one update did. losses: "loss", and each term's mean over its targets; norm: of the gradient before
-    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device."""
+    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device.
+    """
 
     losses: dict[str, Tensor]
     norm: Tensor | None
@@ -43,7 +45,8 @@ class Update:
 
 class Trainer:
     """A model in training. step: updates done so far, of `steps`. check: called before each micro-batch and each batch
-    of an evaluation; when it raises, the model and its optimizer are as the last update left them."""
+    of an evaluation; when it raises, the model and its optimizer are as the last update left them.
+    """
 
     def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
         self.config, self.steps, self.step, self.check = config, steps, 0, check
@@ -68,7 +71,8 @@ class Trainer:
 
     def update(self) -> Update:
         """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
-        them."""
+        them.
+        """
         config = self.config
         first = self.step * config.batch * config.accumulate
         batches = [
@@ -120,7 +124,8 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over so many of them spread evenly, always the same."""
+        over so many of them spread evenly, always the same.
+        """
         self.model.eval()
         windows = windows or self.held_out.windows
         numbers = np.arange(windows) * self.held_out.windows // windows
@@ -177,7 +182,8 @@ def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> 
 
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
-    step would take no notice of the schedule."""
+    step would take no notice of the schedule.
+    """
     make = OPTIMIZERS[config.optimizer]
     known = inspect.signature(make).parameters
     options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)

@@ -48,25 +48,21 @@ def test_unknown_instruction_sets_are_refused():
         (lambda m: m.grad_stats([], [], 0, 1.0, 0, 1), "stats is null"),
         (
             lambda m: m.adamw(
-                m.Parameters([], [], []), [], [], [], [8], [], 0, 0, m.AdamOptions(0.1, 0.9, 0.9, 1e-8, 0.0, 1, True), 1
+                m.Update([], [], [], [], [8], 0, 0), [], [], [], m.AdamOptions(0.1, 0.9, 0.9, 1e-8, 0.0, 1, True), 1
             ),
             "differ in number",
         ),
         (
             lambda m: m.sgd(
-                m.Parameters([(8, F32)], [], [7]), [(8, F32)], [], [8], [1], 0, 0, m.SgdOptions(0.1, 0, 0, 0, False), 1
+                m.Update([(8, F32)], [], [7], [(8, F32)], [8], 0, 0), [1], [], m.SgdOptions(0.1, 0, 0, 0, False), 1
             ),
             "for bf16 parameters",
         ),
         (
             lambda m: m.sgd(
-                m.Parameters([(8, F32)], [(8, F32)], []),
-                [(8, F32)],
-                [],
-                [8],
+                m.Update([(8, F32)], [(8, F32)], [], [(8, F32)], [8], 0, 0),
                 [1],
-                0,
-                0,
+                [],
                 m.SgdOptions(0.1, 0, 0, 0, False),
                 1,
             ),
@@ -74,7 +70,7 @@ def test_unknown_instruction_sets_are_refused():
         ),
         (
             lambda m: m.sgd(
-                m.Parameters([(8, F32)], [], []), [(8, F32)], [], [0], [1], 0, 0, m.SgdOptions(0.1, 0, 0, 0, False), 1
+                m.Update([(8, F32)], [], [], [(8, F32)], [0], 0, 0), [1], [], m.SgdOptions(0.1, 0, 0, 0, False), 1
             ),
             "steps holds a null",
         ),

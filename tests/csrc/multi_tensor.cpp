@@ -59,7 +59,7 @@ static void cover() {
     }
     for (const Sizes& sizes : all) {
         chunks_cover_every_element_once<1>(sizes), chunks_cover_every_element_once<4>(sizes);
-        chunks_cover_every_element_once<5>(sizes);  // p, its companion, g, m, v
+        chunks_cover_every_element_once<5>(sizes);  // p, its master, g, m, v
     }
 }
 
@@ -135,42 +135,42 @@ static void order() {
 
 // A parameter goes up by a third: what is stored is what rules/philox.h makes of each element by itself.
 template <Kept KEPT>
-static void parameters_are_kept(int n, int dtype, int companion_dtype, int64_t begin) {
-    Tensor p(n, dtype, 0), companion(n, companion_dtype, 0);
-    const auto low = [&](int i) -> int16_t& { return reinterpret_cast<int16_t*>(companion.data)[i]; };
+static void parameters_are_kept(int n, int dtype, int master_dtype, int64_t begin) {
+    Tensor p(n, dtype, 0), master(n, master_dtype, 0);
+    const auto low = [&](int i) -> int16_t& { return reinterpret_cast<int16_t*>(master.data)[i]; };
     for (int i = 0; i < n; i++) {
         p.set(i, float(i % 90) + 0.5f);
-        if (companion_dtype == I16) low(i) = int16_t(i * 7919);
-        if (companion_dtype == F32) companion.set(i, float(i % 90) + 0.501f);
+        if (master_dtype == I16) low(i) = int16_t(i * 7919);
+        if (master_dtype == F32) master.set(i, float(i % 90) + 0.501f);
     }
     std::vector<float> expected;
     for (int i = 0; i < n; i++) {
-        const float theta = KEPT != COMPANION        ? p.get(i)
-                            : companion_dtype == F32 ? companion.get(i)
-                                                     : join(reinterpret_cast<bf16*>(p.data)[i], low(i));
+        const float theta = KEPT != MASTER        ? p.get(i)
+                            : master_dtype == F32 ? master.get(i)
+                                                  : join(reinterpret_cast<bf16*>(p.data)[i], low(i));
         expected.push_back(theta + 1.0f / 3);
     }
     const auto step = [&](auto chunk) {
         for (int thread = 0; thread < THREADS; thread++)
             map<WRITTEN<KEPT, 0>, 2>(chunk, thread, [&](auto& x, int i) {
                 float theta[VECTOR];
-                for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(x, e, companion_dtype) + 1.0f / 3;
-                write<KEPT>(theta, x, companion_dtype, chunk.begin + VECTOR * i, 5, 77);
+                for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(x, e, master_dtype) + 1.0f / 3;
+                write<KEPT>(theta, x, master_dtype, chunk.begin + VECTOR * i, 5, 77);
             });
     };
-    if constexpr (KEPT == COMPANION) step(Chunk<2>{{p.data, companion.data}, {dtype, companion_dtype}, n, 0, 0, begin});
+    if constexpr (KEPT == MASTER) step(Chunk<2>{{p.data, master.data}, {dtype, master_dtype}, n, 0, 0, begin});
     else step(Chunk<1>{{p.data}, {dtype}, n, 0, 0, begin});
     for (int i = 0; i < n; i++) {
-        if (KEPT == NOISE) {
+        if (KEPT == STOCHASTIC) {
             const int64_t element = begin + i;
             const uint32_t word = noise(element / DRAWS, 5, 77).x[element % DRAWS / 2];
             bf16 exact;
-            narrow_stochastically(expected[i], element % 2 ? word >> 16 : word & 0xffffu, exact);
+            stochastic_round(expected[i], element % 2 ? word >> 16 : word & 0xffffu, exact);
             REQUIRE(p.get(i) == widen(exact));
-        } else if (companion_dtype == I16 && KEPT == COMPANION) {
+        } else if (master_dtype == I16 && KEPT == MASTER) {
             REQUIRE(join(reinterpret_cast<bf16*>(p.data)[i], low(i)) == expected[i]);
-        } else if (KEPT == COMPANION) {
-            REQUIRE(companion.get(i) == expected[i]);
+        } else if (KEPT == MASTER) {
+            REQUIRE(master.get(i) == expected[i]);
         } else {
             Tensor rounded(1, dtype, 0);
             rounded.set(0, expected[i]);
@@ -182,9 +182,10 @@ static void parameters_are_kept(int n, int dtype, int companion_dtype, int64_t b
 static void keeping() {
     for (int n : {1, 4, 7, 1030}) {
         for (int dtype : {F32, BF16, F16}) parameters_are_kept<OWN>(n, dtype, F32, 0);
-        for (int64_t begin : {int64_t(0), CHUNK, int64_t(1) << 36}) parameters_are_kept<NOISE>(n, BF16, F32, begin);
-        for (int dtype : {BF16, F16}) parameters_are_kept<COMPANION>(n, dtype, F32, 0);
-        parameters_are_kept<COMPANION>(n, BF16, I16, 0);
+        for (int64_t begin : {int64_t(0), CHUNK, int64_t(1) << 36})
+            parameters_are_kept<STOCHASTIC>(n, BF16, F32, begin);
+        for (int dtype : {BF16, F16}) parameters_are_kept<MASTER>(n, dtype, F32, 0);
+        parameters_are_kept<MASTER>(n, BF16, I16, 0);
     }
 }
 

@@ -20,9 +20,9 @@ static void pieces_cover_everything_once(const Shapes& shapes, const Group& grou
     const size_t n = group.end - group.begin;
     const Tensors none(shapes.size());
     const Addresses zeros(shapes.size());
-    const Parameters p{none, {}, {}};
+    const Update update{none, {}, {}, none, {}, 0, 0};
     const auto items = std::make_unique<Items>();
-    describe({p, none, zeros, zeros, none, shapes}, group, nullptr, *items);
+    describe({update, shapes, zeros, zeros, none}, group, nullptr, *items);
     const Counts counts = counts_of(shapes, group);
     REQUIRE(n <= size_t(Items::CAPACITY) && items->tensors == int64_t(n));
     const Item& end = items->item[n];
@@ -244,14 +244,17 @@ static void an_update_follows_the_formulas(
     std::vector<Matrix> tensors;
     for (const auto& shape : shapes) tensors.emplace_back(shape, p_dtype, g_dtype, m_dtype, shift, size, random);
     std::vector<Expected> wanted;
-    Parameters p;
-    Tensors g, m;
+    Update update{};
     Addresses rows, columns;
+    Tensors m;
     std::vector<Now<Adafactor>> now;
     for (Matrix& x : tensors) {
         wanted.push_back(expected(x, 3.0, 0.5, MOMENTUM, o));
-        p.stored.push_back(x.p.tensor()), g.push_back(x.g.tensor()), m.push_back(x.m.tensor());
-        rows.push_back(reinterpret_cast<Address>(x.R.data())), columns.push_back(reinterpret_cast<Address>(x.C.data()));
+        update.params.push_back(x.p.tensor());
+        update.grads.push_back(x.g.tensor());
+        m.push_back(x.m.tensor());
+        rows.push_back(reinterpret_cast<Address>(x.R.data()));
+        columns.push_back(reinterpret_cast<Address>(x.C.data()));
         now.push_back({make_rule(3.0, o), 3, 0});
     }
     if (!MOMENTUM) m.clear();
@@ -259,7 +262,7 @@ static void an_update_follows_the_formulas(
     const Counts counts = counts_of(shapes, all);
     const std::unique_ptr<float[]> floats(new float[counts.floats]);
     const auto items = std::make_unique<Items>();
-    describe({p, g, rows, columns, m, shapes}, all, floats.get(), *items);
+    describe({update, shapes, rows, columns, m}, all, floats.get(), *items);
     step<MOMENTUM>(*items, counts, now, 0.5f, o);
     const auto ulp = [](int dtype) { return dtype == F32 ? 0x1p-20 : 0x1p-8; };
     for (size_t t = 0; t < tensors.size(); t++) {

@@ -14,7 +14,7 @@ from cases import ADAFACTOR, ADAMW, LAMB, SGD
 from fastlm import amp, optim
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS, use_backend
-from fastlm.ops.adamw import adamw
+from fastlm.ops.adamw import CORRECTIONS, AdamOptions, adamw
 from fastlm.ops.unscale import grad_stats, unscale
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +33,7 @@ MIXES = {  # dtypes of p, g, m, v
     "fp16-scaled": (F16, F16, F32, F32),
     "all-different": (BF16, F16, F32, BF16),
 }
-SCALARS = (1e-2, 0.9, 0.95, 1e-8, 0.1, True, True)  # lr, β₁, β₂, eps, weight decay, bias correction, decoupled decay
+OPTIONS = AdamOptions(1e-2, 0.9, 0.95, 1e-8, 0.1, CORRECTIONS["moments"], decoupled=True)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def tensors(sizes, dtype, seed=0, shift=0) -> list[torch.Tensor]:
 
 
 def state(sizes=SIZES, mix="fp32", shift=0, step=3.0) -> list[list[torch.Tensor]]:
-    """[params, companions (none), keys (none), grads, exp_avgs, exp_avg_sqs, steps] on the CPU."""
+    """[params, masters (none), keys (none), grads, exp_avgs, exp_avg_sqs, steps] on the CPU."""
     lists = [tensors(sizes, dtype, seed, shift) for seed, dtype in enumerate(MIXES[mix])]
     lists[3] = [v.abs() for v in lists[3]]
     return [lists[0], [], [], *lists[1:], [torch.tensor(step + i % 3) for i in range(len(sizes))]]
@@ -84,9 +84,9 @@ def test_adamw_has_the_bits_of_the_cpp_backend(mix, shift):
     cpu = state(mix=mix, shift=shift)
     gpu = to(cpu, CUDA)
     for coefficient in (None, 0.37):
-        adamw(*gpu, None if coefficient is None else scalar(coefficient), scalar(0.0), *SCALARS)
+        adamw(*gpu, None if coefficient is None else scalar(coefficient), scalar(0.0), *OPTIONS)
         with use_backend("cpp"):
-            adamw(*cpu, None if coefficient is None else scalar(coefficient, CPU), scalar(0.0, CPU), *SCALARS)
+            adamw(*cpu, None if coefficient is None else scalar(coefficient, CPU), scalar(0.0, CPU), *OPTIONS)
         assert same_bits(gpu, cpu)
 
 
@@ -94,8 +94,8 @@ def test_adamw_has_the_bits_of_the_cpp_backend(mix, shift):
 def test_adamw_follows_the_definition(mix):
     gpu = to(state(mix=mix), CUDA)
     truth = to(gpu, CUDA)
-    adamw(*gpu, scalar(0.5), None, *SCALARS)
-    adamw.definition(*truth, scalar(0.5), None, *SCALARS)
+    adamw(*gpu, scalar(0.5), None, *OPTIONS)
+    adamw.definition(*truth, scalar(0.5), None, *OPTIONS)
     for got, expected in zip(itertools.chain(*gpu), itertools.chain(*truth), strict=True):
         ulp = torch.finfo(got.dtype).eps
         torch.testing.assert_close(got, expected, rtol=8 * ulp, atol=8 * ulp)
@@ -105,9 +105,9 @@ def test_adamw_follows_the_definition(mix):
 def test_adamw_on_many_small_tensors(tensor_count):
     cpu = state([i % 97 for i in range(tensor_count)])
     gpu = to(cpu, CUDA)
-    adamw(*gpu, None, None, *SCALARS)
+    adamw(*gpu, None, None, *OPTIONS)
     with use_backend("cpp"):
-        adamw(*cpu, None, None, *SCALARS)
+        adamw(*cpu, None, None, *OPTIONS)
     assert same_bits(gpu, cpu)
 
 
@@ -115,7 +115,7 @@ def test_adamw_on_many_small_tensors(tensor_count):
 def test_found_inf_leaves_every_bit(flag):
     gpu = to(state(mix="fp16-scaled"), CUDA)
     before = to(gpu, CPU)
-    adamw(*gpu, scalar(float("inf")), scalar(flag), *SCALARS)
+    adamw(*gpu, scalar(float("inf")), scalar(flag), *OPTIONS)
     assert same_bits(gpu, before)
 
 
@@ -133,8 +133,8 @@ def test_transposed_and_strided_parameters():
     )
     gpu = [params, [], [], grads, m, v, steps]
     truth = [[t.clone() for t in ts] for ts in gpu]
-    adamw(*gpu, None, None, *SCALARS)
-    adamw.definition(*truth, None, None, *SCALARS)
+    adamw(*gpu, None, None, *OPTIONS)
+    adamw.definition(*truth, None, None, *OPTIONS)
     for got, expected in zip(itertools.chain(*gpu), itertools.chain(*truth), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 

@@ -129,8 +129,10 @@ def test_a_launch_without_a_driver_says_so(library):
             launch()
 
 
-def parameters(m, tensors, companions=(), keys=()):
-    return m.Parameters(tensors, list(companions), list(keys))
+def update(m, at, params=None, masters=(), keys=(), steps=None):
+    """Of one tensor at an address, fp32 unless other parameters are given."""
+    one = [(at, 0)]
+    return m.Update(params or one, list(masters), list(keys), one, [at] if steps is None else steps, 0, 0)
 
 
 def adafactor(m, lr=1e-3):
@@ -146,32 +148,14 @@ def _launches(m, at):
     return (
         lambda: m.unscale(tensors, [4], at, at, 0, 0),
         lambda: m.grad_stats(tensors, [4], 0, 1.0, at, at, 0, 0),
-        lambda: m.adamw(parameters(m, tensors), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), at, 0, 0),
+        lambda: m.adamw(update(m, at), [4], tensors, tensors, adam(m), at, 0, 0),
         lambda: m.lamb(
-            parameters(m, tensors),
-            tensors,
-            tensors,
-            tensors,
-            [at],
-            [4],
-            0,
-            0,
-            adam(m),
-            m.RatioOptions(True, False, 0, 9, 0, 9),
-            at,
-            0,
-            0,
+            update(m, at), [4], tensors, tensors, adam(m), m.RatioOptions(True, False, 0, 9, 0, 9), at, 0, 0
         ),
-        lambda: m.sgd(
-            parameters(m, tensors), tensors, [], [at], [4], 0, 0, m.SgdOptions(1e-3, 0, 0, 0, False), at, 0, 0
-        ),
-        lambda: m.adafactor(
-            parameters(m, tensors), tensors, [at], [at], [], [at], [(1, 2, 2)], 0, 0, adafactor(m), at, 0, 0
-        ),
+        lambda: m.sgd(update(m, at), [4], [], m.SgdOptions(1e-3, 0, 0, 0, False), at, 0, 0),
+        lambda: m.adafactor(update(m, at), [(1, 2, 2)], [at], [at], [], adafactor(m), at, 0, 0),
         # 16-bit remainders
-        lambda: m.adamw(
-            parameters(m, [(at, 1)], [(at, 3)]), tensors, tensors, tensors, [at], [4], 0, 0, adam(m), at, 0, 0
-        ),
+        lambda: m.adamw(update(m, at, [(at, 1)], [(at, 3)]), [4], tensors, tensors, adam(m), at, 0, 0),
     )
 
 
@@ -191,17 +175,16 @@ def test_launchers_refuse_in_words(library):
         m.unscale([(at, 0)], [4], 0, at, 0, 0)
     with pytest.raises(ValueError, match="workspace is null"):
         m.grad_stats([(at, 0)], [4], 0, 1.0, at, 0, 0, 0)
-    state = [[(at, 0)]] * 3
-    for companions, keys, steps, workspace, message in (
+    state = [[(at, 0)]] * 2
+    for masters, keys, steps, workspace, message in (
         ((), (), [], at, "steps and params differ in number"),
         ((), (), [at], 0, "workspace is null"),
         ((), (), [0], at, "steps holds a null address"),
-        ([(at, 0)], (), [at], at, "companions are fp32 of 16-bit parameters, or int16 of bf16"),
-        ((), [7], [at], at, "stochastic rounding is for bf16 parameters without companion"),
+        ([(at, 0)], (), [at], at, "masters are fp32 of 16-bit parameters, or int16 remainders of bf16"),
+        ((), [7], [at], at, "stochastic rounding is for bf16 parameters without master"),
     ):
         with pytest.raises(ValueError, match=message):
-            m.adamw(parameters(m, [(at, 0)], companions, keys), *state, steps, [4], 0, 0, adam(m), workspace, 0, 0)
-    one = [(at, 0)]
+            m.adamw(update(m, at, None, masters, keys, steps), [4], *state, adam(m), workspace, 0, 0)
     for rows, columns, shape, message in (
         ([at], [], (1, 2, 2), "factors and params differ in number"),
         ([at], [0], (1, 2, 2), "a factor has a null address"),
@@ -210,7 +193,7 @@ def test_launchers_refuse_in_words(library):
         ([at], [at], (2**20, 2**11, 2), "or 2³⁰ rows"),
     ):
         with pytest.raises(ValueError, match=message):
-            m.adafactor(parameters(m, one), one, rows, columns, [], [at], [shape], 0, 0, adafactor(m), at, 0, 0)
+            m.adafactor(update(m, at), [shape], rows, columns, [], adafactor(m), at, 0, 0)
 
 
 def test_the_workspace_of_adafactor(library):

@@ -63,10 +63,9 @@ def workspace(module, op: str, sizes: list) -> torch.Tensor:
 
 def step(module, case, dtype) -> tuple:
     """The case's arguments after the op's CUDA kernels."""
-    args, room = case.make(dtype, torch.device("cpu")), sys.modules[f"fastlm.ops.{case.op}"]
-    sizes = room._shapes(args[0], args[5]) if case.op == "adafactor" else [p.numel() for p in args[0]]
-    memory = workspace(module, case.op, sizes)
-    room._launch(module, *args, (memory.data_ptr(), 0, 0))
+    args, op = case.make(dtype, torch.device("cpu")), OPS[case.op]
+    memory = workspace(module, case.op, op.sizes(op.named(args)[0]))
+    op.launch(module, args, (memory.data_ptr(), 0, 0))
     return args
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import fastlm
 from fastlm import optim
 from fastlm.backends import dispatch, native
-from fastlm.ops.precision import Parameter, philox, round_by_noise, split
+from fastlm.ops.precision import Parameter, philox, split, stochastic_round
 from fastlm.ops.unscale import grad_stats, unscale
 
 BACKENDS = ("cpp", "reference")
@@ -91,8 +91,8 @@ def test_masters_and_remainders_are_fp32_training(choice, master):
         new_grads(), share_grads(params, wide)
         ours.step(), theirs.step()
     for p, q in zip(params, wide, strict=True):
-        companion = ours.state[p]["master" if master == "fp32" else "remainder"]
-        assert torch.equal(Parameter(p.detach(), companion, None).read(), q)
+        kept = ours.state[p]["master" if master == "fp32" else "remainder"]
+        assert torch.equal(Parameter(p.detach(), kept, None).read(), q)
         assert (p.float() - q).abs().max() <= 2**-8 * q.abs().max()
 
 
@@ -323,7 +323,7 @@ def test_philox_has_the_published_bits():
 def test_noise_is_unbiased(x):
     """The mean of 100,000 roundings is x to four standard errors, and each is one of x's two neighbours."""
     n = 100_000
-    rounded = round_by_noise(torch.full((n,), x), 5, torch.tensor(3.0)).double()
+    rounded = stochastic_round(torch.full((n,), x), 5, torch.tensor(3.0)).double()
     exact = torch.tensor(x).double()
     gap = rounded.max() - rounded.min()
     assert (rounded - exact).abs().max() <= gap.clamp(min=0) and rounded.unique().numel() <= 2
@@ -360,11 +360,11 @@ def test_noise_lets_small_updates_through():
 
 def test_noise_differs_between_parameters_steps_and_seeds():
     draws = {
-        (seed, index): round_by_noise(torch.full((64,), 1.001), seed << 32 | index, torch.tensor(1.0))
+        (seed, index): stochastic_round(torch.full((64,), 1.001), seed << 32 | index, torch.tensor(1.0))
         for seed in (0, 1)
         for index in (0, 1)
     }
-    draws["step"] = round_by_noise(torch.full((64,), 1.001), 0, torch.tensor(2.0))
+    draws["step"] = stochastic_round(torch.full((64,), 1.001), 0, torch.tensor(2.0))
     assert len({tuple(x.tolist()) for x in draws.values()}) == 5
 
 
@@ -662,7 +662,7 @@ def test_a_parameter_that_changed_its_size_is_refused(choice):
             1,
             0,
             torch.zeros(64, 32),
-            r"companions\[0\] has shape \[64, 32\], and its parameter needs \[64, 33\]",
+            r"masters\[0\] has shape \[64, 32\], and its parameter needs \[64, 33\]",
         ),
         (
             "adamw-mixed_shapes",

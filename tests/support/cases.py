@@ -206,14 +206,14 @@ KEPT = (None, "fp32", "remainder", "stochastic")
 
 
 def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dtype=torch.float32):
-    """[params, companions, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for
+    """[params, masters, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for
     bf16 alone.
     """
     g = torch.Generator().manual_seed(1)
     draw = lambda shape: torch.randn(shape, generator=g)
     kept = kept if dtype == torch.bfloat16 else None
     params = [draw(s).to(device, dtype) for s in shapes]
-    companions = {  # masters that differ from the parameter by more than its rounding: those elements were written since
+    masters = {  # they differ from the parameter by more than its rounding: those elements were written since
         "fp32": lambda: [p.float() + 2e-3 * draw(p.shape).to(device) * p.abs().float() for p in params],
         "remainder": lambda: [
             torch.randint(-(2**15), 2**15, p.shape, generator=g).to(device, torch.int16) for p in params
@@ -226,7 +226,7 @@ def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dt
         [0.01 * draw(s).square().to(device, state_dtype) for s in shapes],
     ]
     steps = [torch.full((), 3.0 + i, device=device) for i in range(len(shapes))]
-    return [params, companions, keys, grads, *moments[:states]], steps
+    return [params, masters, keys, grads, *moments[:states]], steps
 
 
 def _flags(device, coefficient, found_inf):
@@ -236,10 +236,10 @@ def _flags(device, coefficient, found_inf):
 MIXED = ((64, 33), (7,), ())
 
 
-def _adamw(shapes=MIXED, coefficient=0.5, found_inf=0.0, correct=True, decoupled=True, **options):
+def _adamw(shapes=MIXED, coefficient=0.5, found_inf=0.0, correction=1, decoupled=True, **options):
     def make(dtype, device):
         lists, steps = _lists(shapes, dtype, device, **options)
-        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-3, 0.9, 0.95, 1e-8, 0.1, correct, decoupled
+        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-3, 0.9, 0.95, 1e-8, 0.1, correction, decoupled
 
     return make
 
@@ -249,13 +249,14 @@ def _lamb(
     coefficient=0.5,
     found_inf=0.0,
     correction=1,
-    decay=0.1,
+    decoupled=True,
     ratio=(True, False, 0.0, INF, 0.0, INF),
     **options,
 ):
     def make(dtype, device):
         lists, steps = _lists(shapes, dtype, device, **options)
-        return *lists, steps, *_flags(device, coefficient, found_inf), 1e-2, 0.9, 0.95, 1e-6, decay, correction, *ratio
+        adam = 1e-2, 0.9, 0.95, 1e-6, 0.1, correction, decoupled
+        return *lists, steps, *_flags(device, coefficient, found_inf), *adam, *ratio
 
     return make
 
@@ -282,7 +283,7 @@ def _adafactor(
     """
 
     def make(dtype, device):
-        (params, companions, keys, grads, exp_avgs), steps = _lists(shapes, dtype, device, states=1, **options)
+        (params, masters, keys, grads, exp_avgs), steps = _lists(shapes, dtype, device, states=1, **options)
         squares = [
             (tiny * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))).square().to(device)
             for p in params
@@ -301,7 +302,7 @@ def _adafactor(
                 [torch.zeros_like(x) for x in cols],
                 [torch.zeros_like(x) for x in steps],
             )
-        lists = params, companions, keys, grads, rows, cols, exp_avgs if momentum else []
+        lists = params, masters, keys, grads, rows, cols, exp_avgs if momentum else []
         scalars = lr, relative, ramp, 0.8, offset, *eps, 1e-3, scaled, 0.05, 1.0, momentum, decay, by_step
         return *lists, steps, *_flags(device, coefficient, found_inf), *scalars
 
@@ -328,7 +329,13 @@ def _odd(make, more: dict) -> dict[str, Callable]:
     return {"mixed_shapes": make()} | {name: make(**options) for name, options in (ODD | more).items()}
 
 
-ADAMW = _all("adamw", **_odd(_adamw, STATES | dict(uncorrected=dict(correct=False), l2=dict(decoupled=False))))
+ADAMW = _all(
+    "adamw",
+    **_odd(
+        _adamw,
+        STATES | dict(uncorrected=dict(correction=0), corrected_step=dict(correction=2), l2=dict(decoupled=False)),
+    ),
+)
 LAMB = _all(
     "lamb",
     **_odd(
@@ -337,6 +344,7 @@ LAMB = _all(
         | dict(
             uncorrected=dict(correction=0, ratio=(False, False, 0.0, INF, 0.0, INF)),
             corrected_step=dict(correction=2, ratio=(True, False, 0.0, INF, 0.01, 10.0)),
+            l2=dict(decoupled=False),
             bounded_norm=dict(ratio=(True, False, 2.0, 3.0, 0.0, INF)),
             rms=dict(correction=2, ratio=(True, True, 0.0, INF, 1e-3, INF)),
             several_groups=dict(shapes=((1000, 1500), (40,), (1100, 1000), (30, 20))),

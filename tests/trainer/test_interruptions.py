@@ -1,5 +1,6 @@
 """Whatever ends a run, and whenever: it goes on to the same bits, or a line says that nothing was begun and nothing is
-left of it."""
+left of it.
+"""
 
 import errno
 import io

@@ -52,6 +52,7 @@ PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const A
     PanelSums sums = {0.0, 0.0, double(HUGE_VALF)};
     for (int64_t i = 0; i < panel.rows; i += GROUP) {
         const int rows = panel.rows - i < GROUP ? int(panel.rows - i) : GROUP;
+        // R ← β R + (1 - β)(mean_j G² + ε₁) of each row
         for (int r = 0; r < rows; r++) {
             float& R = panel.R[i + r];
             const double row = row_squares(at(panel.g, (i + r) * n), n, coefficient);
@@ -61,6 +62,7 @@ PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const A
             inverse[r] = row == 0.0 ? 0.0f : 1.0f / R;
             if (row != 0.0 && double(R) < sums.smallest_R) sums.smallest_R = double(R);
         }
+        // what the rows add to Σ_i G² and Σ_i G²/R_i of every column
         for (int64_t o = 0; o < n; o += BLOCK) {
             const int b = n - o < BLOCK ? int(n - o) : BLOCK;
             const float* x[GROUP];
@@ -69,7 +71,8 @@ PanelSums adafactor_measure_panel(const Panel& panel, float coefficient, const A
             else
                 for (int r = 0; r < rows; r++) add_row(x[r], inverse[r], b, coefficient, panel.c + o, panel.w + o);
         }
-        const int64_t end = (i + rows) * n;  // Σ θ² of the same rows
+        // Σ θ² of the same rows
+        const int64_t end = (i + rows) * n;
         for (int64_t o = i * n; rule.scaled && o < end; o += BLOCK) {
             const int b = end - o < BLOCK ? int(end - o) : BLOCK;
             sums.p += squares(load(panel.p, o, buffers[0], b), b);
@@ -135,7 +138,10 @@ void adafactor_apply_panel(const Panel& panel, float coefficient, const Adafacto
             const int64_t o = i * panel.columns + j;
             float *p = load(panel.p, o, pb, n), *g = load(panel.g, o, gb, n);
             if (panel.m.data == nullptr) update(p, g, panel.b + j, n, a, s, rule);
-            else directions(g, panel.b + j, ub, n, a, s, rule), apply_momentum(p, ub, panel.m, o, n, rule);
+            else {
+                directions(g, panel.b + j, ub, n, a, s, rule);
+                apply_momentum(p, ub, panel.m, o, n, rule);
+            }
             store(p, panel.p, o, n);
         }
     }

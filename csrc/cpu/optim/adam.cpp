@@ -18,10 +18,14 @@ static inline __attribute__((always_inline)) void update_run(
     bf16* p, const bf16* g, bf16* m, bf16* v, int n, float coefficient, const Adam& c) {
     float pf[RUN], mf[RUN], vf[RUN];
     for (int i = 0; i < n; i++) {
-        pf[i] = widen(p[i]), mf[i] = widen(m[i]), vf[i] = widen(v[i]);
+        pf[i] = widen(p[i]);
+        mf[i] = widen(m[i]);
+        vf[i] = widen(v[i]);
         adam(pf[i], coefficient * widen(g[i]), mf[i], vf[i], c);
     }
-    narrow_all(pf, p, n), narrow_all(mf, m, n), narrow_all(vf, v, n);
+    narrow_all(pf, p, n);
+    narrow_all(mf, m, n);
+    narrow_all(vf, v, n);
 }
 
 static void update_bf16(void* pd, const void* gd, void* md, void* vd, int64_t n, float coefficient, const Adam& rule) {
@@ -51,7 +55,7 @@ static void apply(float* __restrict p, const float* __restrict m, const float* _
 }
 
 void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
-    const bool alone = p.companion.data == nullptr && !p.stochastic;
+    const bool alone = p.master.data == nullptr && !p.stochastic;
     if (alone && p.stored.dtype == BF16 && g.dtype == BF16 && m.dtype == BF16 && v.dtype == BF16)
         return update_bf16(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
     float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
@@ -59,7 +63,9 @@ void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float co
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;
         float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
         update(pf, gf, mf, vf, b, coefficient, c);
-        store(pf, p, o, b), store(mf, m, o, b), store(vf, v, o, b);
+        store(pf, p, o, b);
+        store(mf, m, o, b);
+        store(vf, v, o, b);
     }
 }
 
@@ -69,11 +75,17 @@ Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n
     for (int64_t o = 0; o < n; o += BLOCK) {
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;
         float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
+        // m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g²
         moments(pf, gf, mf, vf, b, coefficient, c);
-        store(mf, m, o, b), store(vf, v, o, b);
-        mf = load(m, o, mb, b), vf = load(v, o, vb, b);  // as the second pass will find them
+        store(mf, m, o, b);
+        store(vf, v, o, b);
+        // as the second pass will find them
+        mf = load(m, o, mb, b);
+        vf = load(v, o, vb, b);
+        // r = m̂ / (√v̂ + ε) + λ θ, in the place of g, and what the block adds to ‖θ‖² and ‖r‖²
         direction(pf, mf, vf, gb, b, c);
-        sums.p += squares(pf, b), sums.r += squares(gb, b);
+        sums.p += squares(pf, b);
+        sums.r += squares(gb, b);
     }
     return sums;
 }

@@ -22,11 +22,10 @@ struct Piece {  // a panel of a matrix, or a run of a tensor that is not factore
 };
 
 struct Lists {
-    const Parameters& p;
-    const Tensors& g;
+    const Update& update;
+    const Shapes& shapes;
     const Addresses &rows, &columns;
     const Tensors& m;
-    const Shapes& shapes;
     const AdafactorOptions& options;
     const std::vector<float>& step;
     std::vector<Adafactor> rules;
@@ -46,15 +45,20 @@ public:
                     pieces.push_back({t, b, i, std::min(height, rows - i), begin, nullptr, nullptr, {}, 0.0});
                     sums += 2 * columns;
                 }
-            first_factor_.push_back(factors), first_mean_.push_back(means_.size());
+            first_factor_.push_back(factors);
+            first_mean_.push_back(means_.size());
             factors += matrices * columns;
             means_.resize(means_.size() + matrices);
         }
-        sums_.reset(new float[sums]), factors_.reset(new float[factors]), bound_.assign(end - begin, false);
+        sums_.reset(new float[sums]);
+        factors_.reset(new float[factors]);
+        bound_.assign(end - begin, false);
+        // every panel's column sums, Σ_i G² and Σ_i G²/R_i, one after another
         float* next = sums_.get();
         for (Piece& piece : pieces) {
             const int64_t columns = lists.shapes[piece.tensor][2];
-            piece.c = next, piece.w = next + columns;
+            piece.c = next;
+            piece.w = next + columns;
             next += 2 * columns;
         }
     }
@@ -64,9 +68,10 @@ public:
         if (factored(piece)) {
             piece.sums = k.adafactor_measure(panel(piece), coefficient, rule);
         } else {
-            const Squares s = k.adafactor_measure_run(param(piece), span(lists_.g, piece.tensor, piece.begin),
-                row_state(piece), piece.rows, coefficient, rule);
-            piece.sums.p = s.p, piece.u = s.r;
+            const Squares s = k.adafactor_measure_run(param(piece),
+                span(lists_.update.grads, piece.tensor, piece.begin), row_state(piece), piece.rows, coefficient, rule);
+            piece.sums.p = s.p;
+            piece.u = s.r;
         }
     }
 
@@ -81,17 +86,24 @@ public:
             }
             const auto [matrices, rows, columns] = lists_.shapes[head.tensor];
             double R = 0.0, smallest_R = HUGE_VAL;
-            c.assign(columns, 0.0), w.assign(columns, 0.0);
+            // mean(R), and the column sums of all panels of this matrix
+            c.assign(columns, 0.0);
+            w.assign(columns, 0.0);
             for (; i < pieces.size() && pieces[i].tensor == head.tensor && pieces[i].matrix == head.matrix; i++) {
                 const Piece& piece = pieces[i];
-                R += piece.sums.R, smallest_R = std::min(smallest_R, piece.sums.smallest_R);
-                for (int64_t j = 0; j < columns; j++) c[j] += piece.c[j], w[j] += piece.w[j];
+                R += piece.sums.R;
+                smallest_R = std::min(smallest_R, piece.sums.smallest_R);
+                for (int64_t j = 0; j < columns; j++) {
+                    c[j] += piece.c[j];
+                    w[j] += piece.w[j];
+                }
             }
             const AdafactorOptions& o = lists_.options;
             const double mean = means_[first_mean_[head.tensor - begin_] + head.matrix] =
                 mean_of_rows(R, double(rows), o);
             float* C = reinterpret_cast<float*>(lists_.columns[head.tensor]) + head.matrix * columns;
             float* b = factor(head);
+            // C, 1/√C, and n m RMS(U)² = mean(R) Σ_j (Σ_i G²/R_i) / C_j
             double u = 0.0, smallest_C = HUGE_VAL;
             for (int64_t j = 0; j < columns; j++) {
                 C[j] = ema(C[j], float(c[j] / double(rows)), lists_.rules[head.tensor]);
@@ -113,8 +125,10 @@ public:
 
     void finish_steps() {
         std::vector<Squares> sums(end_ - begin_, Squares{0.0, 0.0});
-        for (const Piece& piece : pieces)
-            sums[piece.tensor - begin_].p += piece.sums.p, sums[piece.tensor - begin_].r += piece.u;
+        for (const Piece& piece : pieces) {
+            sums[piece.tensor - begin_].p += piece.sums.p;
+            sums[piece.tensor - begin_].r += piece.u;
+        }
         for (size_t t = begin_; t < end_; t++) {
             const auto [matrices, rows, columns] = lists_.shapes[t];
             const double n = double(matrices * rows * std::max<int64_t>(columns, 1));
@@ -127,7 +141,7 @@ public:
         const Adafactor& rule = lists_.rules[piece.tensor];
         if (factored(piece)) k.adafactor_apply(panel(piece), coefficient, rule);
         else
-            k.adafactor_apply_run(param(piece), span(lists_.g, piece.tensor, piece.begin), momentum(piece),
+            k.adafactor_apply_run(param(piece), span(lists_.update.grads, piece.tensor, piece.begin), momentum(piece),
                 row_state(piece), piece.rows, coefficient, rule);
     }
 
@@ -139,11 +153,9 @@ private:
 
     bool factored(const Piece& piece) const { return lists_.shapes[piece.tensor][2] > 0; }
     Parameter param(const Piece& piece) const {
-        return parameter(lists_.p, lists_.step[piece.tensor], piece.tensor, piece.begin);
+        return parameter(lists_.update, lists_.step[piece.tensor], piece.tensor, piece.begin);
     }
-    Span momentum(const Piece& piece) const {
-        return lists_.m.empty() ? Span{nullptr, F32} : span(lists_.m, piece.tensor, piece.begin);
-    }
+    Span momentum(const Piece& piece) const { return optional_span(lists_.m, piece.tensor, piece.begin); }
     float* factor(const Piece& piece) const {
         return factors_.get() + first_factor_[piece.tensor - begin_] + piece.matrix * lists_.shapes[piece.tensor][2];
     }
@@ -152,7 +164,7 @@ private:
                piece.row;
     }
     Panel panel(const Piece& piece) const {
-        return {param(piece), span(lists_.g, piece.tensor, piece.begin), momentum(piece), piece.rows,
+        return {param(piece), span(lists_.update.grads, piece.tensor, piece.begin), momentum(piece), piece.rows,
             lists_.shapes[piece.tensor][2], row_state(piece), piece.c, piece.w, factor(piece),
             means_[first_mean_[piece.tensor - begin_] + piece.matrix]};
     }
@@ -166,16 +178,16 @@ private:
     std::vector<bool> bound_;
 };
 
-void launch_adafactor(const Parameters& p, const Tensors& g, const Addresses& rows, const Addresses& columns,
-    const Tensors& m, const Addresses& steps, const Shapes& shapes, Address coefficient, Address found_inf,
-    const AdafactorOptions& options, int threads) {
+void launch_adafactor(const Update& update, const Shapes& shapes, const Addresses& rows, const Addresses& columns,
+    const Tensors& m, const AdafactorOptions& options, int threads) {
     const Sizes sizes = sizes_of(shapes);
-    check_step(p, steps, sizes, {{"grads", &g}}), check_factors(rows, columns, shapes, sizes);
+    check_update(update, sizes, {});
+    check_factors(rows, columns, shapes, sizes);
     if (!m.empty()) check_list("exp_avgs", m, sizes);
-    if (scalar(found_inf, 0.0f) != 0.0f) return;
-    const std::vector<float> now = advance(steps);
-    Lists lists{p, g, rows, columns, m, shapes, options, now, make_rules(now, options)};
-    const float factor = scalar(coefficient, 1.0f);
+    if (scalar(update.found_inf, 0.0f) != 0.0f) return;
+    const std::vector<float> now = advance(update.steps);
+    Lists lists{update, shapes, rows, columns, m, options, now, make_rules(now, options)};
+    const float factor = scalar(update.coefficient, 1.0f);
     const Kernels& k = active();
     std::vector<Work> work;
     std::vector<int64_t> counts;

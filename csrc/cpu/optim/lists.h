@@ -61,11 +61,15 @@ static inline Span span(const Tensors& list, size_t tensor, int64_t begin) {
 
 static inline Span span(const Tensors& list, const Chunk& c) { return span(list, c.tensor, c.begin); }
 
-static inline Parameter parameter(const Parameters& p, float step, size_t tensor, int64_t begin) {
-    const bool noisy = !p.keys.empty();
-    return {span(p.stored, tensor, begin),
-        p.companions.empty() ? Span{nullptr, F32} : span(p.companions, tensor, begin), noisy,
-        noisy ? uint64_t(p.keys[tensor]) : 0, uint32_t(step), begin};
+// The same of a list that may be empty.
+static inline Span optional_span(const Tensors& list, size_t tensor, int64_t begin) {
+    return list.empty() ? Span{nullptr, F32} : span(list, tensor, begin);
+}
+
+static inline Parameter parameter(const Update& update, float step, size_t tensor, int64_t begin) {
+    const bool stochastic = !update.keys.empty();
+    return {span(update.params, tensor, begin), optional_span(update.masters, tensor, begin), stochastic,
+        stochastic ? uint64_t(update.keys[tensor]) : 0, uint32_t(step), begin};
 }
 
 }  // namespace fastlm

@@ -23,7 +23,8 @@ class Metrics:
 
     last: field → newest value, and held_out_step, the step of the newest evaluation. opened_with: the fields that there
     were for `step`. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
-    skipped: updates that were skipped, for their gradients were not finite."""
+    skipped: updates that were skipped, for their gradients were not finite.
+    """
 
     def __init__(self, path: Path, step: int):
         self.path = path
@@ -39,7 +40,8 @@ class Metrics:
 
     def add(self, step: int, seconds: float, updating: float, update: Update) -> None:
         """A row for the update that made `step`, `seconds` into the run, `updating` of which this process has spent on
-        updates alone."""
+        updates alone.
+        """
         speed = update.tokens / max(1e-9, updating - self._before)
         self._before = updating
         row = {
