@@ -1,7 +1,7 @@
 """Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the
 gradients are there.
 
-    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, loop and foreach; transformers.Adafactor; and torch's fused AdamW
+    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, transformers.Adafactor; and torch's fused AdamW
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
     sgd         fastlm.optim.SGD(momentum)           torch.optim.SGD(fused=True)
     bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters

@@ -63,8 +63,10 @@ def contest(limits, record, matmul):
                 assert error <= close[grad.dtype], f"{problem}: a gradient is off from {peer}'s by {error:.1e}"
         calls = {name: run if direction == "ahead" else partial(both, name) for name, (run, _) in contestants.items()}
         row = compare({name: lambda call=call: [call] for name, call in calls.items()}, "clock", **limits).row(
-            kind="attention", direction={"ahead": "forward", "around": "both"}[direction], dtype=str(grad.dtype).removeprefix("torch."), **problem,
-            flops=work / (2 if causal else 1), matmul=matmul(grad.dtype), memory={name: machine.peak_growth(call) for name, call in calls.items()},
+            kind="attention", direction={"ahead": "forward", "around": "both"}[direction],
+            dtype=str(grad.dtype).removeprefix("torch."), **problem,
+            flops=work / (2 if causal else 1), matmul=matmul(grad.dtype),
+            memory={name: machine.peak_growth(call) for name, call in calls.items()},
         )  # fmt: skip
         record(row, calls[ours])
 

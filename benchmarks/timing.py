@@ -6,7 +6,7 @@ A ratio is taken within each round, peer's time over ours, and the median of tho
 time: its spread is the noise of the measurement. Three clocks:
 
     clock    perf_counter around a batch of calls; for CPUs
-    events   CUDA events around a batch of calls: what a training loop sees, the host's work included where it is the limit
+    events   CUDA events around a batch of calls: what a training loop sees, the host's work too where it is the limit
     graph    CUDA events around the replay of a graph holding a batch of calls: the device's work alone
 
 A contestant is a list of calls over separate buffers, taken in turn: a kernel that waits for memory must not find its

@@ -258,8 +258,8 @@ def add_values(acc, p, v, t, head, i0, j0, n, D: tl.constexpr, BLOCK_M: tl.const
     """acc [M, D] + Σ p (v + value_vectors) over a tile's keys, p [M, N] in v's dtype."""
     acc = dot(p, v, acc)
     if t.value_vectors is not None:
-        vectors = distance_rows(t.value_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D)
-        acc = dot(by_distance(p, BLOCK_M, False, False), vectors, acc)
+        p = by_distance(p, BLOCK_M, False, False)
+        acc = dot(p, distance_rows(t.value_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D), acc)
     return acc
 
 

@@ -18,8 +18,8 @@ Many arguments are one: a parameter annotated with a NamedTuple is that tuple to
 gradient, and its fields to the operator, whose schema is made from their annotations.
 
 A call takes the first backend that serves the tensors' device, is available, and does not refuse the arguments. When
-one is unavailable or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what cannot
-be done that way raises `BackendError` with the reason. Nothing falls back in silence."""
+one is unavailable or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what
+cannot be done that way raises `BackendError` with the reason. Nothing falls back in silence."""
 
 import os
 import warnings
@@ -118,7 +118,8 @@ def _check_known(op_name: str, backend_name: str) -> None:
     known = OPS[op_name].names() if op_name else sorted({n for o in OPS.values() for n in o.names()})
     if backend_name not in known:
         raise BackendError(
-            f"{op_name or 'no op'} has {'no ' if op_name else 'a '}backend {backend_name!r}; choose from {', '.join(known)}"
+            f"{op_name or 'no op'} has {'no ' if op_name else 'a '}backend {backend_name!r}; "
+            f"choose from {', '.join(known)}"
         )
 
 
@@ -196,8 +197,9 @@ class Op:
         if forced_backend(self.name) == REFERENCE:
             return self._compute(args)  # plain PyTorch, which transforms see through
         raise BackendError(
-            f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped dimension into the batch, "
-            'differentiate with autograd, or call it under fastlm.use_backend("reference"), whose plain PyTorch they do see through'
+            f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped "
+            "dimension into the batch, differentiate with autograd, or call it under "
+            'fastlm.use_backend("reference"), whose plain PyTorch they do see through'
         )
 
     def _run(self, *values):

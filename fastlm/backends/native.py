@@ -76,7 +76,10 @@ def triton_missing(device: torch.device) -> str | None:
         return "Triton is not installed; cure: pip install triton"
     if device.type == "cuda" or (device.type == "cpu" and interpreting()):
         return None
-    return f"Triton compiles for GPUs, and these tensors are on {device.type}; TRITON_INTERPRET=1 runs its interpreter, for tests"
+    return (
+        f"Triton compiles for GPUs, and these tensors are on {device.type}; "
+        "TRITON_INTERPRET=1 runs its interpreter, for tests"
+    )
 
 
 def view(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fastlm.models import ModelConfig, Transformer
 
 
-class Part(NamedTuple):
+class TensorSlice(NamedTuple):
     """One of their tensors is some rows of one of ours, transposed where theirs is stored [in, out]."""
 
     theirs: str
@@ -21,4 +21,4 @@ class Family(NamedTuple):
 
     is_one: Callable[[ModelConfig], bool]
     config: Callable[[ModelConfig], dict]
-    parts: Callable[[Transformer], Iterator[Part]]
+    parts: Callable[[Transformer], Iterator[TensorSlice]]

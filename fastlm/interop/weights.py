@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastlm.interop.family import Family, Part
+from fastlm.interop.family import Family, TensorSlice
 from fastlm.interop.gpt2 import GPT2
 from fastlm.interop.llama import LLAMA
 from fastlm.models import ModelConfig, Transformer
 
 
-def _own_parts(model: Transformer) -> Iterator[Part]:
+def _own_parts(model: Transformer) -> Iterator[TensorSlice]:
     for name in model.state_dict():
         if not (model.config.tie_embeddings and name == "head.weight"):
-            yield Part(name, name)
+            yield TensorSlice(name, name)
 
 
 FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "fastlm": Family(lambda config: True, lambda config: {}, _own_parts)}

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.masks import positions_of
+from fastlm.masks import position_ids
 from fastlm.models.config import ModelConfig
-from fastlm.nn import MLPS, NORMS, Attention, Cache
+from fastlm.nn import MLPS, NORMS, Attention, KVCache
 from fastlm.positions import Terms
 
 
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self._drop(self.attention(self.attention_norm(x), position=position, segments=segments, cache=cache))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
@@ -62,16 +62,16 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, caches: list[Cache] | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, caches: list[KVCache] | None = None, segments: Tensor | None = None) -> Tensor:
         """caches: one per layer from `new_caches`; tokens then continue what they hold. segments [B, L] int, without
-        caches: documents packed into a row do not mix, and each starts at position 0 (`masks.segments_of`)."""
+        caches: documents packed into a row do not mix, and each starts at position 0 (`masks.segments_from_cu_seqlens`)."""
         seen = len(caches[0]) if caches else 0
         total = seen + tokens.shape[1]
-        standing = torch.arange(seen, total, device=tokens.device) if segments is None else positions_of(segments)
+        ids = torch.arange(seen, total, device=tokens.device) if segments is None else position_ids(segments)
         x = self.embedding(tokens)
         terms = None
         if self.position is not None:
-            embedded = self.position.embed(standing)
+            embedded = self.position.embed(ids)
             x = x if embedded is None else x + embedded.to(x.dtype)
             terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
         x = F.dropout(x, self.config.dropout, self.training)
@@ -79,8 +79,8 @@ class Transformer(nn.Module):
             x = block(x, terms, segments, caches[i] if caches else None)
         return self.head(self.norm(x))
 
-    def new_caches(self) -> list[Cache]:
-        return [Cache() for _ in self.blocks]
+    def new_caches(self) -> list[KVCache]:
+        return [KVCache() for _ in self.blocks]
 
     @torch.no_grad()
     def generate(

@@ -94,7 +94,8 @@ def _triton_unavailable(device: torch.device) -> str | None:
     if torch.version.hip:
         return "the Triton kernels of attention hold NVIDIA assembly, and this is a ROCm build of torch"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"the Triton kernels of attention need compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+        name = torch.cuda.get_device_name(device)
+        return f"the Triton kernels of attention need compute capability 8.0, and {name} has less"
     return None
 
 
@@ -163,8 +164,9 @@ def _(a):
     a = _for_cpp(a)
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
-        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
-        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
+        native.address(a.table), native.address(a.key_lengths), *_terms_for_cpp(a),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 

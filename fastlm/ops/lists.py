@@ -64,7 +64,8 @@ class Lists:
     its device."""
 
     def __init__(
-        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], steps: list[Tensor], *,
+        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor],
+        steps: list[Tensor], *,
         row_major: bool = False, **states: list[Tensor],
     ):  # fmt: skip
         self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]

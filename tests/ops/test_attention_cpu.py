@@ -177,8 +177,10 @@ bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60), st.booleans(),
-    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(), st.lists(st.sampled_from(TERMS), max_size=4, unique=True),
+    shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60),
+    st.booleans(),
+    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(),
+    st.lists(st.sampled_from(TERMS), max_size=4, unique=True),
 )  # fmt: skip
 def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose, terms):
     before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))

@@ -274,7 +274,8 @@ def test_transformer_xl_matches_the_relative_shift():
 def test_deberta_v1_matches_transformers():
     v1 = pytest.importorskip("transformers.models.deberta.modeling_deberta", reason="pip install '.[test]'")
     config = v1.DebertaConfig(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=20,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        max_relative_positions=20,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs, ours = v1.DisentangledSelfAttention(config), DeBERTa(32, 4, 8, span=20)
@@ -297,8 +298,10 @@ def test_deberta_v1_matches_transformers():
 def test_deberta_matches_transformers(buckets, shared):
     v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
     config = v2.DebertaV2Config(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=shared,
-        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        share_att_key=shared,
+        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = v2.DisentangledSelfAttention(config)
     ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)

@@ -10,7 +10,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
-from fastlm.ops.attention import TENSORS, Arguments
+from fastlm.ops.attention import TENSORS, VECTORS, Arguments
 from fastlm.positions import frequencies
 
 
@@ -56,7 +56,8 @@ def position(name: str, heads: int, head_dim: int, causal: bool) -> positions.Po
 
 
 def _attention(
-    B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False, groups=False,
+    B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False,
+    groups=False,
     causal=False, window=None, offset=None, dropout=0.0,
 ):  # fmt: skip
     """scheme: a name in positions.SCHEMES whose table or vectors are used. bias: its shape, by which of B, H, Lq, Lk it
@@ -77,7 +78,7 @@ def _attention(
                 made = position(scheme, H, D, causal).terms(Lq, Lk, at)
             vectors, terms = made.vectors, made.vectors.terms
             a["table"] = None if made.table is None else made.table.to(device, wide)
-            for name in ("query_vectors", "key_vectors", "value_vectors"):
+            for name in VECTORS:
                 rows = getattr(vectors, name)
                 a[name] = None if rows is None else rows.to(device, dtype)
             if vectors.position_bias is not None:
@@ -269,7 +270,8 @@ def _sgd(
 
 
 def _adafactor(
-    shapes=((64, 33), (7,), (), (3, 20, 50)), coefficient=0.5, found_inf=0.0, tiny=1.0, momentum=0.0, lr=1e-2, relative=True, ramp=INF, offset=0.0,
+    shapes=((64, 33), (7,), (), (3, 20, 50)), coefficient=0.5, found_inf=0.0, tiny=1.0, momentum=0.0, lr=1e-2,
+    relative=True, ramp=INF, offset=0.0,
     eps=(1e-30, 0.0), scaled=True, decay=0.1, by_step=True, first=False, dead=False, **options,
 ):  # fmt: skip
     """tiny: what gradients and factors are scaled by. dead: a row and a column of each matrix have no gradient, and

@@ -71,7 +71,8 @@ def lamb(lr, b1, b2, eps, decay, correction, norm=(0.0, math.inf), ratio=(0.0, m
 
 
 def adafactor(
-    dims=lambda shape: (-2, -1) if len(shape) > 1 else None, rho=lambda t: min(1e-2, 1 / math.sqrt(t)), added=1e-30, bound=0.0, eps2=1e-3,
+    dims=lambda shape: (-2, -1) if len(shape) > 1 else None, rho=lambda t: min(1e-2, 1 / math.sqrt(t)), added=1e-30,
+    bound=0.0, eps2=1e-3,
     scale=None, clip=1.0, exponent=0.8, offset=0, b1=0.0, decay=lambda alpha: 0.0,
 ):  # fmt: skip
     """Shazeer & Stern 2018, algorithms 4 and 5; bound: torch's lower bound of √V. decay(α): what is taken of θ."""

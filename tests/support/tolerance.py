@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import fastlm
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores, values
+from fastlm.ops.attention import LEARNED, ROWS, VECTORS, Arguments, attention, attention_backward, scores, values
 
 ORDERS = 4
-CHANNELS = ("q", "k", "v", "q_position", "k_position", "query_vectors", "key_vectors", "value_vectors")
-FACTORS = {name: 3.0 for name in ("table", "bias", "query_vectors", "key_vectors", "value_vectors")}  # long reductions
+CHANNELS = (*ROWS, *VECTORS)  # what has a channel as its last dimension
+FACTORS = {name: 3.0 for name in ("table", "bias", *VECTORS)}  # long reductions
 
 
 class Yardstick(NamedTuple):

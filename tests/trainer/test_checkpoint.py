@@ -20,7 +20,8 @@ LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint
 # Runs the command line in a process that kills itself when a function is called for the nth time.
 KILL = """
 import os, signal, sys
-import fastlm.trainer.checkpoint, fastlm.trainer.run, fastlm.trainer.step, fastlm.trainer.outputs.artefacts, fastlm.trainer.cli
+import fastlm.trainer.checkpoint, fastlm.trainer.run, fastlm.trainer.step, fastlm.trainer.cli
+import fastlm.trainer.outputs.artefacts
 where, n, *argv = sys.argv[1:]
 module, _, name = where.rpartition(".")
 owner = eval(module)
