@@ -119,7 +119,8 @@ class Adafactor(Optimizer, name="adafactor"):
         bounds = lambda first, second: (
             (first is None or (checks.finite(first) and first >= 0)) and checks.finite(second) and second >= 0
         )
-        checks.pair(bounds, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
+        cure = "give two of at least 0: of the squares, and of RMS(θ) (by name: torch's arguments have another order)"
+        checks.pair(bounds, cure, eps=group["eps"])
         if group["eps"][0] is None and variant != "torch":
             raise ValueError(
                 f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30'
