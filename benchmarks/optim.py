@@ -9,7 +9,7 @@ gradients are there.
     masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
 
 Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD
-20, bf16 14, fp32 AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the
+20, bf16 14, fp32 AdamW 28, masters 32 with the norm's read. A library that is not installed is left out, with the
 reason.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fastlm import optim
 
-BYTES = {"adafactor": 12, "lamb": 28, "sgd": 20, "bf16": 14, "libraries": 28, "masters": 30}
+BYTES = {"adafactor": 12, "lamb": 28, "sgd": 20, "bf16": 14, "libraries": 28, "masters": 32}
 BF16 = torch.bfloat16
 LR, MAX_NORM, DECAY = 1e-3, 1.0, 0.01
 
@@ -118,7 +118,7 @@ STEPS: dict[str, tuple[torch.dtype, dict[str, Callable[[list[Tensor]], Step]]]] 
     "adafactor": (
         torch.float32,
         {
-            "fastlm": lambda ps: optim.Adafactor(ps).step,
+            "fastlm": lambda ps: optim.Adafactor(ps, variant="huggingface").step,
             "transformers": hugging_face,
             "torch": lambda ps: torch.optim.Adafactor(ps).step,
             "torch foreach": lambda ps: torch.optim.Adafactor(ps, foreach=True).step,

@@ -22,6 +22,7 @@ namespace fastlm {
 namespace FASTLM_ISA {
 
 constexpr int BLOCK = 1024;  // elements worked on at a time: a few blocks of fp32 stay in the first-level cache
+constexpr int SHORT = 256;  // the same without sums over them: memory that is converted first, and the rest, overlap
 
 // fp32 view of n elements at data: the data itself where it is fp32, else a widened copy in buffer.
 template <typename T>

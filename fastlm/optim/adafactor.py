@@ -134,7 +134,8 @@ class Adafactor(Optimizer, name="adafactor"):
         variant, lr, relative = group["variant"], group["lr"], _is_relative(group)
         checks.one_of(VARIANTS, variant=variant)
         names = VARIANTS[variant].names
-        checks.pair(_are_eps, "give two of at least 0: of the squares, and of RMS(θ)", eps=group["eps"])
+        cure = "give two of at least 0: of the squares, and of RMS(θ) (by name: torch's arguments have another order)"
+        checks.pair(_are_eps, cure, eps=group["eps"])
         if group["eps"][0] is None and variant != "torch":
             raise ValueError(
                 f'eps are {group["eps"]!r}; None is the dtype\'s own in variant "torch" alone: give a number, as 1e-30'

@@ -272,7 +272,7 @@ class Optimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        namesakes.check_owner(type(self), state_dict["param_groups"], {*self.defaults, *self.fixed(self.defaults)})
+        namesakes.check_owner(type(self), state_dict, {*self.defaults, *self.fixed(self.defaults)})
         state_dict = self.translate(loading.counted_by_parameter(state_dict))
         groups = loading.merged(self.param_groups, state_dict["param_groups"])
         for group, saved in zip(groups, state_dict["param_groups"], strict=True):

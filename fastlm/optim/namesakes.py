@@ -55,9 +55,12 @@ def check_options(options: dict, fixed: dict) -> None:
             raise ValueError(f"{name} is {options[name]!r}: {CURES[name]}")
 
 
-def check_owner(cls: type, groups: list[dict], known: Iterable[str]) -> None:
-    """Raise ValueError if the groups of a state dict, loaded into this class with these options, are another's."""
-    names = {each.__name__ for each in cls.__mro__}
+def check_owner(cls: type, state_dict: dict, known: Iterable[str]) -> None:
+    """Raise ValueError if a state dict, loaded into this class with these options, is no optimizer's or another's."""
+    if not {"state", "param_groups"} <= state_dict.keys():
+        has = ", ".join(map(repr, list(state_dict)[:3])) or "nothing"
+        raise ValueError(f"the state dict has {has}; give an optimizer's, which has 'state' and 'param_groups'")
+    names, groups = {each.__name__ for each in cls.__mro__}, state_dict["param_groups"]
     for option in (option for group in groups for option in group if option in OWNERS and option not in known):
         if names.isdisjoint(OWNERS[option]):
             raise ValueError(

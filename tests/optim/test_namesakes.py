@@ -257,6 +257,12 @@ def test_states_of_an_optimizer_that_is_not_known_are_refused_in_words(make, oth
         make(params_of()).load_state_dict(saved)
 
 
+@pytest.mark.parametrize("saved, has", [(dict(weight=1, bias=2), "'weight', 'bias'"), ({}, "nothing")], ids=str)
+def test_what_is_no_optimizers_state_dict_is_refused_in_words(saved, has):
+    with pytest.raises(ValueError, match=f"the state dict has {has}; give an optimizer's"):
+        optim.AdamW(params_of()).load_state_dict(saved)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Adafactor: which one is meant
 

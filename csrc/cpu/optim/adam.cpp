@@ -58,9 +58,9 @@ void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float co
     const bool alone = p.master.data == nullptr && !p.stochastic;
     if (alone && p.stored.dtype == BF16 && g.dtype == BF16 && m.dtype == BF16 && v.dtype == BF16)
         return update_bf16(p.stored.data, g.data, m.data, v.data, n, coefficient, c);
-    float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
-    for (int64_t o = 0; o < n; o += BLOCK) {
-        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+    float pb[SHORT], gb[SHORT], mb[SHORT], vb[SHORT];
+    for (int64_t o = 0; o < n; o += SHORT) {
+        const int b = n - o < SHORT ? int(n - o) : SHORT;
         float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
         update(pf, gf, mf, vf, b, coefficient, c);
         store(pf, p, o, b);
@@ -91,9 +91,9 @@ Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n
 }
 
 void lamb_apply_chunk(const Parameter& p, Span m, Span v, int64_t n, const Adam& c) {
-    float pb[BLOCK], mb[BLOCK], vb[BLOCK];
-    for (int64_t o = 0; o < n; o += BLOCK) {
-        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+    float pb[SHORT], mb[SHORT], vb[SHORT];
+    for (int64_t o = 0; o < n; o += SHORT) {
+        const int b = n - o < SHORT ? int(n - o) : SHORT;
         float *pf = load(p, o, pb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
         apply(pf, mf, vf, b, c);
         store(pf, p, o, b);

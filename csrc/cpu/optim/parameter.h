@@ -14,24 +14,28 @@ the model has.
 namespace fastlm {
 namespace FASTLM_ISA {
 
-// A master, with what others have written since into the model's own bits, which then are not it, rounded.
+// Put into a master what others have written since into the model's own bits, which then are not it, rounded.
 template <typename T>
-static inline void refresh(float* master, const T* stored, T* rounded, int n) {
+static inline void refresh(float* master, const T* stored, int n) {
+    T rounded[BLOCK];
     narrow_all(master, rounded, n);
-    for (int i = 0; i < n; i++) master[i] = rounded[i].bits == stored[i].bits ? master[i] : widen(stored[i]);
+    uint16_t differs = 0;
+    for (int i = 0; i < n; i++) differs |= rounded[i].bits ^ stored[i].bits;
+    if (differs)  // seldom
+        for (int i = 0; i < n; i++) master[i] = rounded[i].bits == stored[i].bits ? master[i] : widen(stored[i]);
 }
 
-static inline float* refreshed(float* master, Span stored, int64_t o, float* buffer, int n) {
+static inline float* refreshed(float* master, Span stored, int64_t o, int n) {
     const void* here = at(stored.data, stored.dtype, o);
-    if (stored.dtype == BF16) refresh(master, static_cast<const bf16*>(here), reinterpret_cast<bf16*>(buffer), n);
-    else refresh(master, static_cast<const f16*>(here), reinterpret_cast<f16*>(buffer), n);
+    if (stored.dtype == BF16) refresh(master, static_cast<const bf16*>(here), n);
+    else refresh(master, static_cast<const f16*>(here), n);
     return master;
 }
 
 // n elements of p from o on, in fp32: memory itself where that is fp32, else buffer.
 static inline float* load(const Parameter& p, int64_t o, float* buffer, int n) {
     if (p.master.data == nullptr) return load(p.stored, o, buffer, n);
-    if (p.master.dtype == F32) return refreshed(static_cast<float*>(p.master.data) + o, p.stored, o, buffer, n);
+    if (p.master.dtype == F32) return refreshed(static_cast<float*>(p.master.data) + o, p.stored, o, n);
     const bf16* high = static_cast<const bf16*>(p.stored.data) + o;
     const int16_t* low = static_cast<const int16_t*>(p.master.data) + o;
     for (int i = 0; i < n; i++) buffer[i] = join(high[i], low[i]);

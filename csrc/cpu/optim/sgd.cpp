@@ -16,9 +16,9 @@ static void update(float* __restrict p, const float* __restrict g, int n, float 
 }
 
 void sgd_chunk(const Parameter& p, Span g, Span buffer, int64_t n, float coefficient, const Sgd& c) {
-    float pb[BLOCK], gb[BLOCK], bb[BLOCK];
-    for (int64_t o = 0; o < n; o += BLOCK) {
-        const int b = n - o < BLOCK ? int(n - o) : BLOCK;
+    float pb[SHORT], gb[SHORT], bb[SHORT];
+    for (int64_t o = 0; o < n; o += SHORT) {
+        const int b = n - o < SHORT ? int(n - o) : SHORT;
         float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b);
         if (buffer.data == nullptr) {
             update(pf, gf, b, coefficient, c);
