@@ -18,9 +18,7 @@ import fastlm
 
 CLIP = 1.0
 OPTIMIZERS = {
-    "adafactor": lambda params: fastlm.optim.Adafactor(
-        params, lr=3e-3, scale_parameter=False, variant="huggingface", max_grad_norm=CLIP
-    ),
+    "adafactor": lambda params: fastlm.optim.Adafactor(params, lr=3e-3, scale_parameter=False, max_grad_norm=CLIP),
     "adamw": lambda params: fastlm.optim.AdamW(params, lr=3e-3, weight_decay=0.1, max_grad_norm=CLIP),
 }
 
@@ -29,9 +27,8 @@ class LanguageModel(lightning.LightningModule):
     def __init__(self, make_optimizer: Callable):
         super().__init__()
         self.make_optimizer, self.losses = make_optimizer, []
-        self.net = nn.Sequential(
-            nn.Embedding(32, 32), nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 32)
-        )
+        middle = nn.Linear(32, 64), nn.GELU(), nn.LayerNorm(64)
+        self.net = nn.Sequential(nn.Embedding(32, 32), *middle, nn.Linear(64, 32))
 
     def training_step(self, ids: Tensor) -> Tensor:
         loss = nn.functional.cross_entropy(self.net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
@@ -42,15 +39,14 @@ class LanguageModel(lightning.LightningModule):
         return self.make_optimizer(self.parameters())
 
 
-def train(make_optimizer: Callable, steps: int = 20, clip: float | None = None) -> list[float]:
-    """The loss of every step. clip: Lightning's own gradient_clip_val; None leaves clipping to the optimizer, which
-    does it in its one pass."""
+def train(make_optimizer: Callable, steps: int = 20, clip: float | None = None, **options) -> list[float]:
+    """The loss of every step. clip: Lightning's own; None leaves it to the optimizer. options: more of its Trainer."""
     lightning.seed_everything(0, verbose=False)
     model = LanguageModel(make_optimizer)
     # each row counts in its own step
     ids = (torch.arange(16) * torch.arange(1, 9)[:, None] + torch.arange(8)[:, None]) % 32
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = lightning.Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=clip, **quiet)
+    trainer = lightning.Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=clip, **quiet, **options)
     trainer.fit(model, DataLoader(ids.repeat(steps, 1), batch_size=8))
     return model.losses
 

@@ -17,9 +17,7 @@ import fastlm
 
 CLIP = 1.0
 OPTIMIZERS = {
-    "adafactor": lambda params: fastlm.optim.Adafactor(
-        params, lr=3e-3, scale_parameter=False, variant="huggingface", max_grad_norm=CLIP
-    ),
+    "adafactor": lambda params: fastlm.optim.Adafactor(params, lr=3e-3, scale_parameter=False, max_grad_norm=CLIP),
     "adamw": lambda params: fastlm.optim.AdamW(params, lr=3e-3, weight_decay=0.1, max_grad_norm=CLIP),
 }
 

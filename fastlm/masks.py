@@ -23,8 +23,11 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
     window: (left, right) in keys, None on a side for no bound; one int w for (w, w). Causal caps right at 0.
     Raises ValueError for anything else and for a negative bound.
     """
-    both = (window, window) if isinstance(window, int) else (window or (None, None))
-    if isinstance(window, bool) or len(both) != 2 or not all(bound is None or isinstance(bound, int) for bound in both):
+    if window is None:
+        return UNBOUNDED, 0 if causal else UNBOUNDED
+    both = (window, window) if isinstance(window, int) else window
+    is_bound = lambda x: x is None or (isinstance(x, int) and not isinstance(x, bool))
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(map(is_bound, both)):
         raise ValueError(
             f"window is {window!r}; give (left, right) in keys, None for no bound on a side, or one int for both"
         )
@@ -60,6 +63,24 @@ def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
             f"cu_seqlens must not decrease; got {starts.tolist()}. Give where documents start: [0, *lengths.cumsum(0)]"
         )
     return torch.searchsorted(starts, torch.arange(L, device=starts.device), right=True)[None] - 1
+
+
+def ranks_of(cu_seqlens: Tensor, L: int) -> Tensor:
+    """[1, L] int64: positions in a packed row counted from the end of each document, -1 for its last token, for
+    `attention(order=...)`.
+
+    Causal attention, windows and schemes count along the row, which is right for documents whose queries and keys lie
+    alike. Where a document's queries and keys differ in number, as in flash-attn's varlen functions with cu_seqlens_q
+    and cu_seqlens_k, and its last query stands at its last key, say so by ranks, in place of causal=True:
+
+        attention(q, k, v, segments=(segments_of(cu_seqlens_q, Lq), segments_of(cu_seqlens_k, Lk)),
+                  order=(ranks_of(cu_seqlens_q, Lq), ranks_of(cu_seqlens_k, Lk)))
+
+    Of schemes, those that turn queries and keys serve there, for ranks are positions: `fastlm.rotate(q, cos, sin)` with
+    cos and sin of rope.angles(ranks[0].double()). Raises ValueError as `segments_of` does."""
+    segments = segments_of(cu_seqlens, L)
+    ends = torch.nn.functional.pad(cu_seqlens.long(), (0, 1), value=L)  # of what is before them, of each, of the rest
+    return torch.arange(L, device=segments.device) - ends[segments + 1]
 
 
 def positions_of(segments: Tensor) -> Tensor:

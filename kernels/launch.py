@@ -3,17 +3,31 @@
 `a` is the op's arguments by name everywhere, fastlm.ops.attention.Arguments.
 """
 
+from typing import NamedTuple, get_type_hints
+
 import torch
 import triton
 from torch import Tensor
 
 from fastlm.backends.philox import threshold
-from fastlm.kernels.terms import Terms
-from fastlm.kernels.tile import INTERPRETED
+from fastlm.kernels.terms import Bias, Floats, Integers, Numbers, TermPointers, Vectors
+from fastlm.kernels.tile import INTERPRETED, Matrix, Rows
 from fastlm.kernels.tiles import LARGEST, Tiles, tiles
 
-VECTORS = ("query_vectors", "key_vectors", "value_vectors")
-INTEGERS = ("q_groups", "k_groups", "key_lengths", "prefix", "q_segments", "k_segments", "q_ranks", "k_ranks")
+# name → kind of what kernels are given
+KINDS = get_type_hints(TermPointers, include_extras=True)
+VECTORS = tuple(name for name, kind in KINDS.items() if kind == Vectors)
+
+
+class Saved(NamedTuple):
+    """What the gradients' first kernels leave to the others: lse in its unit and δ are [B, H, Lq] fp32."""
+
+    q: Rows
+    k: Rows
+    v: Rows
+    grad: Tensor
+    lse: Tensor
+    delta: Tensor
 
 
 def tiles_for(kernel: str, a: tuple) -> Tiles:
@@ -34,35 +48,41 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and x.stride(-2) < 2**22 else x.contiguous()
 
 
-def terms(a: tuple) -> Terms:
+def strided(x: Tensor) -> Rows:
+    """x [B, H, L, D] as kernels take it."""
+    x = rows(x)
+    return Rows(x, x.stride()[:3])
+
+
+def terms(a: tuple) -> TermPointers:
     """The call's terms and masks as kernels read them; without bounds, which depend on the tiles."""
-    table, table_stride = _with_margins(a.table, a.q.shape[2], a.k.shape[2])
-    positions = {}
-    for name in ("q_position", "k_position"):
-        x = None if getattr(a, name) is None else rows(getattr(a, name).to(a.q.dtype))
-        positions |= {name: x, f"{name}_strides": None if x is None else x.stride()[:3]}
-    return Terms(
-        table=table, table_stride=table_stride,
-        bias=a.bias, bias_strides=None if a.bias is None else broadcast_strides(a.bias),
-        same=None if a.same is None else a.same.float().contiguous(), q_bounds=None, k_bounds=None, **positions,
-        **{name: None if getattr(a, name) is None else getattr(a, name).to(a.q.dtype).contiguous() for name in VECTORS},
-        **{name: None if getattr(a, name) is None else _integers(getattr(a, name)) for name in INTEGERS},
-    )  # fmt: skip
+    layouts = {
+        Rows: lambda x: strided(x.to(a.q.dtype)),
+        Vectors: lambda x: x.to(a.q.dtype).contiguous(),
+        Integers: lambda x: (x if x.dtype in (torch.int32, torch.int64) else x.int()).contiguous(),
+        Matrix: lambda x: _with_margins(x.float(), a.q.shape[2], a.k.shape[2]),
+        Bias: lambda x: Rows(x, broadcast_strides(x)),
+        Floats: lambda x: x.float().contiguous(),
+    }
+    given = {name: getattr(a, name, None) for name in KINDS}
+    return TermPointers(**{name: None if x is None else layouts[KINDS[name]](x) for name, x in given.items()})
 
 
-def with_bounds(t: Terms, tiles: Tiles) -> Terms:
+def with_bounds(t: TermPointers, tiles: Tiles) -> TermPointers:
     """The terms with each tile's least and largest segment, where there are segments."""
     if t.q_segments is None:
         return t
     return t._replace(q_bounds=_bounds(t.q_segments, tiles.BLOCK_M), k_bounds=_bounds(t.k_segments, tiles.BLOCK_N))
 
 
-def numbers(a: tuple) -> tuple:
-    """The fields of kernels.terms.Numbers, which kernels take one by one so that Triton need not compile for each
-    value."""
+def numbers(a: tuple) -> Numbers:
+    """The call's numbers, which kernels take one by one."""
     (_, H, Lq, _), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
-    drops = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
-    return H, H // Hk, Lq, Lk, a.left, a.right, a.offset, a.scale, *drops, 1 / (1 - a.dropout)
+    seed, limit = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
+    return Numbers(
+        H=H, group=H // Hk, Lq=Lq, Lk=Lk, left=a.left, right=a.right, offset=a.offset, scale=a.scale,
+        seed=seed, threshold=limit, dropout_scale=1 / (1 - a.dropout),
+    )  # fmt: skip
 
 
 def broadcast_strides(x: Tensor) -> tuple[int, ...]:
@@ -75,22 +95,15 @@ def architecture() -> int:
     return 90 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
 
 
-def _with_margins(table: Tensor | None, Lq: int, Lk: int) -> tuple[Tensor | None, int]:
-    """(table [H, Lq + Lk - 1], stride of a row), such that tiles hanging over the end may read past both ends of a row.
+def _with_margins(table: Tensor, Lq: int, Lk: int) -> Matrix:
+    """table [H, Lq + Lk - 1], such that tiles hanging over the end may read past both ends of a row.
 
     What they find there is the score of no query or no key. Only where tiles do hang over does this make a copy.
     """
-    if table is None:
-        return None, 0
-    table = table.float()
     if Lq % LARGEST == 0 and Lk % LARGEST == 0:
-        return table.contiguous(), table.shape[1]
+        return Matrix(table.contiguous(), table.shape[1])
     table = torch.nn.functional.pad(table, (LARGEST, LARGEST))
-    return table[:, LARGEST:], table.stride(0)
-
-
-def _integers(x: Tensor) -> Tensor:
-    return (x if x.dtype in (torch.int32, torch.int64) else x.int()).contiguous()
+    return Matrix(table[:, LARGEST:], table.stride(0))
 
 
 def _bounds(segments: Tensor, block: int) -> Tensor:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import rows
+from fastlm.kernels.launch import strided
 from fastlm.kernels.tile import cast, fma
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -18,8 +18,9 @@ from fastlm.kernels.tile import cast, fma
 
 @triton.jit(do_not_specialize=["L"])
 def rotate_kernel(
-    p_x, p_cos, p_sin, p_y, x_strides, angle_stride, H, L,
-    D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
+    rows, p_cos, p_sin, p_y, angle_stride, H, L,
+    D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R ≥ R/2 pairs turn, BLOCK_REST ≥ D - R channels are copied. angle_stride: from one batch row's angles to
     the next's."""
@@ -32,27 +33,30 @@ def rotate_kernel(
     cos = tl.load(p_cos + o_angle, mask=m_r, other=1.0).to(tl.float32)
     sin = tl.load(p_sin + o_angle, mask=m_r, other=0.0).to(tl.float32)
 
-    p_x += b * x_strides[0] + l0.to(tl.int64) * x_strides[2]
+    # the same angles turn every head
+    p_x = rows.p + (b * rows.strides[0] + l0.to(tl.int64) * rows.strides[2])
     p_y += (b * H * L + l0) * D
-    for h in range(H):
+    for _ in range(H):
         if INTERLEAVED:
             o_c = tl.arange(0, 2 * BLOCK_R)[None, :]
             m_c = m_l & (o_c < R)
-            pairs = tl.load(p_x + o_l[:, None] * x_strides[2] + o_c, mask=m_c, other=0.0).to(tl.float32)
+            pairs = tl.load(p_x + o_l[:, None] * rows.strides[2] + o_c, mask=m_c, other=0.0).to(tl.float32)
             x1, x2 = pairs.reshape(BLOCK_L, BLOCK_R, 2).split()
             turned = tl.join(fma(x1, cos, -x2 * sin), fma(x2, cos, x1 * sin)).reshape(BLOCK_L, 2 * BLOCK_R)
             tl.store(p_y + o_l[:, None] * D + o_c, cast(turned, p_y.dtype.element_ty), mask=m_c)
         else:
-            x1 = tl.load(p_x + o_l[:, None] * x_strides[2] + o_r[None, :], mask=m_r, other=0.0).to(tl.float32)
-            x2 = tl.load(p_x + o_l[:, None] * x_strides[2] + o_r[None, :] + R // 2, mask=m_r, other=0.0).to(tl.float32)
+            x1 = tl.load(p_x + o_l[:, None] * rows.strides[2] + o_r[None, :], mask=m_r, other=0.0).to(tl.float32)
+            x2 = tl.load(p_x + o_l[:, None] * rows.strides[2] + o_r[None, :] + R // 2, mask=m_r, other=0.0).to(
+                tl.float32
+            )
             p_turned = p_y + o_l[:, None] * D + o_r[None, :]
             tl.store(p_turned, cast(fma(x1, cos, -x2 * sin), p_y.dtype.element_ty), mask=m_r)
             tl.store(p_turned + R // 2, cast(fma(x2, cos, x1 * sin), p_y.dtype.element_ty), mask=m_r)
         if R < D:
             o_c = R + tl.arange(0, BLOCK_REST)[None, :]
-            rest = tl.load(p_x + o_l[:, None] * x_strides[2] + o_c, mask=m_l & (o_c < D))
+            rest = tl.load(p_x + o_l[:, None] * rows.strides[2] + o_c, mask=m_l & (o_c < D))
             tl.store(p_y + o_l[:, None] * D + o_c, rest, mask=m_l & (o_c < D))
-        p_x += x_strides[1]
+        p_x += rows.strides[1]
         p_y += L * D
 
 
@@ -64,13 +68,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """Launch the kernel. Arguments and result: the op `rotate`."""
     B, H, L, D = x.shape
     R = 2 * cos.shape[-1]
-    x, cos, sin = rows(x), cos.contiguous(), sin.contiguous()
+    rows, cos, sin = strided(x), cos.contiguous(), sin.contiguous()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     block_r = triton.next_power_of_2(max(R // 2, 1))
     block_l = max(1, 512 // block_r)  # a few hundred pairs keep 4 warps busy with 16-byte loads
     with torch.cuda.device_of(x):
         rotate_kernel[(triton.cdiv(L, block_l) * B,)](
-            x, cos, sin, y, x.stride()[:3], cos.stride(0) if cos.ndim == 3 else 0, H, L,
-            D, R, layout == "interleaved", block_l, block_r, triton.next_power_of_2(max(D - R, 1)), num_warps=4,
+            rows, cos, sin, y, cos.stride(0) if cos.ndim == 3 else 0, H, L, D, R, layout == "interleaved",
+            block_l, block_r, triton.next_power_of_2(max(D - R, 1)), num_warps=4,
         )  # fmt: skip
     return y

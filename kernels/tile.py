@@ -1,17 +1,33 @@
-"""What the kernels share: a tile of rows, a matrix product, a look-up by distance, and which tiles a band makes
-visible.
+"""What the kernels share: matrices in memory, a tile of rows, a matrix product, a read through the cache.
 
 A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero
 and never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to
 it that they fit."""
 
 import os
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+class Rows(NamedTuple):
+    """[B, heads, L, D] in memory, channels side by side: a pointer, and strides of row of the batch, head and
+    position."""
+
+    p: Any
+    strides: Any
+
+
+class Matrix(NamedTuple):
+    """[L, D], one head of them: a pointer, and the stride of rows."""
+
+    p: Any
+    stride: Any
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -27,10 +43,16 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_rows(p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
-    """Rows row … row + BLOCK - 1 of the matrix [n_rows, D] at p. EDGE: some of them may lie past its end."""
+def head_of(x, b, h):
+    """The Matrix of one head of x, Rows."""
+    return Matrix(x.p + (b * x.strides[0] + h * x.strides[1]), x.strides[2])
+
+
+@triton.jit
+def load_rows(m, row, n_rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr):
+    """Rows row … row + BLOCK - 1 of the Matrix m [n_rows, D]. EDGE: some of them may lie past its end."""
     o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    p_tile = p + tl.cast(row, tl.int64) * stride + (o_row[:, None] * stride + o_d[None, :])
+    p_tile = m.p + tl.cast(row, tl.int64) * m.stride + (o_row[:, None] * m.stride + o_d[None, :])
     if EDGE:
         return tl.load(p_tile, mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :], other=0.0)
     if D < BLOCK_D:
@@ -39,16 +61,18 @@ def load_rows(p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOC
 
 
 @triton.jit
-def load_head(p, strides, b, h, row, n_rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of one head of p [B, H, n_rows, D], some of which may lie past the end."""
-    return load_rows(p + (b * strides[0] + h * strides[1]), row, n_rows, strides[2], D, BLOCK, BLOCK_D, True)
+def load_position(
+    m, rows, row, n_rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr
+):
+    """What meets rows by distance: rows of m, or if there is no m the queries' or keys' own `rows`, already here."""
+    return rows if m is None else load_rows(m, row, n_rows, D, BLOCK, BLOCK_D, EDGE)
 
 
 @triton.jit
-def store_rows(x, p, row, n_rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The inverse of load_rows, rounding x [BLOCK, BLOCK_D] to p's dtype."""
+def store_rows(x, p, row, n_rows, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of load_rows into [n_rows, D] at p, without gaps, rounding x [BLOCK, BLOCK_D] to p's dtype."""
     o_row, o_d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    p_tile = p + tl.cast(row, tl.int64) * stride + (o_row[:, None] * stride + o_d[None, :])
+    p_tile = p + tl.cast(row, tl.int64) * D + (o_row[:, None] * D + o_d[None, :])
     tl.store(p_tile, cast(x, p.dtype.element_ty), mask=(o_row < n_rows - row)[:, None] & (o_d < D)[None, :])
 
 
@@ -75,7 +99,7 @@ def fma(x, y, z):
 
 
 @triton.jit
-def look_up(p):
+def load_readonly(p):
     """Values (fp32, int32 or int64) at the pointers p [M, N], through the read-only cache.
 
     A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through
@@ -95,23 +119,3 @@ def look_up(p):
         return tl.inline_asm_elementwise(
             "ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1
         )
-
-
-@triton.jit
-def tiles_in_band(first, last, below, above, n, BLOCK: tl.constexpr):
-    """Which tiles of BLOCK positions out of n the positions first … last see, when x sees x - below … x + above.
-
-    Returns (begin, full_begin, full_end, end), counted in tiles: all of [begin, end) is seen by some, all of
-    [full_begin, full_end) by every one of them. begin ≤ full_begin ≤ full_end ≤ end.
-    """
-    begin = tl.maximum(first - below, 0) // BLOCK
-    end = tl.maximum(tl.cdiv(tl.maximum(tl.minimum(last + above + 1, n), 0), BLOCK), begin)
-    full_begin = tl.minimum(tl.maximum(tl.cdiv(tl.maximum(last - below, 0), BLOCK), begin), end)
-    full_end = tl.maximum(tl.minimum(tl.maximum(tl.minimum(first + above + 1, n), 0) // BLOCK, end), full_begin)
-    return begin, full_begin, full_end, end
-
-
-@triton.jit
-def edge_tile(t, begin, full_begin, full_end):
-    """The t-th of the tiles seen by some but not by all: first those before full_begin, then those from full_end on."""
-    return begin + t + tl.where(begin + t < full_begin, 0, full_end - full_begin)

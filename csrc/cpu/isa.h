@@ -54,11 +54,14 @@ static inline void narrow_all(const float* __restrict x, bf16* __restrict out, i
     for (; i < n; i++) narrow(x[i], out[i]);
 }
 
+static inline void narrow_all(const float* __restrict x, f16* __restrict out, int n) {
+    for (int i = 0; i < n; i++) narrow(x[i], out[i]);
+}
+
 // The way back: round n elements of buffer into data; nothing to do where load gave the data itself.
 static inline void store(const float* buffer, void* data, int dtype, int n) {
     if (dtype == BF16) narrow_all(buffer, static_cast<bf16*>(data), n);
-    else if (dtype == F16)
-        for (int i = 0; i < n; i++) narrow(buffer[i], static_cast<f16*>(data)[i]);
+    else if (dtype == F16) narrow_all(buffer, static_cast<f16*>(data), n);
 }
 
 static inline int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }

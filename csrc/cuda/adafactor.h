@@ -93,7 +93,7 @@ FASTLM_RULE double parameter_squares(const Item& x, const Panel& panel, int thre
     map<0, 2>(chunk, thread, [&](float (&p)[REST<KEPT>][VECTOR], int) {
         float theta[VECTOR];
 #pragma unroll
-        for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(p, e, chunk.dtype[REST<KEPT> - 1]);
+        for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(p, e, chunk.dtype);
         sum += sum_of_squares(theta);
     });
     return sum;
@@ -202,7 +202,7 @@ FASTLM_RULE void apply_piece(
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
                 const float u = s * v[GRAD][e] * rate_of(x, piece, first, VECTOR * i + e, c);
-                theta[e] = read<KEPT>(v, e, chunk.dtype[1]) * c.decay;
+                theta[e] = read<KEPT>(v, e, chunk.dtype) * c.decay;
                 if constexpr (MOMENTUM) theta[e] -= v[BUFFER][e] = c.beta1 * v[BUFFER][e] + c.one_beta1 * u;
                 else theta[e] -= u;
             }

@@ -17,7 +17,7 @@ struct ApplyAdamW {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                theta[e] = read<KEPT>(x, e, chunk.dtype);
                 adam(theta[e], factor * x[G][e], x[M][e], x[V][e], c.rule);
             }
             write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);

@@ -29,7 +29,7 @@ struct LambMoments {
             float theta[VECTOR], r[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                theta[e] = read<KEPT>(x, e, chunk.dtype);
                 adam_moments(theta[e], factor * x[G][e], x[M][e], x[V][e], c);
                 // as the second pass will find them
                 x[M][e] = stored(x[M][e], chunk.dtype[M]), x[V][e] = stored(x[V][e], chunk.dtype[V]);
@@ -75,7 +75,7 @@ struct LambApply {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++)
-                theta[e] = adam_apply(read<KEPT>(x, e, chunk.dtype[1]), x[M][e], x[V][e], c.rule);
+                theta[e] = adam_apply(read<KEPT>(x, e, chunk.dtype), x[M][e], x[V][e], c.rule);
             write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }

@@ -1,5 +1,5 @@
-/* The parameter as every optimizer sees it, VECTOR elements at a time: the CUDA side of csrc/cpu/parameter.h. Host and
-device code.
+/* The parameter as every optimizer sees it, VECTOR elements at a time: the CUDA side of csrc/cpu/optim/parameter.h.
+Host and device code.
 
 How parameters are kept is known when a kernel is compiled: OWN and NOISE have the parameter as list 0, COMPANION has
 its companion, fp32 masters or 16-bit remainders, as list 1 besides. A remainder travels as bits in a float (map.h). */
@@ -27,10 +27,18 @@ constexpr int REST = KEPT == COMPANION ? 2 : 1;
 template <Kept KEPT, unsigned OTHERS>
 constexpr unsigned WRITTEN = KEPT == COMPANION ? 0b11 | OTHERS << 2 : 0b1 | OTHERS << 1;
 
+// x as a tensor of this dtype will hold it.
+FASTLM_RULE float stored(float x, int dtype) {
+    if (dtype == F32) return x;
+    const uint32_t pair = narrow_pair(x, x, dtype);
+    return dtype == BF16 ? as_float(pair << 16) : widen_f16(pair & 0xffffu);
+}
+
+// The parameter in fp32; dtype: of the lists. A master counts wherever the model's own bits are it, rounded.
 template <Kept KEPT, int LISTS>
-FASTLM_RULE float read(const float (&x)[LISTS][VECTOR], int e, int companion_dtype) {
+FASTLM_RULE float read(const float (&x)[LISTS][VECTOR], int e, const int* dtype) {
     if constexpr (KEPT != COMPANION) return x[0][e];
-    else if (companion_dtype == F32) return x[1][e];
+    else if (dtype[1] == F32) return stored(x[1][e], dtype[0]) == x[0][e] ? x[1][e] : x[0][e];
     else return join(bf16{uint16_t(as_bits(x[0][e]) >> 16)}, int16_t(uint16_t(as_bits(x[1][e]))));
 }
 
@@ -62,13 +70,6 @@ FASTLM_RULE void write(const float (&theta)[VECTOR], float (&x)[LISTS][VECTOR], 
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) x[0][e] = theta[e];
     }
-}
-
-// x as a tensor of this dtype will hold it.
-FASTLM_RULE float stored(float x, int dtype) {
-    if (dtype == F32) return x;
-    const uint32_t pair = narrow_pair(x, x, dtype);
-    return dtype == BF16 ? as_float(pair << 16) : widen_f16(pair & 0xffffu);
 }
 
 }  // namespace fastlm

@@ -17,7 +17,7 @@ struct ApplySgd {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                theta[e] = read<KEPT>(x, e, chunk.dtype);
                 sgd(theta[e], factor * x[G][e], c.rule);
             }
             write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
@@ -39,7 +39,7 @@ struct ApplyMomentum {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype[1]);
+                theta[e] = read<KEPT>(x, e, chunk.dtype);
                 sgd(theta[e], factor * x[G][e], x[B][e], c.rule);
             }
             write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);

@@ -20,7 +20,7 @@ using Sizes = std::vector<int64_t>;                    // elements of each tenso
 // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using Shapes = std::vector<std::array<int64_t, 3>>;
 
-struct Parameters {              // see csrc/cpu/parameter.h
+struct Parameters {              // see csrc/cpu/optim/parameter.h
     Tensors stored, companions;  // companions: empty, or one for each: fp32 masters or int16 remainders
     std::vector<int64_t> keys;   // empty, or one for each: round by noise under this key
 };

@@ -48,8 +48,10 @@ FASTLM_RULE void split(float x, bf16& high, int16_t& low) {
     low = int16_t(uint16_t(u));
 }
 
+// What both make. high may have been written by others since: a remainder that would make a NaN of it counts as zero.
 FASTLM_RULE float join(bf16 high, int16_t low) {
-    return as_float((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
+    const float x = as_float((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
+    return x != x ? widen(high) : x;
 }
 
 }  // namespace fastlm

@@ -8,17 +8,19 @@ first, and an Op becomes a `torch.library` custom operator, so `torch.compile`, 
     def scale(x: Tensor, by: float) -> Tensor:
         return x * by
 
-    @scale.backend("cpp", devices=("cpu",), missing=native.missing, refuses=lambda x, by: ...)
+    @scale.backend("cpp", devices=("cpu",), unavailable=native.unavailable, refuses=lambda x, by: ...)
     def _(x, by): ...
 
     @scale.gradient(save=...)
     def _(ctx, grad): ...
 
-A call takes the first backend that serves the tensors' device, is present, and does not refuse the arguments. When one
-is missing or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what cannot be
-done that way raises `BackendError` with the reason. Nothing falls back in silence."""
+Many arguments are one: a parameter annotated with a NamedTuple is that tuple to callers, definition, backends and
+gradient, and its fields to the operator, whose schema is made from their annotations.
 
-import inspect
+A call takes the first backend that serves the tensors' device, is available, and does not refuse the arguments. When
+one is unavailable or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what cannot
+be done that way raises `BackendError` with the reason. Nothing falls back in silence."""
+
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +31,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastlm.backends.signature import Signature
+
 REFERENCE = "reference"
 
 
@@ -37,10 +41,10 @@ class BackendError(RuntimeError):
 
 
 class SlowPathWarning(UserWarning):
-    """A fast backend is missing or refused the arguments, and a slower one computed the result."""
+    """A fast backend is unavailable or refused the arguments, and a slower one computed the result."""
 
 
-def _present(device: torch.device) -> str | None:
+def _available(device: torch.device) -> str | None:
     return None
 
 
@@ -48,7 +52,7 @@ def _refuses_nothing(*args) -> str | None:
     return None
 
 
-def _yields_nothing(*args) -> bool:
+def _never_slower(*args) -> bool:
     return False
 
 
@@ -56,22 +60,23 @@ def _yields_nothing(*args) -> bool:
 class Backend:
     """One way to compute an Op.
 
-    devices: device types on which it is chosen unasked. missing(device): why it cannot run there at all, or None.
-    refuses(*args): why it cannot compute these arguments, or None. yields(*args): whether it could, but a backend
-    ranked after it is faster. differentiable: it is made of PyTorch operators that carry their own gradient, and is
-    called outside the custom operator so that autograd and torch.compile see it whole."""
+    devices: device types on which it is chosen unasked. unavailable(device): why it cannot run there at all, or None.
+    refuses(*args): why it cannot compute these arguments, or None. slower_than_next(*args): whether it could, but a
+    backend ranked after it is faster. differentiable: it is made of PyTorch operators that carry their own gradient,
+    and is called outside the custom operator so that autograd and torch.compile see it whole."""
 
     name: str
     run: Callable
     devices: tuple[str, ...]
-    missing: Callable[[torch.device], str | None] = _present
+    unavailable: Callable[[torch.device], str | None] = _available
     refuses: Callable[..., str | None] = _refuses_nothing
-    yields: Callable[..., bool] = _yields_nothing
+    slower_than_next: Callable[..., bool] = _never_slower
     differentiable: bool = False
 
 
 OPS: dict[str, "Op"] = {}
 _forced: list[dict[str, str]] = []  # op name, or "" for every op → backend name; the last that speaks of an op decides
+_records: list[dict[str, str]] = []  # op name → backend name, of those who ask
 
 
 @contextmanager
@@ -95,6 +100,18 @@ def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
         _forced[:] = [choice for choice in _forced if choice is not wanted]
 
 
+@contextmanager
+def record_choices() -> Iterator[dict[str, str]]:
+    """`with record_choices() as chosen:` op name → the backend that computed its last call inside the block, on any
+    thread."""
+    chosen: dict[str, str] = {}
+    _records.append(chosen)
+    try:
+        yield chosen
+    finally:
+        _records[:] = [record for record in _records if record is not chosen]
+
+
 def _check_known(op_name: str, backend_name: str) -> None:
     if op_name and op_name not in OPS:
         raise BackendError(f"no op is named {op_name!r}; the ops are {', '.join(sorted(OPS))}")
@@ -107,11 +124,12 @@ def _check_known(op_name: str, backend_name: str) -> None:
 
 def forced_backend(op_name: str) -> str | None:
     """The backend name that `use_backend` or FASTLM_BACKEND asks for, or None for a free choice."""
-    forward = op_name.removesuffix("_backward")
+    op = OPS[op_name]
+    forward = op_name if op.gradient_of is None else op.gradient_of.name
     for choice in reversed(_forced):
         if op_name in choice:
             return choice[op_name]
-        if forward in choice and choice[forward] in OPS[op_name].names():  # a choice for an op is one for its gradient
+        if forward in choice and choice[forward] in op.names():  # a choice for an op is one for its gradient
             return choice[forward]
         if "" in choice:
             return choice[""]
@@ -121,32 +139,45 @@ def forced_backend(op_name: str) -> str | None:
 class Op:
     """An operation with one definition, ranked backends, and one gradient. Made by the decorator `op`."""
 
-    def __init__(self, definition: Callable, mutates: tuple[str, ...] = ()):
+    def __init__(self, definition: Callable, mutates: tuple[str, ...] = (), gradient_of: "Op | None" = None):
         self.name = definition.__name__
         self.definition = definition
+        self.gradient_of = gradient_of
+        self.signature = Signature(definition)
         self.backends: list[Backend] = []
-        self.signature = inspect.signature(definition)
+        self._outside: list[Backend] = []  # the differentiable ones, which the operator never sees; the first in rank
+        self._inside: list[Backend] = []
+        self._reference = Backend(REFERENCE, definition, devices=())
         self.__doc__ = definition.__doc__
         self._told: set[tuple[str, str]] = set()
-        schema = torch.library.infer_schema(definition, mutates_args=mutates)
+        schema = torch.library.infer_schema(self.signature.flat, mutates_args=mutates)
         self.torch_op = torch.library.custom_op(f"fastlm::{self.name}", self._run, mutates_args=mutates, schema=schema)
-        self.torch_op.register_fake(definition)
+        self.torch_op.register_fake(lambda *values: definition(*self.signature.unflatten(values)))
         OPS[self.name] = self
 
     def backend(self, name: str, *, devices: tuple[str, ...], **traits) -> Callable:
         """Register the decorated function, which takes the definition's arguments, as the next-ranked backend."""
 
         def register(run: Callable) -> Callable:
-            self.backends.append(Backend(name, run, devices, **traits))
+            backend = Backend(name, run, devices, **traits)
+            assert not (backend.differentiable and self._inside), f"{name} is differentiable: register it first"
+            self.backends.append(backend)
+            (self._outside if backend.differentiable else self._inside).append(backend)
             return run
 
         return register
 
     def gradient(self, save: Callable) -> Callable:
-        """Register the decorated `backward(ctx, *grads)`; `save(ctx, inputs, output)` keeps what it needs."""
+        """Register the decorated `backward(ctx, *grads)`; `save(ctx, inputs, output)` keeps what it needs.
+
+        inputs are the definition's arguments. It returns a gradient or None for each, a NamedTuple of them for a
+        NamedTuple."""
 
         def register(backward: Callable) -> Callable:
-            self.torch_op.register_autograd(backward, setup_context=save)
+            self.torch_op.register_autograd(
+                lambda ctx, *grads: self.signature.flatten(backward(ctx, *grads)),
+                setup_context=lambda ctx, inputs, output: save(ctx, self.signature.unflatten(inputs), output),
+            )
             return backward
 
         return register
@@ -156,65 +187,71 @@ class Op:
         return [b.name for b in self.backends] + [REFERENCE]
 
     def __call__(self, *args):
-        for rank, backend in enumerate(self.backends):  # no further than it must: torch.compile traces this choice
-            if (
-                backend.differentiable
-                and forced_backend(self.name) in (None, backend.name)
-                and self.choose(*args, best=rank + 1) is backend
-            ):
-                return backend.run(*args)
+        backend = self._first(self._outside, args) if self._outside else None
+        if backend is not None:
+            self._record(backend)
+            return backend.run(*args)
         if not transformed():
-            return self.torch_op(*args)
+            return self.torch_op(*self.signature.flatten(args))
         if forced_backend(self.name) == REFERENCE:
-            return self._run(*args)  # plain PyTorch, which transforms see through
+            return self._compute(args)  # plain PyTorch, which transforms see through
         raise BackendError(
             f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped dimension into the batch, "
             'differentiate with autograd, or call it under fastlm.use_backend("reference"), whose plain PyTorch they do see through'
         )
 
-    def _run(self, *args):
-        run = self.choose(*args).run
+    def _run(self, *values):
+        """The operator: the call's arguments one by one."""
+        return self._compute(self.signature.unflatten(values))
+
+    def _compute(self, args: tuple):
+        backend = self._first(self._inside, args) or self._reference
+        self._record(backend)
         device = device_of(args)
         if torch.is_autocast_enabled(device.type):  # the arguments' dtypes were settled by the caller
             with torch.autocast(device.type, enabled=False):
-                return run(*args)
-        return run(*args)
+                return backend.run(*args)
+        return backend.run(*args)
 
-    def choose(self, *args, best: int | None = None) -> Backend:
-        """The backend that will compute this call, out of the `best` ranked first. Raises BackendError if a forced one
+    def choose(self, *args) -> Backend:
+        """The backend that will compute this call. Raises BackendError if a forced one cannot."""
+        return self._first(self.backends, args) or self._reference
+
+    def _first(self, backends: list[Backend], args: tuple) -> Backend | None:
+        """The first of these that serves the call, or the forced one if it is among them. Raises BackendError if that
         cannot."""
         device = device_of(args)
         forced = forced_backend(self.name)
         if forced is not None:
-            return self._forced_choice(forced, device, args)
-        for backend in self.backends[:best]:
+            return self._forced_choice(forced, backends, device, args)
+        for backend in backends:
             if device.type not in backend.devices:
                 continue
-            reason = backend.missing(device)
+            reason = backend.unavailable(device)
             if reason is not None:
-                self._tell(backend, "is missing", reason)
+                self._tell(backend, "is unavailable", reason)
                 continue
             reason = backend.refuses(*args)
             if reason is not None:
                 self._tell(backend, "refused", reason)
-            elif not backend.yields(*args):
+            elif not backend.slower_than_next(*args):
                 return backend
-        return self._reference
+        return None
 
-    @property
-    def _reference(self) -> Backend:
-        return Backend(REFERENCE, self.definition, devices=())
-
-    def _forced_choice(self, name: str, device: torch.device, args: tuple) -> Backend:
-        if name == REFERENCE:
-            return self._reference
-        candidates = [b for b in self.backends if b.name == name]
-        if not candidates:
+    def _forced_choice(self, name: str, backends: list[Backend], device: torch.device, args: tuple) -> Backend | None:
+        if name not in self.names():
             raise BackendError(f"{self.name} has no backend {name!r}; it has {', '.join(self.names())}")
-        reason = candidates[0].missing(device) or candidates[0].refuses(*args)
-        if reason:
-            raise BackendError(f"{self.name}: backend {name!r} cannot serve this call: {reason}")
-        return candidates[0]
+        for backend in backends:
+            if backend.name == name:
+                reason = backend.unavailable(device) or backend.refuses(*args)
+                if reason:
+                    raise BackendError(f"{self.name}: backend {name!r} cannot serve this call: {reason}")
+                return backend
+        return None
+
+    def _record(self, backend: Backend) -> None:
+        for chosen in _records:
+            chosen[self.name] = backend.name
 
     def _tell(self, backend: Backend, what: str, reason: str) -> None:
         """Warn, once for each backend and reason, that a slower one computes."""
@@ -228,18 +265,19 @@ class Op:
         """(backend name, why it is unavailable on `device` or None), fastest first. What `fastlm info` prints."""
         rows = []
         for b in self.backends:
-            reason = b.missing(device)
+            reason = b.unavailable(device)
             if reason is None and device.type not in b.devices:
                 reason = f"not chosen unasked on {device.type}"
             rows.append((b.name, reason))
         return [*rows, (REFERENCE, None)]
 
 
-def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = ()):
-    """Turn a plain PyTorch function with annotated arguments into an Op. `mutates` names arguments written in place."""
+def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = (), gradient_of: Op | None = None):
+    """Turn a plain PyTorch function with annotated arguments into an Op. `mutates` names arguments written in place;
+    `gradient_of` is the op whose gradient this computes, for which a backend forced on that one is a choice too."""
     if definition is None:
-        return lambda d: Op(d, mutates)
-    return Op(definition, mutates)
+        return lambda d: Op(d, mutates, gradient_of)
+    return Op(definition)
 
 
 def transformed() -> bool:

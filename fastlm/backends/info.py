@@ -19,7 +19,8 @@ EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib", "transforme
 def describe() -> Iterator[tuple[str, ...]]:
     """All of it, line by line."""
     yield "python", platform.python_version(), platform.platform(terse=True)
-    yield "torch", torch.__version__, f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield "torch", torch.__version__, f"{threads} thread{'s' * (threads != 1)}"
     yield "triton", _version("triton") or "not installed; CUDA builds of torch bring it"
     yield "extra", *(f"{name} {_version(name) or 'missing'}" for name in EXTRA)
     if any(_version(name) is None for name in EXTRA[:-1]):

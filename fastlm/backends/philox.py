@@ -28,7 +28,7 @@ def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return product >> 32 & LOW, product & LOW
 
 
-def kept(shape: tuple[int, int, int, int], dropout: float, seed: int, device: torch.device) -> Tensor:
+def dropout_mask(shape: tuple[int, int, int, int], dropout: float, seed: int, device: torch.device) -> Tensor:
     """[B, H, Lq, Lk] bool: which probabilities survive dropout. Counter (j div 4, i, b·H + h, 0), word j mod 4."""
     B, H, Lq, Lk = shape
     row = torch.arange(B * H, device=device)[:, None, None]

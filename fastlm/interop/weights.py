@@ -1,7 +1,10 @@
 """Weights in Hugging Face's format, and back."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +41,8 @@ def save_pretrained(model: Transformer, folder: Path | str, **entries) -> str:
     for theirs, ours, rows, transposed in FAMILIES[kind].parts(model):
         part = state[ours][rows]
         tensors[theirs] = (part.T if transposed else part).contiguous().clone()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with tensor_file(folder / "model.safetensors") as made:
+        save_file(tensors, made, metadata={"format": "pt"})
     config = {
         "model_type": kind,
         "bos_token_id": None,
@@ -49,6 +53,27 @@ def save_pretrained(model: Transformer, folder: Path | str, **entries) -> str:
     config["fastlm"] = asdict(model.config)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return kind
+
+
+@contextmanager
+def tensor_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for safetensors to write to, moved there when it is written, with the mode that other files
+    get (safetensors' own is 0600). Raises OSError, as other files do, for a disk that is full."""
+    from safetensors import SafetensorError
+
+    made = path.with_name(f".tmp-{path.name}")
+    try:
+        made.touch()
+        mode = made.stat().st_mode
+        yield made
+        made.chmod(mode)
+        made.replace(path)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def load_pretrained(folder: Path | str) -> Transformer:

@@ -10,7 +10,6 @@ PRESETS: dict[str, ModelConfig] = {
     # Radford et al. 2019: LayerNorm, GELU, learned positions, biases, tied head
     "gpt": ModelConfig(norm="layernorm", mlp="gelu", bias=True, position="learned"),
 }
-DEFAULT = "llama"
 
 
 def preset(name: str, **changes) -> ModelConfig:

@@ -20,9 +20,18 @@ class Cache:
     def __len__(self) -> int:
         return 0 if self.key is None else self.key.shape[2]
 
+    def __bool__(self) -> bool:
+        return True  # an empty cache is one too: `if cache` asks whether there is any
+
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values; return all of them."""
+        """Append the new tokens' keys and values; return all of them. Raises ValueError for other rows or heads."""
         if self.key is not None:
+            for name, new, held in (("keys", key, self.key), ("values", value, self.value)):
+                if new.shape[:2] != held.shape[:2] or new.shape[3] != held.shape[3]:
+                    raise ValueError(
+                        f"the cache holds {name} {list(held.shape)} and is given {list(new.shape)}, which differ in "
+                        "more than length; a new batch, and each layer, takes a Cache() of its own"
+                    )
             key, value = torch.cat((self.key, key), 2), torch.cat((self.value, value), 2)
         self.key, self.value = key, value
         return key, value

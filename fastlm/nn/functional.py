@@ -1,13 +1,17 @@
 """The functions people call: checked arguments, positions and masks turned into an op's plain numbers and vectors."""
 
-import math
+import warnings
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from fastlm import masks
+from fastlm.backends.dispatch import BackendError, transformed
+from fastlm.nn import checks
+from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.attention import attention as attention_op
-from fastlm.ops.rotary import LAYOUTS
+from fastlm.ops.attention_twice import ONCE
 from fastlm.ops.rotary import rotate as rotate_op
 from fastlm.positions import Position, Terms
 
@@ -31,23 +35,30 @@ def attention(
     scale: float | None = None,
     offset: int | None = None,
     return_lse: bool = False,
+    **unknown: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention with any positional scheme: [B, H, Lq, D] in query's dtype.
 
     query [B, H, Lq, D]; key, value [B, Hk, Lk, D] with H a multiple of Hk (grouped-query attention); fp32, bf16 or
-    fp16. position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers. bias [1|B, 1|H, 1|Lq,
-    1|Lk]: added to the scores, after scale; its gradient has its own shape. group_bias: (x [B, H, Lq] fp32, groups of
-    queries [B, Lq], groups of keys [B, Lk]); x is added likewise where a query's and a key's groups are equal (XLNet's
-    segments).
+    fp16. position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers, of this call's lengths and
+    offset. bias [1|B, 1|H, 1|Lq, 1|Lk]: added to the scores, after scale; its gradient has its own shape. group_bias:
+    (x [B, H, Lq] fp32, groups of queries [B, Lq], groups of keys [B, Lk]); x is added likewise where a query's and a
+    key's groups are equal (XLNet's segments).
 
     Masks, which combine. causal: key j is visible to query i when j ≤ i + offset. window: (left, right) keys around the
     query, None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for
     queries and one for keys: a query sees keys of its own segment, so packed documents do not mix.
     `masks.segments_of(cu_seqlens, L)` makes them; positions, of which scores see differences alone, need not start over
-    in each, while queries and keys are packed alike. key_lengths [B] int: keys past a row's length are padding. order:
-    (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for
-    XLNet's query stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key
-    give zeros, and zero gradients.
+    in each, while queries and keys are packed alike. Where they are not, causal, window and position would count along
+    the row, and `masks.ranks_of` gives the order that causal documents have; the two are told apart on a CPU, where
+    reading segments waits for nothing. key_lengths [B] int: keys past a row's length are padding. order: (ranks of
+    queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for XLNet's
+    query stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key give
+    zeros, and zero gradients.
+
+    Keys and values past key_lengths may hold anything. All others must be finite, and for gradients queries too, be
+    they masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention. Fill other
+    padding with zeros.
 
     dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend.
     seed: 0 … 2⁶³ - 1; drawn from torch's generator if None; a captured CUDA graph repeats its own. scale: 1/√D unless
@@ -55,54 +66,68 @@ def attention(
     last query stands at the last key and a decoding step needs no argument. return_lse: also return log Σ exp(score),
     [B, H, Lq] fp32.
 
-    Differentiable once. Gradients come from the log-sum-exp in fp32: where all of a row's scores are large, by -1e4
-    say, they lose as many digits as it does; -inf, or a mask, gives zeros instead. Raises ValueError for shapes,
-    dtypes, devices or values that do not fit."""
-    _check_tensors(query=query, key=key, value=value)
+    Differentiable once, and more often under `use_backend("reference")`. Gradients come from the log-sum-exp in fp32:
+    where all of a row's scores are large, by -1e4 say, they lose as many digits as it does; -inf, or a mask, gives
+    zeros instead. Raises ValueError for shapes, dtypes, devices or values that do not fit, TypeError for arguments of
+    other libraries, with what takes their place."""
+    if unknown:
+        checks.unknown(*unknown)
+    checks.no_tracing("attention")
+    checks.tensors(query=query, key=key, value=value)
     query, key, value = _autocast(query, key, value)
-    _check_attention(query, key, value)
+    checks.heads(query, key, value)
     B, H, Lq, D = query.shape
     Lk = key.shape[2]
-    offset = Lk - Lq if offset is None else offset
-    _check_numbers(scale, dropout, seed, causal, offset, Lq + Lk)
+    at_the_end, offset = offset is None, Lk - Lq if offset is None else offset
+    checks.flags(causal=causal, return_lse=return_lse)
+    checks.numbers(scale, dropout, seed, offset, Lq + Lk)
+    left, right = masks.band(causal, window)
     terms = _terms(position, Lq, Lk, offset, query)
-    vectors = terms.vectors
-    scale = (vectors.terms * D) ** -0.5 if scale is None else scale
-    segments = _members(
-        "segments", (segments, segments) if isinstance(segments, Tensor) else segments, "of queries", "of keys"
-    )
-    order = _members("order", order, "ranks of queries", "ranks of keys")
-    same, *groups = _members("group_bias", group_bias, "x", "groups of queries", "groups of keys")
-    _check_terms(terms, H, Lq, Lk, D)
-    _check_bias(bias, (B, H, Lq, Lk))
-    for name, of_batch in (("key_lengths", key_lengths), ("prefix", prefix)):
-        _check_integers(name, of_batch, (B,))
+    if position is not None:
+        checks.terms(terms, H, D, (Lq, Lk, offset))
+    if terms.causal and right > 0 and Lk - 1 > offset:
+        _warn_of_later_keys()
+    checks.bias(bias, (B, H, Lq, Lk))
+    checks.integers("key_lengths", key_lengths, (B,))
+    checks.integers("prefix", prefix, (B,))
+    together = isinstance(segments, Tensor)
+    segments = checks.members("segments", (segments, segments) if together else segments, "of queries", "of keys")
+    order = checks.members("order", order, "ranks of queries", "ranks of keys")
+    same, *groups = checks.members("group_bias", group_bias, "x", "groups of queries", "groups of keys")
     for name, (of_queries, of_keys) in (("segments", segments), ("order", order), ("group_bias", groups)):
-        _check_integers(f"{name} of queries", of_queries, (B, Lq))
-        _check_integers(f"{name} of keys", of_keys, (B, Lk))
-    if same is not None and (same.shape != (B, H, Lq) or not same.is_floating_point()):
-        raise ValueError(
-            f"group_bias must begin with [B, H, Lq] = [{B}, {H}, {Lq}] of floats; got {list(same.shape)} {same.dtype}"
-        )
-    _check_devices(
-        query, bias=bias, key_lengths=key_lengths, prefix=prefix, segments=segments, order=order, group_bias=(same, *groups),
-        position=(terms.table, *(terms.rotate_q or ()), *(terms.rotate_k or ()), *(x for x in vectors if isinstance(x, Tensor))),
+        if of_queries is not None:
+            checks.integers(f"{name} of queries", of_queries, (B, Lq))
+            checks.integers(f"{name} of keys", of_keys, (B, Lk))
+    checks.group_bias(same, (B, H, Lq))
+    checks.devices(
+        query, bias=bias, key_lengths=key_lengths, prefix=prefix, segments=segments, order=order,
+        group_bias=(same, *groups), position=None if position is None else _tensors(terms),
     )  # fmt: skip
+    counts_along_the_row = position is not None or min(left, right) < masks.UNBOUNDED
+    if segments[0] is not None and not together and at_the_end and counts_along_the_row:
+        checks.packed_alike(*segments)
     if terms.rotate_q is not None:
         query = rotate(query, *terms.rotate_q, layout=terms.layout)
         key = rotate(key, *terms.rotate_k, layout=terms.layout)
-    q_position = None
+    vectors, q_position = terms.vectors, None
     if vectors.position_bias is not None:
         q_position = query + vectors.position_bias[:, None].to(query.dtype)
     if vectors.content_bias is not None:
         query = query + vectors.content_bias[:, None].to(query.dtype)
-    left, right = masks.band(causal, window)
+    scale = (vectors.terms * D) ** -0.5 if scale is None else scale
     if dropout and seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
+    (q_segments, k_segments), (q_ranks, k_ranks), (q_groups, k_groups) = segments, order, groups
     out, lse = attention_op(
-        query, key, value, terms.table, bias, q_position, vectors.query_vectors, None, vectors.key_vectors, vectors.value_vectors,
-        same, *groups, key_lengths, prefix, *segments, *order, left, right, scale, offset, dropout, 0 if seed is None else seed, return_lse,
+        Arguments(
+            q=query, k=key, v=value, table=terms.table, bias=bias, q_position=q_position, k_position=None, same=same,
+            q_groups=q_groups, k_groups=k_groups, key_lengths=key_lengths, prefix=prefix, q_segments=q_segments,
+            k_segments=k_segments, q_ranks=q_ranks, k_ranks=k_ranks, left=left, right=right, scale=scale, offset=offset,
+            dropout=dropout, seed=0 if seed is None else seed, return_lse=return_lse,
+            **{name: getattr(vectors, name) for name in VECTORS},
+        )
     )  # fmt: skip
+    _refuse_second_derivatives(out)
     return (out, lse) if return_lse else out
 
 
@@ -112,20 +137,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tens
     layout: "half" pairs channel i with i + R/2, "interleaved" pairs 2i with 2i + 1; channels from R on pass through.
     Raises ValueError when shapes do not fit. Su et al. 2021, eq. 34.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; choose from {', '.join(LAYOUTS)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype}, and its channels turn by fractions; give floats")
-    if x.ndim != 4 or cos.shape != sin.shape or cos.ndim not in (2, 3) or cos.shape[-2] != x.shape[2]:
-        raise ValueError(
-            f"rotate takes x [B, H, L, D] and cos, sin [L, R/2] or [B, L, R/2]; got x {list(x.shape)}, cos {list(cos.shape)}, sin {list(sin.shape)}"
-        )
-    if cos.ndim == 3 and cos.shape[0] != x.shape[0]:
-        raise ValueError(f"x has {x.shape[0]} rows in its batch, cos and sin have {cos.shape[0]}")
-    if 2 * cos.shape[-1] > x.shape[-1]:
-        raise ValueError(f"cos and sin turn {2 * cos.shape[-1]} channels, but x has {x.shape[-1]}")
-    _check_devices(x, cos=cos, sin=sin)
+    checks.no_tracing("rotate")
+    checks.rotation(x, cos, sin, layout)
+    checks.devices(x, cos=cos, sin=sin)
     return rotate_op(x, cos, sin, layout)
+
+
+for _function in (attention, rotate):  # torch.jit.script asks a function for this sentence, and stops with it
+    _function.__script_unsupported = (
+        f"fastlm.{_function.__name__} is not for torch.jit.script; use torch.compile or torch.export"
+    )
 
 
 def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, query: Tensor) -> Terms:
@@ -139,9 +160,24 @@ def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, que
         )
     if position.embeds():
         raise ValueError(
-            f"position {position.name!r} adds to token embeddings, which attention does not see: add position.embed(...) there, and pass none here"
+            f"position {position.name!r} adds to token embeddings, which attention does not see: "
+            "add position.embed(...) there, and pass none here"
         )
     return position.terms(Lq, Lk, offset, query.device, torch.promote_types(query.dtype, torch.float32))
+
+
+def _tensors(terms: Terms) -> tuple[Tensor | None, ...]:
+    vectors = (x for x in terms.vectors if isinstance(x, Tensor))
+    return (terms.table, *(terms.rotate_q or ()), *(terms.rotate_k or ()), *vectors)
+
+
+def _warn_of_later_keys() -> None:
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            "position was made with causal=True and counts all keys after a query as one distance, and this call sees "
+            "them; give the call causal=True, or the scheme causal=False",
+            stacklevel=3,
+        )
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -152,94 +188,27 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
-def _check_tensors(**given: Tensor) -> None:
-    for name, x in given.items():
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{name} must be a tensor; got {x!r}")
+class _Once(torch.autograd.Function):
+    """Gradients as they are, of which there are no derivatives."""
+
+    @staticmethod
+    def forward(ctx, *grads):
+        return grads
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise BackendError(ONCE)
 
 
-def _members(name: str, given: tuple | None, *what: str) -> tuple:
-    """The members of an argument that is a tuple, or as many None."""
-    if given is None:
-        return (None,) * len(what)
-    if not isinstance(given, (tuple, list)) or len(given) != len(what) or not all(isinstance(x, Tensor) for x in given):
-        got = [type(x).__name__ for x in given] if isinstance(given, (tuple, list)) else type(given).__name__
-        raise ValueError(f"{name} must be a tuple of tensors ({', '.join(what)}); got {got}")
-    return tuple(given)
+def _refuse_second_derivatives(out: Tensor) -> None:
+    """In words, where PyTorch's own kernels computed; fastlm's op says it itself."""
+    if out.requires_grad and not torch.compiler.is_compiling() and not transformed():
+        node = out.grad_fn
+        if type(node).__name__ == "SliceBackward0":  # on GPUs they pad channels to eights
+            node = node.next_functions[0][0]
+        if type(node).__name__.startswith("ScaledDotProduct"):
+            node.register_hook(_once)
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    shapes = f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"attention takes query [B, H, Lq, D] and key, value [B, Hk, Lk, D]; got {shapes}")
-    if q.shape[3] == 0:
-        raise ValueError(f"the head dimension is 0; got {shapes}")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads; got {shapes}")
-    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (
-        torch.float32,
-        torch.bfloat16,
-        torch.float16,
-        torch.float64,
-    ):
-        raise ValueError(
-            f"query, key and value must share one of fp32, bf16, fp16 (fp64 for the reference); got {q.dtype}, {k.dtype}, {v.dtype}"
-        )
-    if not (q.device == k.device == v.device):
-        raise ValueError(f"query, key and value must be on one device; got {q.device}, {k.device}, {v.device}")
-
-
-def _check_numbers(
-    scale: float | None, dropout: float, seed: int | None, causal: bool, offset: int, length: int
-) -> None:
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}; it must be positive and finite")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it must lie in [0, 1)")
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise ValueError(f"seed is {seed!r}; it must be an int in [0, 2⁶³)")
-    if not isinstance(causal, bool):
-        raise ValueError(f"causal is {causal!r}; give True or False")
-    if not isinstance(offset, (int, torch.SymInt)) or abs(offset) + length >= masks.UNBOUNDED:
-        raise ValueError(f"offset is {offset!r}; it must be an int, and stay with all positions below 2³⁰")
-
-
-def _check_integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
-    if x is None:
-        return
-    _check_tensors(**{name: x})
-    if x.shape != shape or x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
-        cure = ", so .expand it" if x.ndim == 2 and x.shape[0] == 1 and x.shape[1:] == shape[1:] else ""
-        raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}{cure}")
-
-
-def _check_terms(terms: Terms, heads: int, Lq: int, Lk: int, D: int) -> None:
-    n = Lq + Lk - 1
-    if terms.table is not None and terms.table.shape != (heads, n):
-        raise ValueError(
-            f"the position's table must be [heads, Lq + Lk - 1] = [{heads}, {n}]; got {list(terms.table.shape)}"
-        )
-    for name in ("query_vectors", "key_vectors", "value_vectors"):
-        rows = getattr(terms.vectors, name)
-        if rows is not None and rows.shape != (heads, n, D):
-            raise ValueError(
-                f"the position's {name} must be [heads, Lq + Lk - 1, D] = [{heads}, {n}, {D}]; got {list(rows.shape)}"
-            )
-
-
-def _check_devices(first: Tensor, **others: Tensor | tuple | None) -> None:
-    for name, given in others.items():
-        for x in given if isinstance(given, tuple) else (given,):
-            if x is not None and x.device != first.device:
-                raise ValueError(f"{name} is on {x.device} and query or x on {first.device}; move it there")
-
-
-def _check_bias(bias: Tensor | None, full: tuple[int, ...]) -> None:
-    if bias is not None and (
-        bias.ndim != 4 or any(n not in (1, whole) for n, whole in zip(bias.shape, full, strict=True))
-    ):
-        raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(bias.shape)}")
-    if bias is not None and not bias.is_floating_point():
-        raise ValueError(
-            f"bias is {bias.dtype}, and it is added to scores; make a mask a bias by torch.where(mask, 0.0, -torch.inf)"
-        )
+def _once(grads: tuple[Tensor | None, ...], _) -> tuple[Tensor | None, ...] | None:
+    return _Once.apply(*grads) if torch.is_grad_enabled() else None

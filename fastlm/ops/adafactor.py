@@ -136,12 +136,12 @@ def _shapes(params: list[Tensor], cols: list[Tensor]) -> list[tuple[int, int, in
     ]
 
 
-@adafactor.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
+@adafactor.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)
 def _(*args):
     _launch(native.cpu(), *args, (torch.get_num_threads(),))
 
 
-@adafactor.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
+@adafactor.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=_refuses)
 def _(params, companions, keys, grads, rows, cols, *args):
     workspace = native.cuda_workspace("adafactor", params, _shapes(params, cols))
     _launch(

@@ -22,42 +22,48 @@ k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradient
     key_lengths, prefix [B] int  q_segments, q_ranks [B, Lq] int  k_segments, k_ranks [B, Lk] int
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.backends.dispatch import BackendError, op
-from fastlm.backends.philox import kept
+from fastlm.backends.dispatch import op
+from fastlm.backends.philox import dropout_mask
 from fastlm.masks import UNBOUNDED
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
 
 
+# Kinds of tensors, which backends treat alike. A new argument of a kind is named here and where it is computed with.
+Rows = Annotated[Tensor, "[B, H or Hk, L, D], of queries or keys"]
+Vectors = Annotated[Tensor, "[H, n, D], by distance"]
+Integers = Annotated[Tensor, "which have no gradient"]
+
+
 class Arguments(NamedTuple):
     """The op's arguments by name, in its order."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    q: Rows
+    k: Rows
+    v: Rows
     table: Tensor | None
     bias: Tensor | None
-    q_position: Tensor | None
-    query_vectors: Tensor | None
-    k_position: Tensor | None
-    key_vectors: Tensor | None
-    value_vectors: Tensor | None
+    q_position: Rows | None
+    query_vectors: Vectors | None
+    k_position: Rows | None
+    key_vectors: Vectors | None
+    value_vectors: Vectors | None
     same: Tensor | None
-    q_groups: Tensor | None
-    k_groups: Tensor | None
-    key_lengths: Tensor | None
-    prefix: Tensor | None
-    q_segments: Tensor | None
-    k_segments: Tensor | None
-    q_ranks: Tensor | None
-    k_ranks: Tensor | None
+    q_groups: Integers | None
+    k_groups: Integers | None
+    key_lengths: Integers | None
+    prefix: Integers | None
+    q_segments: Integers | None
+    k_segments: Integers | None
+    q_ranks: Integers | None
+    k_ranks: Integers | None
     left: int
     right: int
     scale: float
@@ -75,47 +81,38 @@ class Arguments(NamedTuple):
         return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | given)
 
 
-LEARNED = Arguments._fields[:11]  # what may want a gradient
-TENSORS = Arguments._fields[:19]
+def _names(*kinds: type) -> tuple[str, ...]:
+    """The arguments of these kinds, in order."""
+    hints = get_type_hints(Arguments, include_extras=True).items()
+    return tuple(name for name, hint in hints if not {hint, *get_args(hint)}.isdisjoint(kinds))
+
+
+ROWS, VECTORS, INTEGERS = _names(Rows), _names(Vectors), _names(Integers)
+TENSORS = _names(Tensor, Rows, Vectors, Integers)
+TERMS = tuple(name for name in TENSORS if name not in ("q", "k", "v"))  # what plain attention does without
+LEARNED = tuple(name for name in TENSORS if name not in INTEGERS)  # what may want a gradient
 
 
 @op
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, bias: Tensor | None,
-    q_position: Tensor | None, query_vectors: Tensor | None, k_position: Tensor | None, key_vectors: Tensor | None,
-    value_vectors: Tensor | None, same: Tensor | None, q_groups: Tensor | None, k_groups: Tensor | None,
-    key_lengths: Tensor | None, prefix: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
-    q_ranks: Tensor | None, k_ranks: Tensor | None,
-    left: int, right: int, scale: float, offset: int, dropout: float, seed: int, return_lse: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return (out [B, H, Lq, D] in q's dtype, lse [B, H, Lq]): the file's formula, in fp32 (fp64 for fp64 inputs).
 
     lse is the natural logarithm of Σ exp(score) over visible keys, -inf where there is none. A backend may leave it
     empty unless return_lse, or unless its own gradient needs it.
 
     What q, k and the terms hold counts for visible pairs alone, be it infinite or NaN at others; v, and for gradients
-    k, must be finite at every key before key_lengths: a sum over keys meets them with weight zero, and 0 · NaN is NaN.
+    q, k and grad, must be finite at every query, and every key before key_lengths: sums over keys and over queries meet
+    them with weight zero, and 0 · NaN is NaN.
     """
-    a = Arguments(
-        q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
-        key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
-    )  # fmt: skip
     a = _without_padding(a)
-    score = scores(a, torch.promote_types(q.dtype, torch.float32))
-    return values(_probabilities(score), a).to(q.dtype), score.logsumexp(-1)
+    score = scores(a, torch.promote_types(a.q.dtype, torch.float32))
+    return values(_probabilities(score), a).to(a.q.dtype), score.logsumexp(-1)
 
 
-@op
+@op(gradient_of=attention)
 def attention_backward(
-    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, bias: Tensor | None,
-    q_position: Tensor | None, query_vectors: Tensor | None, k_position: Tensor | None, key_vectors: Tensor | None,
-    value_vectors: Tensor | None, same: Tensor | None, q_groups: Tensor | None, k_groups: Tensor | None,
-    key_lengths: Tensor | None, prefix: Tensor | None, q_segments: Tensor | None, k_segments: Tensor | None,
-    q_ranks: Tensor | None, k_ranks: Tensor | None,
-    left: int, right: int, scale: float, offset: int, dropout: float, seed: int, return_lse: bool,
-    wanted: list[bool],
-) -> list[Tensor]:  # fmt: skip
+    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: Arguments, wanted: list[bool]
+) -> list[Tensor]:
     """Gradients of the arguments in LEARNED, in their order and shapes, for grad = dL/dout and grad_lse = dL/dlse.
 
     wanted: which of them; the others come back empty. With δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
@@ -125,49 +122,49 @@ def attention_backward(
 
     and the vectors' gradients are those of matrices whose rows are gathered by distance.
     """
-    a = Arguments(
-        q, k, v, table, bias, q_position, query_vectors, k_position, key_vectors, value_vectors, same, q_groups, k_groups,
-        key_lengths, prefix, q_segments, k_segments, q_ranks, k_ranks, left, right, scale, offset, dropout, seed, return_lse,
-    )  # fmt: skip
     a = _without_padding(a)
-    k, v, wide = a.k, a.v, torch.promote_types(q.dtype, torch.float32)
+    wide = torch.promote_types(a.q.dtype, torch.float32)
+    q, k, v = a.q.to(wide), _per_query_head(a.k, a.q).to(wide), _per_query_head(a.v, a.q).to(wide)
     p = _probabilities(scores(a, wide))
     grad, out = grad.to(wide), out.to(wide)
-    dp = grad @ _per_query_head(v, q).to(wide).mT
-    if value_vectors is not None:
-        dp = dp + _at_pairs(grad @ value_vectors.to(wide).mT, k.shape[2])
+    dp = grad @ v.mT
+    if a.value_vectors is not None:
+        dp = dp + _relative_shift(grad @ a.value_vectors.to(wide).mT, a.k.shape[2])
     delta = (grad * out).sum(-1) - (0 if grad_lse is None else grad_lse.to(wide))
-    ds = p * (_dropped(dp, a) - delta[..., None])
-    kept_p, ds_scaled = _dropped(p, a), scale * ds
-    q_, k_ = q.to(wide), _per_query_head(k, q).to(wide)
-    grads = {
-        "q": ds_scaled @ k_,
-        "k": _per_key_head(ds_scaled.mT @ q_, k),
-        "v": _per_key_head(kept_p.mT @ grad, v),
-    }
-    if table is not None:
-        grads["table"] = _by_distance(ds.sum(0)).sum(-2)
-    if bias is not None:
-        grads["bias"] = ds.sum_to_size(bias.shape)
-    if query_vectors is not None:
+    ds = p * (_apply_dropout(dp, a) - delta[..., None])
+    dropped, ds_scaled = _apply_dropout(p, a), a.scale * ds
+    made = {"q": ds_scaled @ k, "k": _per_key_head(ds_scaled.mT @ q, a.k), "v": _per_key_head(dropped.mT @ grad, a.v)}
+    if a.table is not None:
+        made["table"] = _by_distance(ds.sum(0)).sum(-2)
+    if a.bias is not None:
+        made["bias"] = ds.sum_to_size(a.bias.shape)
+    if a.query_vectors is not None:
         spread = _by_distance(ds_scaled)
-        to = "q" if q_position is None else "q_position"
-        grads[to] = grads.get(to, 0) + spread @ query_vectors.to(wide)
-        grads["query_vectors"] = (spread.mT @ (q if q_position is None else q_position).to(wide)).sum(0)
-    if key_vectors is not None:
+        to, position = ("q", q) if a.q_position is None else ("q_position", a.q_position.to(wide))
+        made[to] = made.get(to, 0) + spread @ a.query_vectors.to(wide)
+        made["query_vectors"] = (spread.mT @ position).sum(0)
+    if a.key_vectors is not None:
         # seen from the keys, the last of which meets the same distances
         spread = _by_distance(ds_scaled.flip(-1, -2).mT)
-        to, like = ("k", k) if k_position is None else ("k_position", k_position)
-        grads[to] = grads.get(to, 0) + _per_key_head((spread @ key_vectors.to(wide)).flip(-2), like)
-        grads["key_vectors"] = (spread.mT @ _per_query_head(like, q).to(wide).flip(-2)).sum(0)
-    if value_vectors is not None:
-        grads["value_vectors"] = (_by_distance(kept_p).mT @ grad).sum(0)
-    if same is not None:
-        grads["same"] = (ds * _equal(q_groups, k_groups)).sum(-1)
-    return [
-        grads[name].to(getattr(a, name).dtype) if want and name in grads else lse.new_empty(0)
-        for name, want in zip(LEARNED, wanted, strict=True)
-    ]
+        to, position = ("k", a.k) if a.k_position is None else ("k_position", a.k_position)
+        made[to] = made.get(to, 0) + _per_key_head((spread @ a.key_vectors.to(wide)).flip(-2), position)
+        made["key_vectors"] = (spread.mT @ _per_query_head(position, a.q).to(wide).flip(-2)).sum(0)
+    if a.value_vectors is not None:
+        made["value_vectors"] = (_by_distance(dropped).mT @ grad).sum(0)
+    if a.same is not None:
+        made["same"] = (ds * _equal(a.q_groups, a.k_groups)).sum(-1)
+    return in_order(made, a, wanted, lse)
+
+
+def wanted_of(a: Arguments, wanted: list[bool]) -> list[str]:
+    """Names of the arguments that are given and want a gradient."""
+    return [name for name, want in zip(LEARNED, wanted, strict=True) if want and getattr(a, name) is not None]
+
+
+def in_order(made: dict[str, Tensor], a: Arguments, wanted: list[bool], like: Tensor) -> list[Tensor]:
+    """attention_backward's result from gradients by name, in their arguments' dtypes; the others empty like `like`."""
+    made = {name: made[name].to(getattr(a, name).dtype) for name in wanted_of(a, wanted) if name in made}
+    return [made[name] if name in made else like.new_empty(0) for name in LEARNED]
 
 
 def _without_padding(a: Arguments) -> Arguments:
@@ -175,10 +172,8 @@ def _without_padding(a: Arguments) -> Arguments:
     if a.key_lengths is None:
         return a
     present = (torch.arange(a.k.shape[2], device=a.k.device) < a.key_lengths[:, None])[:, None, :, None]
-    padded = {
-        name: getattr(a, name).where(present, 0) for name in ("k", "v", "k_position") if getattr(a, name) is not None
-    }
-    return a._replace(**padded)
+    of_keys = ((name, getattr(a, name)) for name in ("k", "v", "k_position"))
+    return a._replace(**{name: x.where(present, 0) for name, x in of_keys if x is not None})
 
 
 def scores(a: Arguments, wide: torch.dtype) -> Tensor:
@@ -187,13 +182,13 @@ def scores(a: Arguments, wide: torch.dtype) -> Tensor:
     score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
     if a.query_vectors is not None:
         position = a.q if a.q_position is None else a.q_position
-        score = score + _at_pairs(position.to(wide) @ a.query_vectors.to(wide).mT, Lk)
+        score = score + _relative_shift(position.to(wide) @ a.query_vectors.to(wide).mT, Lk)
     if a.key_vectors is not None:
         position = _per_query_head(a.k if a.k_position is None else a.k_position, a.q)
-        score = score + _at_pairs(position.to(wide).flip(-2) @ a.key_vectors.to(wide).mT, Lq).mT.flip(-1, -2)
+        score = score + _relative_shift(position.to(wide).flip(-2) @ a.key_vectors.to(wide).mT, Lq).mT.flip(-1, -2)
     score = a.scale * score
     if a.table is not None:
-        score = score + _at_pairs(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
+        score = score + _relative_shift(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
     if a.bias is not None:
         score = score + a.bias.to(wide)
     if a.same is not None:
@@ -203,7 +198,7 @@ def scores(a: Arguments, wide: torch.dtype) -> Tensor:
 
 def values(p: Tensor, a: Arguments) -> Tensor:
     """Probabilities [B, H, Lq, Lk] → [B, H, Lq, D]: dropped out, then the weighted sum of values."""
-    p = _dropped(p, a)
+    p = _apply_dropout(p, a)
     out = p @ _per_query_head(a.v, a.q).to(p.dtype)
     if a.value_vectors is not None:
         out = out + _by_distance(p) @ a.value_vectors.to(p.dtype)
@@ -235,10 +230,10 @@ def _probabilities(score: Tensor) -> Tensor:
     return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)
 
 
-def _dropped(p: Tensor, a: Arguments) -> Tensor:
+def _apply_dropout(p: Tensor, a: Arguments) -> Tensor:
     if a.dropout == 0:
         return p
-    return p * kept(p.shape, a.dropout, a.seed, p.device).to(p.dtype) / (1 - a.dropout)
+    return p * dropout_mask(p.shape, a.dropout, a.seed, p.device).to(p.dtype) / (1 - a.dropout)
 
 
 def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:
@@ -251,7 +246,7 @@ def _per_key_head(x: Tensor, kv: Tensor) -> Tensor:
     return x.unflatten(1, (kv.shape[1], -1)).sum(2)
 
 
-def _at_pairs(x: Tensor, Lk: int) -> Tensor:
+def _relative_shift(x: Tensor, Lk: int) -> Tensor:
     """[..., Lq, Lq + Lk - 1] → [..., Lq, Lk]: row i's entries for its keys, those at j - i + Lq - 1."""
     Lq = x.shape[-2]
     columns = torch.arange(Lk, device=x.device) - torch.arange(Lq, device=x.device)[:, None] + Lq - 1
@@ -259,7 +254,8 @@ def _at_pairs(x: Tensor, Lk: int) -> Tensor:
 
 
 def _by_distance(x: Tensor) -> Tensor:
-    """[..., Lq, Lk] → [..., Lq, Lq + Lk - 1]: the transpose of `_at_pairs`, zero at distances a row does not have.
+    """[..., Lq, Lk] → [..., Lq, Lq + Lk - 1]: the transpose of `_relative_shift`, zero at distances a row does not
+    have.
 
     Padding every row by Lq and re-reading the buffer with rows one shorter shifts row i right by i: no scatter.
     """
@@ -274,25 +270,19 @@ def _by_distance(x: Tensor) -> Tensor:
 
 
 def _save(ctx, inputs, output):
-    a = Arguments(*inputs)
-    ctx.save_for_backward(*output, *a[: len(TENSORS)])
-    ctx.numbers = a[len(TENSORS) :]
+    (a,) = inputs
+    ctx.save_for_backward(*output, *(getattr(a, name) for name in TENSORS))
+    ctx.numbers = a._replace(**dict.fromkeys(TENSORS))
     ctx.set_materialize_grads(False)
 
 
 @attention.gradient(save=_save)
 def _(ctx, grad, grad_lse):
-    out, *rest = ctx.saved_tensors
+    out, lse, *tensors = ctx.saved_tensors
+    a = ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
+    needed = Arguments(*ctx.needs_input_grad)
+    wanted = [getattr(needed, name) for name in LEARNED]
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
-    wanted = list(ctx.needs_input_grad[: len(LEARNED)])
-    grads = attention_backward(grad, grad_lse, out, *rest, *ctx.numbers, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * (
-        len(Arguments._fields) - len(LEARNED)
-    )
-
-
-@attention_backward.gradient(save=lambda ctx, inputs, output: None)
-def _(ctx, *grads):
-    raise BackendError(
-        "attention is differentiable once; for second derivatives call fastlm.ops.attention.attention.definition, which is plain PyTorch"
-    )
+    grads = attention_backward(grad, grad_lse, out, lse, a, wanted)
+    made = {name: g for name, g, want in zip(LEARNED, grads, wanted, strict=True) if want}
+    return (Arguments(**dict.fromkeys(Arguments._fields) | made),)

@@ -105,12 +105,12 @@ def _launch(module, params, companions, keys, grads, exp_avgs, exp_avg_sqs, step
     lists.write_back()
 
 
-@lamb.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=refuses_moments)
+@lamb.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=refuses_moments)
 def _(*args):
     _launch(native.cpu(), *args, (torch.get_num_threads(),))
 
 
-@lamb.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=refuses_moments)
+@lamb.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=refuses_moments)
 def _(params, *args):
     workspace = native.cuda_workspace("lamb", params)
     _launch(native.cuda(), params, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))

@@ -1,12 +1,15 @@
 """A parameter of 16 bits and what completes it: fp32 masters, 16-bit remainders, or rounding by noise.
 
-Every optimizer's op reads a parameter as fp32 and writes fp32 back through this file; csrc/cpu/parameter.h and
+Every optimizer's op reads a parameter as fp32 and writes fp32 back through this file; csrc/cpu/optim/parameter.h and
 csrc/rules/philox.h are its C++ side.
 
-    companion fp32    the master copy is the parameter; the model's own 16 bits are it, rounded to nearest
+    companion fp32    the master copy is the parameter, wherever the model's own 16 bits are it, rounded to nearest
     companion int16   bf16 and the remainder are the parameter, exactly: 4 bytes in all instead of a master's 6
     key               bf16 alone; what does not fit is rounded up or down by noise whose mean is right
     neither           the parameter's own bits, rounded to nearest
+
+So what others write into the model's 16 bits (loading, averaging, tying) is the parameter from then on, however they
+write it, and a master that is older is not.
 
 The noise is Philox4x32-10 (Salmon et al. 2011), a pure function of (key, step, element), so a step can be repeated.
 """
@@ -28,11 +31,13 @@ class Parameter(NamedTuple):
 
     def read(self) -> Tensor:
         """The parameter in fp32."""
+        wide = self.stored.float()
         if self.companion is None:
-            return self.stored.float()
+            return wide
         if self.companion.dtype == torch.float32:
-            return self.companion
-        return ((self.stored.view(torch.int16).int() << 16) + self.companion.int()).view(torch.float32)
+            return torch.where(self.companion.to(self.stored.dtype) == self.stored, self.companion, wide)
+        joined = ((self.stored.view(torch.int16).int() << 16) + self.companion.int()).view(torch.float32)
+        return torch.where(joined.isnan(), wide, joined)  # 0 that others wrote, and a remainder below 0
 
     def write(self, value: Tensor, step: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(tensor, its new value) pairs that make the parameter `value` (fp32) at this step."""

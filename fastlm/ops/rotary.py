@@ -50,7 +50,7 @@ def _triton_refuses(x, cos, sin, layout):
     )
 
 
-@rotate.backend("triton", devices=("cuda",), missing=native.triton_missing, refuses=_triton_refuses)
+@rotate.backend("triton", devices=("cuda",), unavailable=native.triton_missing, refuses=_triton_refuses)
 def _(x, cos, sin, layout):
     from fastlm.kernels.rotary import rotate as launch
 
@@ -61,7 +61,7 @@ def _cpp_refuses(x, cos, sin, layout):
     return None if x.dtype in native.DTYPES else f"x is {x.dtype}; served are fp32, bf16 and fp16"
 
 
-@rotate.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_cpp_refuses)
+@rotate.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_cpp_refuses)
 def _(x, cos, sin, layout):
     x = x if x.stride(-1) == 1 else x.contiguous()
     cos, sin = cos.float().contiguous(), sin.float().contiguous()

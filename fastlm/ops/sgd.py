@@ -53,12 +53,12 @@ def _launch(module, params, companions, keys, grads, buffers, steps, coefficient
     lists.write_back()
 
 
-@sgd.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
+@sgd.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)
 def _(*args):
     _launch(native.cpu(), *args, (torch.get_num_threads(),))
 
 
-@sgd.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
+@sgd.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=_refuses)
 def _(params, *args):
     workspace = native.cuda_workspace("sgd", params)
     _launch(native.cuda(), params, *args, (workspace.data_ptr(), *native.cuda_stream(params[0].device)))

@@ -68,22 +68,22 @@ def _unscale(module, grads, factor, found_inf, *where):
     write_back(grads, laid_out)
 
 
-@grad_stats.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
+@grad_stats.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)
 def _(*args):
     return _grad_stats(native.cpu(), *args, torch.get_num_threads())
 
 
-@grad_stats.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
+@grad_stats.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=_refuses)
 def _(grads, *args):
     workspace = native.cuda_workspace("grad_stats", grads)
     return _grad_stats(native.cuda(), grads, *args, workspace.data_ptr(), *native.cuda_stream(grads[0].device))
 
 
-@unscale.backend("cpp", devices=("cpu",), missing=native.cpp_missing, refuses=_refuses)
+@unscale.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)
 def _(*args):
     _unscale(native.cpu(), *args, torch.get_num_threads())
 
 
-@unscale.backend("cuda", devices=("cuda",), missing=native.cuda_missing, refuses=_refuses)
+@unscale.backend("cuda", devices=("cuda",), unavailable=native.cuda_missing, refuses=_refuses)
 def _(grads, *args):
     _unscale(native.cuda(), grads, *args, *native.cuda_stream(grads[0].device))

@@ -1,6 +1,6 @@
 """Optimizers with unscaling, global-norm clipping, the overflow skip and the update in one trip over memory.
 
-    SGD   Adam   AdamW   LAMB   Adafactor          drop-in for torch's, apex's and Hugging Face's; OPTIMIZERS has them by name
+    SGD   Adam   AdamW   LAMB   Adafactor          in the place of torch's, apex's, Hugging Face's; OPTIMIZERS has them
     decay_groups   layer_groups                    which tensors decay, and lower layers that learn more slowly
     sharding                                       DTensor parameters: FSDP2, tensor parallelism, both
     memory_table                                   bytes of parameters, gradients, masters and states for every choice

@@ -10,7 +10,8 @@ from torch import Tensor
 from fastlm.ops.adamw import adamw
 from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
 from fastlm.optim import checks, sharding
-from fastlm.optim.base import Optimizer, moments_layout
+from fastlm.optim.base import Optimizer
+from fastlm.optim.states import moments_layout
 
 VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
 RMS_FLOOR = 1e-3
@@ -21,9 +22,10 @@ class Adam(Optimizer, name="adam"):
     """Adam, as torch.optim.Adam, whose state dict it reads and writes: weight_decay is an L2 penalty, part of the
     gradient.
 
-    lr may change between steps. foreach, fused and capturable are accepted and change nothing: every step is one fused
-    pass. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer (`Optimizer`). Raises ValueError
-    for values out of range and for amsgrad or differentiable, which are not served."""
+    lr may change between steps. decoupled_weight_decay=True is AdamW. foreach and capturable are accepted and change
+    nothing: every step is one fused pass. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm
+    optimizer (`Optimizer`). Raises ValueError for values out of range and for amsgrad or differentiable, which are not
+    served."""
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of a group, besides these
 
@@ -37,36 +39,42 @@ class Adam(Optimizer, name="adam"):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         **common,
     ):
-        if differentiable:
-            raise ValueError(f"fastlm.optim does not serve differentiable; torch.optim.{type(self).__name__} does")
-        defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize)
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
         super().__init__(params, defaults | {name: common.pop(name) for name in self.OPTIONS}, **common)
 
     def check(self, group):
         super().check(group)
         checks.at_least_zero(lr=checks.number(group["lr"]), eps=group["eps"], weight_decay=group["weight_decay"])
         checks.betas(group["betas"])
-        checks.flag(amsgrad=group["amsgrad"])
-        if group["amsgrad"]:
-            raise ValueError(f"fastlm.optim does not serve amsgrad; torch.optim.{type(self).__name__} does")
+        checks.flag(decoupled_weight_decay=group["decoupled_weight_decay"])
+
+    def fixed(self, group):
+        corrected, decoupled = dict(bias_correction=True, correct_bias=True), group["decoupled_weight_decay"]
+        return super().fixed(group) | corrected | dict(variant="torch", scale_by_rms=False, adam_w_mode=decoupled)
 
     def layout(self, p, group):
         return moments_layout(p, group)
 
     def update(self, group, part, coefficient, found_inf):
-        adamw(*self._lists(part, coefficient, found_inf), *self._scalars(group), True, False)
+        decoupled = group["decoupled_weight_decay"]
+        adamw(*self._lists(part, coefficient, found_inf), *self._scalars(group), True, decoupled)
 
     def _lists(self, part, coefficient, found_inf):
         return *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
 
     def _scalars(self, group):
-        return checks.number(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
+        return checks.number(group["lr"]), *map(float, (*group["betas"], group["eps"], group["weight_decay"]))
 
 
 class AdamW(Adam, name="adamw"):
@@ -93,14 +101,27 @@ class AdamW(Adam, name="adamw"):
         **options,
     ):
         eps = EPS[bool(scale_by_rms)] if eps is None else eps
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, variant=variant, scale_by_rms=scale_by_rms, **options
-        )
+        options = dict(decoupled_weight_decay=True) | options | dict(variant=variant, scale_by_rms=scale_by_rms)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
 
     def check(self, group):
         super().check(group)
         checks.one_of(VARIANTS, variant=group["variant"])
         checks.flag(scale_by_rms=group["scale_by_rms"])
+
+    def fixed(self, group):
+        corrected = VARIANTS[group["variant"]]
+        ours = dict(bias_correction=corrected, correct_bias=corrected, decoupled_weight_decay=True)
+        theirs = super().fixed(group) | ours
+        return {name: value for name, value in theirs.items() if name not in self.OPTIONS}
+
+    def translate(self, state_dict):
+        """Adam's weight decay is no other where it is 0."""
+        groups = [
+            {**group, "decoupled_weight_decay": True} if group.get("weight_decay") == 0 else group
+            for group in state_dict["param_groups"]
+        ]
+        return {**state_dict, "param_groups": groups}
 
     def update(self, group, part, coefficient, found_inf):
         lists, scalars, corrected = (

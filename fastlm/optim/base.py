@@ -1,12 +1,10 @@
-"""What every optimizer of fastlm shares: the step around an op, the state of a parameter, and how 16-bit parameters are
-kept.
+"""What every optimizer of fastlm shares: its options, the step around an op, and the state of each parameter.
 
 With `max_grad_norm`, or under a `GradScaler`, a step first reads the gradients once for their norm, then updates; a
 norm that is not finite skips the step and leaves every bit as it was, the step count included. The host waits for
 nothing: `grad_norm` and `overflow` are tensors on the parameters' device."""
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,23 +13,12 @@ from torch import Tensor
 
 from fastlm.ops.sums import Shards
 from fastlm.ops.unscale import grad_stats
-from fastlm.optim import checks, loading, sharding
-from fastlm.optim.loading import OF_ALL_GROUPS, Kept
+from fastlm.optim import checks, loading, namesakes, sharding
+from fastlm.optim.loading import OF_ALL_GROUPS
+from fastlm.optim.states import COMPANIONS, MASTERS, STATE_DTYPES, Kept, Layout, master_of, zeros
 
-OPTIMIZERS: dict[str, type["Optimizer"]] = {}
-MASTERS = (None, "fp32", "remainder", "stochastic")
-STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# a master's name in the state, and its dtype
-COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}
-OF_NAMESAKES = {  # arguments of theirs, and what says it here
-    "correct_bias": 'variant="bert" goes without bias correction',
-    "bias_correction": 'AdamW\'s variant="bert" and LAMB\'s "google" go without',
-    "use_nvlamb": "adapt=True scales groups without decay too",
-    "max_coeff": "give bounds=(min_coeff, max_coeff)",
-    "min_coeff": "give bounds=(min_coeff, max_coeff)",
-}
-
-Layout = dict[str, Kept]
+# by name; a plugin may add any class of torch.optim.Optimizer, for which the trainer clips
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {}
 Pair = tuple[Tensor, Tensor]  # a parameter and what of its gradient lies on this rank
 
 
@@ -62,11 +49,15 @@ class Optimizer(torch.optim.Optimizer):
     master says where a 16-bit parameter keeps what its 16 bits cannot hold: None, nowhere (updates are rounded to
     nearest); "fp32", in a master copy; "remainder" (bf16), in 16 more bits, exactly; "stochastic" (bf16), nowhere, but
     updates are rounded by noise whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need
-    none and take no notice. A master copy is the parameter: once it is made, at the first step, weights that something
-    else writes (loading, averaging, tying) are overwritten by the next step; write into optimizer.state[p]["master"]
-    too, or build the optimizer afterwards. state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both
-    may differ between groups. seed and max_grad_norm are of all groups and not in the state dict: give the same again
-    to go on with the same bits.
+    none and take no notice. What something else writes into a 16-bit parameter (loading, averaging, tying) is the
+    parameter from then on: a master counts only where the parameter is it, rounded, and a remainder refines whatever is
+    there, by half a unit in its last place at most. To write more than 16 bits, write optimizer.state[p]["master"] too.
+    state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both may differ between groups. seed and
+    max_grad_norm are of all groups and not in the state dict: give the same again to go on with the same bits.
+
+    fused=True has torch's GradScaler leave unscaling to the step, as with torch's fused optimizers, which trainers that
+    clip then refuse; fastlm's scaler always does. Options of namesakes that ours lack are taken where they say what is
+    done here anyway, and else refused (namesakes.py).
 
     Parameters may be DTensors, sharded or replicated on any mesh (sharding.py). process_group: ranks whose optimizers
     hold other parameters of the same model (pipeline stages); norm and overflow are then of all of them. Copies share
@@ -77,7 +68,6 @@ class Optimizer(torch.optim.Optimizer):
     grad_norm: Tensor | None = None
     overflow: Tensor | None = None
     process_group = None
-    _step_supports_amp_scaling = True  # torch's GradScaler hands grad_scale and found_inf over instead of unscaling
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -85,12 +75,18 @@ class Optimizer(torch.optim.Optimizer):
             OPTIMIZERS[name] = cls
 
     def __init__(
-        self, params, defaults: dict, *, max_grad_norm: float | None = None, master: str | None = None, state_dtype: str = "fp32", seed: int = 0,
-        process_group=None, **unknown,
-    ):  # fmt: skip
-        for name in unknown:
-            cure = f": {OF_NAMESAKES[name]}" if name in OF_NAMESAKES else ""
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}{cure}")
+        self,
+        params,
+        defaults: dict,
+        *,
+        max_grad_norm: float | None = None,
+        master: str | None = None,
+        state_dtype: str = "fp32",
+        seed: int = 0,
+        process_group=None,
+        fused: bool | None = None,
+        **theirs,
+    ):
         if max_grad_norm is not None:
             checks.bound(max_grad_norm=max_grad_norm)
         checks.whole(0, seed=seed)
@@ -98,9 +94,16 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"seed is {seed}; it must lie in [0, 2³¹)")
         checks.process_group(process_group)
         self.process_group = process_group
-        super().__init__(
-            params, defaults | dict(master=master, state_dtype=state_dtype, max_grad_norm=max_grad_norm, seed=seed)
-        )
+        ours = dict(master=master, state_dtype=state_dtype, fused=fused, max_grad_norm=max_grad_norm, seed=seed)
+        super().__init__(params, defaults | ours)
+        namesakes.check_arguments(type(self).__name__, theirs, self.fixed(self.defaults))
+        namesakes.check_options(theirs, self.fixed(self.defaults))
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch's GradScaler hands grad_scale and found_inf over instead of unscaling and skipping. Ranks of a
+        process group must all step, whoever overflowed."""
+        return bool(self.defaults["fused"]) or self.process_group is not None
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -119,13 +122,16 @@ class Optimizer(torch.optim.Optimizer):
             for name in OF_ALL_GROUPS:
                 value = group.pop(name)
                 if value != self.defaults[name]:
-                    raise ValueError(
-                        f"{name} is {value!r} in a group, and {self.defaults[name]!r} of all groups; give it to the optimizer itself"
-                    )
-            self.check(group)
+                    of_all = f"{self.defaults[name]!r} of all groups; give it to the optimizer itself"
+                    raise ValueError(f"{name} is {value!r} in a group, and {of_all}")
+            self._check(group)
         except Exception:
             del self.param_groups[-1]
             raise
+
+    def _check(self, group: dict) -> None:
+        self.check(group)
+        namesakes.check_options(group, self.fixed(group))
 
     def check(self, group: dict) -> None:
         """Raise ValueError, naming what is legal, if the group's options do not fit each other or its parameters."""
@@ -135,6 +141,10 @@ class Optimizer(torch.optim.Optimizer):
             checks.flag(maximize=group["maximize"])
         for p in group["params"]:
             checks.parameter(p, group["master"])
+
+    def fixed(self, group: dict) -> dict:
+        """Options of namesakes that have one value here, in such a group, with that value; namesakes.CURES has each."""
+        return {"amsgrad": False, "differentiable": False, "master_weights": False}
 
     def __deepcopy__(self, memo: dict) -> "Optimizer":
         other = type(self).__new__(type(self))
@@ -154,9 +164,8 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [
-            (group, [(p, _grad(p)) for p in group["params"] if p.grad is not None]) for group in self.param_groups
-        ]
+        members_of = lambda group: [(p, _grad(p)) for p in group["params"] if p.grad is not None]
+        groups = [(group, members_of(group)) for group in self.param_groups]
         params = [p for group in self.param_groups for p in group["params"]]
         pairs = [pair for _, members in groups for pair in members]
         self.grad_norm = self.overflow = None
@@ -168,11 +177,8 @@ class Optimizer(torch.optim.Optimizer):
                 if members and group.get("maximize"):
                     sign = -torch.ones((), device=params[0].device) if coefficient is None else -coefficient
                 for part in self._parts(group, members):
-                    self.update(
-                        group,
-                        part,
-                        *(None if x is None else x.to(part.params[0].device) for x in (sign, self.overflow)),
-                    )
+                    device = part.params[0].device
+                    self.update(group, part, *(x if x is None else x.to(device) for x in (sign, self.overflow)))
         return loss
 
     def update(self, group: dict, part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> None:
@@ -261,32 +267,24 @@ class Optimizer(torch.optim.Optimizer):
         state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
-                state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else loading.zeros(p, kept)
+                state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else zeros(p, kept)
         return tuple(layout)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the
-        parameter's device.
-
-        Options that a namesake's groups lack stay as they are. Raises ValueError, and changes nothing, if an option or
-        a state does not fit."""
+        parameter's device. Options that a namesake's groups lack stay as they are. Raises ValueError, and changes
+        nothing, if an option or a state does not fit."""
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        namesakes.check_owner(type(self), state_dict["param_groups"], {*self.defaults, *self.fixed(self.defaults)})
         state_dict = self.translate(loading.counted_by_parameter(state_dict))
         groups = loading.merged(self.param_groups, state_dict["param_groups"])
-        for group in groups:
-            self.check(group)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        owners = [(p, group) for group in groups for p in group["params"]]
-        state = defaultdict(dict)
-        # torch would cast states to the parameter's dtype, which loses bits in bf16
-        for i, (p, group) in zip(saved, owners, strict=True):
-            layout, values = self.full_layout(p, group), state_dict["state"].get(i, {})
-            kept = {name: torch.as_tensor(values[name]) for name in layout if name in values}
-            if kept:
-                state[p] = {name: loading.loaded(value, p, layout[name]) for name, value in kept.items()}
+        for group, saved in zip(groups, state_dict["param_groups"], strict=True):
+            self._check(group)
+            namesakes.check_options(saved, {"max_grad_norm": self.max_grad_norm or 0.0})
+        state = loading.states(state_dict, groups, self.full_layout, type(self).__name__)
         self.__setstate__({"state": state, "param_groups": groups})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -296,17 +294,6 @@ class Optimizer(torch.optim.Optimizer):
         return state_dict
 
 
-def master_of(p: Tensor, group: dict) -> str | None:
-    """The group's `master`, where the parameter needs one."""
-    return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
-
-
 def _grad(p: Tensor) -> Tensor:
     checks.gradient(p)
     return sharding.local_grad(p)
-
-
-def moments_layout(p: Tensor, group: dict) -> Layout:
-    """exp_avg and exp_avg_sq, shaped like the parameter: Adam's family."""
-    kept = Kept(p.shape, STATE_DTYPES[group["state_dtype"]])
-    return {"exp_avg": kept, "exp_avg_sq": kept}

@@ -1,76 +1,46 @@
-"""What options and parameters may be: one check for each kind of value. Each raises ValueError, which says the value
+"""What optimizers' options and parameters may be, besides plain values. Each raises ValueError, which says the value
 and what to give instead."""
 
-import math
-from collections.abc import Callable, Collection
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from fastlm.checks import at_least_zero, below_one, bound, each, finite, flag, numbers, one_of, pair, positive, whole
 from fastlm.optim import sharding
+
+__all__ = [
+    "at_least_zero", "below_one", "betas", "bound", "each", "finite", "flag", "gradient", "number", "numbers", "one_of",
+    "pair", "parameter", "plain", "positive", "process_group", "whole",
+]  # fmt: skip
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def finite(x: object) -> bool:
-    return isinstance(x, Real) and math.isfinite(x)
-
-
-def at_least_zero(**values: object) -> None:
-    _each(values, lambda x: finite(x) and x >= 0, "give a finite number of at least 0")
-
-
-def positive(**values: object) -> None:
-    _each(values, lambda x: finite(x) and x > 0, "give a positive, finite number")
-
-
-def bound(**values: object) -> None:
-    _each(values, lambda x: isinstance(x, Real) and x > 0, "give a positive number; inf bounds nothing")
-
-
-def below_one(**values: object) -> None:
-    _each(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
-
-
-def whole(least: int, **values: object) -> None:
-    _each(values, lambda x: isinstance(x, Integral) and x >= least, f"give a whole number of at least {least}")
-
-
-def flag(**values: object) -> None:
-    _each(values, lambda x: isinstance(x, bool), "give True or False")
-
-
-def one_of(choices: Collection, **values: object) -> None:
-    _each(values, lambda x: x in tuple(choices), f"choose from {', '.join(map(repr, choices))}")
-
-
-def pair(fits: Callable[[object, object], bool], cure: str, **values: object) -> None:
-    """A tuple or list of two that fit."""
-    for name, value in values.items():
-        if not (isinstance(value, (tuple, list)) and len(value) == 2 and fits(*value)):
-            raise ValueError(f"{name} are {value!r}; {cure}")
-
-
 def betas(value: object) -> None:
-    pair(lambda *both: all(finite(x) and 0 <= x < 1 for x in both), "give two, each in [0, 1)", betas=value)
+    fits = lambda x: finite(plain(x)) and 0 <= x < 1
+    pair(lambda *both: all(map(fits, both)), "give two, each in [0, 1)", betas=value)
+
+
+def plain(x: object) -> object:
+    """The number that a CPU tensor of one element holds, into which schedules write; else x itself."""
+    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" and x.numel() == 1 else x
 
 
 def number(lr: object) -> float:
-    """A learning rate's value. It may be a CPU tensor of one element, into which schedules write."""
+    """A learning rate's value."""
     if isinstance(lr, Tensor) and lr.device.type != "cpu":
         raise ValueError(
             "lr is a tensor on the device, and reading it would stall the step; give a number or a CPU tensor"
         )
-    if not (isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1)):
-        raise ValueError(f"lr is {lr!r}; give one number")
+    numbers(dict(lr=plain(lr)), lambda x: isinstance(x, Real) and not isinstance(x, bool), "give one number")
     return float(lr)
 
 
 def process_group(value: object) -> None:
     # there is none in a torch that was built without torch.distributed
     kind = getattr(torch.distributed, "ProcessGroup", ())
-    _each(
+    each(
         dict(process_group=value),
         lambda x: x is None or isinstance(x, kind),
         "give a group of torch.distributed that this rank is in, or None",
@@ -96,7 +66,8 @@ def parameter(p: Tensor, master: str | None) -> None:
         raise ValueError(f"{what} is expanded, so its elements share memory; give its .contiguous() copy, or the base")
     if p.dtype == torch.float16 and master in ("remainder", "stochastic"):
         raise ValueError(
-            f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; legal there: None, 'fp32'"
+            f"master={master!r} is for bf16 parameters and one of shape {list(p.shape)} is fp16; "
+            "legal there: None, 'fp32'"
         )
 
 
@@ -104,9 +75,3 @@ def gradient(p: Tensor) -> None:
     if p.grad.layout != torch.strided:
         what = f"a parameter of shape {list(p.shape)} has a sparse gradient"
         raise ValueError(f"{what}; build its Embedding with sparse=False, or use torch.optim.SparseAdam")
-
-
-def _each(values: dict[str, object], fits: Callable[[object], bool], cure: str) -> None:
-    for name, value in values.items():
-        if not fits(value):
-            raise ValueError(f"{name} is {value!r}; {cure}")

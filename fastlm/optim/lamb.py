@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastlm.ops.lamb import CORRECTIONS, lamb, lamb_rules
 from fastlm.optim import checks, sharding
-from fastlm.optim.base import Optimizer, moments_layout
+from fastlm.optim.base import Optimizer
+from fastlm.optim.states import moments_layout
 
 
 class Variant(NamedTuple):
@@ -39,8 +40,8 @@ class LAMB(Optimizer, name="lamb"):
 
     adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant.
     bounds: other bounds than those of "paper" and "deepspeed". Norms are per tensor: fused or stacked weights share
-    one. apex clips the global norm to 1 unless told otherwise: give max_grad_norm=1.0. foreach, fused and capturable
-    are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm optimizer
+    one. apex clips the global norm to 1 unless told otherwise: give max_grad_norm=1.0. foreach and capturable are
+    accepted and change nothing. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm optimizer
     (`Optimizer`)."""
 
     def __init__(
@@ -55,9 +56,6 @@ class LAMB(Optimizer, name="lamb"):
         bounds: tuple[float, float] | None = None,
         adapt: bool | None = None,
         maximize: bool = False,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        fused: bool | None = None,
         **common,
     ):
         defaults = dict(
@@ -84,9 +82,21 @@ class LAMB(Optimizer, name="lamb"):
                 ordered, "give (low, high) with 0 ≤ low ≤ high, or None for the variant's", bounds=group["bounds"]
             )
             if VARIANTS[group["variant"]].clips == "nothing":
-                raise ValueError(
-                    f'bounds are {group["bounds"]} and variant {group["variant"]!r} has none; "paper" and "deepspeed" have'
-                )
+                has_none = f"bounds are {group['bounds']} and variant {group['variant']!r} has none"
+                raise ValueError(f'{has_none}; "paper" and "deepspeed" have')
+
+    def fixed(self, group):
+        variant = VARIANTS[group["variant"]]
+        low, high = group["bounds"] or variant.bounds
+        return super().fixed(group) | dict(
+            bias_correction=variant.correction != "none",
+            adam_w_mode=True,
+            grad_averaging=True,
+            eps_inside_sqrt=False,
+            use_nvlamb=variant.adapts_undecayed if group["adapt"] is None else group["adapt"],
+            min_coeff=low,
+            max_coeff=high,
+        )
 
     def layout(self, p, group):
         return moments_layout(p, group)
@@ -98,9 +108,7 @@ class LAMB(Optimizer, name="lamb"):
         lists = *part[:4], part.states["exp_avg"], part.states["exp_avg_sq"], part.steps, coefficient, found_inf
         scalars = (
             checks.number(group["lr"]),
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
+            *map(float, (*group["betas"], group["eps"], group["weight_decay"])),
             CORRECTIONS[variant.correction],
         )
         limits = bounds + free if variant.clips == "norm" else free + bounds

@@ -2,22 +2,16 @@
 shards."""
 
 import copy
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastlm.optim import sharding
+from fastlm.optim import namesakes, sharding
+from fastlm.optim.states import MASTERED, Kept, Layout, zeros
 
 OF_ALL_GROUPS = ("max_grad_norm", "seed")  # an optimizer's defaults that are no group's options
-
-
-class Kept(NamedTuple):
-    """A tensor of a parameter's state. lost: the parameter's dimension that it is an average over."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    lost: int | None = None
 
 
 def counted_by_parameter(state_dict: dict) -> dict:
@@ -35,31 +29,36 @@ def merged(here: list[dict], saved: list[dict]) -> list[dict]:
     sizes = [[len(group["params"]) for group in groups] for groups in (here, saved)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"the saved groups have {sizes[1]} parameters and this optimizer's {sizes[0]}; build it with the groups that were saved"
+            f"the saved groups have {sizes[1]} parameters and this optimizer's {sizes[0]}; "
+            "build it with the groups that were saved"
         )
     foreign = ("params", "step", *OF_ALL_GROUPS)
     options = [{name: copy.deepcopy(value) for name, value in group.items() if name not in foreign} for group in saved]
     return [{**group, **theirs} for group, theirs in zip(here, options, strict=True)]
 
 
+def states(state_dict: dict, groups: list[dict], layout: Callable[[Tensor, dict], Layout], name: str) -> defaultdict:
+    """The saved states of the parameters in groups, as layout(p, group) has them here; torch would cast them to the
+    parameter's dtype, which loses bits in bf16. Raises ValueError if one is another's than that of the class `name`."""
+    saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+    owners = [(p, group) for group in groups for p in group["params"]]
+    made = defaultdict(dict)
+    for i, (p, group) in zip(saved, owners, strict=True):
+        values, kept = state_dict["state"].get(i, {}), layout(p, group)
+        namesakes.check_state(name, values, [each for each in kept if each not in MASTERED])
+        if values:
+            made[p] = {each: loaded(torch.as_tensor(values[each]), p, kept[each]) for each in kept if each in values}
+    return made
+
+
 def loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
-    """A copy of a saved state, laid out as it is kept here. Dimensions of size 1 may differ: torch keeps them in
-    factors."""
+    """A copy of a saved state, laid out as it is kept here."""
     out, value = zeros(p, kept), value.detach()
-    if value.shape != out.shape:
-        long = lambda shape: [size for size in shape if size != 1]
-        if long(value.shape) != long(out.shape):
-            raise ValueError(
-                f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs {list(out.shape)} here"
-            )
+    if value.numel() == out.numel() == 1:  # apex's counts have a dimension
         value = value.reshape(out.shape)
+    if value.shape != out.shape:
+        raise ValueError(
+            f"a saved state has shape {list(value.shape)}, and a parameter of shape {list(p.shape)} needs "
+            f"{list(out.shape)} here"
+        )
     return out.copy_(sharding.placed_as(value, out))
-
-
-def zeros(p: Tensor, kept: Kept) -> Tensor:
-    """Zeros in the parameter's memory order and on its mesh, where they have anything of its shape."""
-    if kept.lost is not None:
-        return sharding.zeros(p, *kept)
-    if kept.shape == p.shape:
-        return torch.zeros_like(p, dtype=kept.dtype, memory_format=torch.preserve_format)
-    return torch.zeros(kept.shape, dtype=kept.dtype, device=p.device)

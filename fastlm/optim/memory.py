@@ -1,15 +1,16 @@
 """What training keeps in memory besides activations: parameters, gradients, masters and states, for every optimizer."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from fastlm.optim import checks
-from fastlm.optim.base import COMPANIONS, MASTERS, OPTIMIZERS, Optimizer, master_of
+from fastlm.optim.base import OPTIMIZERS, Optimizer
+from fastlm.optim.states import MASTERED, MASTERS, master_of
 
 UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
-MASTERED = {name for name, _ in COMPANIONS.values()}
 
 
 class Row(NamedTuple):
@@ -39,9 +40,8 @@ class MemoryTable(list[Row]):
         least = min((r.total for r in self), default=0)
         unit, size = next(((unit, size) for unit, size in UNITS.items() if least >= size), ("B", 1.0))
         shown = lambda count: f"{count / size:.{0 if unit == 'B' else 1}f}"
-        lines = [
-            f"{'optimizer':<10} {'master':<11} {'params':>9} {'grads':>9} {'masters':>9} {'states':>9} {f'total {unit}':>10}  bytes/param"
-        ]
+        heads = "".join(f"{head:>9} " for head in ("params", "grads", "masters", "states"))
+        lines = [f"{'optimizer':<10} {'master':<11} {heads}{f'total {unit}':>10}  bytes/param"]
         for r in self:
             sizes = "".join(f"{shown(count):>9} " for count in (r.parameters, r.gradients, r.masters, r.states))
             mark = "  ← chosen" if r.chosen else ""
@@ -53,17 +53,16 @@ class MemoryTable(list[Row]):
 
 
 def memory_table(
-    model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: Optimizer | None = None
+    model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: torch.optim.Optimizer | None = None
 ) -> MemoryTable:
     """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it
     can keep this model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither
-    gradient nor state. chosen: the optimizer that the model has; its row is marked, and is that of its own options.
-    Raises ValueError for an unknown name, and for parameters that fastlm's optimizers do not train."""
-    names = (
-        sorted(OPTIMIZERS) if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
-    )
+    gradient nor state. chosen: the optimizer that the model has; its row, if it is of fastlm, is marked, and is that of
+    its own options. Raises ValueError for an unknown name, and for parameters that fastlm's optimizers do not train."""
+    known = sorted(name for name, cls in OPTIMIZERS.items() if isinstance(cls, type) and issubclass(cls, Optimizer))
+    names = known if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
     for name in names:
-        checks.one_of(sorted(OPTIMIZERS), optimizer=name)
+        checks.one_of(known, optimizer=name)
     mark = None if chosen is None else _choice(chosen)
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -77,19 +76,28 @@ def memory_table(
     for name in names:
         for master in masters if trained else [None]:
             is_chosen = mark == (name, master)
-            optimizer = chosen if is_chosen else OPTIMIZERS[name](trained, master=master) if trained else None
+            optimizer = chosen if is_chosen else _of_defaults(name, trained, master) if trained else None
             rows.append(Row(name, master, _bytes(params), _bytes(trained), *_state_bytes(optimizer), is_chosen))
     return MemoryTable(rows, sum(p.numel() for p in params))
 
 
-def _choice(optimizer: Optimizer) -> tuple[str, str | None]:
+def _of_defaults(name: str, params: list, master: str | None) -> Optimizer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Adafactor's: bytes do not depend on which of two variants is meant
+        return OPTIMIZERS[name](params, master=master)
+
+
+def _choice(optimizer: torch.optim.Optimizer) -> tuple[str, str | None] | None:
     """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first
-    parameter is kept."""
+    parameter is kept; None for one that is not of fastlm."""
+    if not isinstance(optimizer, Optimizer):
+        return None
     names = {cls: name for name, cls in OPTIMIZERS.items()}
     known = [names[cls] for cls in type(optimizer).__mro__ if cls in names]
     if not known:
         raise ValueError(
-            f"chosen is of {type(optimizer)}, whose states are not known here; give an optimizer of fastlm.optim, or None"
+            f"chosen is of {type(optimizer)}, whose states are not known here; give an optimizer of fastlm.optim, "
+            "or None"
         )
     group = optimizer.param_groups[0]
     return known[0], master_of(group["params"][0], group)

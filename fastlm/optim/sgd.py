@@ -7,14 +7,15 @@ from torch import Tensor
 
 from fastlm.ops.sgd import sgd
 from fastlm.optim import checks
-from fastlm.optim.base import STATE_DTYPES, Kept, Optimizer
+from fastlm.optim.base import Optimizer
+from fastlm.optim.states import STATE_DTYPES, Kept
 
 
 class SGD(Optimizer, name="sgd"):
     """SGD, as torch.optim.SGD, whose state dict it reads and writes; weight_decay is an L2 penalty, part of the
     gradient.
 
-    foreach and fused are accepted and change nothing. common: max_grad_norm, master, state_dtype, seed of every fastlm
+    foreach is accepted and changes nothing. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm
     optimizer (`Optimizer`). Raises ValueError for values out of range, for Nesterov without momentum, and for
     differentiable, which is not served."""
 
@@ -28,13 +29,8 @@ class SGD(Optimizer, name="sgd"):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
         **common,
     ):
-        if differentiable:
-            raise ValueError("fastlm.optim does not serve differentiable; torch.optim.SGD does")
         defaults = dict(
             lr=lr,
             momentum=momentum,
@@ -48,15 +44,19 @@ class SGD(Optimizer, name="sgd"):
     def check(self, group):
         super().check(group)
         checks.at_least_zero(
-            lr=checks.number(group["lr"]), momentum=group["momentum"], weight_decay=group["weight_decay"]
+            lr=checks.number(group["lr"]), momentum=group["momentum"], weight_decay=checks.plain(group["weight_decay"])
         )
         checks.flag(nesterov=group["nesterov"])
         if not checks.finite(group["dampening"]):
             raise ValueError(f"dampening is {group['dampening']!r}; give a finite number")
         if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
             raise ValueError(
-                f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, dampening={group['dampening']}"
+                f"nesterov takes momentum > 0 and dampening = 0; got momentum={group['momentum']}, "
+                f"dampening={group['dampening']}"
             )
+
+    def fixed(self, group):
+        return super().fixed(group) | dict(wd_after_momentum=False)
 
     def layout(self, p, group):
         return {"momentum_buffer": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
@@ -71,9 +71,7 @@ class SGD(Optimizer, name="sgd"):
     def update(self, group, part, coefficient, found_inf):
         scalars = (
             checks.number(group["lr"]),
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
+            *map(float, (group["momentum"], group["dampening"], group["weight_decay"])),
             group["nesterov"],
         )
         sgd(*part[:4], part.states.get("momentum_buffer", []), part.steps, coefficient, found_inf, *scalars)

@@ -80,7 +80,8 @@ def check(p: Tensor) -> None:
         raise ValueError(f"{where}, which this rank is no part of; give each rank's optimizer its own parameters")
     if any(placement.is_partial() for placement in p.placements):
         raise ValueError(
-            f"a parameter of shape {list(p.shape)} is a sum not yet taken, {p.placements}; redistribute it to Shard or Replicate"
+            f"a parameter of shape {list(p.shape)} is a sum not yet taken, {p.placements}; "
+            "redistribute it to Shard or Replicate"
         )
 
 
@@ -89,14 +90,17 @@ def check(p: Tensor) -> None:
 
 
 def zeros(p: Tensor, shape: torch.Size, dtype: torch.dtype, lost: int) -> Tensor:
-    """Zeros of p's shape without the dimension `lost`, divided as p is; copies on the ranks that divide `lost`."""
+    """Zeros of p's shape without the dimension `lost`, or with 1 there, as `shape` has it; divided as p is, and copies
+    on the ranks that divide `lost`."""
     if not is_dtensor(p):
         return torch.zeros(shape, dtype=dtype, device=p.device)
     from torch.distributed.tensor import DTensor, Replicate
 
-    here = local(p)
-    part = torch.zeros([size for dim, size in enumerate(here.shape) if dim != lost], dtype=dtype, device=here.device)
-    placements = [Replicate() if divides(each) and each.dim == lost else _without(each, lost) for each in p.placements]
+    here, keeps = local(p), len(shape) == p.ndim
+    sizes = [1 if dim == lost else size for dim, size in enumerate(here.shape) if keeps or dim != lost]
+    part = torch.zeros(sizes, dtype=dtype, device=here.device)
+    kept = lambda each: each if keeps else _without(each, lost)
+    placements = [Replicate() if divides(each) and each.dim == lost else kept(each) for each in p.placements]
     whole = torch.empty(shape, device="meta")
     return DTensor.from_local(part, p.device_mesh, placements, run_check=False, shape=shape, stride=whole.stride())
 
@@ -176,7 +180,8 @@ def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *
     forced = forced_backend(op.name)
     if forced not in (None, REFERENCE):
         raise BackendError(
-            f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; leave the choice free"
+            f"{op.name}: backend {forced!r} cannot serve shards, whose sums cross ranks within the update; "
+            "leave the choice free"
         )
     rules: list[Rule] = rules_of(shapes, *args)
     sizes = [

@@ -4,8 +4,8 @@ A scheme says where it acts by the method it overrides:
 
     embed(positions)     [L] → [L, dim]       added to the token embeddings (learned, sinusoidal)
     angles(positions)    [L] → [L, R/2]       rotation of q and k (RoPE), angles in fp64; cos and sin times `magnitude`
-    bias(distance)       [n] → [H, n]         added to scores as a function of d = key - query position (ALiBi, T5, KERPLE)
-    vectors(distance)    [n] → Vectors        met by queries, keys or probabilities at that distance (Shaw, Transformer-XL, DeBERTa)
+    bias(distance)       [n] → [H, n]         added to scores by d = key - query position (ALiBi, T5, KERPLE)
+    vectors(distance)    [n] → Vectors        met there by queries, keys, probabilities (Shaw, Transformer-XL, DeBERTa)
 
 `bias` and `vectors` are a few lines of PyTorch: kernels take their values, one row per distance, and return the rows'
 gradients, and autograd carries those on to whatever parameters made them.
@@ -20,8 +20,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastlm.checks import did_you_mean
+
 SCHEMES: dict[str, type["Position"]] = {}
 FACTS = ("dim", "heads", "head_dim", "context", "causal")
+ACTS = ("embed", "angles", "bias", "vectors")
+FREE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Vectors(NamedTuple):
@@ -44,42 +48,46 @@ class Terms(NamedTuple):
 
     rotate_q, rotate_k: (cos, sin) each [L, R/2], for `fastlm.rotate`; None for no rotation. layout: see there.
     table: [H, Lq + Lk - 1] over distances, None for no bias. All fp32, or fp64 where that was asked for.
-    """
+    size: (Lq, Lk, offset) of the calls they fit; head_dim: the channels of a head there. Attention refuses others,
+    where these are not None. causal: whether they tell no keys after the query apart."""
 
     rotate_q: tuple[Tensor, Tensor] | None = None
     rotate_k: tuple[Tensor, Tensor] | None = None
     layout: str = "half"
     table: Tensor | None = None
     vectors: Vectors = Vectors()
+    size: tuple[int, int, int] | None = None
+    head_dim: int | None = None
+    causal: bool = False
 
 
 class Position(nn.Module):
     """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`, `vectors`.
 
     per_layer: whether each layer of a model has a scheme of its own, with its own parameters, as the paper has it.
-    """
+    head_dim: the channels of a head that its angles are for, None for any. causal: whether it was made for keys up to
+    the query and does not tell later ones apart; attention warns where it sees them."""
 
     name: ClassVar[str]
     per_layer: ClassVar[bool] = False
     layout: str = "half"
     magnitude: float = 1.0
+    head_dim: int | None = None
+    causal: bool = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
         if name is None:  # a relative of a scheme, for its author's own use
             return
-        if name in SCHEMES and (SCHEMES[name].__module__, SCHEMES[name].__qualname__) != (
-            cls.__module__,
-            cls.__qualname__,
-        ):
-            raise ValueError(
-                f"a scheme named {name!r} exists already: {SCHEMES[name].__module__}.{SCHEMES[name].__qualname__}; choose another name"
-            )
+        place = lambda scheme: f"{scheme.__module__}.{scheme.__qualname__}"
+        if name in SCHEMES and place(SCHEMES[name]) != place(cls):
+            raise ValueError(f"a scheme named {name!r} exists already: {place(SCHEMES[name])}; choose another name")
         unknown = set(inspect.signature(cls).parameters) - set(FACTS) - _optional(cls)
         if unknown:
             raise TypeError(
                 f"{cls.__name__} asks for {sorted(unknown)} without a default; a model knows {', '.join(FACTS)}"
             )
+        cls.check_acts()
         cls.name = name
         SCHEMES[name] = cls
 
@@ -111,6 +119,16 @@ class Position(nn.Module):
         """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
         return cls.embed is not Position.embed
 
+    @classmethod
+    def check_acts(cls) -> None:
+        """Raise TypeError for a scheme that overrides no method of ACTS, and so would train as no position at all."""
+        if any(getattr(cls, method) is not getattr(Position, method) for method in ACTS):
+            return
+        near = (f", but {mine}{meant}" for mine in vars(cls) if (meant := did_you_mean(mine, ACTS)))
+        raise TypeError(
+            f"{cls.__name__} defines none of {', '.join(ACTS)}, by which schemes act{next(near, '; define one')}"
+        )
+
     def terms(
         self,
         Lq: int,
@@ -123,6 +141,7 @@ class Position(nn.Module):
 
         offset: Lk - Lq unless given, so that the last query stands at the last key. device: where the scheme's
         parameters and constants are unless given. dtype: of the rotation and the table; fp64 for queries in fp64."""
+        self.check_acts()
         offset = Lk - Lq if offset is None else offset
         device = next((x.device for x in chain(self.parameters(), self.buffers())), None) if device is None else device
         keys = torch.arange(Lk, device=device)
@@ -132,8 +151,9 @@ class Position(nn.Module):
         distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
         table = self.bias(distance)
         return Terms(
-            rotate_q, rotate_k, self.layout, None if table is None else table.to(dtype), self.vectors(distance)
-        )
+            rotate_q, rotate_k, self.layout, None if table is None else table.to(dtype), self.vectors(distance),
+            size=(Lq, Lk, offset), head_dim=self.head_dim, causal=self.causal,
+        )  # fmt: skip
 
     def _apply(self, fn, recurse=True):
         """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits, and
@@ -155,16 +175,24 @@ class Position(nn.Module):
 
 
 def _optional(cls: type) -> set[str]:
-    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {n for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty or p.kind in free}
+    return {n for n, p in inspect.signature(cls).parameters.items() if p.default is not p.empty or p.kind in FREE}
 
 
 def make(name: str, **facts) -> Position:
-    """Build the scheme called `name` for a model with these FACTS. Raises ValueError for a name nobody registered."""
+    """Build the scheme called `name` for a model with these FACTS, of which it takes those it wants; what else its
+    constructor takes may be given too. Raises ValueError for a name nobody registered, TypeError for other arguments
+    and for facts that the scheme wants and are not given."""
     if name not in SCHEMES:
         raise ValueError(f"position {name!r} is unknown; choose from {', '.join(sorted(SCHEMES))}")
-    wanted = inspect.signature(SCHEMES[name]).parameters
-    return SCHEMES[name](**{fact: value for fact, value in facts.items() if fact in wanted})
+    scheme = SCHEMES[name]
+    wanted = [n for n, p in inspect.signature(scheme).parameters.items() if p.kind not in FREE]
+    for other in facts.keys() - set(wanted) - set(FACTS):
+        raise TypeError(
+            f"position {name!r} takes no {other}{did_you_mean(other, wanted)}; it takes {', '.join(wanted)}"
+        )
+    for missing in sorted(set(wanted) - facts.keys() - _optional(scheme)):
+        raise TypeError(f"position {name!r} wants the model's {missing}; give {missing}=")
+    return scheme(**{fact: value for fact, value in facts.items() if fact in wanted})
 
 
 class Projection(nn.Linear):

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastlm.checks import flag, whole
 from fastlm.positions.base import Position, constants_device, wide
 
 
@@ -16,8 +17,8 @@ class ALiBi(Position, name="alibi"):
 
     def __init__(self, heads: int, learned: bool = False):
         super().__init__()
-        if heads < 1:
-            raise ValueError(f"ALiBi has a slope for each head; got heads {heads}, give at least 1")
+        whole(1, heads=heads)
+        flag(learned=learned)
         if learned:
             self.slopes = nn.Parameter(torch.empty(heads))
             self.reset_parameters()
@@ -38,25 +39,28 @@ class ALiBi(Position, name="alibi"):
 
 def alibi_slopes(heads: int) -> Tensor:
     """[heads] fp32. For n = 2^k heads: 2^(-8h/n), h = 1 … n; else those of the power below, then every second of the
-    next."""
+    next. Raises ValueError unless heads is a whole number of at least 1."""
+    whole(1, heads=heads)
     return _slopes(torch.arange(1, heads + 1, dtype=torch.float64), heads).float()
 
 
 def _slopes(h: Tensor, heads: int) -> Tensor:
     """The slopes of the heads with these numbers, h [n] fp64 from 1 on."""
-    power = 2 ** (heads.bit_length() - 1)
+    power = 2 ** (int(heads).bit_length() - 1)
     return torch.where(h <= power, 2.0 ** (-8 * h / power), 2.0 ** (-4 * (2 * (h - power) - 1) / power))
 
 
 class T5Bias(Position, name="t5"):
     """A learned bias per head and bucket of distance (Raffel et al. 2020): exact near by, logarithmic to max_distance.
 
-    weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query; otherwise half of
-    them serve keys after it. Raises ValueError unless max_distance is beyond the exact buckets, half of a side's, of
-    which there is one at least."""
+    weight [buckets, heads] as in T5 checkpoints. causal spends every bucket on keys before the query, and those after
+    it, such as a prefix's, share the query's own; otherwise half of them serve keys after it. Raises ValueError unless
+    max_distance is beyond the exact buckets, half of a side's, of which there is one at least."""
 
     def __init__(self, heads: int, causal: bool = True, buckets: int = 32, max_distance: int = 128):
         super().__init__()
+        whole(1, heads=heads, buckets=buckets, max_distance=max_distance)
+        flag(causal=causal)
         _check_t5(causal, buckets, max_distance)
         self.causal, self.max_distance = causal, max_distance
         self.weight = nn.Parameter(torch.empty(buckets, heads))
@@ -96,6 +100,7 @@ class Kerple(Position, name="kerple"):
 
     def __init__(self, heads: int):
         super().__init__()
+        whole(1, heads=heads)
         self.r1 = nn.Parameter(torch.empty(heads))
         self.r2 = nn.Parameter(torch.empty(heads))
         self.reset_parameters()

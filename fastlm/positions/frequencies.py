@@ -2,13 +2,15 @@
 
 A scaling is a function of (base, channels) → (frequencies [channels/2] fp64 in radians per position, magnitude): cos
 and sin are multiplied by the magnitude, which for YaRN sharpens the softmax. `fastlm.positions.RoPE(scaling=yarn(8.0,
-4096))`. Factors that are not positive raise ValueError."""
+4096))`. Numbers that are not positive and finite raise ValueError."""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from fastlm.checks import finite, positive
 
 Scaling = Callable[[float, int], tuple[Tensor, float]]
 
@@ -35,7 +37,8 @@ def ntk(factor: float) -> Scaling:
     def scale(base: float, channels: int) -> tuple[Tensor, float]:
         if channels <= 2:
             raise ValueError(
-                f"ntk stretches the pairs after the first, and {channels} turning channels have none; use interpolate({factor})"
+                f"ntk stretches the pairs after the first, and {channels} turning channels have none; "
+                f"use interpolate({factor})"
             )
         return geometric(base * factor ** (channels / (channels - 2)), channels), 1.0
 
@@ -46,6 +49,11 @@ def yarn(factor: float, original_context: int, beta_fast: float = 32, beta_slow:
     """YaRN (Peng et al. 2024): pairs that turn more than beta_fast times in the original context stay, those that turn
     less than beta_slow interpolate, a ramp between; magnitude 0.1 ln(factor) + 1."""
     _check("yarn", factor, original_context)
+    positive(beta_fast=beta_fast, beta_slow=beta_slow)
+    if beta_fast < beta_slow:
+        raise ValueError(
+            f"yarn goes from beta_slow {beta_slow} up to beta_fast {beta_fast}; give beta_fast ≥ beta_slow"
+        )
 
     def scale(base: float, channels: int) -> tuple[Tensor, float]:
         turns_at = lambda turns: channels * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -61,6 +69,7 @@ def llama3(factor: float, original_context: int, low: float = 1, high: float = 4
     """Llama 3.1: wavelengths above original_context/low interpolate, below original_context/high stay, smooth
     between."""
     _check("llama3", factor, original_context)
+    positive(low=low, high=high)
     if not high > low:
         raise ValueError(f"llama3 is smooth from low {low} to high {high}; give high > low")
 
@@ -74,11 +83,12 @@ def llama3(factor: float, original_context: int, low: float = 1, high: float = 4
 
 
 def _check(name: str, factor: float, original_context: int = 1) -> None:
-    if not factor > 0:
+    if not (finite(factor) and factor > 0):
         raise ValueError(
-            f"{name} stretches positions by a factor, and {factor} is none; give one > 0, such as new context / old context"
+            f"{name} stretches positions by a factor, and {factor!r} is none; "
+            "give one > 0, such as new context / old context"
         )
-    if not original_context > 0:
+    if not (finite(original_context) and original_context > 0):
         raise ValueError(
-            f"{name}'s original_context is {original_context}; give the tokens the model was trained on, > 0"
+            f"{name}'s original_context is {original_context!r}; give the tokens the model was trained on, > 0"
         )

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from fastlm.checks import each, finite, number, one_of, whole
 from fastlm.ops.rotary import LAYOUTS
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, constants_device
@@ -13,8 +14,9 @@ class RoPE(Position, name="rope"):
 
     layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
     frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn
-    (partial rotary). scaling: see fastlm/positions/frequencies.py. Raises ValueError when fraction is no share or the turning
-    channels do not pair up."""
+    (partial rotary). scaling: see fastlm/positions/frequencies.py. Heads of other
+    sizes than head_dim are refused by attention. Raises ValueError for a base ≤ 1, a fraction that is no share, and
+    turning channels that do not pair up."""
 
     def __init__(
         self,
@@ -25,16 +27,19 @@ class RoPE(Position, name="rope"):
         scaling: Scaling = frequencies.unscaled,
     ):
         super().__init__()
-        if not 0 < fraction <= 1:
-            raise ValueError(f"RoPE's fraction is {fraction}; give the share of channels that turn, in (0, 1]")
+        whole(1, head_dim=head_dim)
+        each(dict(base=base), lambda x: finite(x) and x > 1, "give a number > 1, such as 10000.0")
+        shares = lambda x: number(x) and 0 < x <= 1
+        each(dict(fraction=fraction), shares, "give the share of channels that turn, in (0, 1]")
+        one_of((*LAYOUTS, "proportional"), layout=layout)
+        each(dict(scaling=scaling), callable, "give a function such as fastlm.positions.frequencies.yarn(8.0, 4096)")
         rotated = int(head_dim * fraction)
         if rotated % 2 or rotated == 0:
             raise ValueError(
                 f"RoPE turns pairs of channels: head_dim {head_dim} × fraction {fraction} must be even and positive"
             )
-        if layout not in (*LAYOUTS, "proportional"):
-            raise ValueError(f"RoPE layout {layout!r} is unknown; choose from {', '.join(LAYOUTS)}, proportional")
         proportional = layout == "proportional"
+        self.head_dim = head_dim
         self.layout = "half" if proportional else layout
         with constants_device():
             pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)

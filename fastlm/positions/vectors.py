@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastlm.checks import flag, whole
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, Projection, Vectors, wide
 
@@ -18,8 +19,9 @@ class Shaw(Position, name="shaw"):
 
     def __init__(self, heads: int, head_dim: int, reach: int = 16, values: bool = True):
         super().__init__()
-        if reach < 0:
-            raise ValueError(f"Shaw's reach is {reach}; give the farthest distance with a vector of its own, ≥ 0")
+        whole(1, heads=heads, head_dim=head_dim)
+        whole(0, "give the farthest distance with a vector of its own, ≥ 0", reach=reach)
+        flag(values=values)
         self.heads, self.reach = heads, reach
         self.key = nn.Parameter(torch.empty(2 * reach + 1, head_dim))
         self.value = nn.Parameter(torch.empty(2 * reach + 1, head_dim)) if values else None
@@ -42,12 +44,10 @@ class TransformerXL(Position, name="transformer-xl"):
 
     def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
         super().__init__()
+        whole(1, dim=dim, heads=heads, head_dim=head_dim)
         if dim % 2:
             raise ValueError(f"r has a sine and a cosine for each frequency, so dim must be even; got {dim}")
-        if clamp < 0:
-            raise ValueError(
-                f"clamp is {clamp}; give the farthest distance told apart, or 0 for no clamp (where others write -1)"
-            )
+        whole(0, "give the farthest distance told apart, or 0 for no clamp (where others write -1)", clamp=clamp)
         self.clamp = clamp
         self.project = Projection(dim, heads * head_dim, bias=False)
         self.content_bias = nn.Parameter(torch.empty(heads, head_dim))
@@ -104,8 +104,9 @@ class DeBERTa(Position, name="deberta"):
 
     def __init__(self, dim: int, heads: int, head_dim: int, span: int = 512, buckets: int = 0):
         super().__init__()
-        if span < 1:
-            raise ValueError(f"span is {span}; give the farthest distance told apart, such as 512")
+        whole(1, dim=dim, heads=heads, head_dim=head_dim)
+        whole(1, "give the farthest distance told apart, such as 512", span=span)
+        whole(0, "give how many distances are told apart, such as 256, or 0 for v1's", buckets=buckets)
         if buckets:
             _check_deberta(buckets, span)
         self.heads, self.span, self.buckets = heads, span, buckets
@@ -138,5 +139,6 @@ def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
 def _check_deberta(buckets: int, span: int) -> None:
     if not span - 1 > buckets // 2 >= 1:
         raise ValueError(
-            f"buckets is {buckets}, exact to {buckets // 2}, and span {span}; give buckets ≥ 2 (0 for none) and span > buckets // 2 + 1"
+            f"buckets is {buckets}, exact to {buckets // 2}, and span {span}; "
+            "give buckets ≥ 2 (0 for none) and span > buckets // 2 + 1"
         )

@@ -1,6 +1,7 @@
 """The trainer: one run from its command line to its report.
 
-    cli.py  config.py  plugins.py  words.py      the commands, every flag, a user's own modules, how refusals are said
+    cli.py  flags.py  config.py  words.py        the commands, their flags as dataclasses, how refusals are said
+    choices.py  plugins.py                       names that flags take, and a user's own modules that add to them
     data/                                        which text, what is held out, its tokens
     schedule.py  step.py                         learning rates; one update and one evaluation, and nothing around them
     budget.py  plan.py  checkpoint.py            minutes to steps; run.json; state on disk, without pickle

@@ -4,14 +4,12 @@ Wall time decides here and only here. The answers are written down before step 1
 the step alone, which is what makes resuming exact on a machine whose speed changes."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from fastlm.backends.dispatch import OPS
-from fastlm.trainer.config import Config
+from fastlm.backends.dispatch import record_choices
+from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.step import GLANCE, SAMPLE, Trainer
 
@@ -39,7 +37,7 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     trainer = Trainer(config, tokens, steps=1000)
     candidates = _thread_counts(config, trainer.device)
     torch.set_num_threads(candidates[0])
-    with watched() as backends:
+    with record_choices() as backends:
         trainer.update()
     if len(candidates) == 1 and config.steps:
         return Budget(candidates[0], config.steps, True, {}, backends)
@@ -53,28 +51,22 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     return Budget(threads, max(1, steps), steps >= 1, speeds, backends)
 
 
-@contextmanager
-def watched() -> Iterator[dict[str, str]]:
-    """op → the backend that computed its last call inside the block."""
-    seen: dict[str, str] = {}
+def dtype_cost(config: Config) -> float:
+    """How many times fp32's time a matrix product takes in the configured dtype here; 1 on a GPU, which has the
+    instructions. A CPU without them is several times slower, and says so nowhere."""
+    if config.torch_device().type != "cpu" or config.dtype == "fp32":
+        return 1.0
+    return _product_seconds(getattr(torch, DTYPES[config.dtype])) / _product_seconds(torch.float32)
 
-    def watch(op):
-        choose = op.choose
 
-        def note(*args, **options):
-            backend = choose(*args, **options)
-            seen[op.name] = backend.name
-            return backend
-
-        op.choose = note
-
-    for op in OPS.values():
-        watch(op)
-    try:
-        yield seen
-    finally:
-        for op in OPS.values():
-            del op.choose  # the method shows again
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The best of four."""
+    matrix, seconds = torch.ones(512, 512, dtype=dtype), []
+    for _ in range(4):
+        begun = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
 
 
 def _thread_counts(config: Config, device: torch.device) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from fastlm.interop.weights import tensor_file
 from fastlm.trainer.data.tokens import sha256
 
 KEPT = 2
@@ -32,13 +33,11 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
         return
     clear_temporary(state)
     made.mkdir(parents=True)
-    save_model(model, str(made / "model.safetensors"))
-    save_file(_optimizer_tensors(optimizer), str(made / "optimizer.safetensors"))
-    (made / "state.json").write_text(json.dumps({"step": step, **facts}))
-    manifest = {name: [(made / name).stat().st_size, sha256(made / name)] for name in FILES}
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*made.iterdir(), made):
-        flush(path)
+    try:
+        _write(made, model, optimizer, {"step": step, **facts})
+    except OSError:  # a full disk has better use for the room
+        clear_temporary(state)
+        raise
     if final.exists():
         shutil.rmtree(final)
     made.rename(final)
@@ -47,6 +46,18 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
         # a half-deleted folder must not look like a checkpoint
         doomed = old.rename(state / f"{TEMPORARY}old-{old.name}")
         shutil.rmtree(doomed)
+
+
+def _write(made: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+    with tensor_file(made / "model.safetensors") as file:
+        save_model(model, str(file))
+    with tensor_file(made / "optimizer.safetensors") as file:
+        save_file(_optimizer_tensors(optimizer), file)
+    (made / "state.json").write_text(json.dumps(facts))
+    manifest = {name: [(made / name).stat().st_size, sha256(made / name)] for name in FILES}
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*made.iterdir(), made):
+        flush(path)
 
 
 def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
@@ -101,9 +112,12 @@ def clear_temporary(state: Path) -> None:
 def write_file(path: Path, text: str) -> None:
     """Replace a file by new text, or leave it as it was: never anything in between."""
     made = path.with_name(f"{TEMPORARY}{path.name}")
-    made.write_text(text, encoding="utf-8")
-    flush(made)
-    made.replace(path)
+    try:
+        made.write_text(text, encoding="utf-8")
+        flush(made)
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
     flush(path.parent)
 
 

@@ -1,25 +1,24 @@
 """The command line: `fastlm pretrain`, `resume`, `sample`, `info`.
 
-Flags are made from dataclasses by tyro. What cannot be done is said in one line on stderr, with exit status 2, before
-any work; a run that fails has status 1, and one that was stopped 128 plus the signal. Importing torch takes seconds, so
-the first line is printed before anything heavy is imported."""
+What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
+and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
+mistyped is refused, before it is imported."""
 
-import argparse
 import contextlib
 import importlib.util
-import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import dropwhile, takewhile
 from pathlib import Path
+from typing import TextIO
 
 from fastlm import __version__
 from fastlm.trainer import plugins
-from fastlm.trainer.words import Failure, Refusal, did_you_mean, say
+from fastlm.trainer.flags import listed, parse
+from fastlm.trainer.outputs.console import discard_output
+from fastlm.trainer.signals import Stopped
+from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -31,52 +30,45 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
 EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib")
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Go on with an interrupted run, exactly where it was."""
-
-    folder: Path
-    """The run's folder."""
-    plugin: tuple[str, ...] = ()
-    """The plugins it was made with."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Let a trained model write."""
-
-    folder: Path
-    """The run's folder."""
-    prompt: str = ""
-    """Text to continue; nothing for the start of a document."""
-    tokens: int = 200
-    """How many to write."""
-    temperature: float = 0.8
-    """0 takes the likeliest token each time."""
-    seed: int = 0
-    plugin: tuple[str, ...] = ()
-    """The plugins the run was made with."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal without ━ shows ? instead of failing
+    sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
-        print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+        _greet(sys.stderr if argv[:1] == ["sample"] else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
     except (Refusal, Failure) as error:
-        print(f"fastlm: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Refusal) else 1
+        return _tell(f"fastlm: {error}", 2 if isinstance(error, Refusal) else 1)
+    except Stopped as stop:
+        return _tell(f"\nfastlm: {stop}", stop.status)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
+        return _tell("\nstopped", 130)
     except BrokenPipeError:  # who read us is gone, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        discard_output()
         return 1
+
+
+def _usable(stream: TextIO | None) -> TextIO:
+    """Where a closed stream writes into the void, and a terminal without ━ shows ? instead of failing."""
+    stream = stream or open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    stream.reconfigure(errors="replace")
+    return stream
+
+
+def _tell(line: str, status: int) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        print(line, file=sys.stderr)
+    return status
+
+
+def _greet(file: TextIO) -> None:
+    try:
+        print(f"fastlm {__version__}", flush=True, file=file)
+    except OSError as error:
+        discard_output()
+        raise Failure(f"the output cannot be written ({error.strerror}); nothing was begun") from error
 
 
 def _run(argv: list[str]) -> int:
@@ -85,12 +77,11 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if argv else 2
-    command, *rest = argv
-    if command not in COMMANDS:
-        raise Refusal(
-            f"no command is named {command}{did_you_mean(command, COMMANDS)}; choose from {', '.join(COMMANDS)}"
-        )
-    return COMMANDS[command](rest)
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = did_you_mean(name, (*COMMANDS, "--help", "--version"))
+        raise Refusal(f"no command is named {name}{near}; choose from {', '.join(COMMANDS)}")
+    return COMMANDS[name](rest)
 
 
 @contextlib.contextmanager
@@ -117,28 +108,34 @@ def _machine() -> Iterator[None]:
 
 def pretrain(argv: list[str]) -> int:
     _check_extra()
-    plugins.load(_plugins(argv))  # before Config, whose choices are what is registered
-    from fastlm.trainer import run
+    plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
     from fastlm.trainer.config import Config
 
     config = parse(Config, "pretrain", argv)
+    config.check_values()  # again in run.pretrain; here it does not wait for torch
+    from fastlm.trainer import run
+
     with _machine():
-        return run.pretrain(config, ["fastlm", "pretrain", *argv])
+        return run.pretrain(config, ["pretrain", *argv])
 
 
 def resume(argv: list[str]) -> int:
     _check_extra()
-    plugins.load(_plugins(argv))
-    from fastlm.trainer import run
+    from fastlm.trainer.config import Resume
 
     asked = parse(Resume, "resume", argv)
+    _check_folder(asked.folder)
+    plugins.load(asked.plugin)
+    from fastlm.trainer import run
+
     with _machine():
         return run.resume(asked.folder, asked.plugin)
 
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    plugins.load(_plugins(argv))
+    from fastlm.trainer.config import Sample
+
     asked = parse(Sample, "sample", argv)
     if asked.tokens < 1:
         raise Refusal(f"--tokens is {asked.tokens}; it must be at least 1")
@@ -148,15 +145,16 @@ def sample(argv: list[str]) -> int:
         )
     if not 0 <= asked.seed < 2**63:
         raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
-    if not (asked.folder / "model.safetensors").exists():
-        raise Refusal(
-            f"{asked.folder} holds no trained model (no model.safetensors); `fastlm resume {asked.folder}` finishes a run"
-        )
+    if asked.prompt != utf8(asked.prompt):
+        raise Refusal(f"--prompt {asked.prompt} is not UTF-8; give text that is")
+    _check_folder(asked.folder)
+    _check_finished(asked.folder)
+    plugins.load(asked.plugin)
     import torch
 
     with _machine():
         model, tokenizer = _open(asked.folder, asked.plugin)
-        from fastlm.trainer.data.tokens import EOS
+        from fastlm.trainer.data.tokenizer import EOS
 
         prompt = tokenizer.encode(asked.prompt).ids or [EOS]
         generator = torch.Generator().manual_seed(asked.seed)
@@ -165,13 +163,32 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise Refusal(absent(folder, "give the folder of a run"))
+    if not folder.is_dir():
+        raise Refusal(f"{folder} is a file; give the folder of a run")
+
+
+def _check_finished(folder: Path) -> None:
+    if not (folder / "model.safetensors").exists():
+        unfinished = (folder / "run.json").exists()
+        cure = f"`{command('resume', folder)}` finishes the run" if unfinished else "`fastlm pretrain` trains one"
+        raise Refusal(f"{folder} holds no trained model (no model.safetensors); {cure}")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).exists():
+            raise Refusal(
+                f"{folder / name} is missing, without which the model cannot be read; copy it from where it was trained"
+            )
+
+
 def _open(folder: Path, given: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
     damaged."""
     from safetensors import SafetensorError
 
     from fastlm.interop import load_pretrained
-    from fastlm.trainer.data.tokens import load_tokenizer
+    from fastlm.trainer.data.tokenizer import load_tokenizer
     from fastlm.trainer.plan import Plan
 
     if (folder / "run.json").exists():
@@ -190,7 +207,7 @@ def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
         yield
     except (OSError, ValueError, *errors) as error:
         raise Refusal(
-            f"{path} cannot be read ({' '.join(str(error).split())}); it is missing, damaged or another program's"
+            f"{path} cannot be read ({' '.join(str(error).split())}); it is damaged or another program's"
         ) from error
 
 
@@ -216,55 +233,3 @@ def _check_extra() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise Refusal(f"training needs {', '.join(missing)}, not installed here; cure: pip install 'fastlm[train]'")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Flags
-
-
-def _plugins(argv: list[str]) -> list[str]:
-    """What --plugin names, read ahead of all other flags."""
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    ahead.add_argument("--plugin", nargs="*", default=[])
-    return ahead.parse_known_args(argv)[0].plugin
-
-
-def parse(kind: type, command: str, argv: list[str]):
-    """An instance of the dataclass `kind` from flags. Raises Refusal with one line for what does not fit; --help
-    exits."""
-    known = {"--" + field.name.replace("_", "-") for field in fields(kind)} | {"--help"}
-    for word in argv:
-        name = word.split("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
-            raise Refusal(
-                f"{command} has no flag {word.split('=')[0]}{did_you_mean(name, known)}; `fastlm {command} --help` lists them"
-            )
-    import tyro
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, prog=f"fastlm {command}", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
-    except SystemExit as end:
-        if end.code == 0:  # --help was printed
-            raise
-        raise Refusal(f"{command}: {one_line(complaint.getvalue())}") from None
-
-
-def one_line(box: str) -> str:
-    """tyro's complaint, a box with a title and a helptext below a rule, as one sentence."""
-    rows = [row.strip(" │|╭╮╰╯") for row in box.splitlines()][1:]
-    body = " ".join(takewhile(lambda row: not _is_rule(row), dropwhile(_is_rule, rows)))
-    text = re.sub(r"\s+", " ", body).strip().removesuffix(".")
-    if found := re.match(r"Error parsing (\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]", text):
-        return f"{found[1]} {found[3]} is not a value it takes ({found[2]})"
-    if found := re.match(r"invalid choice '(.*?)' for argument '(.*?)'. Expected one of \((.*)\)", text):
-        choices = found[3].replace("'", "").rstrip(",").split(", ")
-        return f"{found[2]} {found[1]} is unknown{did_you_mean(found[1], choices)}; choose from {', '.join(choices)}"
-    if found := re.match(r"Missing from .*?: [A-Z]+ (.*?)\.? \(required\)", text):
-        return f"one thing is missing: {found[1][0].lower()}{found[1][1:]}"
-    return text.replace("Error parsing ", "")
-
-
-def _is_rule(row: str) -> bool:
-    return bool(row) and not row.strip("─-")

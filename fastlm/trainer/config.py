@@ -1,32 +1,39 @@
-"""Everything a run can be asked for: one dataclass, from which the command line's flags are made."""
+"""Everything a command can be asked for: dataclasses from which the command line's flags are made."""
 
 import os
-from collections import ChainMap
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
+from tyro.conf import arg
 
-from fastlm.models import ModelConfig
-from fastlm.models.presets import DEFAULT, PRESETS, preset
-from fastlm.objectives import OBJECTIVES
-from fastlm.optim import OPTIMIZERS
-from fastlm.positions import SCHEMES
 from fastlm.trainer import plugins
-from fastlm.trainer.data.tokens import SPECIALS
-from fastlm.trainer.schedule import SCHEDULES
+from fastlm.trainer.choices import REGISTRIES, choices
+from fastlm.trainer.data.corpus import check_there
+from fastlm.trainer.data.tokenizer import SPECIALS
 from fastlm.trainer.words import Refusal, did_you_mean
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REGISTRIES = {"preset": PRESETS, "position": ChainMap(SCHEMES, {"preset": None}), "objective": OBJECTIVES, "optimizer": OPTIMIZERS,
-              "schedule": SCHEDULES}  # fmt: skip
-AT_LEAST = {"vocab": 256 + len(SPECIALS), "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0,
-            "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0}  # fmt: skip
+if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
+    import torch
+
+    from fastlm.models import ModelConfig
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
+AT_LEAST = {
+    "vocab": 256 + len(SPECIALS), "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
+    "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0, "lr": 0, "weight_decay": 0, "clip": 0,
+    "save_every": 0,
+}  # fmt: skip
 AT_MOST = {"seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}  # OpenMP dies of far too many threads
-# peak rates for a small model; else 1e-3
-LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}
-DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest; else 0.1
+LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
+OTHER_LR = 1e-3  # of a plugin's optimizer
+DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
+OTHER_DECAY = 0.1
+
+
+def unset(kind: str, meaning: str) -> arg:
+    """How --help shows a flag that is None unless given: what it takes, and what None means."""
+    return arg(metavar=kind, help_behavior_hint=f"(default: {meaning})")
 
 
 @dataclass(frozen=True)
@@ -34,66 +41,82 @@ class Config:
     """Train a language model from nothing. Without a flag: two minutes on Python's own source code, on the machine at
     hand."""
 
-    preset: Literal[tuple(PRESETS)] = DEFAULT
+    preset: Literal[choices("preset")] = "llama"
     """The model's kind; the flags below change its shape."""
-    position: Literal[("preset", *SCHEMES)] = "preset"
-    """Positional scheme; preset for the preset's own."""
-    optimizer: Literal[tuple(OPTIMIZERS)] = "adamw"
-    objective: Literal[tuple(OBJECTIVES)] = "causal"
-    plugin: tuple[str, ...] = ()
+    position: Annotated[Literal[("preset", *choices("position"))], unset(None, "the preset's")] = "preset"
+    """Positional scheme."""
+    optimizer: Literal[choices("optimizer")] = "adamw"
+    """What turns gradients into updates."""
+    objective: Literal[choices("objective")] = "causal"
+    """What is learned; causal predicts each next token."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
-    data: tuple[Path, ...] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, each also as .gz; nothing for the standard library's sources."""
+    data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
+    """Files and folders of .txt, .md, .py, .jsonl, .csv, .tsv, each also as .gz."""
+    text_key: str = "text"
+    """The field that holds the text in a row of a .jsonl, .csv or .tsv."""
     minutes: float = 2.0
     """Wall time to train for. The first seconds are measured and fix the number of steps."""
-    steps: int | None = None
+    steps: Annotated[int | None, unset("INT", "what fits in the minutes")] = None
     """Train for exactly this many updates instead."""
     seed: int = 0
-    out: Path | None = None
-    """Folder to write; None for runs/<date-time>."""
+    """Of weights, batches, dropout and samples; the same one gives the same run."""
+    out: Annotated[Path | None, unset("PATH", "runs/<date-time>")] = None
+    """Folder to write."""
 
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
-    context: int | None = None
-    """Tokens in a row; this and the next four: None for the preset's."""
-    dim: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-    dropout: float | None = None
+    context: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    """Tokens in a row."""
+    dim: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    """Width of the model; a multiple of --heads."""
+    layers: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    """Blocks of attention and feed-forward layer."""
+    heads: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    """Attention heads, each --dim / --heads wide."""
+    dropout: Annotated[float | None, unset("FLOAT", "the preset's, 0.0")] = None
+    """Share of activations left out in training."""
 
     batch: int = 8
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in an update."""
-    lr: float | None = None
-    """Peak learning rate; None for the optimizer's."""
-    schedule: Literal[tuple(SCHEDULES)] = "cosine"
+    lr: Annotated[float | None, unset("FLOAT", ", ".join(f"{rate:g} for {name}" for name, rate in LR.items()))] = None
+    """Peak learning rate."""
+    schedule: Literal[choices("schedule")] = "cosine"
+    """How the rate falls after its peak."""
     warmup: float = 0.05
     """Share of the steps on which the rate climbs."""
     floor: float = 0.1
     """Share of the peak rate at which the schedule ends."""
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float | None = None
-    """None for the optimizer's."""
+    """How much of the last means of gradients and of their squares Adam's kind keeps at each step."""
+    weight_decay: Annotated[float | None, unset("FLOAT", f"{OTHER_DECAY:g}; 0 for {' and '.join(DECAY)}")] = None
+    """How strongly weights are drawn to zero."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     dtype: Literal[tuple(DTYPES)] = "fp32"
     """What matrix products are computed in; parameters stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None
-    """CPU threads; None to try one and all cores."""
+    """Where to train; auto takes a GPU if there is one."""
+    threads: Annotated[int | None, unset("INT", "the faster of one and all cores")] = None
+    """CPU threads."""
     evaluations: int = 12
     """How often to look at held-out text; at each quarter in any case."""
     save_every: float = 30.0
     """Seconds between checkpoints. Results do not depend on it."""
 
-    def model(self, vocab_size: int) -> ModelConfig:
+    def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
+        from fastlm.models.presets import preset
+
         changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
         return preset(self.preset, vocab_size=vocab_size, **changes)
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self) -> "torch.device":
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
@@ -103,14 +126,20 @@ class Config:
         repeated."""
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
-        optimizer = {"lr": LR.get(self.optimizer, 1e-3), "weight_decay": DECAY.get(self.optimizer, 0.1)}
+        optimizer = {"lr": LR.get(self.optimizer, OTHER_LR), "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
         optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
         return replace(self, device=self.torch_device().type, **paths, **optimizer)
 
     def check(self) -> None:
         """Raises Refusal, naming the flag and the cure, for values no run can have."""
-        for name, known in REGISTRIES.items():
-            value = getattr(self, name)
+        self.check_values()
+        self._check_machine()
+        self._check_shape()
+
+    def check_values(self) -> None:
+        """What of `check` can be said before torch is there."""
+        for name in REGISTRIES:
+            value, known = getattr(self, name), (*choices(name), *(["preset"] if name == "position" else []))
             if value not in known:
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
@@ -118,23 +147,40 @@ class Config:
         for name, least in AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):  # NaN is refused too
-                raise Refusal(f"--{name.replace('_', '-')} is {value}; it must be at least {least}, and finite")
+                need = f"at least {least}" if value < least else "a finite number"
+                raise Refusal(f"{flag(name)} is {value}; it must be {need}")
         for name, most in AT_MOST.items():
             if (getattr(self, name) or 0) > most:
-                raise Refusal(f"--{name} is {getattr(self, name)}; it must be at most {most}")
+                raise Refusal(f"{flag(name)} is {getattr(self, name)}; it must be at most {most}")
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"--{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if (self.dropout or 0) >= 1:
+            raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
+        check_there(self.data)
+
+    def _check_machine(self) -> None:
+        import torch
+
         if self.device == "cuda" and not torch.cuda.is_available():
             raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")
+
+    def _check_shape(self) -> None:
+        from fastlm.models.presets import PRESETS
+
+        dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
+        if dim % heads:
+            near = max(1, round(dim / heads)) * heads
+            raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
             self.model(self.vocab)
         except ValueError as error:
-            raise Refusal(str(error)) from error
+            heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
+            raise Refusal(f"{error}; {heads}: change one of them, or --position") from error
 
     def to_json(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -144,3 +190,36 @@ class Config:
     def from_json(cls, values: dict) -> "Config":
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
         return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with an interrupted run, exactly where it was."""
+
+    folder: Path
+    """The run's folder."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
+    """The plugins it was made with."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Let a trained model write."""
+
+    folder: Path
+    """The run's folder."""
+    prompt: Annotated[str, unset("TEXT", "the start of a document")] = ""
+    """Text to continue."""
+    tokens: int = 200
+    """How many to write."""
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    seed: int = 0
+    """The same one writes the same text."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
+    """The plugins the run was made with."""
+
+
+def flag(name: str) -> str:
+    """A field's name on the command line."""
+    return "--" + name.replace("_", "-")

@@ -16,7 +16,7 @@ from fastlm.trainer import plugins
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.config import Config
 from fastlm.trainer.data.tokens import sha256
-from fastlm.trainer.words import Refusal
+from fastlm.trainer.words import Refusal, command
 
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
 
@@ -43,7 +43,8 @@ class Plan:
         path = folder / "run.json"
         if not path.exists():
             raise Refusal(
-                f"{folder} holds no run (no run.json), or one that was stopped before its first step; `fastlm pretrain` starts one"
+                f"{folder} holds no run (no run.json), or one that was stopped before its first step; "
+                "`fastlm pretrain` starts one"
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +85,9 @@ def _check_free(out: Path | None) -> None:
     if out is None or not out.exists():
         return
     if (out / "run.json").exists():
-        raise Refusal(f"--out {out} already holds a run; `fastlm resume {out}` goes on with it, or give another folder")
+        raise Refusal(
+            f"--out {out} already holds a run; `{command('resume', out)}` goes on with it, or give another folder"
+        )
     if not out.is_dir() or any(path.name != LOCK for path in out.iterdir()):
         raise Refusal(f"--out {out} is not an empty folder; give another one")
 

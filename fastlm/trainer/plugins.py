@@ -5,6 +5,7 @@ folder that came from somewhere else must not choose what code runs here."""
 
 import importlib
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,15 +20,14 @@ def load(names: Iterable[str]) -> None:
         try:
             _load_file(Path(name).resolve()) if is_file(name) else importlib.import_module(name)
         except (FileNotFoundError, ModuleNotFoundError) as error:
-            raise Refusal(
-                f"--plugin {name} cannot be imported ({error}); give the path of a .py file, or a module that Python finds"
-            ) from error
+            cure = "give the path of a .py file, or a module that Python finds"
+            raise Refusal(f"--plugin {name} cannot be imported ({error}); {cure}") from error
 
 
 def require(recorded: Iterable[str], given: Iterable[str], folder: Path) -> None:
     """Raises Refusal if a run was made with plugins and none are given now."""
     if recorded and not given:
-        asked = " ".join(f"--plugin {name}" for name in recorded)
+        asked = shlex.join(("--plugin", *recorded))
         raise Refusal(f"{folder} was made with {asked}; give it again if you trust that code")
 
 

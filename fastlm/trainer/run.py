@@ -5,7 +5,6 @@ runs/<date-time>/  run.json  metrics.jsonl  sample.txt  state/  tokenizer.json  
 """
 
 import math
-import shlex
 import shutil
 import signal
 import threading
@@ -18,48 +17,41 @@ from pathlib import Path
 import torch
 
 from fastlm import __version__
-from fastlm.optim import memory_table
 from fastlm.trainer import checkpoint, plugins
-from fastlm.trainer.budget import SAMPLES, measure
+from fastlm.trainer.budget import SAMPLES, dtype_cost, measure
 from fastlm.trainer.config import Config
 from fastlm.trainer.data.corpus import Corpus, find
 from fastlm.trainer.data.tokens import Tokens, sha256, tokenize
-from fastlm.trainer.outputs import artefacts
+from fastlm.trainer.outputs import artefacts, lines
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.outputs.metrics import Metrics, resident_bytes
+from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan, environment, locked, new_folder
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import Failure, Refusal, bar, clock, count, megabytes
+from fastlm.trainer.words import Failure, Refusal, command, several
 
 JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to count as a success
-REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
 
 
-def pretrain(config: Config, command: list[str]) -> int:
+def pretrain(config: Config, argv: list[str]) -> int:
     """Train a model from nothing; return the exit status. Raises Refusal before any work is lost, Failure if training
     fails."""
     plugins.load(config.plugin)
     config.check()
     console = Console()
     with new_folder(config.out) as folder, console.warnings():
-        return _begin(folder, config.settled(), command, console).train()
+        return _begin(folder, config.settled(), argv, console).train()
 
 
-def _begin(folder: Path, config: Config, command: list[str], console: Console) -> "Run":
+def _begin(folder: Path, config: Config, argv: list[str], console: Console) -> "Run":
     """Read the text, measure, write down the plan: a run before its first step."""
     where = environment(config)
-    console.say(
-        "torch", where["torch"], f"Python {where['python']}", where["device"], config.dtype, f"seed {config.seed}"
-    )
+    console.say_all(lines.of_machine(config, where, dtype_cost(config)))
     corpus, tokens = _read(config, console)
-    _describe(config, tokens, console)
+    console.say_all(lines.of_model(config, tokens))
     budget = measure(config, tokens)
-    if not budget.fits:
-        console.say("warning", f"--minutes {config.minutes:g} is too short for one step on this machine; one is made all the same. "
-                               "Give more minutes, or a smaller --dim, --layers, --context or --batch")  # fmt: skip
     plan = Plan(
         __version__,
-        shlex.join(command),
+        command(*argv),
         config,
         budget.steps,
         budget.threads,
@@ -68,14 +60,7 @@ def _begin(folder: Path, config: Config, command: list[str], console: Console) -
         where,
     )
     trainer = Trainer(config, tokens, plan.steps)
-    console.say("threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items()))
-    console.say("kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items())))
-    console.say("memory", str(memory_table(trainer.model, chosen=trainer.optimizer)).replace("\n", "\n" + 9 * " "))
-    seen = plan.steps * trainer.tokens_per_update
-    length = (
-        "as asked" if config.steps else f"what fits in {clock(60 * config.minutes)}" if budget.fits else "at least one"
-    )
-    console.say("steps", f"{plan.steps} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs")
+    console.say_all(lines.of_plan(plan, budget, trainer, tokens))
     (folder / "state").mkdir()
     shutil.copyfile(tokens.tokenizer_file, folder / "tokenizer.json")
     plan.write(folder)
@@ -90,10 +75,8 @@ def resume(folder: Path, given: tuple[str, ...] = ()) -> int:
     """
     console, plan = Console(), Plan.read(folder)
     if (folder / "report.md").exists():
-        console.say(
-            "done",
-            f"{folder} is finished: all {plan.steps} steps are trained; `fastlm sample {folder}` shows what it learned",
-        )
+        finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
+        console.say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
         return 0
     plugins.require(plan.config.plugin, given, folder)
     plan.config.check()
@@ -126,8 +109,8 @@ def _go_on(folder: Path, plan: Plan, console: Console) -> "Run":
 
 @dataclass
 class Run:
-    """A run under way. seconds: spent on training before this process, which began at step `first`, at the clock's
-    `begun`."""
+    """A run under way. seconds: spent on it before this process, which began at step `first`, at the clock's `begun`;
+    aside: seconds of this process that went not into updates."""
 
     folder: Path
     plan: Plan
@@ -139,6 +122,7 @@ class Run:
     seconds: float
     first: int = 0
     begun: float = 0.0
+    aside: float = 0.0
 
     def train(self) -> int:
         """Train to the last step, or to a signal; return the exit status."""
@@ -149,7 +133,7 @@ class Run:
                 self._evaluate()
             while self.trainer.step < self.plan.steps and not stopped:
                 update = self.trainer.update()
-                self.metrics.add(self.trainer.step, self.elapsed, update)
+                self.metrics.add(self.trainer.step, self.elapsed, self.updating, update)
                 if time.monotonic() - flushed >= 1:
                     self._flush()
                     flushed = time.monotonic()
@@ -159,16 +143,27 @@ class Run:
                     saved = time.monotonic()
             self._save()
         if self.trainer.step < self.plan.steps:
-            self.console.say(
-                "stopped",
-                f"after step {self.trainer.step} of {self.plan.steps}, saved; go on with `fastlm resume {self.folder}`",
-            )
+            done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
+            self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
             return 128 + stopped[0]
         return self._finish()
 
     @property
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.begun
+
+    @property
+    def updating(self) -> float:
+        """Seconds that this process has spent on updates alone."""
+        return time.monotonic() - self.begun - self.aside
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is no part of updates: evaluations, samples, checkpoints."""
+        self._flush()  # waits for the updates under way
+        begun = time.monotonic()
+        yield
+        self.aside += time.monotonic() - begun
 
     def _look(self) -> None:
         """What is due after this step: an evaluation, a sample (only of a model that was found sound), the progress
@@ -178,41 +173,35 @@ class Run:
         if sampling or due(step, steps, self.plan.config.evaluations):
             self._evaluate()
         if sampling:
-            text = self.trainer.sample()
-            self.metrics.write({"step": step, "sample": text})
-            artefacts.write_samples(self.metrics, self.folder / "sample.txt")
-            self.console.say("sample", repr(text[:160]))
-        if self.console.due():
+            self._sample()
+        if self.console.due() or step == steps:
             self._flush()
             self.console.progress(self._progress())
 
     def _evaluate(self) -> None:
         """Measure the held-out loss and write it down. Raises Failure if it is not finite."""
         step = self.trainer.step
-        found = self.trainer.evaluate(glance=step < self.plan.steps)
+        with self._aside():
+            found = self.trainer.evaluate(glance=step < self.plan.steps)
         row = {"step": step, "tokens": step * self.trainer.tokens_per_update, "seconds": round(self.elapsed, 3)}
         self.metrics.write(row | {f"held_out_{name}": value for name, value in found.items()})
         if not math.isfinite(found["loss"]):
             raise self._divergence(f"the held-out loss is {found['loss']} at step {step}")
-        self.console.progress(self._progress())
+        self.console.say(*lines.of_evaluation(self.trainer, self.metrics.last))
 
-    def _progress(self) -> str:
-        step, steps, last = self.trainer.step, self.plan.steps, self.metrics.last
-        seconds_per_step = (time.monotonic() - self.begun) / max(1, step - self.first)
-        parts = [
-            f"{step / steps:4.0%} {bar(step / steps)} {clock(self.elapsed)}<{clock((steps - step) * seconds_per_step)}",
-            f"step {step}",
-        ]
-        if step > self.first:
-            fields = (("loss", "loss", ".3f"), ("lr", "lr", ".2g"), ("|g|", "grad_norm", ".2f"))
-            parts += [f"{name} {last[field]:{digits}}" for name, field, digits in fields if last[field] is not None]
-            parts += [f"{count(self.trainer.tokens_per_update / seconds_per_step)} tok/s"]
-        return "  ".join([*parts, f"held out {' '.join(self._held_out())}", f"rss {resident_bytes() / 1e9:.2f} GB"])
+    def _sample(self) -> None:
+        with self._aside():
+            text = self.trainer.sample()
+            self.metrics.write({"step": self.trainer.step, "sample": text})
+            artefacts.write_samples(self.metrics, self.folder / "sample.txt")
+        self.console.say("sample", repr(text[:160]))
 
-    def _held_out(self) -> list[str]:
-        last = self.metrics.last
-        bits = [f"{last['held_out_bits_per_byte']:.3f} bits/byte"] if self.trainer.held_out.compresses else []
-        return [f"{last['held_out_loss']:.3f} nats", *bits]
+    def _progress(self) -> list[str]:
+        step, steps = self.trainer.step, self.plan.steps
+        made = step - self.first
+        left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
+        speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite."""
@@ -222,9 +211,8 @@ class Run:
 
     def _divergence(self, what: str) -> Failure:
         """Resuming would repeat it to the bit, so the advice is another run."""
-        return Failure(
-            f"{what}: training diverged; start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
-        )
+        cure = f"start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
+        return Failure(f"{what}: training diverged; {cure}")
 
     def _save(self) -> None:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
@@ -233,7 +221,8 @@ class Run:
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
         facts = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
-        checkpoint.save(self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, facts)
+        with self._aside():
+            checkpoint.save(self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, facts)
 
     def _finish(self) -> int:
         """Write what is left to write, say how it went, and return the exit status."""
@@ -242,15 +231,7 @@ class Run:
         artefacts.write_report(
             self.plan, self.corpus, self.tokens, self.trainer, self.metrics, self.folder / "report.md"
         )
-        seen = self.plan.steps * self.trainer.tokens_per_update
-        self.console.say("done", "held out " + " = ".join(self._held_out()), f"zlib -9 {self.tokens.facts.zlib_bits:.3f} bits/byte",
-                         f"{count(seen)} tokens", clock(self.elapsed))  # fmt: skip
-        self.console.say("wrote", f"{self.folder}/ {artefacts.FILES}")
-        self.console.say(
-            "next",
-            f"fastlm sample {self.folder}",
-            "weights open with " + artefacts.opened_by(self.trainer.model.config, self.folder),
-        )
+        self.console.say_all(lines.of_end(self.folder, self.trainer, self.tokens, self.metrics.last, self.elapsed))
         return self._verdict(self.metrics.last["held_out_loss"], self.tokens.facts.unigram_nats)
 
     def _verdict(self, loss: float, unigram: float) -> int:
@@ -303,48 +284,13 @@ def _read(
     """Find the text and its ids, and say what they are. Raises Refusal if the text is not the one a run began with."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    corpus = find(config.data)
-    console.say(
-        "data",
-        corpus.name,
-        f"{len(corpus.sources)} files",
-        megabytes(corpus.bytes),
-        f"SHA-256 {corpus.fingerprint[:12]}",
-        corpus.split,
-    )
-    if corpus.skipped:
-        console.say("skipped", *(f"{n} {reason}" for reason, n in corpus.skipped.items()))
-    if corpus.repeated > REPEATED:
-        console.say(
-            "warning",
-            f"{corpus.repeated:.0%} of the lines repeat an earlier line, and a model learns repeats by heart; remove duplicates",
-        )
+    corpus = find(config.data, config.text_key)
+    console.say_all(lines.of_text(corpus))
     if fingerprint not in (None, corpus.fingerprint):
-        raise Refusal(
-            f"the data changed since the run began, when its SHA-256 was {fingerprint[:12]}; restore it, or start a new run"
-        )
-    building = f"building a vocabulary of {config.vocab} and encoding the text, once"
+        changed = f"{'--data ' * bool(config.data)}{corpus.name} changed since the run began"
+        now = f"its SHA-256 was {fingerprint[:12]} and is {corpus.fingerprint[:12]}"
+        raise Refusal(f"{changed}: {now}; restore it, or start a new run")
+    building = f"building a vocabulary of {config.vocab:,} and encoding the text, once"
     tokens = tokenize(corpus, config.vocab, tokenizer_file, lambda: console.say("tokens", building))
-    how = f"built in {tokens.built:.1f} s" if tokens.built else "cached"
-    sizes = f"{count(len(tokens.train))} to train on, {count(len(tokens.held_out))} held out ({tokens.held_out_share:.1%} of the text)"
-    console.say(
-        "tokens", f"byte-level BPE {tokens.facts.vocab_size} ({how})", f"{tokens.bytes_per_token:.2f} bytes each", sizes
-    )
+    console.say_all(lines.of_tokens(config, tokens))
     return corpus, tokens
-
-
-def _describe(config: Config, tokens: Tokens, console: Console) -> None:
-    """Say what the model is, and the losses to compare its own with."""
-    shape = config.model(tokens.facts.vocab_size)
-    console.say(
-        "model",
-        f"{config.preset} {shape.layers} × {shape.dim}",
-        f"{shape.heads} heads",
-        f"context {shape.context}",
-        shape.position,
-    )
-    lines = artefacts.reference_lines(tokens)
-    console.say(
-        "lines",
-        *(f"{name} {nats:.2f} nats ({tokens.bits_per_byte(nats):.3f} bits/byte)" for name, nats in lines.items()),
-    )

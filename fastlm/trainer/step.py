@@ -6,19 +6,22 @@ it had never stopped. The host waits for the device only when numbers are read."
 
 import inspect
 import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Transformer
 from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
-from fastlm.optim import OPTIMIZERS, decay_groups
+from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.config import DTYPES, Config
-from fastlm.trainer.data.tokens import EOS, Tokens, load_tokenizer
+from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
+from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -41,10 +44,11 @@ class Update:
 
 
 class Trainer:
-    """A model in training. step: updates done so far, of `steps`."""
+    """A model in training. step: updates done so far, of `steps`. check: called before each micro-batch and each batch
+    of an evaluation; when it raises, the model and its optimizer are as the last update left them."""
 
-    def __init__(self, config: Config, tokens: Tokens, steps: int):
-        self.config, self.steps, self.step = config, steps, 0
+    def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
+        self.config, self.steps, self.step, self.check = config, steps, 0, check
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
         self.train = make_objective(config, "train", tokens.train, shape.context)
@@ -59,6 +63,11 @@ class Trainer:
     @property
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
+
+    @property
+    def glance(self) -> np.ndarray:
+        """The held-out windows looked at on the way: some, spread evenly, always the same."""
+        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
@@ -77,6 +86,7 @@ class Trainer:
         self.model.train()
         losses: dict[str, Tensor] = {}
         for batch in batches:
+            self.check()
             terms = {name: value / max(1, counts[name]) for name, value in self._losses(self.train, batch).items()}
             self.scaler.scale(sum(terms.values())).backward()
             losses = total(
@@ -85,47 +95,58 @@ class Trainer:
                     {"loss": sum(terms.values()).detach()} | {name: value.detach() for name, value in terms.items()},
                 ]
             )
-        lr = self._step_optimizer()
+        lr, norm = self._step_optimizer()
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
         return Update(
             losses,
-            self.optimizer.grad_norm,
-            self.optimizer.overflow,
+            norm,
+            getattr(self.optimizer, "overflow", None),
             scale,
             lr,
             self.tokens_per_update,
             sum(counts.values()),
         )
 
-    def _step_optimizer(self) -> float:
-        lr = self.lr()
+    def _step_optimizer(self) -> tuple[float, Tensor | None]:
+        """The learning rate of the step, and the gradient's norm before clipping."""
+        lr, clips = self.lr(), isinstance(self.optimizer, Optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr
+        return lr, self.optimizer.grad_norm if clips else norm
+
+    def _clip(self) -> Tensor:
+        """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
 
     @torch.no_grad()
     def evaluate(self, glance: bool = True) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over some of them spread evenly (`glance`), always the same."""
+        those of `self.glance`."""
         self.model.eval()
-        windows = np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE) if glance else 1)
-        sums, counts, size = [], [], 0
+        windows = self.glance if glance else np.arange(self.held_out.windows)
+        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        size = 0
         for first in range(0, len(windows), self.config.batch):
+            self.check()
             batch = self.held_out.fixed(windows[first : first + self.config.batch])
-            sums.append(self._losses(self.held_out, batch))
-            counts.append(self.held_out.targets(batch))
+            counts.update(self.held_out.targets(batch))
             size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-        terms = {
-            name: value.item() / max(1, n)
-            for (name, value), n in zip(total(sums).items(), total(counts).values(), strict=True)
-        }
+            for name, value in self._losses(self.held_out, batch).items():
+                if name not in sums:
+                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
+                sums[name] += value
+        terms = {name: value.item() / max(1, counts[name]) for name, value in sums.items()}
         found = {"loss": sum(terms.values())} | terms
         if self.held_out.compresses:
-            found["bits_per_byte"] = sum(value.item() for value in total(sums).values()) / math.log(2) / size
+            found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
         return found
 
     def sample(self, n: int = SAMPLE) -> str:
@@ -142,9 +163,14 @@ class Trainer:
 
     def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        dtype = DTYPES[self.config.dtype]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(self.config, self.device):
             return objective.loss(self.model, batch)
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """Matrix products in the configured dtype."""
+    dtype = getattr(torch, DTYPES[config.dtype])
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> Objective:
@@ -156,11 +182,16 @@ def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> 
 
 
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
-    """The configured optimizer over the model's parameters; betas and momentum go to those that have them."""
+    """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
+    step would take no notice of the schedule."""
     make = OPTIMIZERS[config.optimizer]
     known = inspect.signature(make).parameters
-    options = {name: value for name, value in (("betas", config.betas), ("momentum", MOMENTUM)) if name in known}
-    return make(decay_groups(model, config.weight_decay), lr=config.lr, max_grad_norm=config.clip or None, **options)
+    options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)
+    options = {name: value for name, value in options.items() if name in known}
+    optimizer = make(decay_groups(model, config.weight_decay), lr=config.lr, **options)
+    if isinstance(optimizer, Optimizer):
+        optimizer.max_grad_norm = config.clip or None
+    return optimizer
 
 
 def total(rows: list[dict]) -> dict:

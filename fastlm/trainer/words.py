@@ -1,8 +1,12 @@
 """How fastlm speaks: refusals in one line, labelled lines, and numbers as people read them. Needs nothing but
 Python."""
 
-import difflib
-from collections.abc import Iterable
+import shlex
+from pathlib import Path
+from typing import TextIO
+
+from fastlm.checks import did_you_mean as did_you_mean
+from fastlm.checks import nearest
 
 
 class Refusal(ValueError):
@@ -13,15 +17,31 @@ class Failure(RuntimeError):
     """What was begun could not be finished. The message is one line: what happened, and what to try."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing if no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+def absent(path: Path, cure: str) -> str:
+    """`X does not exist`, with what beside it has nearly its name, or else the cure."""
+    beside = path.absolute().parent
+    near = nearest(path.name, [other.name for other in beside.iterdir()] if beside.is_dir() else [])
+    return f"{path} does not exist; {f'did you mean {path.with_name(near)}?' if near else cure}"
 
 
-def say(label: str, *parts: str) -> None:
-    """Print `label  part · part`."""
-    print(f"{label:<8} " + " · ".join(parts), flush=True)
+def command(*words: object) -> str:
+    """`fastlm` with these words, quoted so that a shell takes them as they are."""
+    return shlex.join(("fastlm", *map(str, words)))
+
+
+def utf8(text: str) -> str:
+    """The text with ? for lone surrogates, which JSON and the names of files may hold and UTF-8 may not."""
+    return text.encode(errors="replace").decode()
+
+
+def several(n: int, thing: str) -> str:
+    """1 file, 1,234 files."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+def say(label: str, *parts: str, file: TextIO | None = None) -> None:
+    """Print `label  part · part`, to stdout unless told otherwise."""
+    print(f"{label:<8} " + " · ".join(parts), flush=True, file=file)
 
 
 def clock(seconds: float) -> str:
@@ -39,10 +59,6 @@ def count(n: float) -> str:
     return f"{n:.3g}"
 
 
-def megabytes(n: float) -> str:
-    return f"{n / 1e6:.3g} MB"
-
-
-def bar(share: float, width: int = 20) -> str:
-    done = int(share * width)
-    return "━" * done + "─" * (width - done)
+def size(n: float) -> str:
+    """1234567 → 1.23 MB."""
+    return f"{n / 1e6:.3g} MB" if n >= 1e6 else f"{n / 1e3:.3g} kB"

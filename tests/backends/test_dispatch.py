@@ -1,6 +1,7 @@
 """Dispatch: ranked choice, forced choice, refusals in words, and the torch.library operator around each definition."""
 
 import warnings
+from typing import Annotated, NamedTuple
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from cases import ATTENTION
 from torch import Tensor
 
 from fastlm.backends import dispatch
-from fastlm.backends.dispatch import BackendError, SlowPathWarning, op, use_backend
+from fastlm.backends.dispatch import BackendError, SlowPathWarning, op, record_choices, use_backend
 from fastlm.ops.attention import attention
 
 ABSENT = "its compiler was not found; cure: install it"
@@ -16,7 +17,7 @@ ABSENT = "its compiler was not found; cure: install it"
 
 @pytest.fixture
 def halve():
-    """An op with a fast backend that refuses long inputs, and one that is missing."""
+    """An op with a fast backend that refuses long inputs, and one that is unavailable."""
 
     @op
     def halve(x: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def halve():
 
     calls = []
 
-    @halve.backend("absent", devices=("cpu",), missing=lambda device: ABSENT)
+    @halve.backend("absent", devices=("cpu",), unavailable=lambda device: ABSENT)
     def _(x):
         raise AssertionError("unreachable")
 
@@ -45,8 +46,61 @@ def halve():
     halve.calls = calls
     halve._told.add(("absent", ABSENT))
     yield halve
-    del dispatch.OPS["halve"]
-    halve.torch_op._lib._destroy()
+    forget(halve)
+
+
+def forget(op: dispatch.Op) -> None:
+    del dispatch.OPS[op.name]
+    op.torch_op._lib._destroy()
+
+
+class Line(NamedTuple):
+    slope: Annotated[Tensor, "a scalar"]
+    x: Tensor | None
+    shift: float
+
+
+@pytest.fixture
+def line():
+    """An op whose arguments have names, before and after others; its gradient is one too. Each keeps who asked what."""
+
+    @op
+    def line(start: Tensor, a: Line, times: int) -> Tensor:
+        return times * (start + a.slope * a.x + a.shift)
+
+    @op(gradient_of=line)
+    def line_backward(grad: Tensor, a: Line, times: int) -> Tensor:
+        return times * grad * a.x
+
+    line.asked = []
+
+    @line.backend(
+        "whole", devices=("cpu",), refuses=lambda *args: line.asked.append("whole") or "", differentiable=True
+    )
+    def _(start, a, times):
+        raise AssertionError("unreachable")
+
+    @line.backend("fast", devices=("cpu",), refuses=lambda start, a, times: line.asked.append("fast"))
+    def _(start, a, times):
+        assert isinstance(a, Line)
+        return times * torch.add(start + a.shift, a.slope * a.x)
+
+    @line_backward.backend("fast", devices=("cpu",))
+    def _(grad, a, times):
+        return line_backward.definition(grad, a, times)
+
+    def save(ctx, inputs, output):
+        _, a, ctx.times = inputs
+        ctx.save_for_backward(a.slope, a.x)
+
+    @line.gradient(save=save)
+    def _(ctx, grad):
+        slope = line_backward(grad, Line(*ctx.saved_tensors, 0.0), ctx.times).sum()
+        return ctx.times * grad, Line(slope, None, None), None
+
+    yield line
+    forget(line_backward)
+    forget(line)
 
 
 def test_the_fastest_present_backend_runs(halve):
@@ -55,9 +109,9 @@ def test_the_fastest_present_backend_runs(halve):
     assert halve.names() == ["absent", "fast", "reference"]
 
 
-def test_a_missing_backend_is_told_once(halve):
+def test_an_unavailable_backend_is_told_once(halve):
     halve._told.clear()
-    with pytest.warns(SlowPathWarning, match=f"backend 'absent' is missing: {ABSENT}"):
+    with pytest.warns(SlowPathWarning, match=f"backend 'absent' is unavailable: {ABSENT}"):
         halve(torch.ones(3))
     halve(torch.ones(3))
 
@@ -122,6 +176,44 @@ def test_gradient_and_compile(halve):
     torch.library.opcheck(halve.torch_op, (torch.ones(3, requires_grad=True),))
 
 
+def test_named_arguments_are_one_by_one_to_the_operator(line):
+    schema = str(line.torch_op._opoverload._schema)
+    assert schema == "fastlm::line(Tensor start, Tensor slope, Tensor? x, float shift, SymInt times) -> Tensor"
+    start, x = torch.zeros(3, requires_grad=True), torch.arange(3.0)
+    slope = torch.tensor(2.0, requires_grad=True)
+    run = lambda start, slope: line(start, Line(slope, x, 0.5), 2)
+    for f in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        out = f(start, slope)
+        assert out.tolist() == [1.0, 5.0, 9.0]
+        assert [g.tolist() for g in torch.autograd.grad(out.sum(), (start, slope))] == [[2.0] * 3, 6.0]
+    torch.library.opcheck(line.torch_op, (start, slope, x, 0.5, 2))
+
+
+def test_each_backend_is_asked_once_in_a_call(line):
+    line(torch.zeros(3), Line(torch.tensor(2.0), torch.zeros(3), 0.5), 2)
+    assert line.asked == ["whole", "fast"]
+
+
+def test_a_choice_for_an_op_is_one_for_its_gradient(line):
+    with use_backend(line="fast"):
+        assert dispatch.forced_backend("line_backward") == "fast"
+        with use_backend(line_backward="reference"):
+            assert dispatch.forced_backend("line_backward") == "reference"
+    with use_backend(line="whole"):  # which the gradient lacks
+        assert dispatch.forced_backend("line_backward") is None
+
+
+def test_choices_are_recorded(line):
+    slope = torch.tensor(2.0, requires_grad=True)
+    with record_choices() as outer:
+        with record_choices() as chosen, use_backend(line_backward="reference"):
+            line(torch.zeros(3), Line(slope, torch.zeros(3), 0.5), 2).sum().backward()
+        attention(ATTENTION[0].make(torch.float32, torch.device("cpu")))
+    assert chosen == {"line": "fast", "line_backward": "reference"}
+    assert outer == chosen | {"attention": "sdpa"}
+    assert dispatch._records == []
+
+
 def test_explain_names_every_backend():
     for each in dispatch.OPS.values():
         rows = dict(each.explain(torch.device("cpu")))
@@ -132,7 +224,7 @@ def test_explain_names_every_backend():
 def test_autocast_does_not_reach_into_definitions():
     args = ATTENTION[0].make(torch.float32, torch.device("cpu"))
     with use_backend("reference"):
-        plain, _ = attention(*args)
+        plain, _ = attention(args)
         with torch.autocast("cpu", torch.bfloat16):
-            inside, _ = attention(*args)
+            inside, _ = attention(args)
     assert torch.equal(plain, inside)

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fastlm"
 # Lowest first; rooms side by side do not know each other. A file imports from its own room and from lower ones.
-LIBRARY = [{"backends", "masks"}, {"ops"}, {"positions", "optim"}, {"nn", "amp"}]
+LIBRARY = [{"checks"}, {"backends", "masks"}, {"ops"}, {"positions", "optim"}, {"nn", "amp"}]
 ABOVE = [{"models"}, {"objectives", "interop"}, {"trainer"}, {"__main__"}]
 ROOMS = LIBRARY + ABOVE
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.relative_to(PACKAGE).parts)

@@ -24,7 +24,8 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 
 from fastlm.kernels import attention as forward_file
 from fastlm.kernels import attention_backward as backward_file
-from fastlm.kernels import launch, term_gradients
+from fastlm.kernels import bias_gradient, distance_gradients, launch
+from fastlm.kernels.terms import UNSPECIALIZED, Numbers
 from fastlm.kernels.tiles import Tiles
 
 DEVICE = torch.device("cpu" if native.interpreting() else "cuda")
@@ -97,7 +98,7 @@ def test_many_tiles(name, monkeypatch):
 
 def run(args: Arguments, seed: int = 0) -> dict[str, torch.Tensor]:
     leaves = leaves_of(args)
-    out, _ = attention(*args._replace(**leaves))
+    out, _ = attention(args._replace(**leaves))
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out)
     return with_gradients(out, leaves, grad)
 
@@ -142,9 +143,21 @@ class Unlaunched:
 
 KERNELS = {
     forward_file: ["forward_kernel"], backward_file: ["dq_kernel", "dkdv_kernel"],
-    term_gradients: ["distances_kernel", "distances_sum_kernel", "bias_kernel"],
+    distance_gradients: ["distances_kernel", "distances_sum_kernel"], bias_gradient: ["bias_kernel"],
 }  # fmt: skip
 B, H, HK, D = 1, 12, 4, 64
+
+
+def test_kernels_take_a_call_s_numbers_in_one_order():
+    """The launchers' `*numbers(a)` lands where each kernel says, and what must not be compiled in is among them."""
+    taking = [
+        getattr(file, name) for file, names in KERNELS.items() for name in names if name != "distances_sum_kernel"
+    ]
+    assert len(taking) == 5
+    for kernel in taking:
+        at = kernel.arg_names.index(Numbers._fields[0])
+        assert tuple(kernel.arg_names[at : at + len(Numbers._fields)]) == Numbers._fields, kernel
+    assert set(UNSPECIALIZED) < set(Numbers._fields)
 
 
 def long_arguments(L: int, *names: str) -> Arguments:
@@ -210,13 +223,13 @@ def test_strided_inputs(how):
     args = NAMED["odd"].make(torch.float32, DEVICE)
     views = {name: strided(getattr(args, name))[how] for name in ("q", "k", "v")}
     with fastlm.use_backend("triton"):
-        out, lse = attention(*args)
-        got, _ = attention(*args._replace(**views))
+        out, lse = attention(args)
+        got, _ = attention(args._replace(**views))
         assert torch.equal(got, out)
         wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
-        expected = attention_backward(out, None, out, lse, *args, wanted)
+        expected = attention_backward(out, None, out, lse, args, wanted)
         for a, b in zip(
-            attention_backward(strided(out)[how], None, out, lse, *args._replace(**views), wanted),
+            attention_backward(strided(out)[how], None, out, lse, args._replace(**views), wanted),
             expected,
             strict=True,
         ):
@@ -234,10 +247,10 @@ def test_offsets_beyond_32_bits():
     angles = torch.ones(16, 16, device=DEVICE)
     with fastlm.use_backend("triton"):
         assert torch.equal(rotate(x, angles, angles, "half"), rotate(near, angles, angles, "half"))
-        out, lse = attention(*Arguments.of(near, near, near))
-        assert torch.equal(attention(*Arguments.of(x, x, x))[0], out)
+        out, lse = attention(Arguments.of(near, near, near))
+        assert torch.equal(attention(Arguments.of(x, x, x))[0], out)
         wanted = [name in ("q", "k", "v") for name in LEARNED]
-        grads = [attention_backward(out, None, out, lse, *Arguments.of(t, t, t), wanted)[:3] for t in (x, near)]
+        grads = [attention_backward(out, None, out, lse, Arguments.of(t, t, t), wanted)[:3] for t in (x, near)]
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 
@@ -254,7 +267,7 @@ def test_gradient_of_lse(name):
     for backend in ("reference", "triton"):
         leaves = leaves_of(args)
         with fastlm.use_backend(backend):
-            out, lse = attention(*args._replace(**leaves))
+            out, lse = attention(args._replace(**leaves))
             loss = out.square().sum() + torch.where(lse.isinf(), 0.0, lse).square().sum()
             grads[backend] = torch.autograd.grad(loss, list(leaves.values()))
     for got, expected in zip(grads["triton"], grads["reference"], strict=True):
@@ -264,8 +277,8 @@ def test_gradient_of_lse(name):
 def test_only_wanted_gradients_are_made():
     args = NAMED["odd"].make(torch.float32, DEVICE)
     with fastlm.use_backend("triton"):
-        out, lse = attention(*args)
-        grads = attention_backward(out, None, out, lse, *args, [name == "k" for name in LEARNED])
+        out, lse = attention(args)
+        grads = attention_backward(out, None, out, lse, args, [name == "k" for name in LEARNED])
     assert [g.numel() > 0 for g in grads] == [name == "k" for name in LEARNED]
 
 
@@ -317,7 +330,7 @@ def test_needs_a_gpu_or_the_interpreter(monkeypatch):
         fastlm.use_backend("triton"),
         pytest.raises(fastlm.BackendError, match="Triton compiles for GPUs, and these tensors are on cpu"),
     ):
-        attention(*Arguments.of(x, x, x))
+        attention(Arguments.of(x, x, x))
 
 
 OPERATOR_TESTS = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -329,7 +342,7 @@ def test_ops_are_proper_operators():
     with fastlm.use_backend("triton"):
         torch.library.opcheck(attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS)
         torch.library.opcheck(rotate.torch_op, (x.requires_grad_(), *angles, layout), test_utils=OPERATOR_TESTS)
-        out, lse = attention(*args)
+        out, lse = attention(args)
         wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
         torch.library.opcheck(
             attention_backward.torch_op, (out, None, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]

@@ -152,73 +152,6 @@ def test_transformers_opens_them_and_agrees(tmp_path, name, changes, kind, imple
     assert torch.equal(generated, model.generate(tokens()[:, :6], 5, temperature=0.0))
 
 
-def test_what_the_door_does_not_serve_is_refused(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
-    interop.register()
-    interop.save_pretrained(make(), tmp_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="fastlm")
-    left = torch.ones(2, 24, dtype=torch.long)
-    left[1, :3] = 0
-    with pytest.raises(ValueError, match="padding_side = 'right'"):
-        model(tokens(), attention_mask=left)
-    mistral = transformers.MistralConfig(
-        vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        sliding_window=4, attn_implementation="fastlm",
-    )  # fmt: skip
-    with pytest.raises(NotImplementedError, match="windows"):
-        transformers.MistralModel(mistral)(tokens())
-
-
-def test_a_t5_trains_through_the_door():
-    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
-    interop.register()
-    results = []
-    for implementation in ("eager", "fastlm"):
-        torch.manual_seed(0)
-        shape = dict(
-            vocab_size=97,
-            d_model=16,
-            d_kv=8,
-            d_ff=16,
-            num_layers=2,
-            num_heads=2,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-        )
-        model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(**shape, attn_implementation=implementation)
-        )
-        mask = torch.ones(2, 24, dtype=torch.long)
-        mask[1, 11:] = 0
-        loss = model(input_ids=tokens(), attention_mask=mask, labels=tokens(L=7)).loss
-        loss.backward()
-        results.append(
-            (loss.detach(), model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad)
-        )
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
-
-
-def test_a_bert_runs_through_the_door():
-    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
-    interop.register()
-    config = dict(
-        vocab_size=97,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=24,
-    )
-    outputs = []
-    for implementation in ("eager", "fastlm"):
-        torch.manual_seed(0)
-        model = transformers.BertModel(transformers.BertConfig(**config, attn_implementation=implementation)).eval()
-        mask = torch.ones(2, 24, dtype=torch.long)
-        mask[0, 9:] = 0
-        outputs.append(model(tokens(), attention_mask=mask).last_hidden_state[:, :9])
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-
-
 def test_a_folder_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json"):
         interop.load_pretrained(tmp_path)
@@ -260,7 +193,7 @@ def test_the_attention_module_hands_on_what_attention_takes():
             )
             torch.manual_seed(1)
             assert torch.equal(block.train(dropout > 0)(x, **some), block.out(plain.transpose(1, 2).flatten(2)))
-    with pytest.raises(ValueError, match=r"dropout is 1.0; it must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout is 1.0; give a number in \[0, 1\)"):
         fastlm.nn.Attention(32, 4, dropout=1.0)
     with pytest.raises(ValueError, match="window left bound is -1"):
         fastlm.nn.Attention(32, 4, window=-1)

@@ -13,7 +13,7 @@ from tolerance import assert_attention_accurate, assert_case_accurate, attention
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import BackendError
-from fastlm.backends.philox import kept
+from fastlm.backends.philox import dropout_mask
 from fastlm.masks import UNBOUNDED
 from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores
 
@@ -43,8 +43,8 @@ def test_cpp_drops_what_the_definition_drops(isa):
     B, H, Lq, Lk = 2, 3, 70, 66
     q, k, v = torch.zeros(B, H, Lq, Lk), torch.zeros(B, H, Lk, Lk), torch.eye(Lk).expand(B, H, -1, -1).contiguous()
     for dropout, seed in ((0.3, 2**63 - 5), (0.999, 7), (1e-12, 0)):
-        out, _ = attention(*Arguments.of(q, k, v, dropout=dropout, seed=seed))
-        assert torch.equal(out != 0, kept((B, H, Lq, Lk), dropout, seed, CPU))
+        out, _ = attention(Arguments.of(q, k, v, dropout=dropout, seed=seed))
+        assert torch.equal(out != 0, dropout_mask((B, H, Lq, Lk), dropout, seed, CPU))
 
 
 def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
@@ -57,7 +57,7 @@ def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
         atol=0,
     )
     q = args.q.clone().requires_grad_()
-    out, _ = attention(*args._replace(q=q, bias=bias))
+    out, _ = attention(args._replace(q=q, bias=bias))
     (got,) = torch.autograd.grad(out.sum(), q)
     assert got.isfinite().all() and bias.grad is None
 
@@ -142,8 +142,8 @@ def test_cpp_masks_inside_the_table(hidden, isa):
 def test_cpp_hidden_pairs_may_hold_anything(terms, value, isa):
     args = with_terms(arguments(B=2, Lq=140, Lk=140, right=0), terms)
     args.k[:, 1, 100] = value
-    out, lse = attention(*args)
-    expected, expected_lse = attention.definition(*args)
+    out, lse = attention(args)
+    expected, expected_lse = attention.definition(args)
     assert expected[:, 1, 20:90].isfinite().all() and not expected[:, 1].isfinite().all()
     seen = expected.isfinite()
     assert torch.equal(out.isfinite(), seen)
@@ -155,9 +155,9 @@ def gradients_from_stored_output(args: Arguments, grad: torch.Tensor) -> dict[st
     """In fp64 but for δ = ⟨grad, out⟩ of out as it is stored: beside the truth, what every flash attention pays for
     that."""
     a = args._replace(**{name: x.detach() for name, x in leaves_of(args, torch.float64).items()})
-    out, lse = attention.definition(*a)
+    out, lse = attention.definition(a)
     grads = attention_backward.definition(
-        grad.double(), None, out.to(grad.dtype).double(), lse, *a, [getattr(a, name) is not None for name in LEARNED]
+        grad.double(), None, out.to(grad.dtype).double(), lse, a, [getattr(a, name) is not None for name in LEARNED]
     )
     return {name: x for name, x in zip(LEARNED, grads, strict=True) if getattr(a, name) is not None}
 
@@ -233,7 +233,7 @@ def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, tab
 )
 def test_what_it_does_not_take_is_refused(changes, reason):
     with pytest.raises(BackendError, match=reason):
-        attention(*arguments(**changes))
+        attention(arguments(**changes))
 
 
 def launch(**changes):
@@ -287,9 +287,9 @@ def test_cpp_gradient_of_lse(isa):
     args = arguments(right=0, return_lse=True)
     grad, grad_lse = draw(*args.q.shape, seed=4), draw(*args.q.shape[:3], seed=5)
     leaves, wide = leaves_of(args), leaves_of(args, torch.float64)
-    got = torch.autograd.grad(attention(*args._replace(**leaves)), list(leaves.values()), (grad, grad_lse))
+    got = torch.autograd.grad(attention(args._replace(**leaves)), list(leaves.values()), (grad, grad_lse))
     truth = torch.autograd.grad(
-        attention.definition(*args._replace(**wide)), list(wide.values()), (grad.double(), grad_lse.double())
+        attention.definition(args._replace(**wide)), list(wide.values()), (grad.double(), grad_lse.double())
     )
     for x, expected in zip(got, truth, strict=True):
         torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-5)

@@ -46,9 +46,9 @@ def test_cpp_backward_keeps_one_sum(terms, monkeypatch):
     from machine import peak_growth
 
     args = with_terms(arguments(B=16, H=8, Hk=8, Lq=512, Lk=512, D=32), terms)
-    out, lse = attention(*args)
+    out, lse = attention(args)
     call = lambda: attention_backward(
-        draw(*out.shape, seed=4), None, out, lse, *args, [getattr(args, name) is not None for name in LEARNED]
+        draw(*out.shape, seed=4), None, out, lse, args, [getattr(args, name) is not None for name in LEARNED]
     )
     gradients = sum(x.nbytes for x in call())
     assert peak_growth(call) < 2 * gradients + args.k.nbytes + 2**22

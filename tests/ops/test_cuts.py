@@ -80,6 +80,58 @@ def test_packed_documents_are_as_if_alone(name, causal, backend):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+QUERIES, KEYS = torch.tensor([0, 3, 3, 8, 10]), torch.tensor([0, 5, 9, 11, 13])  # where documents start and end
+PACKED_APART = dict(
+    segments=(masks.segments_of(QUERIES, 11), masks.segments_of(KEYS, 14)),
+    order=(masks.ranks_of(QUERIES, 11), masks.ranks_of(KEYS, 14)),
+)
+
+
+@pytest.mark.parametrize("name", ["none", "rope"])
+def test_documents_with_fewer_queries_or_more_than_keys(name, backend):
+    """The last query of each stands at its last key, as in flash-attn's varlen functions and in a document alone."""
+    scheme = position(name, H, D, causal=True)
+    q, k, v = (heads(n, L, seed, B=1).requires_grad_() for seed, (n, L) in enumerate(((H, 11), (2, 14), (2, 14))))
+    turned = q, k
+    if name == "rope":
+        angles = [scheme.angles(ranks[0].double()) for ranks in PACKED_APART["order"]]
+        turned = (fastlm.rotate(x, a.cos().float(), a.sin().float()) for x, a in zip((q, k), angles, strict=True))
+    packed = fastlm.attention(*turned, v, **PACKED_APART)[:, :, :10]
+    spans = zip(*([slice(a, b) for a, b in x.unfold(0, 2, 1).tolist()] for x in (QUERIES, KEYS)), strict=True)
+    each = [(q[:, :, i], k[:, :, j], v[:, :, j]) for i, j in spans]
+    alone = torch.cat([fastlm.attention(*document, position=scheme, causal=True) for document in each], 2)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+    grad = heads(H, 10, 7, B=1)
+    for got, expected in zip(*(torch.autograd.grad(out, (q, k, v), grad) for out in (packed, alone)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [dict(causal=True), dict(window=3), dict(position=position("alibi", H, D, True))])
+def test_documents_packed_apart_are_not_counted_along_the_row(options):
+    q, k = heads(H, 11, 0, B=2), heads(2, 14, 1, B=2)
+    segments = tuple(x.expand(2, -1) for x in PACKED_APART["segments"])
+    message = r"packed apart in row 0, and causal, window and position count along .* give order=\(masks.ranks_of"
+    with pytest.raises(ValueError, match=message):
+        fastlm.attention(q, k, k, segments=segments, **options)
+    fastlm.attention(q, k, k, segments=segments)
+
+
+def test_what_is_packed_alike_may_say_so_twice():
+    """Or say that some queries, or some keys, are nobody's; or where its first query stands."""
+    documents = masks.segments_of(STARTS, LENGTH)
+    q, k = heads(H, 5, 0, B=1), heads(2, LENGTH, 1, B=1)
+    whole = fastlm.attention(q, k, k, causal=True, segments=(documents[:, -5:], documents))
+    nobodys = documents.masked_fill(documents == 4, -1)
+    apart = fastlm.attention(q, k, k, causal=True, segments=(nobodys[:, -5:].int(), documents))
+    torch.testing.assert_close(apart[:, :, :2], whole[:, :, :2])
+    assert not apart[:, :, 2:].any()
+    ahead = fastlm.attention(q, k, k, causal=True, segments=(documents[:, :5], documents), offset=0)
+    torch.testing.assert_close(ahead, fastlm.attention(q, k[:, :, :5], k[:, :, :5], causal=True))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:  # whose values nobody can read
+        fake = [mode.from_tensor(x) for x in (q, k, QUERIES[None], KEYS[None].repeat(1, 5)[:, :LENGTH])]
+        assert fastlm.attention(fake[0], fake[1], fake[1], causal=True, segments=(fake[2], fake[3])).shape == q.shape
+
+
 def test_a_module_takes_packed_documents(backend):
     torch.manual_seed(0)
     layer, x = Attention(H * D, H, position="alibi"), torch.randn(1, LENGTH, H * D)
@@ -110,6 +162,8 @@ def test_segments_and_positions():
         [0, 0, 0, 1],
     ]
     assert masks.segments_of(STARTS.long(), 5).tolist() == [[0] * 5]
+    assert masks.ranks_of(STARTS, LENGTH).tolist() == [[*range(-7, 0), -1, *range(-12, 0), *range(-3, 0)]]
+    assert masks.ranks_of(torch.tensor([2, 3], dtype=torch.uint8), 5).tolist() == [[-2, -1, -1, -2, -1]]
     assert masks.segments_of(STARTS, 0).shape == masks.positions_of(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0)
     for wrong in (STARTS.float(), STARTS[None], STARTS.bool()):
         with pytest.raises(ValueError, match=r"cu_seqlens must be \[documents \+ 1\] integers; got"):

@@ -106,7 +106,7 @@ def test_attention_is_a_proper_operator(case, backend):
     torch.library.opcheck(
         attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS + symbolic
     )
-    out, lse = attention(*args)
+    out, lse = attention(args)
     wanted = [getattr(args, name) is not None for name in LEARNED]
     torch.library.opcheck(
         attention_backward.torch_op, (out, lse, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]
@@ -218,11 +218,42 @@ def test_transforms_see_through_the_definition(function):
         torch.testing.assert_close(made["hessian"], hessian)
 
 
-def test_a_second_derivative_is_refused():
-    x = heads(L=3, D=4).requires_grad_()
-    (grad,) = torch.autograd.grad(FUNCTIONS["attention"](x).square().sum(), x, create_graph=True)
-    with pytest.raises(
-        fastlm.BackendError,
-        match=r"differentiable once; for second derivatives call fastlm\.ops\.attention\.attention\.definition",
-    ):
+# ---------------------------------------------------------------------------------------------------------------------
+# Second derivatives: refused, unless they are the definition's
+
+
+@pytest.mark.parametrize("name", [None, "alibi", "shaw"], ids=["plain", "alibi", "shaw"])
+def test_a_second_derivative_is_refused_with_the_cure(name):
+    run, _ = layer(name) if name else (lambda *leaves: fastlm.attention(*leaves, causal=True), None)
+    x = heads(L=3).requires_grad_()
+    (grad,) = torch.autograd.grad(run(x, x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(fastlm.BackendError, match=r'differentiable once, and more .*use_backend\("reference"\)'):
         grad.sum().backward()
+    out = run(x, x, x)
+    twice = [torch.autograd.grad(out.sum(), x, create_graph=graph, retain_graph=True)[0] for graph in (False, True)]
+    assert torch.equal(*twice)
+
+
+@pytest.mark.parametrize("name", ["none", "rope", "alibi", "shaw", "transformer-xl", "deberta"])
+def test_the_definition_is_differentiable_twice(name):
+    scheme = position(name, 2, 4, True).double()
+    parameters = list(scheme.parameters())
+    options = dict(causal=True, dropout=0.3, seed=1, return_lse=True)
+    leaves = [heads(L=3, D=4, seed=s).double().requires_grad_() for s in range(3)]
+
+    def run(q, k, v, *_):
+        terms = scheme.terms(3, 3, dtype=torch.float64)
+        return fastlm.attention(q, k, v, position=terms, **options)
+
+    with fastlm.use_backend("reference"):
+        assert torch.autograd.gradgradcheck(run, (*leaves, *parameters), fast_mode=True)
+
+
+def test_the_definition_is_differentiable_often():
+    x = heads(L=3, D=4).double().requires_grad_()
+    with fastlm.use_backend("reference"):
+        ours = fastlm.attention(x, x, x, causal=True)
+        plain = (x @ x.mT / 2).masked_fill(torch.ones(3, 3).triu(1).bool(), -torch.inf).softmax(-1) @ x
+        for _ in range(3):
+            ours, plain = (torch.autograd.grad(y.square().sum(), x, create_graph=True)[0] for y in (ours, plain))
+    torch.testing.assert_close(ours, plain)

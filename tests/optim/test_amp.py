@@ -46,10 +46,13 @@ def test_published_sequence(kind):
 
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("manual", [False, True], ids=["in_the_step", "unscale_and_clip_by_hand"])
+@pytest.mark.parametrize("fused", [None, True], ids=["", "fused"])
 @pytest.mark.parametrize("kind", SCALERS)
-def test_equals_torchs_chain(kind, manual, clip):
+def test_equals_torchs_chain(kind, fused, manual, clip):
+    """With fused=True torch's scaler has the step unscale, as it has torch's own."""
     ours, theirs = model(), model()
-    a = AdamW(ours.parameters(), 1e-2, max_grad_norm=None if manual else clip)
+    a = AdamW(ours.parameters(), 1e-2, max_grad_norm=None if manual else clip, fused=fused)
+    assert a._step_supports_amp_scaling == bool(fused)
     b = torch.optim.AdamW(theirs.parameters(), 1e-2)
     options = dict(init_scale=8.0, growth_interval=3)
     scales = train(SCALERS[kind]("cpu", **options), a, ours, clip if manual else None)

@@ -45,7 +45,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("make", [optim.Adam, optim.AdamW, optim.LAMB])
 def test_apex_counts_steps_in_the_group(make, counted):
     ps, qs = params_of((3, 2), (4,)), params_of((3, 2), (4,))
-    ours, theirs = make(ps), make(qs)
+    ours, theirs = make(ps, max_grad_norm=1.0), make(qs, max_grad_norm=1.0)
     for seed in range(3):
         step(theirs, seed)
     state_dict = theirs.state_dict()
@@ -57,7 +57,7 @@ def test_apex_counts_steps_in_the_group(make, counted):
     ours.load_state_dict({"state": state, "param_groups": groups})
     step(ours), step(theirs)
     assert_same([list(ps), snapshot(ours)], [list(qs), snapshot(theirs)])
-    assert ours.max_grad_norm is None and "step" not in ours.param_groups[0]
+    assert not {"max_grad_norm", "step"} & ours.param_groups[0].keys()
 
 
 def test_options_that_a_namesake_lacks_stay_as_they_are_in_their_group():
@@ -95,7 +95,7 @@ def unfit_dicts():
     for optimizer in (amsgrad, turned, transposed, fewer):
         step(optimizer)
     return {
-        "does not serve amsgrad": amsgrad,
+        "amsgrad is True: .* is not served here; torch.optim.Adam and AdamW have it": amsgrad,
         r"shape \[2, 2\], and a parameter of shape \[4\] needs \[4\]": turned,
         r"shape \[2, 3\], and a parameter of shape \[3, 2\]": transposed,
         r"saved groups have \[1\] parameters and this optimizer's \[2\]": fewer,
@@ -210,7 +210,9 @@ def test_the_eps_of_adamw_is_that_of_its_form():
 # Refusals
 
 REFUSED = [
-    ("adamw", dict(lr="1e-3"), "lr is '1e-3'; give one number"),
+    ("adamw", dict(lr="1e-3"), "lr is '1e-3'; give one number .YAML reads 1e-3 as a string"),
+    ("adam", dict(lr=True), "lr is True; give one number"),
+    ("lamb", dict(eps="1e-6"), "eps is '1e-6'; give a finite number of at least 0 .YAML reads 1e-3 as a string"),
     ("adamw", dict(lr=None), "lr is None; give one number"),
     ("adamw", dict(lr=float("inf")), "lr is inf; give a finite number of at least 0"),
     ("adamw", dict(lr=torch.ones(2)), r"lr is tensor\(\[1., 1.\]\); give one number"),
@@ -220,6 +222,7 @@ REFUSED = [
     ("adamw", dict(scale_by_rms="yes"), "scale_by_rms is 'yes'; give True or False"),
     ("adamw", dict(max_grad_norm="1"), "max_grad_norm is '1'; give a positive number"),
     ("adamw", dict(seed=1.5), "seed is 1.5; give a whole number of at least 0"),
+    ("adamw", dict(seed=True), "seed is True; give a whole number of at least 0"),
     ("adamw", dict(process_group=3), "process_group is 3; give a group of torch.distributed"),
     ("sgd", dict(momentum="x"), "momentum is 'x'"),
     ("sgd", dict(dampening=None), "dampening is None; give a finite number"),
@@ -231,7 +234,8 @@ REFUSED = [
     ("adafactor", dict(eps=1e-30), "eps are 1e-30; give two of at least 0"),
     ("adafactor", dict(eps=(1e-30,)), r"eps are \(1e-30,\); give two"),
     ("adafactor", dict(eps=(None, 1e-3)), "in variant \"torch\" alone: give a number"),
-    ("adafactor", dict(clip_threshold=None), "clip_threshold is None; give a positive"),
+    ("adafactor", dict(clip_threshold="1"), "clip_threshold is '1'; give a positive"),
+    ("adafactor", dict(beta2_decay=0.8), "beta2_decay is 0.8; give the exponent of t, at most 0"),
     ("adafactor", dict(min_dim_size_to_factor=-3), "min_dim_size_to_factor is -3; give a whole number of at least 0"),
     ("adafactor", dict(decay_offset=-5), "decay_offset is -5"),
     ("adafactor", dict(beta1=1.0), r"beta1 is 1.0; give a number in \[0, 1\)"),
@@ -251,10 +255,9 @@ def test_values_that_make_no_sense_are_named_with_their_cure(name, options, mess
 @pytest.mark.parametrize(
     "make, name, cure",
     [
-        (optim.AdamW, "correct_bias", 'variant="bert"'),
-        (optim.LAMB, "use_nvlamb", "adapt=True"),
-        (optim.LAMB, "bias_correction", 'LAMB\'s "google"'),
-        (optim.LAMB, "max_coeff", "bounds="),
+        (optim.AdamW, "use_nvlamb", "adapt=True"),
+        (optim.Adam, "max_coeff", "bounds="),
+        (optim.SGD, "bias_correction", 'LAMB\'s "google"'),
         (optim.SGD, "moment", "'moment'$"),
     ],
 )
@@ -302,10 +305,7 @@ def test_the_memory_table_names_what_it_does_not_know():
     model = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="optimizer is 'lion'; choose from 'adafactor', 'adam'"):
         optim.memory_table(model, ("adamw", "lion"))
-    with pytest.raises(
-        ValueError, match=r"AdamW'>, whose states are not known here; give an optimizer of fastlm.optim"
-    ):
-        optim.memory_table(model, chosen=torch.optim.AdamW(model.parameters()))
+    assert not any(row.chosen for row in optim.memory_table(model, chosen=torch.optim.AdamW(model.parameters())))
     assert [row.optimizer for row in optim.memory_table(model, "adamw")] == ["adamw"]
 
 

@@ -12,6 +12,7 @@ from formulas import KINDS
 from torch import nn
 
 from fastlm import optim
+from fastlm.amp import GradScaler
 
 ADAMW = next(choice for choice in KINDS if choice.optimizer == "adamw")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,6 +55,27 @@ def test_loss_curves_equal_those_of_the_optimizer_replaced(name, optimizer):
     # weights that differ in the last bit of fp32 may be rounded to different fp16
     rtol = 1e-4 if name == "plain_amp_loop" else 1e-5
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=rtol, atol=0)
+
+
+SCALERS = {"torch": torch.amp.GradScaler, "fastlm": GradScaler}
+
+
+@pytest.mark.parametrize("precision", ["bf16", *SCALERS])
+def test_lightning_clips_in_mixed_precision(precision):
+    """In bf16, where there is no scaler, and in fp16 with torch's and fastlm's: our optimizer as torch's, whether
+    Lightning clips or the optimizer does."""
+    train = example("lightning_module")["train"]
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    def losses(make, clip=None, **options):
+        scaler = lambda: SCALERS[precision]("cpu", init_scale=2.0**10)
+        mixed = dict(precision="bf16-mixed") if precision == "bf16" else None
+        mixed = mixed or dict(plugins=MixedPrecision("16-mixed", "cpu", scaler()))
+        return torch.tensor(train(lambda params: make(params, lr=3e-3, **options), steps=8, clip=clip, **mixed))
+
+    theirs = losses(torch.optim.AdamW, clip=0.1)
+    torch.testing.assert_close(losses(optim.AdamW, clip=0.1), theirs, rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses(optim.AdamW, max_grad_norm=0.1), theirs, rtol=1e-4, atol=0)
 
 
 def test_an_example_runs_as_a_command(monkeypatch, capsys):

@@ -141,8 +141,9 @@ def test_t5_bias_matches_transformers(causal):
     ours.load_state_dict(theirs.relative_attention_bias.state_dict())
     dense = theirs.compute_bias(5, 200, past_seen_tokens=195)
     q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 200, 4), torch.randn(1, 2, 200, 4)
-    expected = torch.softmax(q @ k.mT + dense, -1) @ v
-    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, scale=1.0), expected)
+    hidden = torch.ones(5, 200).triu(196).bool() & causal
+    expected = torch.softmax((q @ k.mT + dense).masked_fill(hidden, -torch.inf), -1) @ v
+    torch.testing.assert_close(fastlm.attention(q, k, v, position=ours, causal=causal, scale=1.0), expected)
 
 
 def test_alibi_slopes():
@@ -575,8 +576,8 @@ def test_errors_name_the_cure():
         (lambda: TransformerXL(15, 2, 8), "dim must be even; got 15"),
         (lambda: XLNet(32, 4, 8, clamp=-1), "clamp is -1"),
         (lambda: Shaw(2, 8, reach=-1), "reach is -1; give the farthest distance with a vector of its own, ≥ 0"),
-        (lambda: ALiBi(0), "got heads 0, give at least 1"),
-        (lambda: ALiBi(0, learned=True), "got heads 0"),
+        (lambda: ALiBi(0), "heads is 0; give a whole number of at least 1"),
+        (lambda: ALiBi(0, learned=True), "heads is 0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(make, message):

@@ -209,8 +209,8 @@ def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dt
     draw = lambda shape: torch.randn(shape, generator=g)
     kept = kept if dtype == torch.bfloat16 else None
     params = [draw(s).to(device, dtype) for s in shapes]
-    companions = {
-        "fp32": lambda: [p.float() + 1e-3 * draw(p.shape).to(device) * p.abs().float() for p in params],
+    companions = {  # masters that differ from the parameter by more than its rounding: those elements were written since
+        "fp32": lambda: [p.float() + 2e-3 * draw(p.shape).to(device) * p.abs().float() for p in params],
         "remainder": lambda: [
             torch.randint(-(2**15), 2**15, p.shape, generator=g).to(device, torch.int16) for p in params
         ],

@@ -61,7 +61,7 @@ TERMS = [
 
 def results(args: Arguments) -> dict[str, torch.Tensor]:
     leaves = leaves_of(args)
-    out, lse = attention(*args._replace(**leaves))
+    out, lse = attention(args._replace(**leaves))
     return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastlm.trainer import run
+import fastlm
+from fastlm.trainer import cli, run
 from fastlm.trainer.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 
@@ -79,6 +80,14 @@ def repeatable(folder: Path) -> tuple[bytes, list[dict]]:
 def python(code: str, *argv: str, **options) -> subprocess.CompletedProcess:
     """Run code in another process."""
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120, **options)
+
+
+def fail(capsys, *argv: str) -> str:
+    """Run a command that must be refused; return its one line."""
+    assert cli.main(argv) == 2
+    complaint = capsys.readouterr().err.removeprefix(f"fastlm {fastlm.__version__}\n")
+    assert complaint.startswith("fastlm: ") and complaint.count("\n") == 1, complaint
+    return complaint
 
 
 def state(folder: Path) -> dict:

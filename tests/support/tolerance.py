@@ -77,7 +77,7 @@ def assert_accurate(name: str, got: Tensor, against: Yardstick, ulps: float = 0.
 def attention_truth(args: Arguments, grad: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp64, by autograd through the definition."""
     leaves = leaves_of(args, torch.float64)
-    out, lse = attention.definition(*args._replace(**leaves))
+    out, lse = attention.definition(args._replace(**leaves))
     return with_gradients(out, leaves, grad.double()) | {"lse": lse.detach()}
 
 
@@ -103,9 +103,9 @@ def attention_delta_form(args: Arguments, grad: Tensor, order: Tensor) -> dict[s
     attention computes it."""
     leaves = {name: x.detach() for name, x in leaves_of(args, torch.float32).items()}
     a = _ordered(args._replace(**leaves), order)
-    out, lse = attention.definition(*a)
+    out, lse = attention.definition(a)
     wanted = [name in leaves for name in LEARNED]
-    grads = attention_backward.definition(grad.float()[..., order], None, out, lse, *a, wanted)
+    grads = attention_backward.definition(grad.float()[..., order], None, out, lse, a, wanted)
     made = {"out": out} | {name: x for name, x in zip(LEARNED, grads, strict=True) if name in leaves}
     return {name: x[..., order.argsort()] if name in ("out", *CHANNELS) else x for name, x in made.items()}
 
@@ -133,7 +133,7 @@ def assert_attention_accurate(args: Arguments, against: Yardstick | None = None,
     grad = gradient_for(args)
     against = against or yardstick(args, grad)
     leaves = leaves_of(args)
-    out, lse = attention(*args._replace(**leaves))
+    out, lse = attention(args._replace(**leaves))
     for name, got in with_gradients(out, leaves, grad).items():
         assert_accurate(name, got, against, ulps)
     if lse is not None:
@@ -158,7 +158,7 @@ def assert_repeats(args: Arguments, times: int = 20) -> None:
     first = None
     for _ in range(times):
         leaves = leaves_of(args)
-        out, lse = attention(*args._replace(**leaves, return_lse=True))
+        out, lse = attention(args._replace(**leaves, return_lse=True))
         got = with_gradients(out, leaves, gradient_for(args)) | {"lse": lse.detach()}
         first = got if first is None else first
         for name, x in got.items():

@@ -228,7 +228,7 @@ def test_rows_after_the_checkpoint_and_half_a_row_are_dropped(text, tmp_path, wh
 def test_changed_data_is_refused(text, tmp_path):
     stop_at(tmp_path / "run", text, 3)
     write_text(text, seed=1)
-    with pytest.raises(Refusal, match="the data changed since the run began"):
+    with pytest.raises(Refusal, match=r"--data .*text\.txt changed since the run began: its SHA-256 was"):
         run.resume(tmp_path / "run")
 
 

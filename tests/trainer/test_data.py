@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from runs import write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer.data import corpus
+from fastlm.trainer.data import corpus, files, tokenizer
 from fastlm.trainer.data import tokens as data
 from fastlm.trainer.words import Refusal
 
@@ -105,41 +106,100 @@ def test_fingerprint_sees_every_byte_and_name(many):
     assert len(prints) == 3
 
 
+def documents(path, text_key="text") -> list[str]:
+    return files.read_documents(path, text_key, files.Skipped().add)
+
+
 def test_every_kind_of_file(tmp_path):
     (tmp_path / "a.txt").write_text("plain")
-    (tmp_path / "b.md").write_text("# head")
+    (tmp_path / "B.MD").write_text("# head")
     (tmp_path / "c.py").write_text("x = 1")
     (tmp_path / "d.jsonl").write_text('{"text": "one\\u2028line"}\n\n"two"\n')
-    with gzip.open(tmp_path / "e.txt.gz", "wt") as file:
+    with gzip.open(tmp_path / "e.TXT.gz", "wt") as file:
         file.write("packed")
-    (tmp_path / "f.bin").write_bytes(b"not looked at")
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git" / "g.txt").write_text("hidden")
+    (tmp_path / "f.csv").write_text('id,text\n1,"two\nlines, quoted"\n2,plain\n')
+    (tmp_path / "g.tsv").write_text("text\tid\ntabs\t1\n")
+    (tmp_path / "h.txt").write_text("two bytes a letter", encoding="utf-16")
+    (tmp_path / "i.txt").write_text("marked", encoding="utf-8-sig")
     found = corpus.find((tmp_path,))
-    documents = [d for source in found.sources for d in corpus.read_documents(source.path)]
-    assert documents == ["plain", "# head", "x = 1", "one\u2028line", "two", "packed"]
+    assert [d for source in found.sources for d in documents(source.path)] == [
+        "# head", "plain", "x = 1", "one\u2028line", "two", "packed", "two\nlines, quoted", "plain", "tabs",
+        "two bytes a letter", "marked",
+    ]  # fmt: skip
+    assert not found.skipped.counts
 
 
-def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):
+def test_what_is_not_taken_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "good.txt").write_text("some text")
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text(" \n\t\n")
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "zeros.txt").write_bytes(bytes(100))
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 100)[:20])
-    (tmp_path / "bad.jsonl").write_text('{"no": "text"}\n')
-    pipes = {"not a regular file": 1} if hasattr(os, "mkfifo") else {}
-    if pipes:
+    (tmp_path / "page.html").write_text("<p>")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "circle").symlink_to(tmp_path)
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.txt")
     found = corpus.find((tmp_path,))
     assert [s.name for s in found.sources] == ["good.txt"]
-    faults = {"empty": 2, "not UTF-8": 1, "unreadable (EOFError)": 1, '.jsonl without a "text" string in line 1': 1}
-    assert found.skipped == faults | pipes
+    told = "\n".join(found.skipped.lines())
+    for words in (
+        "2 × no text in it: blank.txt, empty.txt", "1 × not UTF-8; `iconv -t UTF-8` converts it: latin.txt",
+        "1 × binary: zeros.txt", ": cut.txt.gz", "1 × a hidden folder: .git",
+        "1 × unreadable (Permission denied): locked",
+        "1 × a link to a folder; give that folder itself to --data: circle",
+        "a file named itself is read as plain text: page.html",
+    ):  # fmt: skip
+        assert words in told
+    assert ("1 × not a regular file: pipe.txt" in told) == hasattr(os, "mkfifo")
+
+
+def test_a_bad_row_costs_its_row_alone(tmp_path):
+    rows = [
+        '{"text": "one"}',
+        '{"text": null}',
+        '"two"',
+        "{bad",
+        '{"text": " "}',
+        '{"content": "x", "id": 1}',
+        "7",
+        '{"text": "three"}',
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "rows.csv").write_text("id,text\n1,four\n2\n3,five\n")
+    found = corpus.find((tmp_path,))
+    assert [d for source in found.sources for d in documents(source.path)] == ["four", "five", "one", "two", "three"]
+    assert found.skipped.lines() == [
+        "4 × no text in a row: rows.csv:3, rows.jsonl:2, rows.jsonl:5, …",
+        "1 × no JSON in a line: rows.jsonl:4",
+        '1 × no field "text" in a row; --text-key names another: rows.jsonl:6 (has content, id)',
+    ]
+
+
+@pytest.mark.parametrize("name, content", (("a.jsonl", '{"body": "words", "id": 3}'), ("a.csv", "id,body\n3,words")))
+def test_the_field_of_the_text_can_be_named(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert documents(tmp_path / name, "body") == ["words"]
+    found = corpus.find((tmp_path,), "body")
+    assert [*found.documents(False), *found.documents(True)]
+    with pytest.raises(Refusal, match=r'no field "text" in a row; --text-key names another: a\..*body'):
+        corpus.find((tmp_path,))
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda p: None, "does not exist"),
-    (lambda p: p.write_text(""), "of 1 files 1 empty"),
-    (lambda p: p.mkdir(), "holds no .txt"),
+    (lambda p: p.with_name("date.txt").touch(), r"--data .*data\.txt does not exist; did you mean .*date\.txt\?"),
+    (lambda p: p.write_text(""), "1 × no text in it: data.txt"),
+    (lambda p: p.mkdir(), "no file is there"),
 ])  # fmt: skip
 def test_no_text_is_refused(tmp_path, make, words):
     make(tmp_path / "data.txt")
@@ -160,10 +220,10 @@ def test_repeated_lines_are_noticed(tmp_path):
 def test_tokens(text):
     found = corpus.find((text,))
     tokens = data.tokenize(found, vocab=300)
-    tokenizer = data.load_tokenizer(tokens.tokenizer_file)
+    encoder = tokenizer.load_tokenizer(tokens.tokenizer_file)
     assert tokens.facts.vocab_size == 300 and tokens.train.dtype == np.uint16
     for side, ids in ((False, tokens.train), (True, tokens.held_out)):
-        assert ids[-1] == data.EOS and tokenizer.decode(ids[:-1].tolist()) == "".join(found.documents(side))
+        assert ids[-1] == tokenizer.EOS and encoder.decode(ids[:-1].tolist()) == "".join(found.documents(side))
     assert tokens.bytes_of()[tokens.held_out].sum() == tokens.facts.held_out_bytes
     assert 0 < tokens.bits_per_byte(tokens.facts.unigram_nats) < 8
 
@@ -181,10 +241,10 @@ def test_tokenizer_learns_from_train_alone(many):
 @given(st.text(max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_every_text_survives_the_round_trip(some):
-    tokenizer = round_trip_tokenizer()
+    encoder = round_trip_tokenizer()
     for written in (some, f"<eos>{some}<pad>"):
-        ids = tokenizer.encode(written).ids
-        assert tokenizer.decode(ids) == written and min(ids, default=data.EOS + 9) >= len(data.SPECIALS)
+        ids = encoder.encode(written).ids
+        assert encoder.decode(ids) == written and min(ids, default=9) >= len(tokenizer.SPECIALS)
 
 
 def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
@@ -194,9 +254,39 @@ def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
-            data._train_tokenizer(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
-            made.append(data.load_tokenizer(path))
+            tokenizer.train(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
+            made.append(tokenizer.load_tokenizer(path))
     return made[0]
+
+
+TELLING = st.characters() | st.sampled_from(" \t\n\r\x1c\u3000'st1.")
+
+
+@given(st.lists(st.text(TELLING, max_size=9), max_size=20), st.integers(4, 30))
+@settings(max_examples=200, deadline=None)
+def test_pieces_have_the_ids_of_their_text(words, longest):
+    """Wherever a piece ends before white space; else only the text is the same."""
+    some = " ".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "PIECE", longest)
+        cut = list(tokenizer.pieces(some))
+    assert "".join(cut) == some and all(0 < len(piece) <= longest for piece in cut[:-1])
+    if all(len(piece) < longest for piece in cut[:-1]):
+        ids = [i for each in round_trip_tokenizer().encode_batch_fast(cut) for i in each.ids]
+        assert ids == round_trip_tokenizer().encode(some).ids
+
+
+def test_a_text_without_a_space_takes_no_longer(tmp_path):
+    """Whole, a word of 200 kB takes 35 seconds, and a larger one the square of that."""
+    begun = time.process_time()
+    some = "".join(random.Random(0).choices("ACGT", k=200_000))
+    tokenizer.train(iter([some]), 400, tmp_path / "tokenizer.json")
+    encoder = tokenizer.load_tokenizer(tmp_path / "tokenizer.json")
+    size, counts = tokenizer.encode(encoder, iter([some, "", "CA"]), tmp_path / "ids")
+    ids = np.fromfile(tmp_path / "ids", np.uint16)
+    assert size == 200_002 and counts.sum() == len(ids) and encoder.decode(ids.tolist()) == some + "CA"
+    assert ids.tolist().count(tokenizer.EOS) == 3
+    assert time.process_time() - begun < 10
 
 
 def test_second_time_comes_from_the_cache(text):
@@ -270,7 +360,7 @@ def test_what_dead_builders_left_goes_after_a_day(text):
 
 
 def test_nothing_is_left_behind_by_a_failure(text, monkeypatch):
-    monkeypatch.setattr(data, "_encode", lambda *args: 1 / 0)
+    monkeypatch.setattr(tokenizer, "encode", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         data.tokenize(corpus.find((text,)), 300)
     assert not list(data.cache_folder().iterdir())
@@ -314,5 +404,5 @@ def test_random_windows_stay_inside():
 
 
 def test_too_little_text_is_refused():
-    with pytest.raises(Refusal, match="smaller --context"):
+    with pytest.raises(ValueError, match="smaller --context"):
         Causal(np.arange(16), 16)

@@ -66,6 +66,21 @@ def weights(trainer: Trainer) -> torch.Tensor:
 # One step
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_optimizer_of_torch_in_the_registry_trains_as_ours_does(tokens, text, monkeypatch, dtype):
+    """As a plugin may put it there: the trainer clips for it, and its groups follow the schedule."""
+    monkeypatch.setitem(OPTIMIZERS, "torch's", torch.optim.AdamW)
+    ends = []
+    for optimizer in ("adamw", "torch's"):
+        trainer = make(tokens, text, optimizer=optimizer, clip=0.1, dtype=dtype)
+        norms = [trainer.update().norm for _ in range(4)]
+        assert min(norms) > 0.1
+        ends.append([*norms, weights(trainer)])
+    tolerance = dict(rtol=1e-4, atol=1e-6) if dtype == "fp32" else dict(rtol=1e-2, atol=1e-3)
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
 @pytest.mark.parametrize("micro", (1, 2, 4, 8))
 def test_accumulation_equals_one_large_batch(tokens, text, monkeypatch, micro):
     """Gradients of 8 rows as one batch, and as micro-batches whose target counts differ (Popel; transformers' bug of

@@ -1,7 +1,7 @@
 /* The parameter as every optimizer sees it: load gives fp32, store puts fp32 back, whatever completes the 16 bits that
 the model has.
 
-    companion fp32     the master copy is the parameter; the model gets it rounded
+    companion fp32     the master copy is the parameter, wherever the model's own bits are it, rounded to nearest
     companion int16    the model's bf16 and 16 more bits are the parameter, exactly
     stochastic         the model's bf16 is the parameter; what does not fit is rounded by noise (rules/philox.h)
     otherwise          the model's own bits, rounded to nearest
@@ -14,10 +14,24 @@ the model has.
 namespace fastlm {
 namespace FASTLM_ISA {
 
+// A master, with what others have written since into the model's own bits, which then are not it, rounded.
+template <typename T>
+static inline void refresh(float* master, const T* stored, T* rounded, int n) {
+    narrow_all(master, rounded, n);
+    for (int i = 0; i < n; i++) master[i] = rounded[i].bits == stored[i].bits ? master[i] : widen(stored[i]);
+}
+
+static inline float* refreshed(float* master, Span stored, int64_t o, float* buffer, int n) {
+    const void* here = at(stored.data, stored.dtype, o);
+    if (stored.dtype == BF16) refresh(master, static_cast<const bf16*>(here), reinterpret_cast<bf16*>(buffer), n);
+    else refresh(master, static_cast<const f16*>(here), reinterpret_cast<f16*>(buffer), n);
+    return master;
+}
+
 // n elements of p from o on, in fp32: memory itself where that is fp32, else buffer.
 static inline float* load(const Parameter& p, int64_t o, float* buffer, int n) {
     if (p.companion.data == nullptr) return load(p.stored, o, buffer, n);
-    if (p.companion.dtype == F32) return static_cast<float*>(p.companion.data) + o;
+    if (p.companion.dtype == F32) return refreshed(static_cast<float*>(p.companion.data) + o, p.stored, o, buffer, n);
     const bf16* high = static_cast<const bf16*>(p.stored.data) + o;
     const int16_t* low = static_cast<const int16_t*>(p.companion.data) + o;
     for (int i = 0; i < n; i++) buffer[i] = join(high[i], low[i]);

@@ -1,5 +1,7 @@
 """From files to numbers: which text is taken and what is held out of it, then its tokens.
 
-corpus.py    files and folders → documents, split into train and held out by their content
-tokens.py    documents → ids: the tokenizer, the cache that keeps both, memory-mapped
+files.py      folders → files → documents, and what of them is not taken
+corpus.py     documents → two sides, train and held out, by their content; a fingerprint of them
+tokenizer.py  documents → ids, by byte-level BPE
+tokens.py     the cache that keeps both, memory-mapped
 """

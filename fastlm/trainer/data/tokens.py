@@ -1,8 +1,8 @@
-"""From text to a file of token ids: the tokenizer, the cache that keeps both, and the numbers a loss is compared with.
+"""From text to a file of token ids: the cache that keeps them and their tokenizer, and the numbers a loss is compared
+with.
 
-The tokenizer is byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), trained on the train side only, so every text
-has ids and decodes back exactly. Ids are memory-mapped, 16 bits each where the vocabulary allows, documents separated
-by <eos>.
+The tokenizer is trained on the train side only. Ids are memory-mapped, 16 bits each where the vocabulary allows,
+documents separated by <eos>.
 
     ~/.cache/fastlm/<hash of the text and the vocabulary's size>/   (XDG_CACHE_HOME is respected)
         tokenizer.json  train.bin  held_out.bin  facts.json         facts.json has the SHA-256 of the others and of itself
@@ -18,19 +18,18 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer
 from fastlm.trainer.words import Refusal
 
-SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
-EOS = SPECIALS.index("<eos>")
 FORMAT = 1  # raise it when the files' meaning changes
 FILES = ("tokenizer.json", "train.bin", "held_out.bin")
 TEMPORARY = ".tmp-"
@@ -127,15 +126,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_tokenizer(path: Path):
-    """The tokenizer in a tokenizer.json; what looks like <eos> in a text is text to it, never the special id."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Building an entry of the cache
 
@@ -146,17 +136,16 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
     made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         if tokenizer_file is None:
-            _train_tokenizer(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
+            tokenizer.train(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
         else:
             shutil.copyfile(tokenizer_file, made / "tokenizer.json")
-        tokenizer = load_tokenizer(made / "tokenizer.json")
-        size = tokenizer.get_vocab_size()
-        train_bytes, counts = _encode(tokenizer, corpus.documents(held_out=False), made / "train.bin", size)
-        held_out_bytes, seen = _encode(tokenizer, corpus.documents(held_out=True), made / "held_out.bin", size)
+        encoder = load_tokenizer(made / "tokenizer.json")
+        train_bytes, counts = tokenizer.encode(encoder, corpus.documents(held_out=False), made / "train.bin")
+        held_out_bytes, seen = tokenizer.encode(encoder, corpus.documents(held_out=True), made / "held_out.bin")
         packed = sum(len(zlib.compress(text.encode(), 9)) for text in corpus.documents(held_out=True))
         unigram = -(seen * np.log((counts + 1) / (counts + 1).sum())).sum() / seen.sum()
         files = {name: ((made / name).stat().st_size, sha256(made / name)) for name in FILES}
-        facts = Facts(size, train_bytes, held_out_bytes, 8 * packed / held_out_bytes, float(unigram), files)
+        facts = Facts(len(counts), train_bytes, held_out_bytes, 8 * packed / held_out_bytes, float(unigram), files)
         (made / "facts.json").write_text(
             json.dumps({"facts": asdict(facts), "sha256": _digest(asdict(facts))}, indent=1)
         )
@@ -187,38 +176,6 @@ def _sweep(cache: Path) -> None:
         with suppress(FileNotFoundError):  # a builder is done with it at this moment
             if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > DAY:
                 shutil.rmtree(left)
-
-
-def _train_tokenizer(documents: Iterator[str], vocab: int, path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    tokenizer.save(str(path))
-
-
-def _encode(tokenizer, documents: Iterator[str], path: Path, vocab_size: int) -> tuple[int, np.ndarray]:
-    """Write the ids, <eos> after each document; return (bytes of text, how often each id was written)."""
-    size, counts = 0, np.zeros(vocab_size, np.int64)
-    with path.open("wb") as file:
-        while batch := list(islice(documents, 64)):
-            ids = np.concatenate(
-                [np.array([*encoded.ids, EOS], dtype_of(vocab_size)) for encoded in tokenizer.encode_batch_fast(batch)]
-            )
-            file.write(ids.tobytes())
-            counts += np.bincount(ids, minlength=vocab_size)
-            size += sum(len(text.encode()) for text in batch)
-    return size, counts
-
-
-def dtype_of(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a run shows and leaves behind.
 
-console.py      lines on the terminal
+console.py      lines on the terminal, and one of progress below them
+lines.py        what they say
 metrics.py      metrics.jsonl, a row for each update, evaluation and sample
 artefacts.py    weights, plot, samples and report, when it is done
 """

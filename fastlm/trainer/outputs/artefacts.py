@@ -10,11 +10,12 @@ from fastlm.models import ModelConfig
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokens import EOS, SPECIALS, Tokens
+from fastlm.trainer.data.tokenizer import EOS, SPECIALS
+from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import clock, megabytes
+from fastlm.trainer.words import clock, several, size, utf8
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
@@ -34,8 +35,14 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json."""
     save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": trainer.train.context, "clean_up_tokenization_spaces": False,
-              "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}  # fmt: skip
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": trainer.train.context,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
@@ -46,7 +53,7 @@ def opened_by(model: ModelConfig, folder: Path) -> str:
         if model_type(model) == "fastlm"
         else "transformers.AutoModelForCausalLM.from_pretrained"
     )
-    return f'{opener}("{folder}")'
+    return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
 
 
 def write_samples(metrics: Metrics, path: Path) -> None:
@@ -60,8 +67,8 @@ def write_plot(metrics: Metrics, tokens: Tokens, path: Path) -> None:
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    seen, losses, rates, seconds = (
-        list(c) for c in zip(*metrics.series("tokens", "loss", "lr", "seconds"), strict=True)
+    seen, losses, rates, speeds = map(
+        list, zip(*metrics.series("tokens", "loss", "lr", "tokens_per_second"), strict=True)
     )
     width = max(1, len(losses) // 50)
     above.plot(seen, losses, color="0.85", linewidth=0.7)
@@ -73,10 +80,7 @@ def write_plot(metrics: Metrics, tokens: Tokens, path: Path) -> None:
         above.axhline(nats, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {nats:.2f}")
     above.set_ylabel("nats per token")
     above.legend()
-    speed = [
-        (n - m) / max(1e-9, t - s) for m, n, s, t in zip(seen, seen[width:], seconds, seconds[width:], strict=False)
-    ]
-    below.plot(seen[width:], speed, color="C0")
+    below.plot(seen, smooth(speeds, width), color="C0")
     below.set(xlabel="tokens", ylabel="tokens per second", ylim=(0, None))
     right = below.twinx()
     right.plot(seen, rates, color="C3", linewidth=1)
@@ -102,15 +106,17 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "weights open with": f"`{opened_by(trainer.model.config, path.parent)}`",
     }
     data = {
-        "text": f"{corpus.name}, {len(corpus.sources)} files, {corpus.bytes:,} bytes",
+        "text": f"{corpus.name}, {several(len(corpus.sources), 'file')}, {corpus.bytes:,} bytes",
+        "skipped": "; ".join(corpus.skipped.lines()) or None,
         "SHA-256": corpus.fingerprint,
         "split": corpus.split,
-        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out ({tokens.held_out_share:.1%} of the text)",
+        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out",
+        "held out": f"{tokens.held_out_share:.1%} of the text",
     }
     model = {"parameters": f"{trainer.model.parameter_count():,}"} | asdict(trainer.model.config)
     table = memory_table(trainer.model, chosen=trainer.optimizer)
     memory = {
-        f"{row.optimizer}{', chosen' * row.chosen}": f"{megabytes(row.total)}, of which states {megabytes(row.states)}"
+        f"{row.optimizer}{', chosen' * row.chosen}": f"{size(row.total)}, of which states {size(row.states)}"
         for row in table
     }
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
@@ -122,13 +128,13 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "Settings": plan.config.to_json(),
     }
     sections["Environment"] = environment
-    write_file(
-        path, "# fastlm run\n\n" + "\n".join(_table(*section) for section in sections.items()) + "\n![loss](loss.png)\n"
-    )
+    tables = "\n".join(_table(*section) for section in sections.items())
+    write_file(path, utf8(f"# fastlm run\n\n{tables}\n![loss](loss.png)\n"))
 
 
 def _table(heading: str, rows: dict) -> str:
-    lines = [f"| {name} | {value} |\n" for name, value in rows.items() if value is not None]
+    rows = {name: str(value).replace("|", "\\|") for name, value in rows.items() if value is not None}
+    lines = [f"| {name} | {value} |\n" for name, value in rows.items()]
     return f"## {heading}\n\n| | |\n|---|---|\n{''.join(lines)}"
 
 

@@ -8,8 +8,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from fastlm.trainer import words
 
@@ -17,19 +17,28 @@ PERIOD = {True: 0.2, False: 5.0}  # seconds between progress lines, on a termina
 
 
 class Console:
-    """Labelled lines, and one progress line that stays below them on a terminal."""
+    """Labelled lines, and one progress line that stays below them on a terminal.
 
-    def __init__(self):
+    lost: called once with the reason, when the output cannot be written any more; lines go to stderr from then on."""
+
+    def __init__(self, lost: Callable[[str], None] = lambda why: None):
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+        self.lost = lost
+        self._file = sys.stdout
         self._shown = ""
         self._next = 0.0
 
     def say(self, label: str, *parts: str) -> None:
         """A labelled line above the progress line."""
-        if self._shown:
-            print("\r" + " " * len(self._shown) + "\r", end="")
-            self._shown = ""
-        words.say(label, *parts)
+        with self._noticing():
+            if self._shown:
+                print("\r" + " " * len(self._shown) + "\r", end="", file=self._file)
+                self._shown = ""
+            words.say(label, *parts, file=self._file)
+
+    def say_all(self, lines: Iterable[tuple[str, ...]]) -> None:
+        for line in lines:
+            self.say(*line)
 
     @contextmanager
     def warnings(self) -> Iterator[None]:
@@ -42,12 +51,33 @@ class Console:
         """Whether the progress line is old."""
         return time.monotonic() >= self._next
 
-    def progress(self, text: str) -> None:
-        """Show how far the run is."""
+    def progress(self, parts: Sequence[str]) -> None:
+        """Show how far the run is: on a terminal, as many of the parts as fit into its width, the first ones."""
         self._next = time.monotonic() + PERIOD[self.live]
-        if not self.live:
-            print(text, flush=True)
-            return
-        text = text[: shutil.get_terminal_size().columns - 1]
-        print("\r" + text.ljust(len(self._shown)), end="", flush=True)
-        self._shown = text
+        with self._noticing():
+            if not self.live:
+                print("  ".join(parts), flush=True, file=self._file)
+                return
+            wide = shutil.get_terminal_size().columns
+            lines = ["  ".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            text = next((line for line in lines if len(line) < wide), lines[-1][: wide - 1])
+            print("\r" + text.ljust(len(self._shown)), end="", flush=True, file=self._file)
+            self._shown = text
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Notice that the reader is gone, be it a pipe's other end, a terminal, or room on a disk."""
+        try:
+            yield
+        except OSError as error:
+            if self._file is sys.stderr:  # nobody is left to tell
+                return
+            discard_output()
+            self.live, self._file, self._shown = False, sys.stderr, ""
+            self.lost(f"the output cannot be written ({error.strerror})")
+
+
+def discard_output() -> None:
+    """Have stdout lead nowhere: Python writes what it still holds when the process ends."""
+    with suppress(OSError, ValueError):  # a stand-in for stdout may have no file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,24 +19,28 @@ class Metrics:
     file for a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not
     finite, or that nobody looked at, is null.
 
-    last: field → newest value. diverged: the first step whose loss was not finite and whose update was made all the
-    same, or None."""
+    last: field → newest value, and held_out_step, the step of the newest evaluation. diverged: the first step whose
+    loss was not finite and whose update was made all the same, or None."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.last: dict = {name: value for row in kept for name, value in row.items()}
+        self.last: dict = {}
+        self._remember(kept)
         self.diverged: int | None = None
         self._waiting: list[tuple[dict, Update]] = []
-        self._before = self.last.get("seconds", 0.0)
+        self._before = 0.0
 
-    def add(self, step: int, seconds: float, update: Update) -> None:
-        """A row for the update that made `step`, `seconds` into training."""
-        speed = update.tokens / max(1e-9, seconds - self._before)
-        self._before = seconds  # evaluations and samples are part of the next update's time
-        row = {"step": step, "tokens": step * update.tokens, "seconds": round(seconds, 3), "tokens_per_second": round(speed),
-               "memory": resident_bytes(), "lr": update.lr, "targets": update.targets}  # fmt: skip
+    def add(self, step: int, seconds: float, updating: float, update: Update) -> None:
+        """A row for the update that made `step`, `seconds` into the run, `updating` of which this process has spent on
+        updates alone."""
+        speed = update.tokens / max(1e-9, updating - self._before)
+        self._before = updating
+        row = {
+            "step": step, "tokens": step * update.tokens, "seconds": round(seconds, 3),
+            "tokens_per_second": round(speed), "memory": resident_bytes(), "lr": update.lr, "targets": update.targets,
+        }  # fmt: skip
         self._waiting.append((row, update))
 
     def write(self, row: dict) -> None:
@@ -70,8 +74,11 @@ class Metrics:
         rows = [{name: _finite(value) for name, value in row.items()} for row in rows]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self._remember(rows)
+
+    def _remember(self, rows: list[dict]) -> None:
         for row in rows:
-            self.last |= row
+            self.last |= row | ({"held_out_step": row["step"]} if "held_out_loss" in row else {})
 
 
 def _numbers(update: Update) -> torch.Tensor:

@@ -1,0 +1,230 @@
+"""What attention and rotate may be given: tensors that fit each other, numbers, and what schemes and masks made.
+
+Each check says what was given and what to give instead, in a ValueError; no check waits for a device."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from fastlm import masks
+from fastlm.backends.dispatch import transformed
+from fastlm.checks import did_you_mean, finite
+from fastlm.ops.rotary import LAYOUTS
+from fastlm.positions import Terms
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MASK = "causal, window, prefix, key_lengths, segments or order, or bias=torch.where(mask, 0.0, -torch.inf)"
+_DOCUMENTS = "segments=(of queries, of keys) by fastlm.masks.segments_of, and for causal, order by masks.ranks_of"
+ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention takes in its place
+    "attn_mask": _MASK,
+    "attention_mask": _MASK,
+    "mask": _MASK,
+    "block_mask": _MASK,
+    "key_padding_mask": "key_lengths [B], how many keys each row has, where padding is on the right",
+    "is_causal": "causal",
+    "dropout_p": "dropout",
+    "softmax_scale": "scale",
+    "sm_scale": "scale",
+    "scaling": "scale",
+    "enable_gqa": "nothing: fewer heads of key and value than of query are enough",
+    "window_size": "window=(left, right), with None for no bound where others write -1",
+    "sliding_window": "window=(sliding_window - 1, 0)",
+    "alibi_slopes": "position=fastlm.positions.ALiBi(heads)",
+    "score_mod": "position, a fastlm.positions.Position whose bias(distance) it is, or bias",
+    "cu_seqlens": "segments=fastlm.masks.segments_of(cu_seqlens, L)",
+    "cu_seqlens_q": _DOCUMENTS,
+    "cu_seqlens_k": _DOCUMENTS,
+    "max_seqlen_q": _DOCUMENTS,
+    "max_seqlen_k": _DOCUMENTS,
+    "softcap": "it to torch's flex_attention, for fastlm caps no scores",
+    "return_attn_probs": "return_lse=True, of which probabilities are exp(score - lse)",
+    "deterministic": "nothing: gradients are, on every backend",
+}
+ARGUMENTS = (
+    "query", "key", "value", "position", "bias", "causal", "window", "prefix", "segments", "key_lengths", "order",
+    "group_bias", "dropout", "seed", "scale", "offset", "return_lse",
+)  # fmt: skip
+
+
+def unknown(name: str, *others: str) -> NoReturn:
+    """Raise TypeError, as Python does, for an argument that attention does not have."""
+    cure = ELSEWHERE.get(name)
+    hint = f"; give {cure}" if cure else did_you_mean(name, ARGUMENTS) or f"; it takes {', '.join(ARGUMENTS)}"
+    raise TypeError(f"attention takes no {name}{hint}")
+
+
+def no_tracing(name: str) -> None:
+    if torch.jit.is_tracing():
+        raise ValueError(
+            f"torch.jit.trace would keep one call's lengths and positions of fastlm.{name} for every call; "
+            "use torch.compile or torch.export"
+        )
+
+
+def tensors(**given: Tensor) -> None:
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name} is of type {type(x).__name__}; give a tensor, torch.as_tensor({name})")
+
+
+def heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    of_q, of_k = q.shape, k.shape
+    if len(of_q) != 4 or len(of_k) != 4 or of_k != v.shape or of_q[0] != of_k[0] or of_q[3] != of_k[3]:
+        three = "; of three dimensions, make rows of one head by x[:, None], or heads of one row by x[None]"
+        cure = three if 3 in (q.ndim, k.ndim, v.ndim) else ""
+        raise ValueError(
+            f"attention takes query [B, H, Lq, D] and key, value [B, Hk, Lk, D]; got {_shapes(q, k, v)}{cure}"
+        )
+    if of_q[3] == 0:
+        raise ValueError(f"the head dimension is 0; got {_shapes(q, k, v)}")
+    if of_k[1] == 0 or of_q[1] % of_k[1]:
+        raise ValueError(f"query heads must be a multiple of key heads; got {_shapes(q, k, v)}")
+    dtype = q.dtype
+    if not (dtype == k.dtype == v.dtype) or dtype not in DTYPES:
+        raise ValueError(
+            "query, key and value must share one of fp32, bf16, fp16 (fp64 for the reference); "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}"
+        )
+    if not (q.device == k.device == v.device):
+        raise ValueError(f"query, key and value must be on one device; got {q.device}, {k.device}, {v.device}")
+
+
+def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
+    return f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
+
+
+def numbers(scale: float | None, dropout: float, seed: int | None, offset: int, length: int) -> None:
+    if scale is not None and not isinstance(scale, torch.SymFloat) and not (finite(scale) and scale > 0):
+        cure = "; to learn it, multiply query by it" if isinstance(scale, Tensor) else ""
+        raise ValueError(f"scale is {scale!r}; it must be a positive, finite number{cure}")
+    if dropout != 0 and not (finite(dropout) and 0 <= dropout < 1):
+        raise ValueError(f"dropout is {dropout!r}; it must be a number in [0, 1)")
+    if seed is not None and not (_is_int(seed) and 0 <= seed < 2**63):
+        raise ValueError(f"seed is {seed!r}; it must be an int in [0, 2⁶³)")
+    if not _is_int(offset) or abs(offset) + length >= masks.UNBOUNDED:
+        raise ValueError(f"offset is {offset!r}; it must be an int, and stay with all positions below 2³⁰")
+
+
+def _is_int(x: object) -> bool:
+    return isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool)
+
+
+def flags(**given: bool) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; give True or False")
+
+
+def members(name: str, given: tuple | None, *what: str) -> tuple:
+    """The members of an argument that is a tuple, or as many None."""
+    if given is None:
+        return (None,) * len(what)
+    if not isinstance(given, (tuple, list)) or len(given) != len(what) or not all(isinstance(x, Tensor) for x in given):
+        got = [type(x).__name__ for x in given] if isinstance(given, (tuple, list)) else type(given).__name__
+        raise ValueError(f"{name} must be a tuple of tensors ({', '.join(what)}); got {got}")
+    return tuple(given)
+
+
+def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
+    if x is None:
+        return
+    tensors(**{name: x})
+    if x.shape != shape or x.dtype == torch.bool or x.is_floating_point() or x.is_complex():
+        cure = ", so .expand it" if x.ndim == 2 and x.shape[0] == 1 and x.shape[1:] == shape[1:] else ""
+        raise ValueError(f"{name} must be {list(shape)} integers; got {list(x.shape)} {x.dtype}{cure}")
+
+
+def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
+    """That a query's segment is the one of the key it stands at, where the last query stands at the last key; or that
+    no key is of its segment. Of segments whose values can be read without waiting, on a CPU."""
+    if not all(type(x) is Tensor and x.device.type == "cpu" for x in (of_queries, of_keys)):
+        return
+    if torch.compiler.is_compiling() or transformed():
+        return
+    n = min(of_queries.shape[1], of_keys.shape[1])
+    last, own = (x[:, x.shape[1] - n :] for x in (of_queries, of_keys))
+    if last.dtype == own.dtype and torch.equal(last, own):
+        return
+    apart = last != own
+    for row in apart.any(1).nonzero().flatten().tolist():
+        astray = last[row][apart[row]]
+        if torch.isin(astray, of_keys[row]).any():
+            raise ValueError(
+                f"segments of queries and keys are packed apart in row {row}, and causal, window and position count "
+                "along the row; in their place give order=(masks.ranks_of(cu_seqlens_q, Lq), "
+                "masks.ranks_of(cu_seqlens_k, Lk))"
+            )
+
+
+def group_bias(same: Tensor | None, shape: tuple[int, int, int]) -> None:
+    if same is not None and (same.shape != shape or not same.is_floating_point()):
+        raise ValueError(
+            f"group_bias must begin with [B, H, Lq] = {list(shape)} of floats; got {list(same.shape)} {same.dtype}"
+        )
+
+
+def bias(given: Tensor | None, full: tuple[int, ...]) -> None:
+    if given is None:
+        return
+    tensors(bias=given)
+    if given.ndim != 4 or any(n not in (1, whole) for n, whole in zip(given.shape, full, strict=True)):
+        raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(given.shape)}")
+    if not given.is_floating_point():
+        raise ValueError(
+            f"bias is {given.dtype}, and it is added to scores; "
+            "make a mask a bias by torch.where(mask, 0.0, -torch.inf)"
+        )
+
+
+def terms(made: Terms, H: int, D: int, size: tuple[int, int, int]) -> None:
+    """That a scheme's terms are for these calls. size: (Lq, Lk, offset)."""
+    if made.size is not None and made.size != size:
+        mine, theirs = (", ".join(map(str, sizes)) for sizes in (size, made.size))
+        raise ValueError(
+            f"position's terms were made for Lq, Lk, offset = {theirs}, and this call has {mine}; "
+            f"make them by position.terms({mine})"
+        )
+    if made.head_dim is not None and made.head_dim != D:
+        raise ValueError(
+            f"position turns heads of {made.head_dim} channels, and query's have {D}; make it for head_dim {D}, "
+            "of which a fraction may turn"
+        )
+    n, vectors = size[0] + size[1] - 1, made.vectors
+    _term("table", made.table, "[heads, Lq + Lk - 1]", (H, n))
+    for name in ("query_vectors", "key_vectors", "value_vectors"):
+        _term(name, getattr(vectors, name), "[heads, Lq + Lk - 1, D]", (H, n, D))
+    for name in ("content_bias", "position_bias"):
+        _term(name, getattr(vectors, name), "[heads, D]", (H, D))
+
+
+def _term(name: str, x: Tensor | None, what: str, shape: tuple[int, ...]) -> None:
+    if x is not None and x.shape != shape:
+        raise ValueError(f"the position's {name} must be {what} = {list(shape)}; got {list(x.shape)}")
+
+
+def rotation(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
+    tensors(x=x, cos=cos, sin=sin)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; choose from {', '.join(LAYOUTS)}")
+    for name, floats in (("x", x), ("cos", cos), ("sin", sin)):
+        if not floats.is_floating_point():
+            raise ValueError(f"{name} is {floats.dtype}, and channels turn by fractions; give floats")
+    if x.ndim != 4 or cos.shape != sin.shape or cos.ndim not in (2, 3) or cos.shape[-2] != x.shape[2]:
+        raise ValueError(
+            "rotate takes x [B, H, L, D] and cos, sin [L, R/2] or [B, L, R/2]; "
+            f"got x {list(x.shape)}, cos {list(cos.shape)}, sin {list(sin.shape)}"
+        )
+    if cos.ndim == 3 and cos.shape[0] != x.shape[0]:
+        raise ValueError(f"x has {x.shape[0]} rows in its batch, cos and sin have {cos.shape[0]}")
+    if not 0 < 2 * cos.shape[-1] <= x.shape[-1]:
+        raise ValueError(f"cos and sin turn {2 * cos.shape[-1]} channels, but x has {x.shape[-1]}")
+
+
+def devices(first: Tensor, **others: Tensor | tuple | None) -> None:
+    for name, given in others.items():
+        if given is None:
+            continue
+        for x in given if isinstance(given, tuple) else (given,):
+            if x is not None and x.device != first.device:
+                raise ValueError(f"{name} is on {x.device} and query or x on {first.device}; move it there")

@@ -1,0 +1,45 @@
+"""What is kept for a parameter: its states, their shapes and dtypes, and what completes a parameter of 16 bits."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlm.optim import sharding
+
+MASTERS = (None, "fp32", "remainder", "stochastic")
+STATE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# a master's name in the state, and its dtype
+COMPANIONS = {"fp32": ("master", torch.float32), "remainder": ("remainder", torch.int16)}
+MASTERED = {name for name, _ in COMPANIONS.values()}
+
+
+class Kept(NamedTuple):
+    """A tensor of a parameter's state. lost: the parameter's dimension that it is an average over."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    lost: int | None = None
+
+
+Layout = dict[str, Kept]
+
+
+def master_of(p: Tensor, group: dict) -> str | None:
+    """The group's `master`, where the parameter needs one."""
+    return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
+
+
+def moments_layout(p: Tensor, group: dict) -> Layout:
+    """exp_avg and exp_avg_sq, shaped like the parameter: Adam's family."""
+    kept = Kept(p.shape, STATE_DTYPES[group["state_dtype"]])
+    return {"exp_avg": kept, "exp_avg_sq": kept}
+
+
+def zeros(p: Tensor, kept: Kept) -> Tensor:
+    """Zeros in the parameter's memory order and on its mesh, where they have anything of its shape."""
+    if kept.lost is not None:
+        return sharding.zeros(p, *kept)
+    if kept.shape == p.shape:
+        return torch.zeros_like(p, dtype=kept.dtype, memory_format=torch.preserve_format)
+    return torch.zeros(kept.shape, dtype=kept.dtype, device=p.device)

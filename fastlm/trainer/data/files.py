@@ -1,0 +1,145 @@
+"""Which files hold text, and the documents in each. What is not taken is told with its place, never dropped in silence.
+
+A file is one document. Of a .jsonl, .csv or .tsv each row is one: its field `text_key`, or a .jsonl's bare string. Each
+may also be a .gz. A file that was named itself is read whatever its suffix."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from fastlm.trainer.words import Refusal, utf8
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", *DELIMITERS)
+SHOWN = 3  # places named for each reason
+
+Tell = Callable[[str, str], None]  # takes a reason, and a place: `Skipped.add`
+
+
+class Skipped:
+    """What was not taken: how often for each reason, and where first."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, reason: str, place: str) -> None:
+        self.counts[reason] += 1
+        if self.counts[reason] <= SHOWN:
+            self.first.setdefault(reason, []).append(place)
+
+    def lines(self) -> list[str]:
+        """One for each reason: how often, why, where."""
+        places = {
+            reason: ", ".join(some) + ", …" * (self.counts[reason] > SHOWN) for reason, some in self.first.items()
+        }
+        return [f"{count:,} × {reason}: {places[reason]}" for reason, count in self.counts.items()]
+
+
+def below(
+    folder: Path, tell: Tell, suffixes: tuple[str, ...] = SUFFIXES, without: Collection[str] = ()
+) -> list[tuple[Path, str]]:
+    """(path, name below folder) of files with these suffixes, sorted by name; `tell` is told what else there is.
+
+    without: names of folders to pass over."""
+    found = []
+
+    def name(*parts: str) -> str:
+        return Path(*parts).relative_to(folder).as_posix()
+
+    for here, folders, files in os.walk(folder, onerror=lambda error: tell(_unreadable(error), name(error.filename))):
+        folders[:] = sorted(inner for inner in folders if inner not in without and inner != "__pycache__")
+        for inner in folders:
+            if os.path.islink(os.path.join(here, inner)):  # which may lead in a circle
+                tell("a link to a folder; give that folder itself to --data", name(here, inner))
+            elif inner.startswith("."):
+                tell("a hidden folder", name(here, inner))
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        for inner in sorted(files):
+            if _suffix(inner) in suffixes:
+                found.append((Path(here, inner), name(here, inner)))
+            else:
+                tell(f"not {', '.join(suffixes)}; a file named itself is read as plain text", name(here, inner))
+    return sorted(found, key=lambda file: file[1])
+
+
+def read_documents(path: Path, text_key: str, tell: Tell) -> list[str]:
+    """The documents of a file that hold more than white space. Raises Refusal with the reason if there are none.
+
+    tell: of each row without one it is told the reason, and the line."""
+    if path.exists() and not path.is_file():  # a pipe or a device is read once, or waits forever
+        raise Refusal("not a regular file")
+    try:
+        text = _decoded(_bytes(path))
+        suffix = _suffix(path.name)
+        rows = _rows(text, suffix, text_key, tell) if suffix in (".jsonl", *DELIMITERS) else [text]
+        documents = [document for document in rows if document.strip()]
+    except UnicodeDecodeError:
+        raise Refusal("not UTF-8; `iconv -t UTF-8` converts it") from None
+    except csv.Error as error:
+        raise Refusal(f"no table ({error})") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise Refusal(_unreadable(error)) from None
+    if not documents:
+        raise Refusal("no text in it")
+    return documents
+
+
+def _suffix(name: str) -> str:
+    """What says how a file is read: of TEXT.TXT.gz, .txt."""
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def _unreadable(error: Exception) -> str:
+    return f"unreadable ({getattr(error, 'strerror', None) or error})"
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path) as file:
+            return file.read()
+    return path.read_bytes()
+
+
+def _decoded(data: bytes) -> str:
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what some programs on Windows write
+    text = data.decode("utf-16" if marked else "utf-8-sig")
+    if "\0" in text:
+        raise Refusal("binary")
+    return text
+
+
+def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
+    """The text of each row that has one."""
+    for line, row in _json_rows(text, tell) if suffix == ".jsonl" else _table_rows(text, DELIMITERS[suffix]):
+        document = row.get(key) if isinstance(row, dict) else row
+        if isinstance(document, str) and document.strip():
+            yield utf8(document)
+        elif isinstance(row, dict) and key not in row:
+            tell(f'no field "{key}" in a row; --text-key names another', f"{line} (has {', '.join(row)})")
+        else:
+            tell("no text in a row", str(line))
+
+
+def _json_rows(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
+    # splitlines would also cut at U+2028, which JSON allows in strings
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except (ValueError, RecursionError):
+            tell("no JSON in a line", str(number))
+
+
+def _table_rows(text: str, delimiter: str) -> Iterator[tuple[int, object]]:
+    csv.field_size_limit(2**31 - 1)  # a document may be longer than 128 kB
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more")
+    for row in table:
+        yield table.line_num, row

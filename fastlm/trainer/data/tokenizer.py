@@ -1,0 +1,89 @@
+"""The tokenizer: byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), so every text has ids and decodes back
+exactly.
+
+A text is trained on and encoded in pieces. The compiled tokenizer holds a hundred bytes and more for each token of what
+it is given at once, and training takes time with the square of a word's length."""
+
+import threading
+from collections.abc import Iterator
+from itertools import chain, islice, takewhile
+from pathlib import Path
+
+import numpy as np
+
+from fastlm.trainer.signals import awake
+
+SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
+EOS = SPECIALS.index("<eos>")
+PIECE = 1024  # characters at most
+BATCH = 256  # pieces encoded at once
+SPACES = " \t\n\r"
+
+
+def train(documents: Iterator[str], vocab: int, path: Path) -> None:
+    """Write the tokenizer.json of at most `vocab` ids that the documents make."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    given_up = threading.Event()
+    texts = takewhile(lambda _: not given_up.is_set(), chain.from_iterable(map(pieces, documents)))
+    try:
+        awake(lambda: tokenizer.train_from_iterator(texts, trainer))
+    finally:
+        given_up.set()
+    path.write_bytes(tokenizer.to_str(pretty=True).encode())
+
+
+def load_tokenizer(path: Path):
+    """The tokenizer in a tokenizer.json; what looks like <eos> in a text is text to it, never the special id."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode(tokenizer, documents: Iterator[str], path: Path) -> tuple[int, np.ndarray]:
+    """Write the ids, <eos> after each document; return (bytes of text, how often each id was written)."""
+    vocab_size = tokenizer.get_vocab_size()
+    size, counts = 0, np.zeros(vocab_size, np.int64)
+    ended = chain.from_iterable(map(_ended_pieces, documents))
+    with path.open("wb") as file:
+        while batch := list(islice(ended, BATCH)):
+            encoded = tokenizer.encode_batch_fast([piece for piece, _ in batch])
+            rows = ([*e.ids, EOS] if ends else e.ids for e, (_, ends) in zip(encoded, batch, strict=True))
+            ids = np.fromiter(chain.from_iterable(rows), dtype_of(vocab_size))
+            file.write(ids.tobytes())
+            counts += np.bincount(ids, minlength=vocab_size)
+            size += sum(len(piece.encode()) for piece, _ in batch)
+    return size, counts
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces of at most PIECE characters. They are cut before the white space that follows a word, where
+    the pre-tokenizer cuts as well, so their ids are the text's; a word longer than a piece is cut where it must be."""
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        cuts = (i for i in range(end, start, -1) if text[i] in SPACES and not text[i - 1].isspace())
+        cut = next(cuts, end)
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+def _ended_pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Each piece, and whether it is the text's last."""
+    *most, last = pieces(text)
+    yield from ((piece, False) for piece in most)
+    yield last, True
+
+
+def dtype_of(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)

@@ -1,0 +1,127 @@
+"""What a run will take of memory, reckoned before anything is made, so that one that does not fit is refused in words
+instead of being killed without one."""
+
+import os
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastlm.models import ModelConfig, Transformer
+from fastlm.objectives import OBJECTIVES
+from fastlm.optim import memory_table
+from fastlm.trainer.config import Config
+from fastlm.trainer.step import autocast
+from fastlm.trainer.words import Refusal, size
+
+# Linux keeps a container's limit, what it uses, and how much of that are files that may be dropped; versions 2 and 1
+CGROUPS = [
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+]
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes. model: parameters, gradients and the optimizer's states. ids: of all rows of an update. rows: activations
+    of a micro-batch's rows."""
+
+    model: int
+    ids: int
+    rows: int
+
+    @property
+    def total(self) -> int:
+        return self.model + self.ids + self.rows
+
+
+def check(config: Config, vocab_size: int) -> None:
+    """Raises Refusal, naming the flags and the cure, for a run that takes more memory than there is."""
+    room = available_bytes(config.torch_device())
+    try:
+        need = reckon(config, vocab_size)
+    except RuntimeError:  # a plugin looks at numbers, which a reckoning has not
+        return
+    if room is None or need.total <= room:
+        return
+    raise Refusal(_cure(config, config.model(vocab_size), need, room, one=reckon(replace(config, batch=1), vocab_size)))
+
+
+def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) -> str:
+    """What takes too much, in words. one: the need of a single row."""
+    there = f"and {size(room)} are free"
+    if need.model > room:
+        flags = f"--dim {shape.dim}, --layers {shape.layers} and --vocab {config.vocab}"
+        return f"{flags} make a model that takes {size(need.model)} to train, {there}; give a smaller one of them"
+    if need.model + need.ids > room:
+        flags = f"--batch {config.batch} times --accumulate {config.accumulate}"
+        return f"{flags} are rows whose ids take {size(need.ids)}, {there}; give a smaller one of them"
+    asked = f"--batch {config.batch} of --context {shape.context} takes {size(need.total)}, {there}"
+    fitting = int((room - need.model - need.ids) / max(one.rows, need.rows / config.batch))
+    if fitting < 1:
+        return f"{asked}; give a smaller --context, --dim or --vocab"
+    rows = config.batch * config.accumulate
+    return f"{asked}; --batch {fitting} --accumulate {-(-rows // fitting)} makes an update of as many rows"
+
+
+def reckon(config: Config, vocab_size: int) -> Need:
+    """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
+    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers."""
+    with FakeTensorMode():  # a scheme has parameters of its own
+        shape = config.model(vocab_size)
+    one, two = (_reckon(config, replace(shape, layers=layers)) for layers in (1, 2))
+    more = shape.layers - 1
+    return Need(one.model + more * (two.model - one.model), one.ids, one.rows + more * (two.rows - one.rows))
+
+
+def _reckon(config: Config, shape: ModelConfig) -> Need:
+    objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
+    row = objective.batch(config.seed, 0, 1)
+    kept: dict[int, torch.UntypedStorage] = {}  # what the backward pass will look at
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    with FakeTensorMode():
+        model = Transformer(shape)
+        batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
+            objective.loss(model, batch)
+        (choice,) = memory_table(model, config.optimizer)[:1]
+        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
+    ids = config.accumulate * sum(x.nbytes for x in batch.values())
+    # the largest are the logits; when their gradient is made, there are two more of them
+    return Need(choice.total, ids, sum(sizes) + 2 * max(sizes))
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that this process may still take on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [*_meminfo(), *chain.from_iterable(_cgroup(*files) for files in CGROUPS)]
+    return min(known, default=None)
+
+
+def _meminfo() -> list[int]:
+    """What Linux says is available, or all there is on other systems."""
+    path = Path("/proc/meminfo")
+    if path.exists():
+        rows = dict(line.split(":") for line in path.read_text().splitlines())
+        return [int(rows["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in rows else []
+    pages = os.sysconf_names if hasattr(os, "sysconf") else {}  # Windows has neither
+    return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if "SC_PHYS_PAGES" in pages else []
+
+
+def _cgroup(folder: Path, limit: str, used: str, files: str) -> list[int]:
+    try:
+        most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return []
+    return [int(most) - now + int(stat.get(files, 0))] if most.isdigit() else []  # or "max"

@@ -1,0 +1,117 @@
+"""What a run says of its text, its model, its progress and its end: lines of a label and its parts, for a Console."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fastlm.models import Transformer
+from fastlm.optim import memory_table
+from fastlm.trainer.budget import Budget
+from fastlm.trainer.config import Config
+from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.outputs import artefacts
+from fastlm.trainer.outputs.metrics import resident_bytes
+from fastlm.trainer.plan import Plan
+from fastlm.trainer.step import Trainer
+from fastlm.trainer.words import clock, command, count, several, size
+
+REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
+SLOW = 1.5  # times fp32's time from which we warn
+
+Line = tuple[str, ...]
+
+
+def of_machine(config: Config, environment: dict[str, str], dtype_cost: float) -> Iterator[Line]:
+    """dtype_cost: how many times fp32's time a matrix product takes in --dtype."""
+    where = environment["torch"], f"Python {environment['python']}", environment["device"]
+    yield "torch", *where, config.dtype, f"seed {config.seed}"
+    if dtype_cost > SLOW:
+        slow = f"matrix products in {config.dtype} take {dtype_cost:.1f} times as long as in fp32 on this machine"
+        yield "warning", f"{slow}; --dtype fp32 is faster here"
+
+
+def of_text(corpus: Corpus) -> Iterator[Line]:
+    files = several(len(corpus.sources), "file")
+    yield "data", corpus.name, files, size(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", corpus.split
+    for line in corpus.skipped.lines():
+        yield "skipped", line
+    if corpus.repeated > REPEATED:
+        share = f"{corpus.repeated:.0%} of the lines repeat an earlier line"
+        yield "warning", f"{share}, and a model learns repeats by heart; remove duplicates"
+
+
+def of_tokens(config: Config, tokens: Tokens) -> Iterator[Line]:
+    vocab = tokens.facts.vocab_size
+    short = f" of the {config.vocab:,} asked for, the text has no more" if vocab < config.vocab else ""
+    how = f"built in {tokens.built:.1f} s" if tokens.built else "cached"
+    held_out = f"{count(len(tokens.held_out))} held out ({tokens.held_out_share:.1%} of the text)"
+    sides = f"{count(len(tokens.train))} to train on, {held_out}"
+    yield "tokens", f"byte-level BPE {vocab:,}{short} ({how})", f"{tokens.bytes_per_token:.2f} bytes each", sides
+
+
+def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
+    """What the model is, and the losses to compare its own with."""
+    shape = config.model(tokens.facts.vocab_size)
+    with torch.device("meta"):
+        parameters = count(Transformer(shape).parameter_count())
+    size_of = f"{several(shape.layers, 'layer')} of {shape.dim}", several(shape.heads, "head")
+    yield "model", config.preset, *size_of, f"context {shape.context}", shape.position, f"{parameters} parameters"
+    nats = artefacts.reference_lines(tokens)
+    yield (
+        "to beat",
+        *(f"{name} {loss:.2f} nats ({tokens.bits_per_byte(loss):.3f} bits/byte)" for name, loss in nats.items()),
+    )
+
+
+def of_plan(plan: Plan, budget: Budget, trainer: Trainer, tokens: Tokens) -> Iterator[Line]:
+    minutes = plan.config.minutes
+    if not budget.fits:
+        short = f"--minutes {minutes:g} is too short for one step on this machine; one is made all the same"
+        yield "warning", f"{short}. Give more minutes, or a smaller --dim, --layers, --context or --batch"
+    yield "threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items())
+    yield "kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items()))
+    yield "memory", str(memory_table(trainer.model, chosen=trainer.optimizer)).replace("\n", "\n" + 9 * " ")
+    seen = plan.steps * trainer.tokens_per_update
+    length = f"what fits in {clock(60 * minutes)}" if budget.fits else "at least one"
+    length = "as asked" if plan.config.steps else length
+    yield "steps", f"{plan.steps:,} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs"
+
+
+def of_evaluation(trainer: Trainer, last: dict) -> Line:
+    """last: the newest of each of the metrics, as everywhere below."""
+    windows = several(trainer.held_out.windows, "window")
+    looked_at = trainer.held_out.windows if trainer.step == trainer.steps else len(trainer.glance)
+    part = f"all {windows}" if looked_at == trainer.held_out.windows else f"{looked_at} of {windows}"
+    return "held out", *_losses(last), f"step {trainer.step:,}", clock(last["seconds"]), part
+
+
+def _losses(last: dict) -> list[str]:
+    bits = last.get("held_out_bits_per_byte")  # None where the loss is no code length
+    return [f"{last['held_out_loss']:.3f} nats", *([] if bits is None else [f"{bits:.3f} bits/byte"])]
+
+
+def of_progress(step: int, steps: int, left: float, speed: float, last: dict) -> list[str]:
+    """How far a run is, what matters most first. left: seconds; speed: tokens a second."""
+    parts = [f"{step / steps:4.0%}  {clock(left)} left", f"step {step:,}", _number("loss", last.get("loss"), ".3f")]
+    parts += [f"held out {last['held_out_loss']:.3f}{' (step 0)' * (last['held_out_step'] == 0)}"]
+    parts += [
+        _number("lr", last.get("lr"), ".2g"),
+        f"{count(speed)} tok/s",
+        _number("|g|", last.get("grad_norm"), ".2f"),
+    ]
+    return [part for part in (*parts, f"rss {resident_bytes() / 1e9:.2f} GB") if part]
+
+
+def _number(name: str, value: float | None, digits: str) -> str:
+    return "" if value is None else f"{name} {value:{digits}}"
+
+
+def of_end(folder: Path, trainer: Trainer, tokens: Tokens, last: dict, seconds: float) -> Iterator[Line]:
+    seen = count(trainer.steps * trainer.tokens_per_update)
+    held_out = f"held out {' = '.join(_losses(last))}"
+    yield "done", held_out, f"zlib -9 {tokens.facts.zlib_bits:.3f} bits/byte", f"{seen} tokens", clock(seconds)
+    yield "wrote", f"{folder}/ {artefacts.FILES}"
+    opened = artefacts.opened_by(trainer.model.config, folder)
+    yield "next", command("sample", folder), f"weights open with {opened}"

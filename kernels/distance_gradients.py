@@ -1,0 +1,236 @@
+"""Gradients of what belongs to a distance: the table, and the rows of vectors.
+
+Tiles on one block diagonal hold the same distances at the same places. So a program that owns a block diagonal of a
+head adds dS tile upon tile in registers and sums along the diagonals once, at the end (the table); and for rows by
+distance it adds the tile's dS, spread over distances, times the queries or keys that met them. Programs write partial
+sums, 2·BLOCK distances each, half of which the next block diagonal shares; a second kernel adds them in a fixed order.
+No atomics: the bits repeat.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastlm.kernels.launch import VECTORS, Saved, numbers, tiles_for, with_bounds
+from fastlm.kernels.masks import key_count, tiles_meet
+from fastlm.kernels.terms import (
+    UNSPECIALIZED,
+    Head,
+    Numbers,
+    TermPointers,
+    apply_dropout,
+    by_distance,
+    load_vector,
+    places,
+    probabilities,
+    probability_gradient,
+    scores,
+    table_at,
+)
+from fastlm.kernels.tile import Matrix, cast, dot, fma, head_of, load_position, load_rows, store_rows
+from fastlm.kernels.tiles import block_d
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device
+
+
+@triton.jit
+def distance_tile(
+    acc, dquery, dkey, dvalue, queries, keys, values, grads, p_lse, p_delta, query_positions, key_positions, hoisted, t,
+    head, tile, diagonal, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """The tile in row `tile` of a block diagonal into its sums: acc [BLOCK, BLOCK] += dS, the others [2·BLOCK, D]; [1,
+    1] are not wanted."""
+    i0, j0 = tile * BLOCK, (tile + diagonal) * BLOCK
+    q = load_rows(queries, i0, n.Lq, D, BLOCK, BLOCK_D, EDGE)
+    k = load_rows(keys, j0, head.n_keys, D, BLOCK, BLOCK_D, EDGE)
+    grad = load_rows(grads, i0, n.Lq, D, BLOCK, BLOCK_D, EDGE)
+    v = load_rows(values, j0, head.n_keys, D, BLOCK, BLOCK_D, EDGE)
+    q_position = load_position(query_positions, q, i0, n.Lq, D, BLOCK, BLOCK_D, EDGE)
+    k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK, BLOCK_D, EDGE)
+    # P and dP - δ once more, as for dq
+    x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK, BLOCK, BLOCK_D, EDGE, False, hoisted)
+    p = probabilities(x, load_vector(p_lse, i0, n.Lq, BLOCK, float("inf"), EDGE)[:, None], q.dtype, n.scale)
+    dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK, BLOCK, BLOCK_D, False)
+    dp -= load_vector(p_delta, i0, n.Lq, BLOCK, 0.0, EDGE)[:, None]
+    # the table's dS stays by pair until the end
+    if acc.numel > 1:
+        acc = fma(p, dp, acc)
+    # the vectors' is spread over distances, times what met them; the values' share is P̂'s
+    ds = cast(p * dp, q.dtype)
+    if dquery.numel > 1:
+        dquery = dot(by_distance(ds, BLOCK, False, False).T, q_position, dquery)
+    if dkey.numel > 1:
+        dkey = dot(by_distance(ds, BLOCK, False, True), k_position, dkey)
+    if dvalue.numel > 1:
+        p_dropped = cast(apply_dropout(p, head, i0, j0, n, BLOCK, BLOCK, False), q.dtype)
+        dvalue = dot(by_distance(p_dropped, BLOCK, False, False).T, grad, dvalue)
+    return acc, dquery, dkey, dvalue
+
+
+@triton.jit
+def diagonal_sums(x, BLOCK: tl.constexpr):
+    """x [BLOCK, BLOCK] → (sums at column - row = -BLOCK … -1, sums at column - row = 0 … BLOCK - 1), each [BLOCK].
+
+    Turning row i left by i places brings each diagonal into one column: the part that wrapped around, and the part that
+    did not.
+    """
+    o_i, o_j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    turned = tl.gather(x, (o_i + o_j) % BLOCK, axis=1)
+    straight = o_i + o_j < BLOCK
+    return tl.sum(tl.where(straight, 0.0, turned), 0), tl.sum(tl.where(straight, turned, 0.0), 0)
+
+
+@triton.jit
+def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Zeros for a gradient by distance, or [1, 1] where there is no p to write it to."""
+    return tl.zeros([1, 1] if p is None else [2 * BLOCK, BLOCK_D], tl.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "first"])
+def distances_kernel(
+    q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
+    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    B, first, n_diagonals, batch_splits, row_splits,
+    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits,
+    diagonals, 2·BLOCK, D]."""
+    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    # which block diagonal of which head, and which share of the batch and of the diagonal's tiles
+    split = tl.program_id(0) % (batch_splits * row_splits)
+    i_diagonal = tl.program_id(0) // (batch_splits * row_splits) % n_diagonals
+    h = (tl.program_id(0) // (batch_splits * row_splits * n_diagonals)).to(tl.int64)
+    diagonal = first + i_diagonal
+    begin = tl.maximum(-diagonal, 0) + split // batch_splits  # the program's first row of tiles
+
+    # table and band are the same for all tiles of a diagonal
+    o_i, o_j = places(BLOCK, BLOCK, False)
+    hoisted = tl.zeros([BLOCK, BLOCK], tl.float32) if t.table is None else table_at(t, h, diagonal * BLOCK, o_i, o_j, n)
+    if t.prefix is None:
+        nearest = o_i + (offset - diagonal * BLOCK)
+        hoisted = tl.where((o_j >= nearest - left) & (o_j <= nearest + right), hoisted, float("-inf"))
+    acc = tl.zeros([1, 1] if p_table is None else [BLOCK, BLOCK], tl.float32)
+    dquery, dkey = wanted_rows(p_query, BLOCK, BLOCK_D), wanted_rows(p_key, BLOCK, BLOCK_D)
+    dvalue = wanted_rows(p_value, BLOCK, BLOCK_D)
+    for b_ in range(split % batch_splits, B, batch_splits):
+        b = tl.cast(b_, tl.int64)
+        head = Head(b, h, key_count(t, b, Lk))
+        # the tiles that exist, those ahead that are whole, and this program's share of each
+        n_tiles = tl.cdiv(tl.maximum(head.n_keys, 0), BLOCK)
+        end = tl.minimum(tl.cdiv(Lq, BLOCK), n_tiles - diagonal)
+        full_end = tl.maximum(tl.minimum(Lq // BLOCK, tl.maximum(head.n_keys, 0) // BLOCK - diagonal), begin)
+        if t.prefix is not None or t.q_segments is not None or t.q_ranks is not None:
+            full_end = begin
+        i_row = (b * H + h) * Lq
+        queries, grads = head_of(q_rows, b, h), Matrix(p_grad + i_row * D, D)
+        keys, values = head_of(k_rows, b, h // group), head_of(v_rows, b, h // group)
+        query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
+        key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
+        for tile in tl.range(begin, full_end, row_splits, disable_licm=True):
+            acc, dquery, dkey, dvalue = distance_tile(
+                acc, dquery, dkey, dvalue, queries, keys, values, grads, p_lse + i_row, p_delta + i_row,
+                query_positions, key_positions, hoisted, t, head, tile, diagonal, n, D, BLOCK, BLOCK_D, False,
+            )  # fmt: skip
+        edges = begin + tl.cdiv(full_end - begin, row_splits) * row_splits
+        for tile in tl.range(edges, end, row_splits, disable_licm=True):
+            meet = True if t.q_segments is None else tiles_meet(t, head, tile, tile + diagonal, n, BLOCK)
+            if meet:
+                acc, dquery, dkey, dvalue = distance_tile(
+                    acc, dquery, dkey, dvalue, queries, keys, values, grads, p_lse + i_row, p_delta + i_row,
+                    query_positions, key_positions, hoisted, t, head, tile, diagonal, n, D, BLOCK, BLOCK_D, True,
+                )  # fmt: skip
+    # partial sums, which distances_sum_kernel adds up
+    partial = ((h * batch_splits * row_splits + split) * n_diagonals + i_diagonal) * 2 * BLOCK
+    if p_table is not None:
+        o = tl.arange(0, BLOCK)
+        below, above = diagonal_sums(acc, BLOCK)
+        tl.store(p_table + partial + o, below)
+        tl.store(p_table + partial + BLOCK + o, above)
+    if p_query is not None:
+        store_rows(dquery * scale, p_query + partial * D, 0, 2 * BLOCK, D, 2 * BLOCK, BLOCK_D)
+    if p_key is not None:
+        store_rows(dkey * scale, p_key + partial * D, 0, 2 * BLOCK, D, 2 * BLOCK, BLOCK_D)
+    if p_value is not None:
+        store_rows(dvalue * dropout_scale, p_value + partial * D, 0, 2 * BLOCK, D, 2 * BLOCK, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["n_distances", "first", "n_diagonals", "splits", "n_rows"])
+def distances_sum_kernel(
+    p_partial, p_out, n_distances, first, n_diagonals, splits, n_rows, Lq,
+    W: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """out [H, n_distances, W] from partial [H, splits, n_diagonals, 2·BLOCK, W], in the order of the splits.
+
+    A program sums one block of distances: the non-negative half of one block diagonal, the negative half of the next.
+    n_rows: rows of tiles, hence the number of blocks of negative distances.
+    """
+    n_blocks = tl.cdiv(n_distances - Lq + 1, BLOCK) + n_rows
+    h, block = (tl.program_id(0) // n_blocks).to(tl.int64), tl.program_id(0) % n_blocks - n_rows
+    i_here, i_next = block - first, block + 1 - first  # where the two lie among the n_diagonals that were walked
+    n_here = tl.where((i_here >= 0) & (i_here < n_diagonals), BLOCK, 0)
+    n_next = tl.where((i_next >= 0) & (i_next < n_diagonals), BLOCK, 0)
+    total = tl.zeros([BLOCK, BLOCK_W], tl.float32)
+    for s in range(splits):
+        p = p_partial + (h * splits + s) * n_diagonals * 2 * BLOCK * W
+        total += load_rows(Matrix(p + (i_here * 2 + 1) * BLOCK * W, W), 0, n_here, W, BLOCK, BLOCK_W, True)
+        total += load_rows(Matrix(p + i_next * 2 * BLOCK * W, W), 0, n_next, W, BLOCK, BLOCK_W, True)
+    o, o_w = tl.arange(0, BLOCK), tl.arange(0, BLOCK_W)
+    place = block * BLOCK + o + Lq - 1
+    m_place = ((place >= 0) & (place < n_distances))[:, None] & (o_w < W)[None, :]
+    p_place = p_out + h * n_distances * W + (place[:, None] * W + o_w[None, :])
+    tl.store(p_place, cast(total, p_out.dtype.element_ty), mask=m_place)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launchers
+
+
+def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
+    """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the
+    batch."""
+    names = [name for name in ("table", *VECTORS) if name in wanted]
+    if not names:
+        return {}
+    (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
+    chosen = tiles_for("table", a)
+    block = chosen.BLOCK_M
+    n_rows, n_columns = triton.cdiv(Lq, block), triton.cdiv(Lk, block)
+    first, n_diagonals = 1 - n_rows, n_rows + n_columns - 1
+    if a.prefix is None:  # the block diagonals that hold a visible distance, numbered by column - row of their tiles
+        first = max(first, triton.cdiv(a.offset - a.left - (block - 1), block))
+        n_diagonals = max(0, min(n_columns, (a.offset + a.right + block - 1) // block + 1) - first)
+    batch_splits, row_splits = splits_of(
+        B, min(n_rows, n_columns), H * n_diagonals, len(names) == 1 and names[0] == "table"
+    )
+    splits = batch_splits * row_splits
+    widths = {name: 1 if name == "table" else D for name in names}
+    partials = {name: s.delta.new_empty(H, splits, n_diagonals, 2 * block, width) for name, width in widths.items()}
+    distances_kernel[(H * n_diagonals * splits,)](
+        *s, *(partials.get(name) for name in ("table", *VECTORS)), with_bounds(t, chosen), *numbers(a),
+        B, first, n_diagonals, batch_splits, row_splits, D, BLOCK=block, BLOCK_D=block_d(D), **chosen.options,
+    )  # fmt: skip
+    made = {}
+    for name, width in widths.items():
+        made[name] = torch.empty_like(getattr(a, name), memory_format=torch.contiguous_format)
+        distances_sum_kernel[(H * (n_rows + n_columns),)](
+            partials[name], made[name], Lq + Lk - 1, first, n_diagonals, splits, n_rows, Lq, width,
+            BLOCK=block, BLOCK_W=triton.next_power_of_2(width),
+        )  # fmt: skip
+    return made
+
+
+def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int, int]:
+    """How many programs share a block diagonal: (over the batch, over rows of tiles).
+
+    About 16 tiles for each on the longest one, but no more than fill a GPU, since every one writes partial sums of its
+    own."""
+    enough = triton.cdiv(4096 if table_alone else 1024, max(1, programs))
+    splits = max(1, min(16, B * rows // 16, enough))
+    batch_splits = max(1, min(B, splits))
+    return batch_splits, splits // batch_splits

@@ -1,0 +1,78 @@
+"""The module and its cache: what they are made from, and given."""
+
+import math
+
+import pytest
+import torch
+
+from fastlm.nn import Attention, Cache
+from fastlm.positions import ALiBi, RoPE, Sinusoidal, T5Bias
+
+X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(dim="16"), "dim is '16'; give a whole number of at least 1"),
+        (dict(dim=0), "dim is 0; give a whole number"),
+        (dict(heads=2.0), "heads is 2.0; give a whole number"),
+        (dict(heads=3), "heads must divide dim and kv_heads must divide heads; got dim 16, heads 3, kv_heads 3"),
+        (dict(kv_heads=True), "kv_heads is True; give a whole number"),
+        (dict(dropout="0.1"), r"dropout is '0.1'; give a number in \[0, 1\)"),
+        (dict(dropout=math.nan), "dropout is nan"),
+        (dict(window="3"), "window is '3'"),
+        (dict(causal=None), "causal is None; give True or False"),
+        (dict(bias="no"), "bias is 'no'; give True or False"),
+        (dict(position=T5Bias), r"position is <class .*T5Bias'>; give a scheme, such as fastlm.positions.ALiBi\(2\)"),
+        (dict(position="rop"), "position 'rop' is unknown; choose from alibi"),
+        (dict(position="learned"), "position 'learned' adds to token embeddings"),
+    ],
+)
+def test_a_module_is_made_from_what_fits(change, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(**dict(dim=16, heads=2) | change)
+
+
+@pytest.mark.parametrize(
+    "position, x, message",
+    [
+        (None, X[0], r"Attention takes x \[B, L, dim\] with dim 16; got \[5, 16\]"),
+        (None, X[..., :8], r"with dim 16; got \[2, 5, 8\]"),
+        (None, X.numpy(), r"with dim 16; got ndarray"),
+        (RoPE(4), X, "position turns heads of 4 channels, and query's have 8"),
+        (ALiBi(3), X, r"table must be \[heads, Lq \+ Lk - 1\] = \[2, 9\]; got \[3, 9\]"),
+        (Sinusoidal(16), X, "position 'sinusoidal' adds to token embeddings"),
+    ],
+)
+def test_a_module_is_given_what_fits(position, x, message):
+    with pytest.raises(ValueError, match=message):
+        Attention(16, 2, position=position)(x)
+
+
+@pytest.mark.parametrize("cache", [{}, [], (X, X), 0, "none"], ids=lambda x: type(x).__name__)
+def test_a_cache_is_a_cache(cache):
+    with pytest.raises(ValueError, match=rf"cache is of type {type(cache).__name__}; give a fastlm.nn.Cache\(\)"):
+        Attention(16, 2)(X, cache=cache)
+
+
+def test_an_empty_cache_is_one():
+    """`if cache` asks whether there is any."""
+    cache = Cache()
+    assert cache and len(cache) == 0
+    Attention(16, 2)(X, cache=cache)
+    assert cache and len(cache) == 5
+
+
+def test_a_cache_is_for_one_batch_of_one_layer():
+    cache = Cache()
+    Attention(16, 2)(X, cache=cache)
+    for layer, x, shape in (
+        (Attention(16, 2), X[:1], "1, 2, 5, 8"),
+        (Attention(16, 4), X, "2, 4, 5, 4"),
+        (Attention(16, 2, 1), X, "2, 1, 5, 8"),
+    ):
+        message = rf"the cache holds keys \[2, 2, 5, 8\] and is given \[{shape}\], .* takes a Cache\(\) of its own"
+        with pytest.raises(ValueError, match=message):
+            layer(x, cache=cache)
+    assert len(cache) == 5
