@@ -23,7 +23,8 @@ from fastlm.ops.unscale import grad_stats, unscale
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = {  # tiles are 64 queries by 64 keys; a unit has four tiles of queries up to 64 channels, two up to 128, then one
+# Tiles are of 64 queries and 64 keys; a unit has four tiles of queries up to 64 channels, two up to 128, and then one.
+SHAPES = {
     "one": dict(Lq=1, Lk=1, D=1),
     "parts of tiles": dict(B=2, H=2, Hk=1, Lq=37, Lk=53, D=5, right=0),
     "whole tiles": dict(Lq=128, Lk=192, D=32),
