@@ -33,7 +33,8 @@ AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
 ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX} if X86 else {})
 PER_ISA = (
-    "table", "attention/forward", "attention/backward", "attention/rotary", "optim/adafactor", "optim/adam", "optim/sgd", "optim/unscale",
+    "table", "attention/forward", "attention/backward", "attention/rotary", "optim/adafactor", "optim/adam",
+    "optim/sgd", "optim/unscale",
 )  # fmt: skip  # the rest of csrc/cpu is compiled once
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 

@@ -4,7 +4,8 @@
     chain    fastlm.amp.GradScaler + fastlm.optim.AdamW(max_grad_norm)   GradScaler.unscale_ + clip_grad_norm_ + the same
 
 By ideal bytes a bare fp32 step moves 28 per parameter (reads p, g, m, v, writes p, m, v), and a chain 4 more for the
-norm."""
+norm.
+"""
 
 from collections.abc import Callable
 
@@ -84,7 +85,8 @@ def buffers(shapes: Shapes, device: torch.device) -> range:
 
 def contestants(shapes: Shapes, kind: str, device: torch.device) -> dict[str, Callable[[], list[Callable[[], None]]]]:
     """For timing.compare; steps over separate buffers. The scale is 1: torch divides gradients in place, again at every
-    step."""
+    step.
+    """
     make = lambda who: [
         make_step(who, kind, make_params(shapes, device, seed, 1.0), 1.0) for seed in buffers(shapes, device)
     ]

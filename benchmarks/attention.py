@@ -66,7 +66,8 @@ class Contestant:
 
     def call(self, direction: str, grad: Tensor) -> Callable[[], object]:
         """What is timed. forward: as in training, with a backward to come; backward: alone, over a graph that is kept;
-        both."""
+        both.
+        """
         if direction == "forward":
             return self.run
         if direction == "both":
@@ -185,7 +186,8 @@ def measure(x: Inputs, field: dict[str, Callable[[], Contestant]], direction: st
 
 def peak_bytes(x: Inputs) -> int:
     """Device memory that ours takes beyond its inputs, forward and backward, results included; 0 on a CPU, which is not
-    asked."""
+    asked.
+    """
     if x.q.device.type != "cuda":
         return 0
     before = torch.cuda.memory_allocated()
@@ -219,7 +221,8 @@ def check(x: Inputs, gradients: bool) -> dict[str, float]:
 
 def _truth(x: Inputs) -> dict[str, Tensor]:
     """The formula in fp64 for the first head: out and gradients of the first row, and the table's gradient over all
-    rows."""
+    rows.
+    """
     table = None if x.terms.table is None else x.terms.table[:1].detach().double().requires_grad_(x.learned)
     future = torch.ones(x.problem.L, x.problem.L, dtype=torch.bool, device=x.q.device).triu_(1)
     rows = []

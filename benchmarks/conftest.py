@@ -2,7 +2,8 @@
 themselves.
 
 `--benchmark-json FILE` keeps the results; `python benchmarks/report.py FILE` draws them. The time in pytest-benchmark's
-own table is ours alone; the comparison, by the protocol of timing.py, is in each test's extra_info."""
+own table is ours alone; the comparison, by the protocol of timing.py, is in each test's extra_info.
+"""
 
 import sys
 from collections.abc import Callable

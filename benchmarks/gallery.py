@@ -39,7 +39,7 @@ def schemes() -> dict[str, dict]:
         "causal": dict(causal=True),
         "ALiBi, causal, window 24": dict(position=ALiBi(8), causal=True, window=24),
         "prefix 20": dict(causal=True, prefix=torch.tensor([20])),
-        "packed documents": dict(position=ALiBi(8), segments=fastlm.masks.segments_of(starts, LENGTH)),
+        "packed documents": dict(position=ALiBi(8), segments=fastlm.masks.segments_from_cu_seqlens(starts, LENGTH)),
         "blocks in a visiting order": dict(order=(visits, visits)),
     }
 

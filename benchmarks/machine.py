@@ -62,7 +62,8 @@ def _processor() -> str:
 
 def peak_growth(work) -> int | None:
     """Bytes by which the process's resident memory grows at most while work runs, what was freed before having gone
-    back to the system; None where Linux's /proc and the GNU C library are not there to tell."""
+    back to the system; None where Linux's /proc and the GNU C library are not there to tell.
+    """
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not os.access(reset, os.W_OK) or platform.libc_ver()[0] != "glibc":
         return None

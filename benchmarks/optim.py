@@ -1,7 +1,7 @@
 """Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the
 gradients are there.
 
-    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, loop and foreach; transformers.Adafactor; and torch's fused AdamW
+    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, transformers.Adafactor; and torch's fused AdamW
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
     sgd         fastlm.optim.SGD(momentum)           torch.optim.SGD(fused=True)
     bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters
@@ -10,7 +10,8 @@ gradients are there.
 
 Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD
 20, bf16 14, fp32 AdamW 28, masters 30 with the norm's read. A library that is not installed is left out, with the
-reason."""
+reason.
+"""
 
 from collections.abc import Callable
 
@@ -173,7 +174,8 @@ def check(shapes: Shapes, kind: str, device: torch.device) -> float:
     explain it.
 
     Dimensions are cut to 1024, because PyTorch's own norm on a CPU, of which Adafactor and LAMB are made, is wrong by
-    0.2 % for the 38 million elements of the embedding. bf16 parameters move in whole ulps: most must be the same."""
+    0.2 % for the 38 million elements of the embedding. bf16 parameters move in whole ulps: most must be the same.
+    """
     shapes = [tuple(min(size, 1024) for size in shape) for shape in shapes]
     dtype, who = STEPS[kind]
     start = cast(make_params(shapes, device, 0, 1.0), dtype)

@@ -3,7 +3,8 @@
     python benchmarks/report.py results.json gpu/results.jsonl --out results
 
 writes OUT/report.md, and a plot for each kind of row. A ratio is the peer's time over ours, median [20th, 80th
-percentile] of rounds; it is bold where that interval leaves out 1, so that the difference is not noise."""
+percentile] of rounds; it is bold where that interval leaves out 1, so that the difference is not noise.
+"""
 
 import argparse
 import json
@@ -31,7 +32,8 @@ def load(paths: list[Path]) -> list[dict]:
 
 def busy(facts: dict) -> str:
     """A warning where others used the processor too: threads that wait for one another then wait for a turn, and ratios
-    mislead."""
+    mislead.
+    """
     crowded = float(facts.get("load", 0)) > 1.5 * int(facts.get("threads", 1))
     return f" (BUSY: load {facts['load']} on {facts['threads']} threads)" if crowded else ""
 

@@ -41,7 +41,8 @@ class Resources:
     """One compiled kernel. spills: bytes of stack a thread. blocks: how many fit a multiprocessor.
 
     tensor_core: products on tensor cores, counted as instructions. warp_group: they are those of a whole warp group
-    (wgmma, sm_90)."""
+    (wgmma, sm_90).
+    """
 
     case: str
     kernel: str
@@ -60,7 +61,8 @@ class Resources:
 
 class PaperGPU:
     """A Triton driver for a GPU that is not there. `compiled` collects (constants, metadata, cubin) of what was
-    launched."""
+    launched.
+    """
 
     def __init__(self, arch: int):
         self.arch = arch
@@ -97,7 +99,8 @@ def measure(case: str, arch: int, constants: dict, metadata, cubin: bytes) -> Re
     registers, spills = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     per_warp = -(-registers * 32 // 256) * 256  # registers are handed out 256 at a time
     return Resources(
-        case, metadata.name.removesuffix("_kernel"), arch, "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
+        case, metadata.name.removesuffix("_kernel"), arch,
+        "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
         metadata.num_warps, metadata.num_stages, registers, spills, metadata.shared,
         blocks=min(REGISTERS // (per_warp * metadata.num_warps), (SHARED[arch] + 1024) // (metadata.shared + 1024), 64 // metadata.num_warps),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
@@ -149,7 +152,8 @@ TERMS = {  # name → what gives the arguments beside q, k, v
     "transformer-xl": [by_distance("query_vectors"), rows_beside("q_position", H)],
     "deberta": [by_distance("query_vectors", "key_vectors"), rows_beside("k_position", HK)],
     "xlnet": [
-        by_distance("query_vectors"), rows_beside("q_position", H), integers("q_ranks", "k_ranks", "q_groups", "k_groups"),
+        by_distance("query_vectors"), rows_beside("q_position", H),
+        integers("q_ranks", "k_ranks", "q_groups", "k_groups"),
         lambda dtype, D: {"same": empty(B, H, L, dtype=torch.float32)},
     ],
 }  # fmt: skip
@@ -216,7 +220,8 @@ def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resourc
 
 
 WIDTHS = {
-    "arch": 4, "case": 31, "kernel": 17, "tile": 7, "num_warps": 9, "num_stages": 10, "registers": 9, "spills": 6, "shared": 7, "blocks": 6,
+    "arch": 4, "case": 31, "kernel": 17, "tile": 7, "num_warps": 9, "num_stages": 10, "registers": 9, "spills": 6,
+    "shared": 7, "blocks": 6,
     "instructions": 12, "tensor_core": 11,
 }  # fmt: skip
 

@@ -8,7 +8,8 @@
 
 "eager" is the formula in plain PyTorch; "plain", where it stands, our own kernel without a bias: what the bias costs
 us. Rates count attention's own products, and are given as a share of torch.mm's in the same run and dtype; memory is
-what a call makes the process grow by, results included."""
+what a call makes the process grow by, results included.
+"""
 
 from functools import partial
 
@@ -63,8 +64,10 @@ def contest(limits, record, matmul):
                 assert error <= close[grad.dtype], f"{problem}: a gradient is off from {peer}'s by {error:.1e}"
         calls = {name: run if direction == "ahead" else partial(both, name) for name, (run, _) in contestants.items()}
         row = compare({name: lambda call=call: [call] for name, call in calls.items()}, "clock", **limits).row(
-            kind="attention", direction={"ahead": "forward", "around": "both"}[direction], dtype=str(grad.dtype).removeprefix("torch."), **problem,
-            flops=work / (2 if causal else 1), matmul=matmul(grad.dtype), memory={name: machine.peak_growth(call) for name, call in calls.items()},
+            kind="attention", direction={"ahead": "forward", "around": "both"}[direction],
+            dtype=str(grad.dtype).removeprefix("torch."), **problem,
+            flops=work / (2 if causal else 1), matmul=matmul(grad.dtype),
+            memory={name: machine.peak_growth(call) for name, call in calls.items()},
         )  # fmt: skip
         record(row, calls[ours])
 

@@ -6,12 +6,13 @@ A ratio is taken within each round, peer's time over ours, and the median of tho
 time: its spread is the noise of the measurement. Three clocks:
 
     clock    perf_counter around a batch of calls; for CPUs
-    events   CUDA events around a batch of calls: what a training loop sees, the host's work included where it is the limit
+    events   CUDA events around a batch of calls: what a training loop sees, the host's work too where it is the limit
     graph    CUDA events around the replay of a graph holding a batch of calls: the device's work alone
 
 A contestant is a list of calls over separate buffers, taken in turn: a kernel that waits for memory must not find its
 data in the cache, so such lists cover more than four caches. Results are checked before anything is timed, by the
-callers."""
+callers.
+"""
 
 import math
 import random
@@ -46,7 +47,8 @@ class Spread:
 @dataclass(frozen=True)
 class Comparison:
     """seconds: of one call. ratio: of each contestant's time to the first's, "null" included. left_out: who could not
-    run, and why."""
+    run, and why.
+    """
 
     clock: str
     rounds: int
@@ -105,7 +107,8 @@ def run_all(calls: Calls, n: int) -> None:
 
 def batch_size(calls: Calls, once: Callable[[int], float], batch: float) -> int:
     """How many calls fill a batch, a multiple of len(calls) so that every buffer has its turn. once(n): seconds for n
-    calls."""
+    calls.
+    """
     run_all(calls, 2 * len(calls))  # warm-up
     each = once(len(calls)) / len(calls)
     wanted = min(MOST_CALLS, max(1, math.ceil(batch / each)))

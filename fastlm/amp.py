@@ -2,16 +2,14 @@
 
 `GradScaler` is torch's, with its interface and state dict, and more:
 
-* a `fastlm.optim` optimizer does unscaling, overflow check, clipping and update in its own pass, so `step` reads the
-  gradients once instead of three times;
-* torch.optim's own, and any that keeps everything in `state` and `param_groups`, is stepped and, where a gradient
-overflowed, put
-  back by a predicated copy; torch would wait for the flag first. Only a step that makes, replaces or counts state in
-  Python still
-  waits for it, as an optimizer's first does. An optimizer with attributes or objects of its own, which no copy could
-  put back,
-  waits for the flag and is skipped, as by torch's scaler;
-* fp16 gradients are allowed; hysteresis and a floor for the scale; overflow shared with other ranks.
+* With a `fastlm.optim` optimizer, `step` reads the gradients once instead of three times: unscaling, overflow check,
+  clipping and update are one pass.
+* Other optimizers that keep everything in `state` and `param_groups`, torch.optim's among them, are stepped, and where
+  a gradient overflowed they are put back by a predicated copy; torch would wait for the flag first. Only a step that
+  makes, replaces or counts state in Python still waits, as an optimizer's first does.
+* An optimizer with attributes or objects of its own, which no copy could put back, waits for the flag and is skipped,
+  as by torch's scaler.
+* fp16 gradients are allowed; there are hysteresis and a floor for the scale; overflow is shared with other ranks.
 
 Dynamic scaling after Micikevicius et al. 2018.
 """
@@ -37,12 +35,23 @@ PRESETS: dict[str, dict] = {
 
 
 class GradScaler(torch.amp.GradScaler):
-    """Drop-in for torch.amp.GradScaler.
+    """Dynamic loss scaling (Micikevicius et al. 2018, sec. 3.2); a drop-in for torch.amp.GradScaler.
 
-    hysteresis: overflows that are forgiven before the scale backs off, until the scale next grows; 1 forgives none.
-    min_scale: the scale never falls below it; `check()` raises once it would have. Ranks that share a DTensor skip
-    together; process_group: other ranks that do, whose gradients differ without DTensors saying so (FSDP1, pipeline
-    stages). Raises ValueError for values out of range."""
+    Args:
+        device: device type of the scale. Default "cuda".
+        init_scale: the first scale; positive, at least min_scale. Default 65536.
+        growth_factor: the scale is multiplied by it after growth_interval steps without overflow. Default 2.
+        backoff_factor: the scale is multiplied by it after an overflow. Default 0.5.
+        growth_interval: in steps; at least 1. Default 2000.
+        enabled: False leaves losses and gradients as they are. Default True.
+        hysteresis: which overflow, since the scale last grew, is the first to lower it. Default 1: each lowers it.
+        min_scale: the scale never falls below it; `check()` raises once it would have. Default 0.
+        process_group: ranks that skip together though their gradients differ without DTensors saying so (FSDP1,
+            pipeline stages). Ranks that share a DTensor do anyway. None: no others.
+
+    Raises:
+        ValueError: for values out of range.
+    """
 
     def __init__(
         self,
@@ -71,13 +80,25 @@ class GradScaler(torch.amp.GradScaler):
 
     @classmethod
     def preset(cls, name: str, device: str = "cuda", **changes) -> "GradScaler":
-        """The scaler of torch, fairseq, deepspeed or megatron. Raises ValueError for another name."""
+        """The scaler that another library uses: its init_scale, growth_interval, hysteresis and min_scale.
+
+        Args:
+            name: "torch", "fairseq", "deepspeed" or "megatron".
+            device: device type of the scale. Default "cuda".
+            changes: arguments of `GradScaler` that differ from the preset.
+
+        Raises:
+            ValueError: for another name.
+        """
         if name not in PRESETS:
             raise ValueError(f"scaler preset {name!r} is unknown; choose from {', '.join(PRESETS)}")
         return cls(device, **PRESETS[name] | changes)
 
     def step(self, optimizer: torch.optim.Optimizer, *args, **kwargs):
-        """Unscale, check and step; skips on overflow. Call `update()` after all optimizers have stepped."""
+        """Unscale, check and step; skips on overflow. Call `update()` after all optimizers have stepped.
+
+        Returns what optimizer.step returns. Raises RuntimeError if it has stepped since the last `update()`.
+        """
         if not self._enabled:
             return optimizer.step(*args, **kwargs)
         self._check_scale_growth_tracker("step")
@@ -120,8 +141,7 @@ class GradScaler(torch.amp.GradScaler):
     def _unscale_grads_(
         self, optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        """torch's hook behind `unscale_`: multiply every gradient by inv_scale, and return the overflow flag of each
-        device."""
+        """torch's hook behind `unscale_`: multiply gradients by inv_scale; return each device's overflow flag."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in params if p.grad is not None]
         ranks = sharding.groups_of([*params, *grads], self.process_group)
@@ -137,7 +157,7 @@ class GradScaler(torch.amp.GradScaler):
         return {device: sharding.agreed(flag, ranks) for device, flag in flags.items()}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """Grow or back off the scale by what the steps saw, on the device."""
+        """Grow or back off the scale by what the steps saw, on the device; or set it to new_scale."""
         if not self._enabled or new_scale is not None or (self.hysteresis == 1 and self.min_scale == 0):
             return super().update(new_scale)
         scale, growth = self._check_scale_growth_tracker("update")
@@ -166,8 +186,7 @@ class GradScaler(torch.amp.GradScaler):
         self._per_optimizer_states.clear()
 
     def check(self) -> None:
-        """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it when you
-        log."""
+        """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it to log."""
         if self._exhausted is not None and self._exhausted.item():
             raise FloatingPointError(
                 f"the loss scale fell to its floor {self.min_scale:g}: gradients overflow whatever the scale; lower the learning rate, "
@@ -192,14 +211,12 @@ def _any(flags: Iterable[Tensor]) -> Tensor:
 
 @functools.cache
 def _attributes_of_all() -> frozenset[str]:
-    """What torch itself gives every optimizer: its constructor, and schedules (which wrap `step` and note that it was
-    called)."""
+    """What torch gives every optimizer: by its constructor, and by schedules, which wrap `step` and note calls."""
     return frozenset(vars(torch.optim.SGD([torch.zeros(())]))) | {"step", "_opt_called"}
 
 
 def _can_be_put_back(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether what a step changes is parameters, state and param_groups, and those hold nothing but tensors and
-    constants."""
+    """Whether a step changes only parameters, state and param_groups, and those hold only tensors and constants."""
     if not (type(optimizer).__module__.startswith("torch.optim.") or vars(optimizer).keys() <= _attributes_of_all()):
         return False
     return all(x is None or isinstance(x, HELD) for x in _leaves([list(optimizer.state.values()), _options(optimizer)]))

@@ -1,5 +1,6 @@
 """What arguments may be: one check for each kind of value, for every room. Each raises ValueError, which says the value
-and what to give instead. Needs nothing but Python."""
+and what to give instead. Needs nothing but Python.
+"""
 
 import difflib
 import math

@@ -18,10 +18,17 @@ UNBOUNDED = 2**30  # no position difference reaches it, and sums with positions 
 
 
 def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tuple[int, int]:
-    """(left, right) of the visible band.
+    """The visible band of keys around each query.
 
-    window: (left, right) in keys, None on a side for no bound; one int w for (w, w). Causal caps right at 0.
-    Raises ValueError for anything else and for a negative bound.
+    Args:
+        causal: whether right is at most 0.
+        window: (left, right) in keys, None on a side for no bound; an int w for (w, w). None: no bound.
+
+    Returns:
+        (left, right), with UNBOUNDED for no bound.
+
+    Raises:
+        ValueError: for a window of another form, and for a negative bound.
     """
     if window is None:
         return UNBOUNDED, 0 if causal else UNBOUNDED
@@ -38,14 +45,22 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
     return left, 0 if causal else right
 
 
-def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
-    """[1, L] int64: the number of the document that each position of a packed row belongs to, for
-    `attention(segments=...)`; `.expand(B, -1)` where B rows are packed alike.
+def segments_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:
+    """The document that each position of a packed row belongs to, for `attention(segments=...)`.
 
-    cu_seqlens [documents + 1] int: where each document starts and the last one ends, as flash-attn's varlen functions
-    take it; what they take as [L, H, D] is x.transpose(0, 1)[None] here. Positions after the last document are a
-    segment of their own. Raises ValueError unless cu_seqlens is a vector of integers, and on a CPU, where reading
-    values waits for nothing, unless they never decrease."""
+    Args:
+        cu_seqlens: [documents + 1] int; where each document starts and the last one ends, as flash-attn's varlen
+            functions take it. What they take as [L, H, D] is x.transpose(0, 1)[None] here.
+        L: length of the packed row.
+
+    Returns:
+        [1, L] int64, documents numbered from 0; `.expand(B, -1)` where B rows are packed alike. Positions after the
+        last document are a segment of their own.
+
+    Raises:
+        ValueError: unless cu_seqlens is a vector of integers. On a CPU also where they decrease; elsewhere reading them
+            would wait for the device.
+    """
     if not isinstance(cu_seqlens, Tensor):
         raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; give a tensor: torch.tensor(cu_seqlens)")
     if (
@@ -65,30 +80,46 @@ def segments_of(cu_seqlens: Tensor, L: int) -> Tensor:
     return torch.searchsorted(starts, torch.arange(L, device=starts.device), right=True)[None] - 1
 
 
-def ranks_of(cu_seqlens: Tensor, L: int) -> Tensor:
-    """[1, L] int64: positions in a packed row counted from the end of each document, -1 for its last token, for
-    `attention(order=...)`.
+def ranks_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:
+    """Positions in a packed row counted from the end of each document, for `attention(order=...)`.
 
-    Causal attention, windows and schemes count along the row, which is right for documents whose queries and keys lie
-    alike. Where a document's queries and keys differ in number, as in flash-attn's varlen functions with cu_seqlens_q
-    and cu_seqlens_k, and its last query stands at its last key, say so by ranks, in place of causal=True:
+    Causal attention, windows and schemes count along the row. That is right where queries and keys are packed alike.
+    With flash-attn's varlen functions a document may have fewer queries than keys (cu_seqlens_q and cu_seqlens_k
+    differ), and its last query stands at its last key. Say that by ranks, instead of causal=True:
 
-        attention(q, k, v, segments=(segments_of(cu_seqlens_q, Lq), segments_of(cu_seqlens_k, Lk)),
-                  order=(ranks_of(cu_seqlens_q, Lq), ranks_of(cu_seqlens_k, Lk)))
+        segments = segments_from_cu_seqlens(cu_seqlens_q, Lq), segments_from_cu_seqlens(cu_seqlens_k, Lk)
+        order = ranks_from_cu_seqlens(cu_seqlens_q, Lq), ranks_from_cu_seqlens(cu_seqlens_k, Lk)
+        attention(q, k, v, segments=segments, order=order)
 
-    Of schemes, those that turn queries and keys serve there, for ranks are positions: `fastlm.rotate(q, cos, sin)` with
-    cos and sin of rope.angles(ranks[0].double()). Raises ValueError as `segments_of` does."""
-    segments = segments_of(cu_seqlens, L)
+    Of the schemes only those that turn queries and keys serve there, because ranks are positions: `fastlm.rotate(q,
+    cos, sin)` with cos and sin of rope.angles(ranks[0].double()).
+
+    Args:
+        cu_seqlens: [documents + 1] int, as in `segments_from_cu_seqlens`.
+        L: length of the packed row.
+
+    Returns:
+        [1, L] int64; -1 for the last token of each document, -2 for the one before.
+
+    Raises:
+        ValueError: as `segments_from_cu_seqlens`.
+    """
+    segments = segments_from_cu_seqlens(cu_seqlens, L)
     ends = torch.nn.functional.pad(cu_seqlens.long(), (0, 1), value=L)  # of what is before them, of each, of the rest
     return torch.arange(L, device=segments.device) - ends[segments + 1]
 
 
-def positions_of(segments: Tensor) -> Tensor:
-    """[B, L] int64: positions that start over in each segment, for schemes that add to embeddings:
-    scheme.embed(positions_of(segments)).
+def position_ids(segments: Tensor) -> Tensor:
+    """Positions that start over in each segment, for schemes that add to embeddings.
 
-    segments [B, L] int, the positions of each side by side. What acts on distances needs none of this: within a segment
-    they are right wherever it starts.
+    Give them as scheme.embed(position_ids(segments)). Schemes that act on distances need none of this: inside a segment
+    distances are right wherever it starts.
+
+    Args:
+        segments: [B, L] int; each segment's positions stand side by side.
+
+    Returns:
+        [B, L] int64.
     """
     positions = torch.arange(segments.shape[1], device=segments.device)
     starts = segments != segments.roll(1, -1)  # be it so for position 0 or not: 0 is what it would say

@@ -34,7 +34,8 @@ def forward_tile(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys into the running softmax: acc [M, D] = Σ p̂ v, l [M] = Σ p, both relative to the maximum m
-    [M]."""
+    [M].
+    """
     # S of the tile (FlashAttention-2, algorithm 1, line 8)
     j0 = tile * BLOCK_N
     k = load_rows(keys, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)

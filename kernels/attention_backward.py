@@ -215,7 +215,8 @@ def backward(
     grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: tuple, wanted: set[str]
 ) -> dict[str, Tensor]:
     """Gradients of the op `attention_backward` by name: those of q, k, v and what stands beside them, and what else is
-    wanted."""
+    wanted.
+    """
     (B, H, Lq, D), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     q, k, v = strided(a.q), strided(a.k), strided(a.v)
     grad, out = grad.contiguous(), out.contiguous()

@@ -1,5 +1,6 @@
 """Gradient of a given bias: a program owns a tile of it, and walks all that the bias is broadcast over, in a fixed
-order."""
+order.
+"""
 
 import torch
 import triton
@@ -33,7 +34,8 @@ def bias_kernel(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out, of the bias's shape, = Σ dS over what it is broadcast over: OVER_B rows of the batch, OVER_H heads, queries,
-    keys."""
+    keys.
+    """
     n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
     # the tile of the gradient that this program owns
     n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), 1 if OVER_H else H

@@ -41,7 +41,8 @@ def distance_tile(
     head, tile, diagonal, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """The tile in row `tile` of a block diagonal into its sums: acc [BLOCK, BLOCK] += dS, the others [2·BLOCK, D]; [1,
-    1] are not wanted."""
+    1] are not wanted.
+    """
     i0, j0 = tile * BLOCK, (tile + diagonal) * BLOCK
     q = load_rows(queries, i0, n.Lq, D, BLOCK, BLOCK_D, EDGE)
     k = load_rows(keys, j0, head.n_keys, D, BLOCK, BLOCK_D, EDGE)
@@ -100,7 +101,8 @@ def distances_kernel(
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits,
-    diagonals, 2·BLOCK, D]."""
+    diagonals, 2·BLOCK, D].
+    """
     n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
     # which block diagonal of which head, and which share of the batch and of the diagonal's tiles
     split = tl.program_id(0) % (batch_splits * row_splits)
@@ -193,7 +195,8 @@ def distances_sum_kernel(
 
 def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
     """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the
-    batch."""
+    batch.
+    """
     names = [name for name in ("table", *VECTORS) if name in wanted]
     if not names:
         return {}
@@ -229,7 +232,8 @@ def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int,
     """How many programs share a block diagonal: (over the batch, over rows of tiles).
 
     About 16 tiles for each on the longest one, but no more than fill a GPU, since every one writes partial sums of its
-    own."""
+    own.
+    """
     enough = triton.cdiv(4096 if table_alone else 1024, max(1, programs))
     splits = max(1, min(16, B * rows // 16, enough))
     batch_splits = max(1, min(B, splits))

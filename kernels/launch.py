@@ -32,7 +32,8 @@ class Saved(NamedTuple):
 
 def tiles_for(kernel: str, a: tuple) -> Tiles:
     """The kernel's tiles: square ones of their own where rows by distance are met; without plain attention's cap on
-    registers where terms need more."""
+    registers where terms need more.
+    """
     given = {name for name, x in a._asdict().items() if isinstance(x, Tensor)}
     if given & set(VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")

@@ -1,7 +1,8 @@
 """What attention hides in a tile of scores, and which tiles nobody need visit: band, prefix, lengths, segments, ranks.
 
 A walk visits the tiles from `begin` to `end`; those from `full_begin` to `full_end` hold visible pairs alone and are
-computed without any mask. Meanings and shapes: fastlm/ops/attention.py."""
+computed without any mask. Meanings and shapes: fastlm/ops/attention.py.
+"""
 
 import triton
 import triton.language as tl

@@ -2,7 +2,8 @@
 fastlm/ops/rotary.py.
 
 A program owns BLOCK_L positions of one row of the batch: it reads their cos and sin once and walks the heads. x may
-have any strides with adjacent channels, so a [B, L, H, D] tensor seen as [B, H, L, D] is read in place."""
+have any strides with adjacent channels, so a [B, L, H, D] tensor seen as [B, H, L, D] is read in place.
+"""
 
 import torch
 import triton
@@ -23,7 +24,8 @@ def rotate_kernel(
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R ≥ R/2 pairs turn, BLOCK_REST ≥ D - R channels are copied. angle_stride: from one batch row's angles to
-    the next's."""
+    the next's.
+    """
     n_tiles = tl.cdiv(L, BLOCK_L)
     b, l0 = (tl.program_id(0) // n_tiles).to(tl.int64), tl.program_id(0) % n_tiles * BLOCK_L
     o_l, o_r = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)

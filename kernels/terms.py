@@ -7,7 +7,8 @@ other a column.
 Rows by distance (query_vectors and its kin) take square tiles: BLOCK × BLOCK pairs meet 2·BLOCK - 1 distances, so the
 product of the tile's queries with the rows of those distances, [BLOCK, 2·BLOCK], holds every score once, on a slant
 that `tl.gather` straightens (Dai et al. 2019, appendix B, do it to the whole L × 2L). Nothing here is larger than that,
-however long the sequence. Meanings and shapes: fastlm/ops/attention.py."""
+however long the sequence. Meanings and shapes: fastlm/ops/attention.py.
+"""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -59,7 +60,8 @@ class Numbers(NamedTuple):
 
     Kernels take the fields one by one, in this order, and put them together at once: in a tuple Triton would compile
     anew for numbers that are 1 or multiples of 16, and do_not_specialize, which goes by a parameter's name, does not
-    reach what a tuple holds (3.6 and 3.9, benchmarks/FACTS.md)."""
+    reach what a tuple holds (3.6 and 3.9, benchmarks/FACTS.md).
+    """
 
     H: Any
     group: Any
@@ -106,8 +108,7 @@ def accumulate(total, x):
 
 @triton.jit
 def distance_rows(p, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The rows [2·BLOCK, BLOCK_D] of p [H, Lq + Lk - 1, D] that a tile meets; key j and query i meet row j - i +
-    BLOCK of them."""
+    """The rows [2·BLOCK, BLOCK_D] of p [H, Lq + Lk - 1, D] of a tile; key j and query i meet row j - i + BLOCK."""
     o_row, o_d = tl.arange(0, 2 * BLOCK), tl.arange(0, BLOCK_D)
     first = j0 - i0 + n.Lq - 1 - BLOCK
     m_row = (first + o_row >= 0) & (first + o_row < n.Lq + n.Lk - 1)
@@ -121,7 +122,8 @@ def relative_shift(
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr,
 ):  # fmt: skip
     """⟨x, row⟩ of each pair of a square tile, with x [BLOCK, BLOCK_D] its queries' or (OF_KEYS) its keys' and the row
-    that of their distance."""
+    that of their distance.
+    """
     o_i, o_j = places(BLOCK, BLOCK, KEYS_FIRST)
     vectors = distance_rows(p_vectors, head, i0, j0, n, D, BLOCK, BLOCK_D)
     # every query with every distance, then the one distance of each pair
@@ -149,7 +151,8 @@ def bias_at(t, head, i0, j0, o_i, o_j, n):
 def within_half(x):
     """x, no less than fp16's least number unless it is -inf. Where a mask of -1e9, or of the least float, hides a whole
     row, the softmax of what it hides is asked for; in units of 1/scale that number overflows, and its rounding
-    outweighs the scores."""
+    outweighs the scores.
+    """
     return tl.where(x == float("-inf"), x, tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL))
 
 
@@ -185,7 +188,8 @@ def scores(
     if at hand.
 
     EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for
-    nobody reads them."""
+    nobody reads them.
+    """
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
     # what is scaled with the product: queries and keys with the vectors of their distance
     related, added = None, table
@@ -213,8 +217,7 @@ def scores(
 
 @triton.jit
 def units(dtype: tl.constexpr, scale):
-    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: see
-    kernels/attention.py."""
+    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: kernels/attention.py."""
     if dtype == tl.float32:
         return 1.0, LOG2E
     return scale * LOG2E, 1.0
@@ -222,8 +225,7 @@ def units(dtype: tl.constexpr, scale):
 
 @triton.jit
 def probabilities(x, lse, dtype: tl.constexpr, scale):
-    """P = exp(S - L), recomputed from scores x and the log-sum-exp in the unit of their dtype (FlashAttention-2,
-    algorithm 2, line 11)."""
+    """P = exp(S - L) of scores x and the log-sum-exp in their dtype's unit (FlashAttention-2, algorithm 2, line 11)."""
     to_unit, to_log2 = units(dtype, scale)
     return tl.exp2(fma(x, to_unit, -lse) * to_log2)
 
@@ -239,8 +241,7 @@ def load_vector(p, i0, Lq, BLOCK: tl.constexpr, other: tl.constexpr, EDGE: tl.co
 
 @triton.jit
 def apply_dropout(p, head, i0, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """p where dropout keeps it, 0 elsewhere: word j mod 4 of the counter (j div 4, i, b·H + h, 0), as in
-    fastlm/backends/philox.py."""
+    """p where dropout keeps it, else 0: word j mod 4 of counter (j div 4, i, b·H + h, 0); fastlm/backends/philox.py."""
     if n.threshold is None:
         return p
     else:
@@ -258,8 +259,8 @@ def add_values(acc, p, v, t, head, i0, j0, n, D: tl.constexpr, BLOCK_M: tl.const
     """acc [M, D] + Σ p (v + value_vectors) over a tile's keys, p [M, N] in v's dtype."""
     acc = dot(p, v, acc)
     if t.value_vectors is not None:
-        vectors = distance_rows(t.value_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D)
-        acc = dot(by_distance(p, BLOCK_M, False, False), vectors, acc)
+        p = by_distance(p, BLOCK_M, False, False)
+        acc = dot(p, distance_rows(t.value_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D), acc)
     return acc
 
 
@@ -284,7 +285,8 @@ def by_distance(x, BLOCK: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.co
     there is none.
 
     [BLOCK, 2·BLOCK], a row for each query, or (OF_KEYS) key; transposed, [2·BLOCK, BLOCK], unless those are x's own
-    rows."""
+    rows.
+    """
     if KEYS_FIRST == OF_KEYS:
         o_own, o_distance = tl.arange(0, BLOCK)[:, None], tl.arange(0, 2 * BLOCK)[None, :]
     else:

@@ -2,7 +2,8 @@
 
 A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero
 and never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to
-it that they fit."""
+it that they fit.
+"""
 
 import os
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 class Rows(NamedTuple):
     """[B, heads, L, D] in memory, channels side by side: a pointer, and strides of row of the batch, head and
-    position."""
+    position.
+    """
 
     p: Any
     strides: Any
@@ -104,7 +106,8 @@ def load_readonly(p):
 
     A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through
     assembly the compiler does not see a load, but does see that pointers which are equal for elements of one thread
-    need one."""
+    need one.
+    """
     if INTERPRETED:
         return tl.load(p)
     elif p.dtype.element_ty == tl.float32:

@@ -18,7 +18,8 @@ class Tiles(NamedTuple):
     """Queries and keys of a tile; warps of a program; depth of its pipeline of loads; a cap on a thread's registers.
 
     The cap makes room for a second program beside it. 255, all there are, keeps the compiler from spilling for the sake
-    of a third."""
+    of a third.
+    """
 
     BLOCK_M: int
     BLOCK_N: int

@@ -1,7 +1,8 @@
 """One block of the GPU run, in a process of its own: python benchmarks/gpu/blocks.py BLOCK OUT SECONDS [--smoke]
 
 Rows are appended to OUT/results.jsonl as they are measured, so that a block cut short loses one row. Blocks begin with
-what matters most and stop when their seconds are spent."""
+what matters most and stop when their seconds are spent.
+"""
 
 import argparse
 import json
@@ -74,7 +75,8 @@ def describe(run: Run) -> None:
     for name, value in facts.items():
         print(f"{name:8} {value}")
     print(
-        f"copy {rates['copy'] / 1e12:.2f} TB/s, bf16 product {rates['matmul'] / 1e12:.0f} TFLOP/s; clocks after: {machine.clocks()}"
+        f"copy {rates['copy'] / 1e12:.2f} TB/s, bf16 product {rates['matmul'] / 1e12:.0f} TFLOP/s; "
+        f"clocks after: {machine.clocks()}"
     )
 
 
@@ -126,7 +128,8 @@ def time_one_attention(run: Run, problem: Attention) -> None:
     for direction in ("forward", "backward"):
         run.keep(attention.measure(x, field, direction, run.clocks[0], **run.limits))
     print(
-        f"attention {problem}: checked ({max(errors.values()):.0e}) and timed; beyond the inputs {attention.peak_bytes(x) / 2**20:.1f} MiB"
+        f"attention {problem}: checked ({max(errors.values()):.0e}) and timed; "
+        f"beyond the inputs {attention.peak_bytes(x) / 2**20:.1f} MiB"
     )
 
 

@@ -5,7 +5,8 @@
 builds the extensions in place, runs the GPU tests, measures the machine, times the optimizers and attention, and prints
 one table. FOLDER, else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each
 block. Blocks are processes with a time cap each: one that fails or is cut short leaves the others alone. --smoke: tiny
-sizes on whatever device there is, to try it all."""
+sizes on whatever device there is, to try it all.
+"""
 
 import argparse
 import os

@@ -1,8 +1,8 @@
 """Who computes: every operation of fastlm is one `Op`, and this file is the only place that chooses a backend.
 
-An Op starts as its definition: a plain PyTorch function that is at once the documentation, the reference in tests, the
-shape function under fake tensors, and the last resort on any device. Faster backends are registered beneath it, fastest
-first, and an Op becomes a `torch.library` custom operator, so `torch.compile`, `opcheck` and autograd know it:
+An Op starts as its definition, a plain PyTorch function: documentation, reference in tests, shape function under fake
+tensors, and last resort on any device. Faster backends are registered beneath it, fastest first. It becomes a
+`torch.library` custom operator, so `torch.compile`, `opcheck` and autograd know it:
 
     @op
     def scale(x: Tensor, by: float) -> Tensor:
@@ -14,12 +14,10 @@ first, and an Op becomes a `torch.library` custom operator, so `torch.compile`, 
     @scale.gradient(save=...)
     def _(ctx, grad): ...
 
-Many arguments are one: a parameter annotated with a NamedTuple is that tuple to callers, definition, backends and
-gradient, and its fields to the operator, whose schema is made from their annotations.
-
-A call takes the first backend that serves the tensors' device, is available, and does not refuse the arguments. When
-one is unavailable or refuses, the reason is told once as a `SlowPathWarning`. `use_backend` forces a choice: what cannot
-be done that way raises `BackendError` with the reason. Nothing falls back in silence."""
+A parameter annotated with a NamedTuple is that tuple to Python, and its fields to the operator. A call takes the first
+backend that serves the device, is available, and does not refuse the arguments; a `SlowPathWarning` says once why one
+is unavailable or refuses. `use_backend` forces a choice, or raises `BackendError`. Nothing falls back in silence.
+"""
 
 import os
 import warnings
@@ -58,20 +56,15 @@ def _never_slower(*args) -> bool:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute an Op.
-
-    devices: device types on which it is chosen unasked. unavailable(device): why it cannot run there at all, or None.
-    refuses(*args): why it cannot compute these arguments, or None. slower_than_next(*args): whether it could, but a
-    backend ranked after it is faster. differentiable: it is made of PyTorch operators that carry their own gradient,
-    and is called outside the custom operator so that autograd and torch.compile see it whole."""
+    """One way to compute an Op, inside the custom operator, or outside where autograd then sees it whole."""
 
     name: str
     run: Callable
-    devices: tuple[str, ...]
-    unavailable: Callable[[torch.device], str | None] = _available
-    refuses: Callable[..., str | None] = _refuses_nothing
-    slower_than_next: Callable[..., bool] = _never_slower
-    differentiable: bool = False
+    devices: tuple[str, ...]  # device types on which it is chosen unasked
+    unavailable: Callable[[torch.device], str | None] = _available  # why it cannot run there at all, or None
+    refuses: Callable[..., str | None] = _refuses_nothing  # why it cannot compute these arguments, or None
+    slower_than_next: Callable[..., bool] = _never_slower  # whether it could, but a later-ranked one is faster
+    differentiable: bool = False  # of PyTorch operators with their own gradient: called outside
 
 
 OPS: dict[str, "Op"] = {}
@@ -81,13 +74,17 @@ _records: list[dict[str, str]] = []  # op name → backend name, of those who as
 
 @contextmanager
 def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
-    """Force a backend inside the `with` block: `use_backend("reference")` for every op,
-    `use_backend(attention="triton")` for one and its gradient. The innermost choice wins; in one call, an op's own
-    choice goes before its forward's, and that before the choice for every op. It holds for the whole process, since
-    backward passes run on threads of their own.
+    """Force a backend inside a `with` block: `use_backend("reference")`, or `use_backend(attention="triton")`.
 
-    Raises BackendError at once if no op has the backend; a call that the forced backend cannot serve raises it there.
-    The environment variable FASTLM_BACKEND sets the outermost choice for every op.
+    Args:
+        name: a backend for every op. None: no such choice.
+        ops: op name = backend name, for one op and its gradient.
+
+    Raises:
+        BackendError: at once if no op has the backend; at a call, if the forced backend cannot serve it.
+
+    The innermost block wins; in it, an op's own choice goes before its forward's, and that before the one for every op.
+    It holds in all threads, for backward passes have their own. FASTLM_BACKEND in the environment is the outermost.
     """
     wanted = ({"": name} if name is not None else {}) | ops
     for op_name, backend_name in wanted.items():
@@ -102,8 +99,7 @@ def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
 
 @contextmanager
 def record_choices() -> Iterator[dict[str, str]]:
-    """`with record_choices() as chosen:` op name → the backend that computed its last call inside the block, on any
-    thread."""
+    """`with record_choices() as chosen:` op name → the backend of its last call in the block, on any thread."""
     chosen: dict[str, str] = {}
     _records.append(chosen)
     try:
@@ -118,7 +114,8 @@ def _check_known(op_name: str, backend_name: str) -> None:
     known = OPS[op_name].names() if op_name else sorted({n for o in OPS.values() for n in o.names()})
     if backend_name not in known:
         raise BackendError(
-            f"{op_name or 'no op'} has {'no ' if op_name else 'a '}backend {backend_name!r}; choose from {', '.join(known)}"
+            f"{op_name or 'no op'} has {'no ' if op_name else 'a '}backend {backend_name!r}; "
+            f"choose from {', '.join(known)}"
         )
 
 
@@ -156,7 +153,13 @@ class Op:
         OPS[self.name] = self
 
     def backend(self, name: str, *, devices: tuple[str, ...], **traits) -> Callable:
-        """Register the decorated function, which takes the definition's arguments, as the next-ranked backend."""
+        """Register the decorated function, which takes the definition's arguments, as the next-ranked backend.
+
+        Args:
+            name: what `use_backend` calls it.
+            devices: device types on which it is chosen unasked.
+            traits: the other fields of `Backend`. Differentiable backends are registered before the others.
+        """
 
         def register(run: Callable) -> Callable:
             backend = Backend(name, run, devices, **traits)
@@ -170,8 +173,8 @@ class Op:
     def gradient(self, save: Callable) -> Callable:
         """Register the decorated `backward(ctx, *grads)`; `save(ctx, inputs, output)` keeps what it needs.
 
-        inputs are the definition's arguments. It returns a gradient or None for each, a NamedTuple of them for a
-        NamedTuple."""
+        inputs are the definition's arguments. It returns a gradient or None for each, a NamedTuple for a NamedTuple.
+        """
 
         def register(backward: Callable) -> Callable:
             self.torch_op.register_autograd(
@@ -196,8 +199,9 @@ class Op:
         if forced_backend(self.name) == REFERENCE:
             return self._compute(args)  # plain PyTorch, which transforms see through
         raise BackendError(
-            f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped dimension into the batch, "
-            'differentiate with autograd, or call it under fastlm.use_backend("reference"), whose plain PyTorch they do see through'
+            f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped "
+            "dimension into the batch, differentiate with autograd, or call it under "
+            'fastlm.use_backend("reference"), whose plain PyTorch they do see through'
         )
 
     def _run(self, *values):
@@ -218,8 +222,7 @@ class Op:
         return self._first(self.backends, args) or self._reference
 
     def _first(self, backends: list[Backend], args: tuple) -> Backend | None:
-        """The first of these that serves the call, or the forced one if it is among them. Raises BackendError if that
-        cannot."""
+        """The first of these that serves the call, or the forced one if it is there. BackendError if that cannot."""
         device = device_of(args)
         forced = forced_backend(self.name)
         if forced is not None:
@@ -273,16 +276,14 @@ class Op:
 
 
 def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = (), gradient_of: Op | None = None):
-    """Turn a plain PyTorch function with annotated arguments into an Op. `mutates` names arguments written in place;
-    `gradient_of` is the op whose gradient this computes, for which a backend forced on that one is a choice too."""
+    """Make an annotated PyTorch function an Op. mutates: what it writes in place. gradient_of: whose gradient it is."""
     if definition is None:
         return lambda d: Op(d, mutates, gradient_of)
     return Op(definition)
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work. Custom operators know neither: vmap would loop
-    over them, and their tangents would be zero without an error."""
+    """Whether torch.func or forward-mode differentiation is on: custom operators know neither, and would be wrong."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 

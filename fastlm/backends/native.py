@@ -76,7 +76,10 @@ def triton_missing(device: torch.device) -> str | None:
         return "Triton is not installed; cure: pip install triton"
     if device.type == "cuda" or (device.type == "cpu" and interpreting()):
         return None
-    return f"Triton compiles for GPUs, and these tensors are on {device.type}; TRITON_INTERPRET=1 runs its interpreter, for tests"
+    return (
+        f"Triton compiles for GPUs, and these tensors are on {device.type}; "
+        "TRITON_INTERPRET=1 runs its interpreter, for tests"
+    )
 
 
 def view(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
@@ -100,7 +103,8 @@ def cuda_stream(device: torch.device) -> tuple[int, int]:
 
 def cuda_workspace(op: str, tensors: list[Tensor], sizes: list | None = None) -> Tensor:
     """Memory that the CUDA launcher of `op` asks for, for a list of tensors; it may be freed once the launch is queued.
-    sizes: what the launcher wants to know of each, its number of elements unless given."""
+    sizes: what the launcher wants to know of each, its number of elements unless given.
+    """
     size = getattr(cuda(), f"{op}_workspace")([t.numel() for t in tensors] if sizes is None else sizes)
     return torch.empty(size, dtype=torch.uint8, device=tensors[0].device)
 

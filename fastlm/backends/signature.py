@@ -1,7 +1,8 @@
 """Arguments by name, and operators that know none: torch.library's take tensors, numbers and lists of them one by one.
 
 A parameter that is annotated with a NamedTuple counts as the tuple's fields here, so that a list of arguments is
-written down once, with its types."""
+written down once, with its types.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from typing import get_type_hints
 class Signature:
     """The parameters of a function, of which some are NamedTuples.
 
-    flat: a function without a body whose parameters are theirs, the fields of NamedTuples in the place of these."""
+    flat: a function without a body whose parameters are theirs, the fields of NamedTuples in the place of these.
+    """
 
     def __init__(self, function: Callable):
         # of each parameter: its NamedTuple, if it is one, and where its values begin and end when flat

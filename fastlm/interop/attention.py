@@ -33,11 +33,20 @@ MISUSED = "cannot serve this model, which computes with its mask itself and not 
 
 @functools.cache  # a second call would wrap their methods twice
 def register() -> None:
-    """Make attn_implementation="fastlm" known to transformers, 4.57 and later.
+    """Make attn_implementation="fastlm" known to transformers, 4.57 and later; a second call does nothing.
 
     Served are causal and bidirectional attention, grouped heads, dropout, T5's position bias, padding on any side, and
-    caches that grow. Raises NotImplementedError for everything else: when a model is loaded or given this
-    implementation and computes attention itself, otherwise when it runs.
+    caches that grow.
+
+        fastlm.interop.register()
+        model = AutoModel.from_pretrained(name, attn_implementation="fastlm")
+
+    Returns:
+        None; transformers' registries have it from then on.
+
+    Raises, later, from transformers' own calls:
+        NotImplementedError: for everything that is not served. For a model that computes attention itself, when it is
+            loaded or given this implementation; otherwise when it runs.
     """
     from transformers import AttentionInterface, PreTrainedModel
     from transformers.masking_utils import AttentionMaskInterface
@@ -77,7 +86,8 @@ def _mask(
     cache_position=None, **kwargs,
 ) -> Mask:  # fmt: skip
     """transformers' mask call. attention_mask [B, Lk] bool: which keys are no padding. cache_position [Lq] int: where
-    queries stand, which older versions give for q_length and q_offset."""
+    queries stand, which older versions give for q_length and q_offset.
+    """
     from transformers import masking_utils
 
     if cache_position is not None:
@@ -146,7 +156,8 @@ def _to(device: torch.device, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[
 
 def _refusing(method: Callable) -> Callable:
     """A method of PreTrainedModel that is told an implementation, refusing ours where it would never be called:
-    transformers itself asks nobody, or warns and goes on."""
+    transformers itself asks nobody, or warns and goes on.
+    """
 
     @functools.wraps(method)
     def checked(self, *args, **kwargs):

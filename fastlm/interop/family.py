@@ -6,8 +6,15 @@ from typing import NamedTuple
 from fastlm.models import ModelConfig, Transformer
 
 
-class Part(NamedTuple):
-    """One of their tensors is some rows of one of ours, transposed where theirs is stored [in, out]."""
+class TensorSlice(NamedTuple):
+    """One of their tensors is some rows of one of ours, transposed where theirs is stored [in, out].
+
+    Args:
+        theirs: the tensor's name in their files.
+        ours: the parameter's name in our state dict.
+        rows: of ours. Default all.
+        transposed: whether theirs is the transpose. Default False.
+    """
 
     theirs: str
     ours: str
@@ -16,9 +23,14 @@ class Part(NamedTuple):
 
 
 class Family(NamedTuple):
-    """is_one: whether a model of this config can be saved as the family. config: config.json's entries. parts: their
-    tensors."""
+    """A family of Hugging Face's models.
+
+    Args:
+        is_one: whether a model of this config can be saved as the family.
+        config: the entries of its config.json.
+        parts: its tensors.
+    """
 
     is_one: Callable[[ModelConfig], bool]
     config: Callable[[ModelConfig], dict]
-    parts: Callable[[Transformer], Iterator[Part]]
+    parts: Callable[[Transformer], Iterator[TensorSlice]]

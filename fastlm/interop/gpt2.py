@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fastlm.interop.family import Family, Part
+from fastlm.interop.family import Family, TensorSlice
 from fastlm.models import ModelConfig, Transformer
 
 
@@ -21,18 +21,18 @@ def config(c: ModelConfig) -> dict:
     }  # fmt: skip
 
 
-def parts(model: Transformer) -> Iterator[Part]:
-    yield Part("transformer.wte.weight", "embedding.weight")
-    yield Part("transformer.wpe.weight", "position.weight")
+def parts(model: Transformer) -> Iterator[TensorSlice]:
+    yield TensorSlice("transformer.wte.weight", "embedding.weight")
+    yield TensorSlice("transformer.wpe.weight", "position.weight")
     layers = (("ln_1", "attention_norm"), ("attn.c_attn", "attention.qkv"), ("attn.c_proj", "attention.out"),
               ("ln_2", "mlp_norm"), ("mlp.c_fc", "mlp.inner"), ("mlp.c_proj", "mlp.out"))  # fmt: skip
     for i in range(model.config.layers):
         for theirs, ours in layers:
             matrix = theirs.startswith(("attn", "mlp"))  # their Conv1D keeps [in, out]
-            yield Part(f"transformer.h.{i}.{theirs}.weight", f"blocks.{i}.{ours}.weight", transposed=matrix)
-            yield Part(f"transformer.h.{i}.{theirs}.bias", f"blocks.{i}.{ours}.bias")
+            yield TensorSlice(f"transformer.h.{i}.{theirs}.weight", f"blocks.{i}.{ours}.weight", transposed=matrix)
+            yield TensorSlice(f"transformer.h.{i}.{theirs}.bias", f"blocks.{i}.{ours}.bias")
     for name in ("weight", "bias"):
-        yield Part(f"transformer.ln_f.{name}", f"norm.{name}")
+        yield TensorSlice(f"transformer.ln_f.{name}", f"norm.{name}")
 
 
 GPT2 = Family(is_gpt2, config, parts)

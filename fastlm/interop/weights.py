@@ -11,25 +11,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastlm.interop.family import Family, Part
+from fastlm.interop.family import Family, TensorSlice
 from fastlm.interop.gpt2 import GPT2
 from fastlm.interop.llama import LLAMA
 from fastlm.models import ModelConfig, Transformer
 
 
-def _own_parts(model: Transformer) -> Iterator[Part]:
+def _own_parts(model: Transformer) -> Iterator[TensorSlice]:
     for name in model.state_dict():
         if not (model.config.tie_embeddings and name == "head.weight"):
-            yield Part(name, name)
+            yield TensorSlice(name, name)
 
 
 FAMILIES = {"llama": LLAMA, "gpt2": GPT2, "fastlm": Family(lambda config: True, lambda config: {}, _own_parts)}
 
 
 def save_pretrained(model: Transformer, folder: Path | str, **entries) -> str:
-    """Write config.json and model.safetensors into folder, a tied matrix once; return the config's model_type.
+    """Write a model in Hugging Face's format: config.json and model.safetensors, a tied matrix once.
 
-    entries: more of the config, such as eos_token_id and pad_token_id.
+    Args:
+        model: the model to write.
+        folder: where; made if it is not there.
+        entries: more of config.json, such as eos_token_id and pad_token_id.
+
+    Returns:
+        The config's model_type, see `model_type`.
+
+    Raises:
+        OSError: for a folder that cannot be written, or a full disk.
     """
     from safetensors.torch import save_file
 
@@ -57,8 +66,10 @@ def save_pretrained(model: Transformer, folder: Path | str, **entries) -> str:
 
 @contextmanager
 def tensor_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` for safetensors to write to, moved there when it is written, with the mode that other files
-    get (safetensors' own is 0600). Raises OSError, as other files do, for a disk that is full."""
+    """A name beside `path` for safetensors to write to, moved there with the usual mode (safetensors' own is 0600).
+
+    Raises OSError, as other files do, for a disk that is full.
+    """
     from safetensors import SafetensorError
 
     made = path.with_name(f".tmp-{path.name}")
@@ -77,8 +88,17 @@ def tensor_file(path: Path) -> Iterator[Path]:
 
 
 def load_pretrained(folder: Path | str) -> Transformer:
-    """The Transformer that `save_pretrained` wrote, in evaluation mode. Raises ValueError for a folder it did not
-    write."""
+    """Load what `save_pretrained` wrote.
+
+    Args:
+        folder: a folder with config.json and model.safetensors.
+
+    Returns:
+        The Transformer, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: for a folder that `save_pretrained` did not write, and for a tensor that is missing there.
+    """
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -102,5 +122,12 @@ def load_pretrained(folder: Path | str) -> Transformer:
 
 
 def model_type(config: ModelConfig) -> str:
-    """ "llama", "gpt2", or "fastlm" where transformers has no such model."""
+    """The Hugging Face model that a config is saved as.
+
+    Args:
+        config: a model's shape.
+
+    Returns:
+        "llama", "gpt2", or "fastlm" where transformers has no such model.
+    """
     return next(name for name, family in FAMILIES.items() if family.is_one(config))

@@ -5,7 +5,8 @@
     transformer.py    the model: tokens in, logits out; caches and sampling
 
 A model takes everything it computes with from the library below (`fastlm.nn`, `fastlm.positions`) and knows nothing of
-training. To add a model, add a row to presets.py."""
+training. To add a model, add a row to presets.py.
+"""
 
 from fastlm.models.config import ModelConfig
 from fastlm.models.transformer import Transformer

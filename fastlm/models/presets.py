@@ -13,7 +13,18 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes) -> ModelConfig:
-    """The preset called `name` with some fields changed. Raises ValueError for a name that is not in PRESETS."""
+    """The preset called `name`, some fields changed.
+
+    Args:
+        name: a key of PRESETS: "llama" or "gpt".
+        changes: fields of `ModelConfig` with other values.
+
+    Returns:
+        A ModelConfig.
+
+    Raises:
+        ValueError: for a name that is not in PRESETS, and for values that do not fit together.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown; choose from {', '.join(sorted(PRESETS))}")
     return replace(PRESETS[name], **changes)

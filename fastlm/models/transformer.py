@@ -4,15 +4,16 @@
 
 The positional scheme belongs to the model: its rotation and its distance table are made once a forward pass and every
 layer uses them, so a T5 table's gradient is summed over layers by autograd. Schemes that say `per_layer` belong to each
-layer."""
+layer.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.masks import positions_of
+from fastlm.masks import position_ids
 from fastlm.models.config import ModelConfig
-from fastlm.nn import MLPS, NORMS, Attention, Cache
+from fastlm.nn import MLPS, NORMS, Attention, KVCache
 from fastlm.positions import Terms
 
 
@@ -28,7 +29,7 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self._drop(self.attention(self.attention_norm(x), position=position, segments=segments, cache=cache))
         return x + self._drop(self.mlp(self.mlp_norm(x)))
 
@@ -37,7 +38,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: tokens [B, L] int64 → logits [B, L, vocab_size]."""
+    """A decoder-only language model: tokens [B, L] int64 → logits [B, L, vocab_size].
+
+    Args:
+        config: the model's shape. Weights start as `init_weights` draws them.
+
+    Depending on config it is GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), or a mixture of both.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -52,8 +59,11 @@ class Transformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02), and N(0, 0.02/√N) for the N = 2·layers matrices that write to the
-        residual stream (Radford et al. 2019); biases zero, norms one."""
+        """Draw weights as GPT-2 (Radford et al. 2019): normal with standard deviation 0.02, biases zero, norms one.
+
+        The N = 2·layers matrices that write to the residual stream have 0.02/√N instead. Positional schemes draw their
+        own.
+        """
         for name, p in self.named_parameters():
             if "position." in name or p.ndim < 2:  # schemes have their own
                 continue
@@ -62,16 +72,29 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor, caches: list[Cache] | None = None, segments: Tensor | None = None) -> Tensor:
-        """caches: one per layer from `new_caches`; tokens then continue what they hold. segments [B, L] int, without
-        caches: documents packed into a row do not mix, and each starts at position 0 (`masks.segments_of`)."""
+    def forward(self, tokens: Tensor, caches: list[KVCache] | None = None, segments: Tensor | None = None) -> Tensor:
+        """Logits of each next token.
+
+        Args:
+            tokens: [B, L] int64.
+            caches: one `KVCache` a layer, from `new_caches`; tokens then continue what the caches hold, and join it.
+            segments: [B, L] int, without caches: documents packed into a row do not mix, and each starts at position 0
+                (`masks.segments_from_cu_seqlens`).
+
+        Returns:
+            [B, L, vocab_size] in the weights' dtype, or in autocast's.
+
+        Raises:
+            IndexError: for more tokens than learned positions.
+            ValueError: for segments or caches that do not fit.
+        """
         seen = len(caches[0]) if caches else 0
         total = seen + tokens.shape[1]
-        standing = torch.arange(seen, total, device=tokens.device) if segments is None else positions_of(segments)
+        ids = torch.arange(seen, total, device=tokens.device) if segments is None else position_ids(segments)
         x = self.embedding(tokens)
         terms = None
         if self.position is not None:
-            embedded = self.position.embed(standing)
+            embedded = self.position.embed(ids)
             x = x if embedded is None else x + embedded.to(x.dtype)
             terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
         x = F.dropout(x, self.config.dropout, self.training)
@@ -79,17 +102,28 @@ class Transformer(nn.Module):
             x = block(x, terms, segments, caches[i] if caches else None)
         return self.head(self.norm(x))
 
-    def new_caches(self) -> list[Cache]:
-        return [Cache() for _ in self.blocks]
+    def new_caches(self) -> list[KVCache]:
+        """Empty caches, one a layer, for `forward`."""
+        return [KVCache() for _ in self.blocks]
 
     @torch.no_grad()
     def generate(
         self, tokens: Tensor, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """tokens [B, L] → [B, L + n], sampled from softmax(logits / temperature); temperature 0 takes the likeliest.
+        """Continue texts by sampling from softmax(logits / temperature), one token at a time.
 
-        Past `context` tokens, the model reads on from the last half of them: no scheme is asked for distances it did
-        not train."""
+        Past `context` tokens, the model reads on from the last half of them, so that no scheme is asked for distances
+        it did not train.
+
+        Args:
+            tokens: [B, L] int64, the texts to continue; all of one length.
+            n: how many tokens to add.
+            temperature: of the softmax; 0 takes the likeliest token. Default 1.
+            generator: of the random numbers, on the tokens' device. None: torch's own.
+
+        Returns:
+            [B, L + n] int64, the texts given and what was added.
+        """
         caches = self.new_caches()
         new = tokens
         for _ in range(n):

@@ -7,7 +7,7 @@ mlp.py           feed-forward layers and norms
 """
 
 from fastlm.nn.attention import Attention
-from fastlm.nn.cache import Cache
-from fastlm.nn.mlp import GELU, MLPS, NORMS, SwiGLU
+from fastlm.nn.cache import KVCache
+from fastlm.nn.mlp import MLPS, NORMS, GeluMLP, SwiGLU
 
-__all__ = ["GELU", "MLPS", "NORMS", "Attention", "Cache", "SwiGLU"]
+__all__ = ["MLPS", "NORMS", "Attention", "GeluMLP", "KVCache", "SwiGLU"]

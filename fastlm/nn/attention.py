@@ -4,18 +4,32 @@ from torch import Tensor, nn
 
 from fastlm import masks
 from fastlm.checks import below_one, flag, whole
-from fastlm.nn.cache import Cache
+from fastlm.nn.cache import KVCache
 from fastlm.nn.functional import attention
 from fastlm.positions import SCHEMES, Position, Terms, make
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, grouped if kv_heads < heads: [B, L, dim] → [B, L, dim].
+    """Multi-head self-attention with any positional scheme: [B, L, dim] → [B, L, dim].
 
-    position: a scheme of `fastlm.positions`, its name, or None if each call passes one (a model that shares a scheme
-    among its layers). bias: whether the two linear layers have one. window: (left, right) keys around each query, or
-    one int for both, see `fastlm.attention`. dropout: on the probabilities, while training. Raises ValueError when
-    heads do not divide dim, or kv_heads heads, and for what attention would refuse."""
+    Args:
+        dim: width of the model; heads must divide it, and D = dim / heads.
+        heads: number of query heads, H.
+        kv_heads: number of key and value heads, which must divide heads (grouped-query attention). None: heads.
+        position: a scheme of `fastlm.positions`, or its name. None: each call may pass one, as models do that share a
+            scheme among their layers.
+        causal: whether later keys are hidden. Default True.
+        bias: whether the two linear layers have a bias. Default False.
+        window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
+        dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
+
+    Raises:
+        ValueError: where heads do not divide dim or kv_heads heads, for a scheme that adds to token embeddings, and for
+            what `fastlm.attention` would refuse.
+        TypeError: for the name of a scheme that wants what a layer does not know.
+
+    Vaswani et al. 2017, sec. 3.2.2; grouped heads: Ainslie et al. 2023.
+    """
 
     def __init__(
         self,
@@ -67,21 +81,36 @@ class Attention(nn.Module):
         prefix: Tensor | None = None,
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """x [B, L, dim]. position: overrides the module's own. cache: L new tokens attend to it and join it, so that
-        there are Lk = len(cache) + L keys; Lk = L without one.
+        """Self-attention of x, or of x and the tokens in a cache: Lk = L keys, or len(cache) + L with one.
 
-        As in `fastlm.attention`: bias [1|B, 1|H, 1|L, 1|Lk]; key_lengths, prefix [B] int; segments [B, L] int, or (of
-        queries [B, L], of keys [B, Lk]); order, ranks (of queries [B, L], of keys [B, Lk]) int."""
+        Args:
+            x: [B, L, dim] floats.
+            position: a scheme or its `Terms`, instead of the module's own.
+            bias: [1|B, 1|H, 1|L, 1|Lk] floats, added to the scores.
+            key_lengths: [B] int; keys past a row's length are padding.
+            prefix: [B] int; keys before it are visible to every query.
+            segments: [B, L] int, or (of queries [B, L], of keys [B, Lk]); queries see keys of their own segment.
+            order: (ranks of queries [B, L], ranks of keys [B, Lk]) int; queries see keys that rank no higher.
+            cache: keys and values of the tokens before; the L new tokens attend to them and join them.
+
+        All but x and cache are as in `fastlm.attention`.
+
+        Returns:
+            [B, L, dim] in the dtype of the linear layers' output.
+
+        Raises:
+            ValueError: for shapes and types that do not fit.
+        """
         if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != self.dim:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"Attention takes x [B, L, dim] with dim {self.dim}; got {got}")
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if cache is not None:
-            if not isinstance(cache, Cache):
-                raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.Cache() for each layer")
+            if not isinstance(cache, KVCache):
+                raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
             k, v = cache.extend(k, v)
         position = self.position if position is None else position
         o = attention(

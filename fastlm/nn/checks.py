@@ -15,7 +15,10 @@ from fastlm.positions import Terms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MASK = "causal, window, prefix, key_lengths, segments or order, or bias=torch.where(mask, 0.0, -torch.inf)"
-_DOCUMENTS = "segments=(of queries, of keys) by fastlm.masks.segments_of, and for causal, order by masks.ranks_of"
+_DOCUMENTS = (
+    "segments=(of queries, of keys) by fastlm.masks.segments_from_cu_seqlens, "
+    "and for causal, order by masks.ranks_from_cu_seqlens"
+)
 ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention takes in its place
     "attn_mask": _MASK,
     "attention_mask": _MASK,
@@ -32,7 +35,7 @@ ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention
     "sliding_window": "window=(sliding_window - 1, 0)",
     "alibi_slopes": "position=fastlm.positions.ALiBi(heads)",
     "score_mod": "position, a fastlm.positions.Position whose bias(distance) it is, or bias",
-    "cu_seqlens": "segments=fastlm.masks.segments_of(cu_seqlens, L)",
+    "cu_seqlens": "segments=fastlm.masks.segments_from_cu_seqlens(cu_seqlens, L)",
     "cu_seqlens_q": _DOCUMENTS,
     "cu_seqlens_k": _DOCUMENTS,
     "max_seqlen_q": _DOCUMENTS,
@@ -136,8 +139,8 @@ def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
 
 
 def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
-    """That a query's segment is the one of the key it stands at, where the last query stands at the last key; or that
-    no key is of its segment. Of segments whose values can be read without waiting, on a CPU."""
+    """That no query stands at a key of another document, where the last query stands at the last key and a document is
+    a segment that has queries and keys. Of segments whose values can be read without waiting, on a CPU."""
     if not all(type(x) is Tensor and x.device.type == "cpu" for x in (of_queries, of_keys)):
         return
     if torch.compiler.is_compiling() or transformed():
@@ -146,15 +149,16 @@ def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
     last, own = (x[:, x.shape[1] - n :] for x in (of_queries, of_keys))
     if last.dtype == own.dtype and torch.equal(last, own):
         return
-    apart = last != own
-    for row in apart.any(1).nonzero().flatten().tolist():
-        astray = last[row][apart[row]]
-        if torch.isin(astray, of_keys[row]).any():
-            raise ValueError(
-                f"segments of queries and keys are packed apart in row {row}, and causal, window and position count "
-                "along the row; in their place give order=(masks.ranks_of(cu_seqlens_q, Lq), "
-                "masks.ranks_of(cu_seqlens_k, Lk))"
-            )
+    of_rows = torch.arange(len(last), device=last.device)[:, None]
+    known = lambda x: x.long() * len(last) + of_rows  # a document's number in the whole batch
+    astray = torch.isin(known(last), known(of_keys)) & torch.isin(known(own), known(of_queries)) & (last != own)
+    if astray.any():
+        row = int(astray.any(1).nonzero()[0])
+        raise ValueError(
+            f"segments of queries and keys are packed apart in row {row}, and causal, window and position count along "
+            "the row; in their place give order=(masks.ranks_from_cu_seqlens(cu_seqlens_q, Lq), "
+            "masks.ranks_from_cu_seqlens(cu_seqlens_k, Lk))"
+        )
 
 
 def group_bias(same: Tensor | None, shape: tuple[int, int, int]) -> None:

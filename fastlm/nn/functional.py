@@ -1,7 +1,7 @@
 """The functions people call: checked arguments, positions and masks turned into an op's plain numbers and vectors."""
 
 import warnings
-from typing import NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,35 @@ from fastlm.ops.attention_twice import ONCE
 from fastlm.ops.rotary import rotate as rotate_op
 from fastlm.positions import Position, Terms
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+    class Options(TypedDict, total=False):
+        """attention's, for the two signatures that type checkers see."""
+
+        position: Position | Terms | None
+        bias: Tensor | None
+        causal: bool
+        window: tuple[int | None, int | None] | int | None
+        prefix: Tensor | None
+        segments: Tensor | tuple[Tensor, Tensor] | None
+        key_lengths: Tensor | None
+        order: tuple[Tensor, Tensor] | None
+        group_bias: tuple[Tensor, Tensor, Tensor] | None
+        dropout: float
+        seed: int | None
+        scale: float | None
+        offset: int | None
+
+
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[False] = ..., **options: "Unpack[Options]"
+) -> Tensor: ...
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, return_lse: Literal[True], **options: "Unpack[Options]"
+) -> tuple[Tensor, Tensor]: ...
 def attention(
     query: Tensor,
     key: Tensor,
@@ -37,39 +65,53 @@ def attention(
     return_lse: bool = False,
     **unknown: NoReturn,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention with any positional scheme: [B, H, Lq, D] in query's dtype.
+    """Attention with any positional scheme and any mask, without an L×L tensor.
 
-    query [B, H, Lq, D]; key, value [B, Hk, Lk, D] with H a multiple of Hk (grouped-query attention); fp32, bf16 or
-    fp16. position: a scheme of `fastlm.positions`, or its `Terms` made once for all layers, of this call's lengths and
-    offset. bias [1|B, 1|H, 1|Lq, 1|Lk]: added to the scores, after scale; its gradient has its own shape. group_bias:
-    (x [B, H, Lq] fp32, groups of queries [B, Lq], groups of keys [B, Lk]); x is added likewise where a query's and a
-    key's groups are equal (XLNet's segments).
+    Every mask holds beside the others. Queries that see no key give zeros, and zero gradients.
 
-    Masks, which combine. causal: key j is visible to query i when j ≤ i + offset. window: (left, right) keys around the
-    query, None for no bound. prefix [B] int: keys before it are visible to every query. segments [B, L] int, or one for
-    queries and one for keys: a query sees keys of its own segment, so packed documents do not mix.
-    `masks.segments_of(cu_seqlens, L)` makes them; positions, of which scores see differences alone, need not start over
-    in each, while queries and keys are packed alike. Where they are not, causal, window and position would count along
-    the row, and `masks.ranks_of` gives the order that causal documents have; the two are told apart on a CPU, where
-    reading segments waits for nothing. key_lengths [B] int: keys past a row's length are padding. order: (ranks of
-    queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below it (for XLNet's
-    query stream, which must not see its own token, take the ranks of queries minus 1). Queries that see no key give
-    zeros, and zero gradients.
+    Args:
+        query: [B, H, Lq, D]; fp32, bf16 or fp16 (fp64 by the definition, and slowly).
+        key: [B, Hk, Lk, D] in query's dtype, where H is a multiple of Hk (grouped-query attention).
+        value: like key.
+        position: a scheme of `fastlm.positions`, or what its `terms` made of this call's lengths and offset, once for
+            every layer that shares the scheme. None: no position.
+        bias: [1|B, 1|H, 1|Lq, 1|Lk] floats, added to the scores after scale; its gradient has its own shape.
+        causal: whether key j is visible to query i only if j ≤ i + offset.
+        window: (left, right) keys visible around each query's own, None on a side for no bound; an int for both sides.
+        prefix: [B] int; keys before it are visible to every query, be the call causal or windowed.
+        segments: [B, L] int, or a tuple (of queries [B, Lq], of keys [B, Lk]); a query sees the keys of its own
+            segment, so that packed documents do not mix. `masks.segments_from_cu_seqlens` makes them from cu_seqlens.
+            Positions need not start over in each segment while queries and keys are packed alike. Where they are not,
+            causal, window and position would count along the row, which is refused on a CPU, where reading them waits
+            for nothing; `masks.ranks_from_cu_seqlens` gives the order that causal documents have.
+        key_lengths: [B] int; keys past a row's length are padding.
+        order: (ranks of queries [B, Lq], ranks of keys [B, Lk]) int; a key is visible to queries that do not rank below
+            it. For XLNet's query stream, which must not see its own token, take the ranks of queries minus 1.
+        group_bias: (x [B, H, Lq] fp32, groups of queries [B, Lq], groups of keys [B, Lk]); x is added where a query's
+            and a key's groups are equal (XLNet's relative segments).
+        dropout: share of the probabilities that is dropped, in [0, 1); the rest grow by 1/(1 - dropout).
+        seed: 0 … 2⁶³ - 1, of the dropout: the same seed drops the same ones on every backend. None: drawn from torch's
+            generator; a captured CUDA graph repeats its own.
+        scale: of the products. None: 1/√D, and 1/√(3D) for DeBERTa's three.
+        offset: the first query's position among the keys. None: Lk - Lq, so that the last query stands at the last
+            key, and a decoding step needs no argument.
+        return_lse: whether to return log Σ exp(score) too.
+
+    Returns:
+        [B, H, Lq, D] in query's dtype; with return_lse a tuple of it and [B, H, Lq] fp32, -inf where no key is seen.
+
+    Raises:
+        ValueError: for shapes, dtypes, devices or values that do not fit, with what would.
+        TypeError: for an argument of another library, with what takes its place here.
 
     Keys and values past key_lengths may hold anything. All others must be finite, and for gradients queries too, be
-    they masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention. Fill other
-    padding with zeros.
-
-    dropout: on the probabilities, from a counter-based generator: the same seed drops the same ones on every backend.
-    seed: 0 … 2⁶³ - 1; drawn from torch's generator if None; a captured CUDA graph repeats its own. scale: 1/√D unless
-    given (1/√(3D) for DeBERTa's three products). offset: the first query's position, Lk - Lq unless given, so that the
-    last query stands at the last key and a decoding step needs no argument. return_lse: also return log Σ exp(score),
-    [B, H, Lq] fp32.
+    they masked or not: they weigh zero in sums, where 0 · NaN is NaN, here as in PyTorch's attention.
 
     Differentiable once, and more often under `use_backend("reference")`. Gradients come from the log-sum-exp in fp32:
-    where all of a row's scores are large, by -1e4 say, they lose as many digits as it does; -inf, or a mask, gives
-    zeros instead. Raises ValueError for shapes, dtypes, devices or values that do not fit, TypeError for arguments of
-    other libraries, with what takes their place."""
+    where all of a row's scores are large, by -1e4 say, they lose as many digits as it does.
+
+    Vaswani et al. 2017; the kernels: Dao 2023, FlashAttention-2. The formula: fastlm/ops/attention.py.
+    """
     if unknown:
         checks.unknown(*unknown)
     checks.no_tracing("attention")
@@ -132,10 +174,19 @@ def attention(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tensor:
-    """Turn pairs of channels of x [B, H, L, D] by the angles whose cos and sin are given, [L, R/2] or [B, L, R/2] fp32.
+    """Turn pairs of channels by angles, as rotary embedding does (Su et al. 2021, eq. 34).
 
-    layout: "half" pairs channel i with i + R/2, "interleaved" pairs 2i with 2i + 1; channels from R on pass through.
-    Raises ValueError when shapes do not fit. Su et al. 2021, eq. 34.
+    Args:
+        x: [B, H, L, D] floats.
+        cos: [L, R/2], or [B, L, R/2] where positions differ by row; fp32 (fp64 for x in fp64).
+        sin: like cos.
+        layout: "half" pairs channel i with i + R/2 (NeoX, Llama), "interleaved" pairs 2i with 2i + 1 (the paper).
+
+    Returns:
+        [B, H, L, D] in x's dtype; channels from R on are x's own.
+
+    Raises:
+        ValueError: for shapes, devices or a layout that do not fit.
     """
     checks.no_tracing("rotate")
     checks.rotation(x, cos, sin, layout)

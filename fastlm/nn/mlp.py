@@ -4,8 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class GELU(nn.Module):
-    """The feed-forward layer of GPT-2: out(gelu(in(x))), tanh approximation."""
+class GeluMLP(nn.Module):
+    """The feed-forward layer of GPT-2 (Radford et al. 2019): out(gelu(inner(x))), with the tanh approximation of GELU.
+
+    Args:
+        dim: width of the input and the output: [..., dim] → [..., dim].
+        hidden: width between the two linear layers.
+        bias: whether the linear layers have a bias.
+    """
 
     def __init__(self, dim: int, hidden: int, bias: bool):
         super().__init__()
@@ -17,7 +23,13 @@ class GELU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The gated feed-forward layer of Llama: out(silu(gate(x)) · up(x)); Shazeer 2020. gate and up are one matrix."""
+    """The gated feed-forward layer of Llama (Shazeer 2020): out(silu(gate(x)) · up(x)).
+
+    Args:
+        dim: width of the input and the output: [..., dim] → [..., dim].
+        hidden: width of gate and up, which are the two halves of one matrix, `inner`, gate first.
+        bias: whether the linear layers have a bias.
+    """
 
     def __init__(self, dim: int, hidden: int, bias: bool):
         super().__init__()
@@ -29,5 +41,5 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * up)
 
 
-MLPS = {"gelu": GELU, "swiglu": SwiGLU}
+MLPS = {"gelu": GeluMLP, "swiglu": SwiGLU}
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

@@ -6,7 +6,8 @@
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
 one, subclass `Objective` with a name and define its methods, here or in your own code; the trainer and the command line
-find it."""
+find it.
+"""
 
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective
 from fastlm.objectives.causal import Causal

@@ -1,10 +1,9 @@
-"""What an objective is: it makes batches, and turns a model's answer into sums of loss; OBJECTIVES has each by its
-name.
+"""What an objective is: it makes batches, and turns a model's answer into sums of loss. OBJECTIVES has each by name.
 
 A batch is a pure function of the seed and the numbers of its samples: sample s of n in the data is sample s mod n of
-epoch s div n. A loss is one sum per term, kept apart from its number of targets, so that the trainer can divide by the
-targets of the whole step however it was cut into micro-batches; averaging inside a micro-batch would be wrong where
-counts differ."""
+epoch s div n. A loss is one sum per term, kept apart from its number of targets. The trainer divides by the targets of
+the whole step, however it was cut into micro-batches; averages inside a micro-batch would be wrong where counts differ.
+"""
 
 from typing import ClassVar
 
@@ -17,9 +16,18 @@ Batch = dict[str, Tensor]
 
 
 class Objective:
-    """An objective over one stream of ids. tokens [N]; context: tokens a row gives the model.
+    """An objective over one stream of token ids. Subclass it with a name, and define its methods.
 
-    Raises ValueError if the stream is too short for a single row.
+    Args:
+        tokens: [N] ids, the stream; N > context.
+        context: tokens that a row gives the model.
+
+    Attributes:
+        name: its name in OBJECTIVES.
+        compresses: whether the loss is a code length of the text, so that bits per byte mean something. Default False.
+
+    Raises:
+        ValueError: if the stream is too short for a single row.
     """
 
     name: ClassVar[str]
@@ -47,17 +55,48 @@ class Objective:
         raise NotImplementedError
 
     def batch(self, seed: int, first: int, count: int) -> Batch:
-        """Samples first … first + count - 1 of the training order."""
+        """Samples of the training order.
+
+        Args:
+            seed: of the order and of all that is random.
+            first: the first sample's number, from 0 on, through all epochs.
+            count: how many samples.
+
+        Returns:
+            Name → tensor, as `targets` and `loss` read it.
+        """
         raise NotImplementedError
 
     def fixed(self, numbers: np.ndarray) -> Batch:
-        """The windows with these numbers in the text's order, the same at every evaluation."""
+        """The windows with these numbers, the same at every evaluation.
+
+        Args:
+            numbers: [n] int, windows in the text's order, from 0 to `windows` - 1.
+
+        Returns:
+            A batch, as `batch` gives it.
+        """
         raise NotImplementedError
 
     def targets(self, batch: Batch) -> dict[str, int]:
-        """Term → how many targets the batch has."""
+        """How many targets a batch has.
+
+        Args:
+            batch: what `batch` or `fixed` made.
+
+        Returns:
+            Term → its number of targets.
+        """
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Term → loss summed over its targets, an fp32 scalar."""
+        """The loss of a model on a batch.
+
+        Args:
+            model: the module that the objective trains.
+            batch: what `batch` or `fixed` made.
+
+        Returns:
+            Term → loss in nats summed over its targets, an fp32 scalar.
+        """
         raise NotImplementedError

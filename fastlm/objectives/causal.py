@@ -10,11 +10,19 @@ from fastlm.objectives.base import IGNORED, Batch, Objective
 
 
 class Causal(Objective, name="causal"):
-    """Predict each next token (maximum likelihood): -Σ log p(xᵢ | x<ᵢ). Batch: inputs, labels [B, L] int64, labels one
-    ahead.
+    """Predict each next token (maximum likelihood): -Σ log p(xᵢ | x<ᵢ), in nats.
 
-    Rows are windows of a stream in which <eos> separates documents, as for GPT-3. Windows of an epoch do not overlap,
-    and each epoch cuts the stream at other places."""
+    A batch has inputs and labels, [B, L] int64, labels one token ahead. Rows are windows of a stream in which <eos>
+    separates documents, as for GPT-3 (Brown et al. 2020). Windows of an epoch do not overlap, and each epoch cuts the
+    stream at other places.
+
+    Args:
+        tokens: [N] ids, as in `Objective`.
+        context: tokens of a row, L.
+
+    Raises:
+        ValueError: if the stream is too short for a single row.
+    """
 
     compresses = True
 

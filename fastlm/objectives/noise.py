@@ -4,7 +4,7 @@ Sample order, masking and dropout then do not depend on how a run was interrupte
 what was drawn before, and seeking costs nothing. The bits are Philox's: the seed is the key, and the counter says which
 draw is meant:
 
-    word 0: block of four draws    words 1, 2: index, low and high    word 3: purpose (high 8 bits) and epoch (low 24 bits)
+    word 0: block of four draws    words 1, 2: index, low and high    word 3: purpose (8 high bits), epoch (24 low bits)
 """
 
 from enum import IntEnum
@@ -42,6 +42,7 @@ def number(seed: int, purpose: Purpose, epoch: int, index: int = 0) -> int:
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """[n] int64: the order of n samples in an epoch. Each sample gets a 64-bit key of its own, and the keys are
-    sorted."""
+    sorted.
+    """
     low, high = draw(seed, Purpose.ORDER, epoch, torch.arange(n), 2).unbind(-1)
     return (high << 32 | low).argsort(stable=True)

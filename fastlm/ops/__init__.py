@@ -1,5 +1,6 @@
 """The operations. Each file is in the same three parts: definition, backends, gradient; attention's backends, and its
-second derivatives, fill files of their own. Importing the package registers all."""
+second derivatives, fill files of their own. Importing the package registers all.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules

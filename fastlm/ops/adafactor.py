@@ -4,7 +4,8 @@ tensors.
 A matrix of n × m keeps n + m numbers of state. The three implementations in use, mesh TensorFlow's (T5), Hugging Face's
 (after fairseq) and torch's, differ in scalars of this one op. Two passes over the gradient are exact, because the RMS
 of the update follows from weighted column sums of the first; csrc/rules/adafactor.h has the algebra. Bytes a parameter
-in fp32: 12 where the second pass finds its data in the cache (reads g, p; writes p), 20 where it does not."""
+in fp32: 12 where the second pass finds its data in the cache (reads g, p; writes p), 20 where it does not.
+"""
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def adafactor(
     Leading dimensions are batches of matrices; both RMS are over the whole tensor. A tensor whose `cols` entry is empty
     is not factored: its `rows` entry, shaped like it, holds V ← βV + (1 - β)(g² + eps_square). exp_avgs: empty for
     beta1 = 0, else m ← beta1·m + (1 - beta1)·α·u takes the place of α·u. rows, cols: fp32. companions, keys,
-    coefficient, found_inf: as for adamw."""
+    coefficient, found_inf: as for adamw.
+    """
     lists, flags = (params, companions, keys, grads, rows, cols, exp_avgs, steps), (coefficient, found_inf)
     step_size = (
         lr,
@@ -65,7 +67,8 @@ def adafactor_rules(
     shapes: list[torch.Size], params, companions, keys, grads, rows, cols, exp_avgs, steps, *scalars
 ) -> list[Rule]:
     """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors.
-    scalars: as adafactor's."""
+    scalars: as adafactor's.
+    """
     momenta = exp_avgs or [None] * len(params)
     each = zip(shapes, parameters(params, companions, keys), grads, rows, cols, momenta, steps, strict=True)
     return [_rule(*tensors, *scalars) for tensors in each]

@@ -3,7 +3,8 @@ overflow skip inside.
 
 Parameters and gradients may be fp32, bf16 or fp16, each tensor by itself, moments fp32 or bf16; the arithmetic is fp32,
 the steps are fp32 scalars. One pass reads p, g, m, v and writes p, m, v: 28 bytes a parameter in fp32. The rule is
-written once for CPU and GPU in csrc/rules/adam.h."""
+written once for CPU and GPU in csrc/rules/adam.h.
+"""
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ def adamw(
 
     bias_correction=False leaves both denominators 1 (Google's BERT). companions, keys: see precision.py. coefficient,
     found_inf: fp32 scalars on the device; found_inf ≠ 0 leaves every bit of params, companions, moments and steps as it
-    was. Nothing is read back to the host."""
+    was. Nothing is read back to the host.
+    """
     for p, g, m, v, step in zip(parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         bias1, bias2 = biases(step, beta1, beta2, bias_correction)
         theta = p.read()

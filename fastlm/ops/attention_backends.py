@@ -1,5 +1,6 @@
 """Who computes attention (fastlm/ops/attention.py): PyTorch's own kernels where nothing is positional, Triton on GPUs,
-C++ on CPUs."""
+C++ on CPUs.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ def _sees_all(a: Arguments) -> bool:
 def _sdpa_is_slower(a: Arguments) -> bool:
     """On CPUs the C++ kernels take half the time and less from L = 512 on. Not for calls so small that the custom
     operator's own time counts, by a sweep in benchmarks/FACTS.md; nor for bf16 where the processor multiplies tiles of
-    it (AMX), which was not measured."""
+    it (AMX), which was not measured.
+    """
     if a.q.device.type != "cpu" or _cpp_refuses(a):
         return False
     smallest = 2**22 if a.q.dtype == torch.bfloat16 else 2**23
@@ -94,7 +96,8 @@ def _triton_unavailable(device: torch.device) -> str | None:
     if torch.version.hip:
         return "the Triton kernels of attention hold NVIDIA assembly, and this is a ROCm build of torch"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"the Triton kernels of attention need compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+        name = torch.cuda.get_device_name(device)
+        return f"the Triton kernels of attention need compute capability 8.0, and {name} has less"
     return None
 
 
@@ -159,12 +162,14 @@ def _cpp_backward_refuses(grad, grad_lse, out, lse, a, wanted) -> str | None:
 def _(a):
     """Memory besides arguments and results, fp32: at most 0.3 MiB a thread, 0.7 MiB with terms, whatever the lengths
     (csrc/cpu/attention.h: forward_space, terms_space), H · (Lq + Lk + 255) for a table, and D times that for each
-    tensor of vectors."""
+    tensor of vectors.
+    """
     a = _for_cpp(a)
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(a.q.shape[:3], dtype=torch.float32)
     native.cpu().attention(
-        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype], native.address(a.table), native.address(a.key_lengths),
-        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
+        native.address(a.table), native.address(a.key_lengths), *_terms_for_cpp(a),
+        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
@@ -174,7 +179,8 @@ def _(grad, grad_lse, out, lse, given, wanted):
     """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k
     and v in fp32, twice B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads
     share like the bias, and of a table or a bias of keys or queries one for each row of the batch and head, B · H · L.
-    Every sum has one order, so that bits do not depend on the number of threads."""
+    Every sum has one order, so that bits do not depend on the number of threads.
+    """
     a, names = _for_cpp(given), wanted_of(given, wanted)
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()

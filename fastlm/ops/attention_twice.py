@@ -1,6 +1,7 @@
 """Second derivatives of attention, and all after them: autograd's, through the definition, which keeps L×L tensors.
 
-So they are made where the definition was asked for, under `use_backend("reference")`, and refused elsewhere."""
+So they are made where the definition was asked for, under `use_backend("reference")`, and refused elsewhere.
+"""
 
 import torch
 from torch import Tensor

@@ -39,7 +39,8 @@ def lamb(
     correction: 0, m̂ = m and v̂ = v; 1, they are corrected for bias; 2, √(1 - β₂ᵗ)/(1 - β₁ᵗ) multiplies the step
     instead (DeepSpeed). rms: θ ← (1 - lr·weight_decay)(θ - lr · ratio · m̂ / (√v̂ + eps)) and ratio = clip(RMS(θ), low,
     high), where the factor of correction 2 multiplies the step alone (AdamWScale of nanoT5). r is taken from the
-    moments as they are stored. companions, keys, coefficient, found_inf: as for adamw."""
+    moments as they are stored. companions, keys, coefficient, found_inf: as for adamw.
+    """
     lists, flags = (params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps), (coefficient, found_inf)
     ratio = adapt, rms, norm_low, norm_high, low, high
     for rule in lamb_rules(
@@ -52,7 +53,8 @@ def lamb_rules(
     shapes: list[torch.Size], params, companions, keys, grads, exp_avgs, exp_avg_sqs, steps, *scalars
 ) -> list[Rule]:
     """The update of each tensor, of which `params` and their like may be shards; `shapes` are of whole tensors.
-    scalars: as lamb's."""
+    scalars: as lamb's.
+    """
     each = zip(shapes, parameters(params, companions, keys), grads, exp_avgs, exp_avg_sqs, steps, strict=True)
     return [_rule(*tensors, *scalars) for tensors in each]
 

@@ -28,7 +28,8 @@ def refuses_lists(**lists: list[Tensor]) -> str | None:
 
 def dense(x: Tensor) -> Tensor:
     """x itself if its elements fill their memory without gaps or overlap, in any order of dimensions, else a contiguous
-    copy."""
+    copy.
+    """
     return x if x.is_contiguous() or _dense(x) else x.contiguous()
 
 
@@ -61,10 +62,12 @@ class Lists:
     Elements are in each parameter's own memory order where nothing depends on it; row_major=True, and noise, number
     them in row-major order. `write_back` copies results into those tensors that had to be laid out anew; gradients are
     only read. Raises ValueError where a tensor is not shaped as its parameter is, or a step is not an fp32 scalar on
-    its device."""
+    its device.
+    """
 
     def __init__(
-        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], steps: list[Tensor], *,
+        self, params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor],
+        steps: list[Tensor], *,
         row_major: bool = False, **states: list[Tensor],
     ):  # fmt: skip
         self.params = [p.contiguous() if row_major or keys else dense(p) for p in params]
@@ -104,7 +107,8 @@ def write_back(originals: list[Tensor], dense: list[Tensor]) -> None:
 
 def with_shapes(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """The tensors. Raises ValueError where one has another shape: a launcher is given addresses, and would read past
-    its end."""
+    its end.
+    """
     given = [x.shape for x in tensors]
     if given != shapes:
         i = next(i for i, (x, y) in enumerate(zip(given, shapes, strict=True)) if x != y)

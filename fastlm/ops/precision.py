@@ -71,7 +71,8 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def round_by_noise(x: Tensor, key: int, step: Tensor) -> Tensor:
     """x (fp32) as bf16, up or down at random with mean x. Element e, in row-major order, takes half-word e mod 8 of
-    counter (e / 8, step)."""
+    counter (e / 8, step).
+    """
     eighth = torch.arange(-(-x.numel() // DRAWS), device=x.device)
     words = torch.stack(philox((eighth & LOW, eighth >> 32, step.long(), torch.zeros_like(eighth)), key), -1)
     halves = torch.stack((words & 0xFFFF, words >> 16), -1).flatten()[: x.numel()].view(x.shape)

@@ -15,7 +15,8 @@ from fastlm.ops.precision import assign, parameters
 
 @op(mutates=("params", "companions", "buffers", "steps"))
 def sgd(
-    params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], buffers: list[Tensor], steps: list[Tensor],
+    params: list[Tensor], companions: list[Tensor], keys: list[int], grads: list[Tensor], buffers: list[Tensor],
+    steps: list[Tensor],
     coefficient: Tensor | None, found_inf: Tensor | None,
     lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool,
 ) -> None:  # fmt: skip

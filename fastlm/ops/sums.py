@@ -4,7 +4,8 @@ An op whose rule needs such sums (LAMB's norms, Adafactor's means) has the rule 
 what to add up, as (x, dims) pairs, and is sent the sums, with those dims kept as 1. `follow` runs rules: the op's
 definition one tensor at a time, which lies here in full, and a sharded optimizer many side by side, so that every round
 of sums is one collective for each process group and not one for each tensor. So there is one formula, and nothing of it
-knows about ranks."""
+knows about ranks.
+"""
 
 from collections.abc import Generator
 
@@ -19,7 +20,8 @@ Shards = tuple[tuple[int, object], ...]
 
 def follow(rules: list[Rule], shards: list[Shards]) -> None:
     """Run rules to their end, side by side. shards: how each rule's tensors are divided, () for one that lies here in
-    full."""
+    full.
+    """
     waiting: list[tuple[int, list[Tensor] | None]] = [(i, None) for i in range(len(rules))]
     while waiting:
         sums, groups, counts = [], [], []
@@ -38,7 +40,8 @@ def follow(rules: list[Rule], shards: list[Shards]) -> None:
 
 def add_up(sums: list[Tensor], groups: list[tuple]) -> list[Tensor]:
     """Each sum's total over its process groups: one collective for each group, in fp64, and nothing for the host to
-    wait for."""
+    wait for.
+    """
     totals = list(sums)
     for group in dict.fromkeys(group for each in groups for group in each):
         chosen = [i for i, each in enumerate(groups) if group in each]

@@ -22,7 +22,8 @@ def grad_stats(grads: list[Tensor], scale: Tensor | None, max_norm: float) -> Te
 
     norm = ‖grads / scale‖₂ over all tensors; coefficient = min(1, max_norm / (norm + 1e-6)) / scale unscales and clips
     (max_norm ≤ 0: unscales only); found_inf = 1 where the norm is not finite, which any inf or NaN makes it. Sums are
-    fp64."""
+    fp64.
+    """
     unscale = 1.0 if scale is None else 1.0 / scale.double()
     total = torch.stack([g.double().square().sum() for g in grads]).sum().sqrt() * unscale
     norm = total.float()
@@ -33,7 +34,8 @@ def grad_stats(grads: list[Tensor], scale: Tensor | None, max_norm: float) -> Te
 @op(mutates=("grads", "found_inf"))
 def unscale(grads: list[Tensor], factor: Tensor, found_inf: Tensor) -> None:
     """grads ← factor · grads in place; found_inf, an fp32 scalar, becomes 1 if an element was inf or NaN, else
-    stays."""
+    stays.
+    """
     for g in map(unrepeated, grads):
         found_inf.copy_(torch.maximum(found_inf, (~g.isfinite().all()).float()))
         g.copy_(factor * g.float())

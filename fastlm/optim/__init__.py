@@ -7,7 +7,8 @@
 
 Each is a `torch.optim.Optimizer` that takes its namesake's arguments and state dict, and a few more: `max_grad_norm`
 (base.py), and `master`, `state_dtype` for parameters of 16 bits. To add one: an op in fastlm/ops, and a file here that
-says what state a parameter has and which op to call."""
+says what state a parameter has and which op to call.
+"""
 
 from fastlm.optim.adafactor import Adafactor
 from fastlm.optim.adam import Adam, AdamW

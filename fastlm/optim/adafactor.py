@@ -17,27 +17,35 @@ WARMUP_RAMP = 1e-6
 
 
 class Adafactor(Optimizer, name="adafactor"):
-    """Adafactor: n + m numbers of state for an n × m matrix, steps relative to the parameter's own size.
+    """Adafactor (Shazeer & Stern 2018): n + m numbers of state for an n × m matrix; a step is ρ · max(eps[1], RMS(θ)).
 
-    variant         factors                            lr                                       eps[0] (default)
-    "t5"            the two largest dimensions, both   None: ρ = min(0.01, 1/√t), times 0.05    added to g² (1e-30)
-                    ≥ min_dim_size_to_factor (128)     if scale_parameter is False; or a number
-    "huggingface"   the last two                       None: ρ = min(0.01, 1/√t); or a number   added to g² (1e-30)
-    "torch"         the last two                       a number (0.01): ρ = min(lr, 1/√t)       bounds √V (the dtype's)
+    State dicts go both ways between a variant and its class. A table of the variants is in adafactor_variants.py.
 
-    The step is ρ · max(eps[1], RMS(θ)), or ρ with scale_parameter=False. warmup_init: ρ = min(1e-6·t, 1/√t). beta1:
-    momentum of the scaled update, which costs a state of the parameter's size. clip_threshold: of the update's RMS.
-    decay_offset: steps after which the decay of averages starts anew, for fine-tuning. weight_decay: "huggingface"
-    multiplies it by the parameter's step, "torch" by lr, "t5" has none. huggingface's relative_step=True says lr=None;
-    torch's `d` and `beta2_decay` are clip_threshold and decay_rate, and so named in groups of variant "torch".
+    Args:
+        params: parameters or groups, as torch.optim takes them.
+        lr: ρ. None, which "torch" lacks: the relative step, ρ = min(0.01, 1/√t) at step t. It does not read its group's
+            lr, and schedules that multiply None fail: give transformers.AdafactorSchedule, which reports the steps, or
+            a number. In "torch" ρ = min(lr, 1/√t), lr 0.01 by default.
+        eps: (ε₁, ε₂). ε₁ is added to g² (1e-30), or in "torch" bounds √V from below (None: the dtype's eps); ε₂ bounds
+            RMS(θ) from below (1e-3).
+        clip_threshold: of the update's RMS. Default 1.
+        decay_rate: exponent of t in the decay of averages, at most 0. Default -0.8.
+        beta1: momentum of the scaled update, which costs a state of the parameter's size. None: none.
+        weight_decay: "huggingface" multiplies it by the parameter's step, "torch" by lr, "t5" has none. Default 0.
+        scale_parameter: False for a step of ρ alone, or 0.05 ρ in "t5" with lr=None. Default True.
+        relative_step: huggingface's; True says lr=None, and False that lr is a number.
+        warmup_init: ρ = min(1e-6·t, 1/√t) instead of the relative step's. Default False.
+        variant: "t5", "huggingface" or "torch". None: that of transformers.Adafactor or torch.optim.Adafactor,
+            whichever has the arguments given; if both have, "huggingface", and a UserWarning says so.
+        min_dim_size_to_factor: least factored size: the two largest in "t5" (128), else the last two (0).
+        decay_offset: steps after which the decay of averages starts anew, for fine-tuning. Default 0.
+        beta2_decay, d: torch's names of decay_rate and clip_threshold, and their names in groups of variant "torch".
+        maximize: ascend instead of descending. Default False.
+        common: max_grad_norm, master, state_dtype, seed, process_group, fused of `Optimizer`; foreach does nothing.
 
-    variant=None: the class is meant, torch.optim.Adafactor or transformers.Adafactor, that has the arguments given; if
-    both have, "huggingface" computes, and a UserWarning says so. State dicts go both ways between a variant and its
-    class. A step that is relative takes no notice of what is written into its group's lr, and schedules that multiply
-    lr=None fail: give transformers.AdafactorSchedule, which reports the steps, or a number to schedule. foreach is
-    accepted and changes nothing. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm optimizer
-    (`Optimizer`). Raises ValueError for what a variant does not have, naming what it has, and for the state dict of a
-    class whose variant this is not."""
+    Raises:
+        ValueError: for what a variant lacks, naming what it has, and for state dicts of a class with another variant.
+    """
 
     def __init__(
         self,
@@ -150,9 +158,6 @@ class Adafactor(Optimizer, name="adafactor"):
                 'variant "t5" has no weight decay; "huggingface" decays by the parameter\'s step, "torch" by lr'
             )
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # State
-
     def layout(self, p, group):
         variant, dims = VARIANTS[group["variant"]], factored_dims(p.shape, group)
         if dims is None:
@@ -183,9 +188,6 @@ class Adafactor(Optimizer, name="adafactor"):
         ]
         return {**state_dict, "param_groups": groups}
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # The step
-
     def update(self, group, part, coefficient, found_inf):
         scalars = self._scalars(group)
         for dtype, (shapes, shards, *chosen) in self._by_eps(group, part):
@@ -203,8 +205,7 @@ class Adafactor(Optimizer, name="adafactor"):
             sharding.apply(adafactor, adafactor_rules, shapes, shards, *args)
 
     def _by_eps(self, group: dict, part: Part):
-        """Shapes, shards and the op's lists, split by the parameters' dtype where eps depends on it; factored
-        dimensions moved last."""
+        """Shapes, shards and the op's lists, by the parameters' dtype where eps depends on it; factored dims last."""
         dims = [factored_dims(shape, group) for shape in part.shapes]
         last = lambda xs: [
             x if d is None or d == (x.ndim - 2, x.ndim - 1) else x.movedim(d, (-2, -1))
@@ -272,8 +273,7 @@ class Adafactor(Optimizer, name="adafactor"):
         return (1.0, True, WARMUP_RAMP) if group["warmup_init"] else (RELATIVE_BOUND, True, torch.inf)
 
     def _get_lr(self, group: dict, state: dict) -> float:
-        """The step of the parameter with this state, at its size now, by the name that transformers.AdafactorSchedule
-        calls. Reads the device."""
+        """The step of the parameter with this state now, for transformers.AdafactorSchedule. Reads the device."""
         bound, relative, ramp = self._step_size(group)
         t = max(1.0, float(state.get("step", 1.0)))
         rho = min(bound, ramp * t, t**-0.5) if relative else bound

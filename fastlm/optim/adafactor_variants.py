@@ -1,4 +1,11 @@
-"""The Adafactors in use: what each computes, what it calls its options and states, and which one is meant."""
+"""The Adafactors in use: what each computes, what it calls its options and states, and which one is meant.
+
+variant         factors                            lr                                       eps[0] (default)
+"t5"            the two largest dimensions, both   None: ρ = min(0.01, 1/√t), times 0.05    added to g² (1e-30)
+                ≥ min_dim_size_to_factor (128)     if scale_parameter is False; or a number
+"huggingface"   the last two                       None: ρ = min(0.01, 1/√t); or a number   added to g² (1e-30)
+"torch"         the last two                       a number (0.01): ρ = min(lr, 1/√t)       bounds √V (the dtype's)
+"""
 
 import math
 import warnings
@@ -45,7 +52,8 @@ TELLING = {  # arguments that one of these classes has, and the other has not
 
 def meant(given: dict) -> str:
     """The variant of the class that has these arguments; "huggingface", with a warning, if both have them all. Raises
-    ValueError if they are of both. given: None is not given."""
+    ValueError if they are of both. given: None is not given.
+    """
     told = {variant: name for variant, names in TELLING.items() for name in names if given.get(name) is not None}
     if len(told) == 2:
         theirs = " and ".join(f"{told[variant]} is an argument of {CLASSES[variant]}" for variant in TELLING)
@@ -75,7 +83,8 @@ def theirs(group: dict) -> str:
 
 def factored_dims(shape: torch.Size, group: dict) -> tuple[int, int] | None:
     """The two dimensions whose squares are kept as row and column means, in order; None for a tensor that is not
-    factored."""
+    factored.
+    """
     if len(shape) < 2 or math.prod(shape) == 0:
         return None
     if group["variant"] != "t5":

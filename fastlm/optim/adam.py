@@ -1,5 +1,6 @@
 """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019), as torch.optim has them, and two variants that language
-models use."""
+models use.
+"""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -19,13 +20,24 @@ EPS = {False: 1e-8, True: 1e-6}  # torch's, and nanoT5's where RMS(θ) scales th
 
 
 class Adam(Optimizer, name="adam"):
-    """Adam, as torch.optim.Adam, whose state dict it reads and writes: weight_decay is an L2 penalty, part of the
-    gradient.
+    """Adam (Kingma & Ba 2015, algorithm 1), as torch.optim.Adam, whose state dict it reads and writes.
 
-    lr may change between steps. decoupled_weight_decay=True is AdamW. foreach and capturable are accepted and change
-    nothing: every step is one fused pass. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm
-    optimizer (`Optimizer`). Raises ValueError for values out of range and for amsgrad or differentiable, which are not
-    served."""
+    Args:
+        params: parameters or groups, as torch.optim takes them.
+        lr: learning rate, a number or a CPU tensor of one element; it may change between steps. Default 1e-3.
+        betas: (β₁, β₂), decay of the averages of gradients and of their squares, each in [0, 1). Default (0.9, 0.999).
+        eps: added to √v̂; at least 0. Default 1e-8.
+        weight_decay: an L2 penalty, added to the gradient; at least 0. Default 0.
+        amsgrad: not served; False.
+        maximize: ascend instead of descending. Default False.
+        decoupled_weight_decay: True makes it AdamW: the decay leaves the gradient alone. Default False.
+        common: max_grad_norm, master, state_dtype, seed, process_group, fused: see `Optimizer`. foreach and capturable
+            are accepted and change nothing: every step is one fused pass.
+
+    Raises:
+        ValueError: for values out of range, and for amsgrad or differentiable, which are not served.
+        TypeError: for an argument that is not known.
+    """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # of a group, besides these
 
@@ -78,12 +90,25 @@ class Adam(Optimizer, name="adam"):
 
 
 class AdamW(Adam, name="adamw"):
-    """AdamW, as torch.optim.AdamW, whose state dict it reads and writes.
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), as torch.optim.AdamW, whose state dict it reads and writes.
 
-    variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA; they use eps=1e-6). scale_by_rms:
-    AdamWScale of nanoT5, which lets T5 learn: the step, but not the decay, is multiplied by max(1e-3, RMS(θ)) of each
-    tensor, eps is added before the moments are corrected for bias, and the decay, lr · weight_decay, comes after the
-    step; it takes a second pass over p, m and v. eps: None for 1e-8, or 1e-6 with scale_by_rms. The rest is Adam's."""
+    Args:
+        params: parameters or groups, as torch.optim takes them.
+        lr: as Adam's. Default 1e-3.
+        betas: as Adam's. Default (0.9, 0.999).
+        eps: added to √v̂; at least 0. None: 1e-8, or 1e-6 with scale_by_rms.
+        weight_decay: each step multiplies parameters by 1 - lr · weight_decay; at least 0. Default 0.01.
+        amsgrad: not served; False.
+        variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA, which use eps=1e-6).
+        scale_by_rms: AdamWScale of nanoT5, with which T5 learns. The step, but not the decay, is multiplied by
+            max(1e-3, RMS(θ)) of each tensor; eps is added before the moments are corrected for bias; the decay comes
+            after the step. It costs a second pass over p, m and v. Default False.
+        options: the rest of Adam's: maximize and the common ones.
+
+    Raises:
+        ValueError: as Adam, and for an unknown variant.
+        TypeError: for an argument that is not known.
+    """
 
     OPTIONS = ("variant", "scale_by_rms")
 

@@ -1,8 +1,8 @@
 """What every optimizer of fastlm shares: its options, the step around an op, and the state of each parameter.
 
-With `max_grad_norm`, or under a `GradScaler`, a step first reads the gradients once for their norm, then updates; a
-norm that is not finite skips the step and leaves every bit as it was, the step count included. The host waits for
-nothing: `grad_norm` and `overflow` are tensors on the parameters' device."""
+With `max_grad_norm`, or under a `GradScaler`, a step first reads the gradients once for their norm, then updates. If
+the norm is not finite, the step is skipped and every bit stays, the step count too. The host waits for nothing.
+"""
 
 import copy
 from collections.abc import Callable
@@ -39,31 +39,34 @@ class Part(NamedTuple):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Subclasses define `layout` and `update`.
+    """A torch.optim.Optimizer whose step also unscales and clips. Subclasses define `layout` and `update`.
 
-    max_grad_norm: clip the gradients' global norm over all groups to this; None for no clipping, inf for the norm
-    alone. grad_norm: the last step's norm before clipping, an fp32 scalar tensor; None if the step did not need it.
-    overflow: 1 if the last step was skipped because a gradient was not finite, an fp32 scalar tensor; None if not
-    looked at.
+    Args:
+        params: parameters in fp32, bf16 or fp16, or groups of them, as torch.optim takes them; DTensors too, sharded or
+            replicated on any mesh (sharding.py).
+        defaults: the subclass's own options, which groups may change.
+        max_grad_norm: clip the global norm of all groups' gradients to this; inf: compute the norm only; None: neither.
+        master: None, "fp32", "remainder" (bf16) or "stochastic" (bf16): where a 16-bit parameter keeps what its 16 bits
+            cannot hold (states.py). Groups may differ. Default None.
+        state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Groups may differ. Default "fp32".
+        seed: of stochastic rounding, in [0, 2³¹). Default 0. The state dict holds neither seed nor max_grad_norm: give
+            the same again to go on with the same bits.
+        process_group: ranks whose optimizers hold other parameters of the same model (pipeline stages), which share
+            norm and overflow. Copies share it, pickles leave it out. ZeroRedundancyOptimizer needs it for
+            max_grad_norm: give it partial(AdamW, process_group=dist.group.WORLD) as the class.
+        fused: True lets torch's GradScaler leave unscaling to the step, as with torch's fused optimizers; trainers that
+            clip then refuse. fastlm's scaler always does.
+        theirs: options of namesakes that ours lack, taken where they say what is done here anyway (namesakes.py).
 
-    master says where a 16-bit parameter keeps what its 16 bits cannot hold: None, nowhere (updates are rounded to
-    nearest); "fp32", in a master copy; "remainder" (bf16), in 16 more bits, exactly; "stochastic" (bf16), nowhere, but
-    updates are rounded by noise whose mean is right, drawn from (seed, step, parameter, element). fp32 parameters need
-    none and take no notice. What something else writes into a 16-bit parameter (loading, averaging, tying) is the
-    parameter from then on: a master counts only where the parameter is it, rounded, and a remainder refines whatever is
-    there, by half a unit in its last place at most. To write more than 16 bits, write optimizer.state[p]["master"] too.
-    state_dtype: "fp32" or "bf16", of the states shaped like the parameter. Both may differ between groups. seed and
-    max_grad_norm are of all groups and not in the state dict: give the same again to go on with the same bits.
+    Attributes:
+        grad_norm: the last step's norm before clipping, an fp32 scalar on the device; None if no norm was needed.
+        overflow: 1 if the last step was skipped because a gradient was not finite, likewise; None if not looked at.
 
-    fused=True has torch's GradScaler leave unscaling to the step, as with torch's fused optimizers, which trainers that
-    clip then refuse; fastlm's scaler always does. Options of namesakes that ours lack are taken where they say what is
-    done here anyway, and else refused (namesakes.py).
+    Raises:
+        ValueError: for options and parameters that do not fit, naming what is legal; TypeError: for unknown arguments.
 
-    Parameters may be DTensors, sharded or replicated on any mesh (sharding.py). process_group: ranks whose optimizers
-    hold other parameters of the same model (pipeline stages); norm and overflow are then of all of them. Copies share
-    it and pickles leave it out. Under ZeroRedundancyOptimizer, max_grad_norm needs it: give partial(AdamW,
-    process_group=dist.group.WORLD) for the class. A captured CUDA graph keeps the learning rate that it was captured
-    with: capture again when it changes."""
+    A captured CUDA graph keeps its learning rate: capture again when it changes.
+    """
 
     grad_norm: Tensor | None = None
     overflow: Tensor | None = None
@@ -101,8 +104,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether torch's GradScaler hands grad_scale and found_inf over instead of unscaling and skipping. Ranks of a
-        process group must all step, whoever overflowed."""
+        """Whether torch's GradScaler hands grad_scale and found_inf over. Ranks of a process group must all step."""
         return bool(self.defaults["fused"]) or self.process_group is not None
 
     @property
@@ -188,8 +190,7 @@ class Optimizer(torch.optim.Optimizer):
     def _coefficient(
         self, params: list[Tensor], pairs: list[Pair], ranks: tuple
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(factor that unscales and clips, overflow flag), each None when there is nothing to do; the same on all of
-        `ranks`.
+        """(factor that unscales and clips, overflow flag), None for nothing to do; the same on all of `ranks`.
 
         A scaler hands over grad_scale (what the loss was multiplied by) and, if it looked already, found_inf.
         """
@@ -205,8 +206,7 @@ class Optimizer(torch.optim.Optimizer):
         return coefficient, overflow if found_inf is None else torch.maximum(overflow, found_inf)
 
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
-        """The parameters by how they are kept, on which device, which states they have, and whether they are DTensors
-        and divided among ranks."""
+        """The parameters by how they are kept: master, device, states; whether they are DTensors, and divided."""
         kinds: dict[tuple, list[Pair]] = {}
         layouts: dict[tuple, Layout] = {}  # a model has few shapes
         for p, grad in pairs:
@@ -240,8 +240,7 @@ class Optimizer(torch.optim.Optimizer):
         )
 
     def _keys(self, params: list[Tensor]) -> list[int]:
-        """Philox keys: the seed, and the parameter's number among all of the optimizer's; every shard draws its own
-        noise."""
+        """Philox keys: the seed, and the parameter's number among all; every shard draws its own noise."""
         number = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         return [self.defaults["seed"] << 32 | number[p] + len(number) * sharding.shard_number(p) for p in params]
 
@@ -262,8 +261,7 @@ class Optimizer(torch.optim.Optimizer):
         return kept
 
     def _state(self, p: Tensor, layout: Layout) -> tuple[str, ...]:
-        """Make what is missing of a parameter's state: zeros, and a master of the parameter itself. Returns the
-        names."""
+        """Make what is missing of a parameter's state: zeros, or a master copy of it. Returns the names."""
         state = self.state[p]
         for name, kept in layout.items():
             if name not in state:
@@ -271,9 +269,11 @@ class Optimizer(torch.optim.Optimizer):
         return tuple(layout)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state dict of this optimizer or of a namesake. Every state gets the dtype it has here, on the
-        parameter's device. Options that a namesake's groups lack stay as they are. Raises ValueError, and changes
-        nothing, if an option or a state does not fit."""
+        """Load a state dict of this optimizer or of a namesake; options that a namesake's groups lack stay as they are.
+
+        Every state gets the dtype it has here, on the parameter's device. Raises ValueError, and changes nothing, if an
+        option or a state does not fit.
+        """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = hook(self, state_dict)

@@ -1,5 +1,6 @@
 """What optimizers' options and parameters may be, besides plain values. Each raises ValueError, which says the value
-and what to give instead."""
+and what to give instead.
+"""
 
 from numbers import Real
 

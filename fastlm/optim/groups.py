@@ -10,11 +10,21 @@ RECIPES = ("gpt", "bert")
 
 
 def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> list[dict]:
-    """Two groups: tensors that decay and tensors that do not. Frozen parameters are left out.
+    """Two parameter groups: tensors that decay, and tensors that do not. Frozen parameters are left out.
 
-    recipe "gpt": what has two or more dimensions decays, embeddings too; vectors and scalars (norms, biases, slopes) do
-    not, as in GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers and biases, as in
-    Google's BERT."""
+    Args:
+        model: a module.
+        weight_decay: of the first group, at least 0; the second has 0.
+        recipe: "gpt": tensors of two or more dimensions decay, embeddings too; vectors and scalars (norms, biases,
+            slopes) do not, as in GPT-2's and GPT-3's reproductions. "bert": everything decays but normalisation layers
+            and biases, as in Google's BERT. Default "gpt".
+
+    Returns:
+        [{"params", "weight_decay"}, {"params", "weight_decay"}], for an optimizer.
+
+    Raises:
+        ValueError: for a negative weight_decay and an unknown recipe.
+    """
     checks.at_least_zero(weight_decay=weight_decay)
     decays = _decays(model, recipe)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -27,11 +37,25 @@ def decay_groups(model: nn.Module, weight_decay: float, recipe: str = "gpt") -> 
 def layer_groups(
     model: nn.Module, lr: float, layer_decay: float, weight_decay: float, recipe: str = "gpt"
 ) -> list[dict]:
-    """Groups with lr · layer_decay^depth-from-the-top (ELECTRA's and BEiT's fine-tuning), each split as `decay_groups`
-    splits.
+    """Parameter groups whose lr falls by layer_decay from layer to layer, as for fine-tuning ELECTRA and BEiT.
 
-    A parameter's layer is the first number in its name; what stands before the first layer in the model, the
-    embeddings, is one below it, and everything else (final norm, head) is at the top with the full lr."""
+    A parameter has lr · layer_decay^(layers below the top), and weight decay as `decay_groups` gives it. Its layer is
+    the first number in its name. What comes before the first layer in the model (embeddings) is one below it;
+    everything else (final norm, head) is at the top with the full lr.
+
+    Args:
+        model: a module.
+        lr: learning rate at the top; at least 0.
+        layer_decay: factor from a layer to the one below, in (0, 1]; 1 lets all layers learn alike.
+        weight_decay: of the tensors that decay; at least 0.
+        recipe: which tensors decay, as in `decay_groups`. Default "gpt".
+
+    Returns:
+        A list of {"params", "lr", "weight_decay"}, for an optimizer. Frozen parameters are left out.
+
+    Raises:
+        ValueError: for values out of range and an unknown recipe.
+    """
     checks.at_least_zero(lr=lr, weight_decay=weight_decay)
     checks.positive(layer_decay=layer_decay)
     if layer_decay > 1:

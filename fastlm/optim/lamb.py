@@ -29,8 +29,10 @@ VARIANTS = {
 
 
 class LAMB(Optimizer, name="lamb"):
-    """LAMB: AdamW's direction r = m̂/(√v̂ + eps) + weight_decay·θ, and θ ← θ - lr · ‖θ‖/‖r‖ · r for each tensor; a norm
-    of 0 makes the ratio 1.
+    """LAMB (You et al. 2020): AdamW's direction, scaled for each tensor to the tensor's own size.
+
+    r = m̂/(√v̂ + eps) + weight_decay·θ and θ ← θ - lr · ‖θ‖/‖r‖ · r; the ratio is 1 where a norm is 0. Norms are per
+    tensor: fused or stacked weights share one.
 
     variant     bias correction        ratio                                      after
     paper       of m and v             φ(‖θ‖)/‖r‖, φ clips to `bounds` if given   You et al. 2020, algorithm 2
@@ -38,11 +40,26 @@ class LAMB(Optimizer, name="lamb"):
     apex        of m and v             1 in groups with weight_decay 0            apex.optimizers.FusedLAMB
     deepspeed   a factor of the step   clipped to `bounds`, (0.01, 10)            DeepSpeed's FusedLamb
 
-    adapt: True scales groups without decay too (apex's use_nvlamb), False no group; None leaves it to the variant.
-    bounds: other bounds than those of "paper" and "deepspeed". Norms are per tensor: fused or stacked weights share
-    one. apex clips the global norm to 1 unless told otherwise: give max_grad_norm=1.0. foreach and capturable are
-    accepted and change nothing. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm optimizer
-    (`Optimizer`)."""
+    apex clips the global norm to 1 unless told otherwise: give max_grad_norm=1.0 for that.
+
+    Args:
+        params: parameters or groups, as torch.optim takes them.
+        lr: learning rate, a number or a CPU tensor of one element; it may change between steps. Default 1e-3.
+        betas: (β₁, β₂) of the averages m and v, each in [0, 1). Default (0.9, 0.999).
+        eps: added to √v̂; at least 0. Default 1e-6.
+        weight_decay: of the direction r; at least 0. Default 0.01.
+        variant: a row of the table. Default "paper".
+        bounds: (low, high), 0 ≤ low ≤ high, other bounds for "paper" and "deepspeed". None: the variant's.
+        adapt: True scales groups without weight decay too (apex's use_nvlamb), False scales no group. None: the
+            variant's.
+        maximize: ascend instead of descending. Default False.
+        common: max_grad_norm, master, state_dtype, seed, process_group, fused: see `Optimizer`. foreach and capturable
+            are accepted and change nothing.
+
+    Raises:
+        ValueError: for values out of range, an unknown variant, and bounds for a variant that has none.
+        TypeError: for an argument that is not known.
+    """
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """State dicts into states: of an optimizer of fastlm or of its namesake in torch, apex or Hugging Face, whole or in
-shards."""
+shards.
+"""
 
 import copy
 from collections import defaultdict
@@ -25,7 +26,8 @@ def counted_by_parameter(state_dict: dict) -> dict:
 
 def merged(here: list[dict], saved: list[dict]) -> list[dict]:
     """Groups of the parameters that are here, with the saved options; a namesake lacks some of ours, which stay as they
-    are."""
+    are.
+    """
     sizes = [[len(group["params"]) for group in groups] for groups in (here, saved)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -39,7 +41,8 @@ def merged(here: list[dict], saved: list[dict]) -> list[dict]:
 
 def states(state_dict: dict, groups: list[dict], layout: Callable[[Tensor, dict], Layout], name: str) -> defaultdict:
     """The saved states of the parameters in groups, as layout(p, group) has them here; torch would cast them to the
-    parameter's dtype, which loses bits in bf16. Raises ValueError if one is another's than that of the class `name`."""
+    parameter's dtype, which loses bits in bf16. Raises ValueError if one is another's than that of the class `name`.
+    """
     saved = [i for group in state_dict["param_groups"] for i in group["params"]]
     owners = [(p, group) for group in groups for p in group["params"]]
     made = defaultdict(dict)

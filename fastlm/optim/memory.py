@@ -14,7 +14,7 @@ UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0}
 
 
 class Row(NamedTuple):
-    """Bytes that one choice of optimizer keeps."""
+    """Bytes that one choice of optimizer and master keeps; total is their sum."""
 
     optimizer: str
     master: str | None
@@ -55,10 +55,22 @@ class MemoryTable(list[Row]):
 def memory_table(
     model: nn.Module, optimizers: str | tuple[str, ...] | None = None, chosen: torch.optim.Optimizer | None = None
 ) -> MemoryTable:
-    """Bytes of parameters, gradients, masters and states of every optimizer, with its default options, in every way it
-    can keep this model's parameters. Gradients are counted in the parameters' dtype; frozen parameters have neither
-    gradient nor state. chosen: the optimizer that the model has; its row, if it is of fastlm, is marked, and is that of
-    its own options. Raises ValueError for an unknown name, and for parameters that fastlm's optimizers do not train."""
+    """Bytes of parameters, gradients, masters and states, for every optimizer and every master this model can have.
+
+    Nothing is allocated. Gradients are counted in the parameters' dtype; frozen parameters have neither gradient nor
+    state. Each optimizer has its default options.
+
+    Args:
+        model: a module.
+        optimizers: one name of OPTIMIZERS, or several. None: every optimizer of fastlm.
+        chosen: the optimizer that the model has. If it is of fastlm, its row has its own options and is marked.
+
+    Returns:
+        A list of `Row`; print(memory_table(model)) shows it as a table.
+
+    Raises:
+        ValueError: for an unknown name, and for parameters that fastlm's optimizers do not train.
+    """
     known = sorted(name for name, cls in OPTIMIZERS.items() if isinstance(cls, type) and issubclass(cls, Optimizer))
     names = known if optimizers is None else [optimizers] if isinstance(optimizers, str) else list(optimizers)
     for name in names:
@@ -89,7 +101,8 @@ def _of_defaults(name: str, params: list, master: str | None) -> Optimizer:
 
 def _choice(optimizer: torch.optim.Optimizer) -> tuple[str, str | None] | None:
     """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first
-    parameter is kept; None for one that is not of fastlm."""
+    parameter is kept; None for one that is not of fastlm.
+    """
     if not isinstance(optimizer, Optimizer):
         return None
     names = {cls: name for name, cls in OPTIMIZERS.items()}

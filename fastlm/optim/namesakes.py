@@ -2,7 +2,8 @@
 
 An option that ours lacks is taken where it says what ours does anyway, and else refused in words, wherever it is given:
 as an argument, in a parameter group, or in a group of a state dict. What ours does depends on the class and its group
-(`Optimizer.fixed`)."""
+(`Optimizer.fixed`).
+"""
 
 from collections.abc import Iterable
 
@@ -67,7 +68,8 @@ def check_owner(cls: type, groups: list[dict], known: Iterable[str]) -> None:
 
 def check_state(name: str, values: dict, needed: Iterable[str]) -> None:
     """Raise ValueError if a parameter's saved state, loaded into an optimizer of this name, is another's. Something may
-    be missing, as momentum that was switched on since."""
+    be missing, as momentum that was switched on since.
+    """
     missing = [each for each in needed if each not in values]
     if values and ("step" in missing or (missing and not values.keys() <= {*needed})):
         raise ValueError(

@@ -1,5 +1,6 @@
 """SGD with momentum, as torch.optim has it: so that "SGD does not train Transformers" can be seen with one word
-changed."""
+changed.
+"""
 
 from collections.abc import Iterable
 
@@ -12,12 +13,25 @@ from fastlm.optim.states import STATE_DTYPES, Kept
 
 
 class SGD(Optimizer, name="sgd"):
-    """SGD, as torch.optim.SGD, whose state dict it reads and writes; weight_decay is an L2 penalty, part of the
-    gradient.
+    """SGD with momentum, as torch.optim.SGD, whose state dict it reads and writes.
 
-    foreach is accepted and changes nothing. common: max_grad_norm, master, state_dtype, seed, fused of every fastlm
-    optimizer (`Optimizer`). Raises ValueError for values out of range, for Nesterov without momentum, and for
-    differentiable, which is not served."""
+    g ← g + weight_decay·θ;  m ← momentum·m + (1 - dampening)·g;  θ ← θ - lr·m, where m starts as the first g.
+
+    Args:
+        params: parameters or groups, as torch.optim takes them.
+        lr: learning rate, a number or a CPU tensor of one element; it may change between steps. Default 1e-3.
+        momentum: at least 0. Default 0: no momentum and no state for it.
+        dampening: of gradients that enter the momentum after the first; finite. Default 0.
+        weight_decay: an L2 penalty, added to the gradient; at least 0. Default 0.
+        nesterov: Nesterov's momentum: the step is g + momentum·m; needs momentum > 0 and dampening = 0. Default False.
+        maximize: ascend instead of descending. Default False.
+        common: max_grad_norm, master, state_dtype, seed, process_group, fused: see `Optimizer`. foreach is accepted
+            and changes nothing.
+
+    Raises:
+        ValueError: for values out of range, Nesterov without momentum, and differentiable, which is not served.
+        TypeError: for an argument that is not known.
+    """
 
     def __init__(
         self,
@@ -63,7 +77,8 @@ class SGD(Optimizer, name="sgd"):
 
     def _state(self, p, layout):
         """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched
-        on later."""
+        on later.
+        """
         if "momentum_buffer" in layout and "momentum_buffer" not in self.state[p]:
             self.state[p].pop("step", None)
         return super()._state(p, layout)

@@ -9,7 +9,8 @@ tensor parallelism do.
 
 DTensors are known by their attributes: torch.distributed.tensor takes a second to import, and whoever has one has
 imported it. LAMB and Adafactor on shards run their definition, in PyTorch: their native kernels take both passes in one
-call."""
+call.
+"""
 
 from collections.abc import Iterable
 from itertools import accumulate, groupby
@@ -91,7 +92,8 @@ def check(p: Tensor) -> None:
 
 def zeros(p: Tensor, shape: torch.Size, dtype: torch.dtype, lost: int) -> Tensor:
     """Zeros of p's shape without the dimension `lost`, or with 1 there, as `shape` has it; divided as p is, and copies
-    on the ranks that divide `lost`."""
+    on the ranks that divide `lost`.
+    """
     if not is_dtensor(p):
         return torch.zeros(shape, dtype=dtype, device=p.device)
     from torch.distributed.tensor import DTensor, Replicate
@@ -147,7 +149,8 @@ def norms(params: list[Tensor], pairs: list[tuple[Tensor, Tensor]], others=None)
 
     pairs: parameters and gradients. Parameters without a gradient count as zeros, so a rank that has none still takes
     its part in the sums. others: a process group whose ranks have other parameters. Several devices are added up on the
-    first parameter's."""
+    first parameter's.
+    """
     kind = lambda p: tuple(group for _, group in shards(p))
     kinds: dict[tuple, list[Tensor]] = {kind(p): [] for p in params}
     for p, grad in pairs:
@@ -174,7 +177,8 @@ def agreed(flag: Tensor, groups: tuple) -> Tensor:
 
 def apply(op: Op, rules_of, shapes: list[torch.Size], divisions: list[Shards], *args) -> None:
     """op(*args) for tensors that lie here in full; for shards of tensors of these shapes its rules, rules_of(shapes,
-    *args), with sums in between."""
+    *args), with sums in between.
+    """
     if not any(divisions):
         return op(*args)
     forced = forced_backend(op.name)

@@ -1,4 +1,18 @@
-"""What is kept for a parameter: its states, their shapes and dtypes, and what completes a parameter of 16 bits."""
+"""What is kept for a parameter: its states, their shapes and dtypes, and what completes a parameter of 16 bits.
+
+`master` says where a 16-bit parameter keeps what its 16 bits cannot hold:
+
+    None           nowhere; updates are rounded to nearest
+    "fp32"         in a master copy
+    "remainder"    (bf16) in 16 more bits, exactly
+    "stochastic"   (bf16) nowhere; updates are rounded up or down at random, right on average, by noise drawn from
+                   (seed, step, parameter, element)
+
+fp32 parameters need none and ignore it. Whatever else writes into a 16-bit parameter (loading, averaging, tying), its
+value is the parameter from then on: a master copy counts only while it rounds to the parameter, and a remainder refines
+whatever is there, by half a unit in its last place at most. To write more than 16 bits, write
+optimizer.state[p]["master"] too.
+"""
 
 from typing import NamedTuple
 

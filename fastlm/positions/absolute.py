@@ -9,14 +9,26 @@ from fastlm.positions.base import Position
 
 
 class NoPosition(Position, name="none"):
-    """No position information besides the causal mask (NoPE; Kazemnejad et al. 2023)."""
+    """No position information besides the causal mask (NoPE; Kazemnejad et al. 2023). It takes no arguments."""
 
     def bias(self, distance: Tensor) -> None:
+        """None: nothing is added to the scores."""
         return None
 
 
 class Learned(Position, name="learned"):
-    """A learned vector for each absolute position (GPT-2, BERT). Positions past `context` raise IndexError."""
+    """A learned vector for each absolute position, added to the token embeddings (GPT-2, BERT).
+
+    Its parameter is weight [context, dim].
+
+    Args:
+        context: positions that have a vector, 0 … context - 1; at least 1.
+        dim: width of the model; at least 1.
+
+    Raises:
+        ValueError: for a context or dim that is not a whole number of at least 1.
+        IndexError: from `embed`, for positions past context.
+    """
 
     def __init__(self, context: int, dim: int):
         super().__init__()
@@ -25,6 +37,7 @@ class Learned(Position, name="learned"):
         self.reset_parameters()
 
     def embed(self, positions: Tensor) -> Tensor:
+        """The learned vectors of positions [L] or [B, L] int64: [..., L, dim] in weight's dtype."""
         rows = self.weight.shape[0]
         if positions.ndim == 1 and len(positions) > rows:  # shapes only: reading a value would wait for the device
             raise IndexError(
@@ -35,8 +48,16 @@ class Learned(Position, name="learned"):
 
 
 class Sinusoidal(Position, name="sinusoidal"):
-    """Fixed sines and cosines, interleaved: PE(p, 2i) = sin(p / 10000^(2i/dim)), PE(p, 2i+1) = cos (Vaswani et al.
-    2017). Angles are fp64, what is added is fp32."""
+    """Fixed sines and cosines, added to the token embeddings (Vaswani et al. 2017, sec. 3.5).
+
+    PE(p, 2i) = sin(p / 10000^(2i/dim)) and PE(p, 2i+1) = cos(p / 10000^(2i/dim)): sines and cosines alternate.
+
+    Args:
+        dim: width of the model; even, at least 2.
+
+    Raises:
+        ValueError: for an odd dim, and one that is not a whole number of at least 2.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -46,5 +67,6 @@ class Sinusoidal(Position, name="sinusoidal"):
         self.dim = dim
 
     def embed(self, positions: Tensor) -> Tensor:
+        """positions [L] or [B, L] → [..., L, dim] fp32; the angles are computed in fp64."""
         angles = positions.double()[..., None] * frequencies.geometric(10000.0, self.dim).to(positions.device)
         return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).float()

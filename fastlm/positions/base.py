@@ -7,11 +7,12 @@ A scheme says where it acts by the method it overrides:
     bias(distance)       [n] → [H, n]         added to scores by d = key - query position (ALiBi, T5, KERPLE)
     vectors(distance)    [n] → Vectors        met there by queries, keys, probabilities (Shaw, Transformer-XL, DeBERTa)
 
-`bias` and `vectors` are a few lines of PyTorch: kernels take their values, one row per distance, and return the rows'
-gradients, and autograd carries those on to whatever parameters made them.
+`bias` and `vectors` are a few lines of PyTorch. Kernels take their values, one row per distance, and return the rows'
+gradients; autograd carries those on to the parameters that made them.
 
-What a scheme learns starts as `reset_parameters` draws it, so that it can be made on the meta device and filled later.
-The constructor's argument names say which facts of a model it wants, out of FACTS."""
+Parameters start as `reset_parameters` draws them, so a scheme can be made on the meta device and filled later. The
+names of the constructor's arguments say which facts of a model it wants, out of FACTS.
+"""
 
 import inspect
 from itertools import chain
@@ -29,11 +30,18 @@ FREE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Vectors(NamedTuple):
-    """Rows by distance, each [H, n, D] or None: what q meets, what k meets, what is added to v
-    (fastlm/ops/attention.py).
+    """What `Position.vectors` gives: rows for n distances, Lq + Lk - 1 in a call. All are floats; None for no rows.
 
-    content_bias, position_bias [H, D]: added to the queries that meet keys, and to those that meet query_vectors.
-    terms: how many products make a score, for a scale of 1/√(terms · D)."""
+    Args:
+        query_vectors: [H, n, D]; the score of a query and a key gains query · the row of their distance.
+        key_vectors: [H, n, D]; the score gains key · the row.
+        value_vectors: [H, n, D]; the row is added to the value, so outputs gain the rows weighted by the probabilities.
+        content_bias: [H, D], added to the queries that meet keys (u in Transformer-XL).
+        position_bias: [H, D], added to the queries that meet query_vectors (v in Transformer-XL).
+        terms: how many products make a score; attention's scale is then 1/√(terms · D). Default 1.
+
+    The formula of the score: fastlm/ops/attention.py.
+    """
 
     query_vectors: Tensor | None = None
     key_vectors: Tensor | None = None
@@ -44,12 +52,20 @@ class Vectors(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a scheme contributes to attention calls of one size; make once, use in every layer that shares the scheme.
+    """A scheme's part in attention calls of one size. `Position.terms` makes it once for all layers that share it.
 
-    rotate_q, rotate_k: (cos, sin) each [L, R/2], for `fastlm.rotate`; None for no rotation. layout: see there.
-    table: [H, Lq + Lk - 1] over distances, None for no bias. All fp32, or fp64 where that was asked for.
-    size: (Lq, Lk, offset) of the calls they fit; head_dim: the channels of a head there. Attention refuses others,
-    where these are not None. causal: whether they tell no keys after the query apart."""
+    Args:
+        rotate_q: (cos, sin) for `fastlm.rotate` on queries, each [Lq, R/2]; None for no rotation.
+        rotate_k: (cos, sin) for keys, each [Lk, R/2]; None for no rotation.
+        layout: which channels pair up, as in `fastlm.rotate`. Default "half".
+        table: [H, Lq + Lk - 1], the bias of each distance; None for none.
+        vectors: `Vectors` of the same distances; default none.
+        size: (Lq, Lk, offset) of the calls that these terms fit; None for any.
+        head_dim: channels of a head that they fit; None for any.
+        causal: whether they give all keys after the query one distance.
+
+    Rotation and table are fp32, or fp64 where that was asked for. Attention refuses calls of another size or head_dim.
+    """
 
     rotate_q: tuple[Tensor, Tensor] | None = None
     rotate_k: tuple[Tensor, Tensor] | None = None
@@ -62,11 +78,22 @@ class Terms(NamedTuple):
 
 
 class Position(nn.Module):
-    """A positional scheme; see the top of this file. Override one or more of `embed`, `angles`, `bias`, `vectors`.
+    """A positional scheme. To write one, subclass it with a name and override `embed`, `angles`, `bias` or `vectors`.
 
-    per_layer: whether each layer of a model has a scheme of its own, with its own parameters, as the paper has it.
-    head_dim: the channels of a head that its angles are for, None for any. causal: whether it was made for keys up to
-    the query and does not tell later ones apart; attention warns where it sees them."""
+    Attributes:
+        name: the scheme's name in SCHEMES.
+        per_layer: whether each layer of a model has its own copy with its own parameters, as in the scheme's paper.
+        layout: which channels `angles` turns together, as in `fastlm.rotate`.
+        magnitude: factor of cos and sin (YaRN's attention factor); 1 by default.
+        head_dim: channels of a head that the angles are for; None for any.
+        causal: whether it was made for keys up to the query and does not tell later ones apart. Attention warns
+            where it sees later keys.
+
+    Raises, when a subclass with a name is defined:
+        ValueError: for a name that another class has.
+        TypeError: for constructor arguments without a default that are not in FACTS, and for a class that overrides
+            none of the four methods.
+    """
 
     name: ClassVar[str]
     per_layer: ClassVar[bool] = False
@@ -92,31 +119,60 @@ class Position(nn.Module):
         SCHEMES[name] = cls
 
     def embed(self, positions: Tensor) -> Tensor | None:
-        """positions [L], or [B, L] where they differ by row (`masks.positions_of`) → [..., L, dim] to add to token
-        embeddings, or None."""
+        """What to add to the token embeddings.
+
+        Args:
+            positions: [L] int64, or [B, L] where rows differ (`masks.position_ids`).
+
+        Returns:
+            [..., L, dim] floats, or None for nothing.
+        """
         return None
 
     def angles(self, positions: Tensor) -> Tensor | None:
-        """positions [L] fp64 → angles [L, R/2] fp64 in radians, or None."""
+        """By how much queries and keys turn.
+
+        Args:
+            positions: [L] fp64.
+
+        Returns:
+            [L, R/2] fp64 in radians, an angle for each pair of the R channels that turn; None for no rotation.
+        """
         return None
 
     def bias(self, distance: Tensor) -> Tensor | None:
-        """distance [n] int64, key position minus query position → [H, n] floats, or None."""
+        """What to add to the scores, after scaling.
+
+        Args:
+            distance: [n] int64, key position minus query position.
+
+        Returns:
+            [H, n] floats, a number for each head and distance; None for nothing.
+        """
         return None
 
     def vectors(self, distance: Tensor) -> Vectors:
-        """distance [n] int64, key position minus query position → rows for each."""
+        """Vectors that queries, keys and values meet, by distance.
+
+        Args:
+            distance: [n] int64, key position minus query position.
+
+        Returns:
+            `Vectors` whose rows belong to these distances; empty by default.
+        """
         return Vectors()
 
     def reset_parameters(self) -> None:
-        """Draw the scheme's own parameters anew, those of submodules aside: N(0, 0.02), and zero where the name ends in
-        bias."""
+        """Draw the scheme's own parameters anew, not those of its submodules.
+
+        They are normal with standard deviation 0.02, and zero where the name ends in "bias".
+        """
         for name, p in self.named_parameters(recurse=False):
             nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
 
     @classmethod
     def embeds(cls) -> bool:
-        """Whether the scheme acts on embeddings, which a model adds and attention alone cannot."""
+        """Whether the scheme overrides `embed`: a model adds that to its embeddings, which attention does not see."""
         return cls.embed is not Position.embed
 
     @classmethod
@@ -137,10 +193,21 @@ class Position(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Terms:
-        """The rotation and the distance table for queries at positions offset … offset + Lq - 1 and keys at 0 … Lk - 1.
+        """The scheme's part in one attention call: queries stand at offset … offset + Lq - 1, keys at 0 … Lk - 1.
 
-        offset: Lk - Lq unless given, so that the last query stands at the last key. device: where the scheme's
-        parameters and constants are unless given. dtype: of the rotation and the table; fp64 for queries in fp64."""
+        Args:
+            Lq: number of queries.
+            Lk: number of keys.
+            offset: position of the first query. None: Lk - Lq, so that the last query stands at the last key.
+            device: of the result. None: where the scheme's parameters and constants are.
+            dtype: of the rotation and the table; fp32, or fp64 for queries in fp64.
+
+        Returns:
+            `Terms`, to pass as attention's position.
+
+        Raises:
+            TypeError: for a scheme that overrides no method.
+        """
         self.check_acts()
         offset = Lk - Lq if offset is None else offset
         device = next((x.device for x in chain(self.parameters(), self.buffers())), None) if device is None else device
@@ -157,7 +224,8 @@ class Position(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits, and
-        their numbers where it goes to the meta device or comes from there empty."""
+        their numbers where it goes to the meta device or comes from there empty.
+        """
         constants = {name: self._buffers[name] for name in self._non_persistent_buffers_set}
         super()._apply(fn, recurse)
         for name, constant in constants.items():
@@ -179,9 +247,20 @@ def _optional(cls: type) -> set[str]:
 
 
 def make(name: str, **facts) -> Position:
-    """Build the scheme called `name` for a model with these FACTS, of which it takes those it wants; what else its
-    constructor takes may be given too. Raises ValueError for a name nobody registered, TypeError for other arguments
-    and for facts that the scheme wants and are not given."""
+    """Build the scheme called `name` from the facts of a model.
+
+    Args:
+        name: a key of SCHEMES, such as "rope".
+        facts: dim, heads, head_dim, context, causal (FACTS), of which the scheme takes those it wants, and any other
+            arguments of its constructor.
+
+    Returns:
+        The scheme, for example make("alibi", heads=8, dim=512).
+
+    Raises:
+        ValueError: for a name that is not in SCHEMES.
+        TypeError: for arguments that are neither in FACTS nor the scheme's, and for a wanted fact that is not given.
+    """
     if name not in SCHEMES:
         raise ValueError(f"position {name!r} is unknown; choose from {', '.join(sorted(SCHEMES))}")
     scheme = SCHEMES[name]
@@ -206,7 +285,8 @@ class Projection(nn.Linear):
 
 def constants_device() -> torch.device:
     """Where modules are being made, and a context that makes tensors there; the CPU if that is meta, which would lose
-    their numbers."""
+    their numbers.
+    """
     default = torch.empty(0).device
     return torch.device("cpu") if default.type == "meta" else default
 

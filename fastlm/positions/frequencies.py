@@ -1,8 +1,10 @@
 """The frequencies rotary positions turn with, and the ways to stretch them to contexts longer than those trained.
 
-A scaling is a function of (base, channels) → (frequencies [channels/2] fp64 in radians per position, magnitude): cos
-and sin are multiplied by the magnitude, which for YaRN sharpens the softmax. `fastlm.positions.RoPE(scaling=yarn(8.0,
-4096))`. Numbers that are not positive and finite raise ValueError."""
+A scaling is a function of (base, channels), where channels are those of a head that turn. It returns (frequencies
+[channels/2] fp64 in radians per position, magnitude); cos and sin are multiplied by the magnitude, which sharpens the
+softmax in YaRN. For example RoPE(64, scaling=yarn(8.0, 4096)). Numbers that are not positive and finite raise
+ValueError.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,22 +18,45 @@ Scaling = Callable[[float, int], tuple[Tensor, float]]
 
 
 def geometric(base: float, channels: int) -> Tensor:
-    """base^(-2i/channels), i = 0 … channels/2 - 1 (Su et al. 2021)."""
+    """base^(-2i/channels) for i = 0 … channels/2 - 1: [channels/2] fp64 (Su et al. 2021)."""
     return base ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
 
 
 def unscaled(base: float, channels: int) -> tuple[Tensor, float]:
+    """The frequencies as they are, with magnitude 1."""
     return geometric(base, channels), 1.0
 
 
 def interpolate(factor: float) -> Scaling:
-    """Position interpolation: positions divided by factor (Chen et al. 2023)."""
+    """Position interpolation: every position is divided by factor (Chen et al. 2023).
+
+    Args:
+        factor: new context / trained context; positive.
+
+    Returns:
+        A scaling for `RoPE`, with magnitude 1.
+
+    Raises:
+        ValueError: for a factor that is not positive and finite.
+    """
     _check("interpolate", factor)
     return lambda base, channels: (geometric(base, channels) / factor, 1.0)
 
 
 def ntk(factor: float) -> Scaling:
-    """A larger base, so that slow pairs interpolate and fast ones keep their pitch ("NTK-aware", bloc97 2023)."""
+    """A larger base: slow pairs are interpolated, fast ones keep their frequency ("NTK-aware", bloc97 2023).
+
+    The base becomes base · factor^(channels / (channels - 2)).
+
+    Args:
+        factor: new context / trained context; positive.
+
+    Returns:
+        A scaling for `RoPE`, with magnitude 1. It raises ValueError where only one pair turns, which it cannot stretch.
+
+    Raises:
+        ValueError: for a factor that is not positive and finite.
+    """
     _check("ntk", factor)
 
     def scale(base: float, channels: int) -> tuple[Tensor, float]:
@@ -46,8 +71,20 @@ def ntk(factor: float) -> Scaling:
 
 
 def yarn(factor: float, original_context: int, beta_fast: float = 32, beta_slow: float = 1) -> Scaling:
-    """YaRN (Peng et al. 2024): pairs that turn more than beta_fast times in the original context stay, those that turn
-    less than beta_slow interpolate, a ramp between; magnitude 0.1 ln(factor) + 1."""
+    """YaRN (Peng et al. 2024): fast pairs keep their frequency, slow ones are interpolated, with a linear ramp between.
+
+    Args:
+        factor: new context / trained context; positive.
+        original_context: tokens of the context the model was trained on.
+        beta_fast: pairs that turn more often than this within original_context keep their frequency. Default 32.
+        beta_slow: pairs that turn less often than this are interpolated. Default 1.
+
+    Returns:
+        A scaling for `RoPE`, with magnitude 0.1 · ln(factor) + 1, or 1 where factor is at most 1.
+
+    Raises:
+        ValueError: for numbers that are not positive and finite, and for beta_fast < beta_slow.
+    """
     _check("yarn", factor, original_context)
     positive(beta_fast=beta_fast, beta_slow=beta_slow)
     if beta_fast < beta_slow:
@@ -66,8 +103,20 @@ def yarn(factor: float, original_context: int, beta_fast: float = 32, beta_slow:
 
 
 def llama3(factor: float, original_context: int, low: float = 1, high: float = 4) -> Scaling:
-    """Llama 3.1: wavelengths above original_context/low interpolate, below original_context/high stay, smooth
-    between."""
+    """Llama 3.1's scaling: long wavelengths are interpolated, short ones stay, with a smooth change between.
+
+    Args:
+        factor: new context / trained context; positive.
+        original_context: tokens of the context the model was trained on.
+        low: wavelengths above original_context / low are interpolated. Default 1.
+        high: wavelengths below original_context / high stay. Default 4.
+
+    Returns:
+        A scaling for `RoPE`, with magnitude 1.
+
+    Raises:
+        ValueError: for numbers that are not positive and finite, and unless high > low.
+    """
     _check("llama3", factor, original_context)
     positive(low=low, high=high)
     if not high > low:

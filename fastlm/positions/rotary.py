@@ -10,13 +10,24 @@ from fastlm.positions.frequencies import Scaling
 
 
 class RoPE(Position, name="rope"):
-    """Rotary embedding (Su et al. 2021): q and k turn by position · base^(-2i/R), so scores see only differences.
+    """Rotary embedding (Su et al. 2021): queries and keys turn by angles position · base^(-2i/R).
 
-    layout: "half" (NeoX, Llama), "interleaved" (the paper, GPT-J), or "proportional" (Gemma: pairs i with i + D/2 and
-    frequencies of the whole head, of which the first `fraction` turn). fraction: the share of channels that turn
-    (partial rotary). scaling: see fastlm/positions/frequencies.py. Heads of other
-    sizes than head_dim are refused by attention. Raises ValueError for a base ≤ 1, a fraction that is no share, and
-    turning channels that do not pair up."""
+    The score of a query and a key then depends on the difference of their positions alone.
+
+    Args:
+        head_dim: channels of a head, D. Attention refuses heads of another size.
+        base: of the frequencies; > 1. Default 10000.
+        layout: "half" pairs channel i with i + R/2 (NeoX, Llama), "interleaved" pairs 2i with 2i + 1 (the paper,
+            GPT-J). "proportional" (Gemma) pairs i with i + D/2 and takes the frequencies of the whole head, R = D, of
+            which the first `fraction` turn and the others stand still.
+        fraction: share of the channels that turn, in (0, 1]; below 1 it is partial rotary, R = fraction · D, rounded
+            down.
+        scaling: one of fastlm/positions/frequencies.py, for contexts longer than those trained. Default unscaled.
+
+    Raises:
+        ValueError: for a base ≤ 1, a fraction outside (0, 1], an unknown layout, a scaling that cannot be called, and
+            where the channels that turn are zero or odd.
+    """
 
     def __init__(
         self,
@@ -48,4 +59,5 @@ class RoPE(Position, name="rope"):
         self.register_buffer("pitch", pitch, persistent=False)
 
     def angles(self, positions: Tensor) -> Tensor:
+        """positions [L] fp64 → position · frequency, [L, R/2] fp64 in radians."""
         return positions[:, None] * self.pitch.to(positions.device)  # a meta model's is not there

@@ -11,9 +11,20 @@ from fastlm.positions.base import Position, Projection, Vectors, wide
 
 
 class Shaw(Position, name="shaw"):
-    """Learned vectors for each distance up to `reach`, met by queries and added to values (Shaw et al. 2018); farther
-    keys share the last one. key [2·reach + 1, D], value likewise, or None with values=False; shared by all heads.
-    Raises ValueError for a negative reach."""
+    """Learned vectors by distance, met by queries and added to values (Shaw et al. 2018, eq. 3 and 4).
+
+    Its parameters are key [2·reach + 1, head_dim] and value, likewise or None; all heads share them. Keys farther away
+    than reach share the last vector of their side.
+
+    Args:
+        heads: number of heads.
+        head_dim: channels of a head, D.
+        reach: the farthest distance with a vector of its own, in tokens; at least 0. Default 16.
+        values: whether values get vectors too. Default True.
+
+    Raises:
+        ValueError: for a negative reach, and for heads or head_dim below 1.
+    """
 
     per_layer = True
 
@@ -28,17 +39,30 @@ class Shaw(Position, name="shaw"):
         self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
+        """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
         rows = distance.clamp(-self.reach, self.reach) + self.reach
         of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
         return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
 
 
 class TransformerXL(Position, name="transformer-xl"):
-    """Relative positions of Transformer-XL (Dai et al. 2019, sec. 3.3): (q + u)·k + (q + v)·W r, r the sinusoid of the
-    distance, all sines first. clamp: distances beyond it count as it; 0 for no clamp.
+    """Relative positions of Transformer-XL (Dai et al. 2019, sec. 3.3): the score is (q + u)·k + (q + v)·W r.
 
-    W r is a torch.mm, whose bits depend on torch's number of threads; `terms` made once and used again have theirs for
-    good. Raises ValueError for an odd dim or a negative clamp."""
+    r is the sinusoid of the distance, all sines first. Its parameters are content_bias (u) and position_bias (v),
+    [heads, head_dim], and project.weight (W), [heads · head_dim, dim].
+
+    W r is a torch.mm, whose bits depend on torch's number of threads; `terms` that are made once and used again keep
+    theirs.
+
+    Args:
+        dim: width of the model, and of r; even.
+        heads: number of heads.
+        head_dim: channels of a head, D.
+        clamp: distances beyond it, in tokens, count as it; 0 for no clamp (where others write -1).
+
+    Raises:
+        ValueError: for an odd dim, a negative clamp, and for sizes below 1.
+    """
 
     per_layer = True
 
@@ -55,6 +79,7 @@ class TransformerXL(Position, name="transformer-xl"):
         self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
+        """distance [n] int64 → query_vectors [heads, n, head_dim], and the two biases."""
         behind = -distance  # r counts from the query back
         if self.clamp:
             behind = behind.clamp(-self.clamp, self.clamp)
@@ -65,15 +90,31 @@ class TransformerXL(Position, name="transformer-xl"):
 
 
 class XLNet(TransformerXL):
-    """Transformer-XL's positions with relative segments (Yang et al. 2019, sec. 2.5): (q + s)·E more for each key, E =
-    segment[0] where its segment is the query's and segment[1] where not. Of the two only their difference changes
-    probabilities:
+    """Transformer-XL's positions with relative segments (Yang et al. 2019, sec. 2.5).
+
+    To the score of a query and a key is added (q + s)·E, where E is segment[0] if they are in the same segment and
+    segment[1] if not. Only the difference of the two changes probabilities, and `group_bias` adds that:
 
         attention(q, k, v, position=scheme, group_bias=scheme.group_bias(q, segments))
 
-    segment [2, H, D] is `seg_embed`, segment_bias [H, D] `r_s_bias` of its checkpoints, content_bias `r_w_bias`,
-    position_bias `r_r_bias`, and project.weight `r` as [heads · head_dim, dim]. Not a name in SCHEMES, for a model must
-    call `group_bias`."""
+    XLNet is not a name in SCHEMES, because a model must call `group_bias` itself. The parameters' names in its
+    checkpoints:
+
+        segment [2, H, D]            seg_embed
+        segment_bias [H, D] (s)      r_s_bias
+        content_bias [H, D] (u)      r_w_bias
+        position_bias [H, D] (v)     r_r_bias
+        project.weight [H·D, dim]    r
+
+    Args:
+        dim: width of the model; even.
+        heads: number of heads, H.
+        head_dim: channels of a head, D.
+        clamp: as in `TransformerXL`.
+
+    Raises:
+        ValueError: as `TransformerXL`.
+    """
 
     def __init__(self, dim: int, heads: int, head_dim: int, clamp: int = 0):
         super().__init__(dim, heads, head_dim, clamp)
@@ -82,8 +123,16 @@ class XLNet(TransformerXL):
         self.reset_parameters()
 
     def group_bias(self, query: Tensor, segments: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """query [B, H, Lq, D] as attention takes it; segments [B, L] int, or (of queries [B, Lq], of keys [B, Lk]) →
-        what `attention(group_bias=...)` takes, its [B, H, Lq] in fp32 (fp64 for fp64 queries) and times 1/√D."""
+        """Relative segments, for `attention(group_bias=...)`.
+
+        Args:
+            query: [B, H, Lq, D], as attention takes it.
+            segments: [B, L] int, or (of queries [B, Lq], of keys [B, Lk]).
+
+        Returns:
+            ([B, H, Lq], segments of queries, segments of keys). The numbers are (q + s)·(segment[0] - segment[1]) / √D
+            in fp32, or fp64 for queries in fp64.
+        """
         of_queries, of_keys = (segments, segments) if isinstance(segments, Tensor) else segments
         query, bias, segment = wide(query), wide(self.segment_bias), wide(self.segment)
         same = ((query + bias[:, None]) * (segment[0] - segment[1])[:, None]).sum(-1) * query.shape[-1] ** -0.5
@@ -91,14 +140,25 @@ class XLNet(TransformerXL):
 
 
 class DeBERTa(Position, name="deberta"):
-    """Disentangled attention (He et al. 2021): q·k + q·K(d) + k·Q(d), over √(3D), the same d for both as in the
-    released code.
+    """Disentangled attention (He et al. 2021, eq. 4): the score is (q·k + q·K(d) + k·Q(d)) / √(3D).
 
-    A table [2·span, dim] of distances, projected to keys and queries of positions. span: distances reach it. buckets:
-    v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023); 0 for v1.
+    Both terms take the same d, as the released code does. A table [2·span, dim] of distances (2·buckets with buckets)
+    is projected by `key` and `query` to K and Q.
 
-    The rows are torch.mm's, whose bits depend on torch's number of threads; `terms` made once and used again have
-    theirs for good. Raises ValueError for span < 1, and unless it reaches beyond the exact buckets."""
+    The rows are torch.mm's, whose bits depend on torch's number of threads; `terms` that are made once and used again
+    keep theirs.
+
+    Args:
+        dim: width of the model, and of the table.
+        heads: number of heads.
+        head_dim: channels of a head, D.
+        span: the farthest distance told apart, in tokens; at least 1. Default 512.
+        buckets: v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023), see
+            `deberta_bucket`. Default 0: every distance by itself, as in v1.
+
+    Raises:
+        ValueError: for span < 1, and with buckets unless buckets ≥ 2 and span > buckets // 2 + 1.
+    """
 
     per_layer = True
 
@@ -116,6 +176,7 @@ class DeBERTa(Position, name="deberta"):
         self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
+        """distance [n] int64 → query_vectors and key_vectors [heads, n, head_dim], with terms=3."""
         behind = -distance
         reach = self.buckets or self.span
         if self.buckets:
@@ -128,7 +189,19 @@ class DeBERTa(Position, name="deberta"):
 
 
 def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:
-    """distance [n] int64 → signed bucket [n] int64: exact to ±buckets/2, then the logarithm rounded up."""
+    """The signed bucket of each distance in DeBERTa v2 and v3: exact to ±buckets/2, then the logarithm rounded up.
+
+    Args:
+        distance: [n] int64, query position minus key position; the bucket has the same sign.
+        buckets: number of buckets on a side; at least 2.
+        span: the distance, in tokens, up to which the logarithm tells distances apart.
+
+    Returns:
+        [n] int64.
+
+    Raises:
+        ValueError: unless buckets ≥ 2 and span > buckets // 2 + 1.
+    """
     _check_deberta(buckets, span)
     mid = buckets // 2
     n = distance.abs().clamp(min=mid)

@@ -1,12 +1,14 @@
 """The trainer: one run from its command line to its report.
 
-    cli.py  flags.py  config.py  words.py        the commands, their flags as dataclasses, how refusals are said
-    choices.py  plugins.py                       names that flags take, and a user's own modules that add to them
+    cli.py  words.py                             the commands; how refusals are said
+    options/                                     every flag, the names that flags take, a user's own modules
     data/                                        which text, what is held out, its tokens
     schedule.py  step.py                         learning rates; one update and one evaluation, and nothing around them
-    budget.py  plan.py  checkpoint.py            minutes to steps; run.json; state on disk, without pickle
-    run.py                                       a run from first line to last, and the same again from a checkpoint
+    budget.py  memory.py                         minutes to steps; bytes, before there are any
+    plan.py  checkpoint.py                       run.json; state on disk, without pickle
+    run.py  loop.py  signals.py                  a run made ready, or read back; its steps and its end; what stops it
     outputs/                                     what is said and written
 
-Nothing below imports this room: the library and the models work without it. A new flag is a field of config.Config; a
-new schedule a function in schedule.py."""
+Nothing below imports this room: the library and the models work without it. A new flag is a field of options/config.Config; a
+new schedule a function in schedule.py.
+"""

@@ -4,27 +4,62 @@ Wall time decides here and only here. The answers are written down before step 1
 the step alone, which is what makes resuming exact on a machine whose speed changes."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fastlm.backends.dispatch import record_choices
-from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.step import GLANCE, SAMPLE, Trainer
+from fastlm.trainer.options.config import DTYPES, Config
+from fastlm.trainer.step import Trainer
 
 PROBE = 0.6  # seconds of updates for each thread count
 MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoints and printing
 SAMPLES = 4  # on the way, at each quarter
+SAMPLE = 96  # tokens of one, where there is time
+GLANCE = 64  # windows of held-out text looked at on the way, where there is time; at the end, all of them
+LOOKING = 0.3  # of the budget at most goes to evaluations and samples
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How a model in training is looked at. evaluations: how often, besides the quarters and step 0; windows: of
+    held-out text at each; last: at the last; sample: tokens of a sample."""
+
+    evaluations: int
+    windows: int
+    last: int
+    sample: int
+
+    @classmethod
+    def all_of(cls, config: Config, windows: int) -> "Looks":
+        """What was asked for, where time is no matter. windows: those there are."""
+        return cls(config.evaluations, min(GLANCE, windows), windows, SAMPLE)
+
+    @property
+    def times(self) -> int:
+        """Evaluations after step 0, in a long run."""
+        return sum(due(step, 1000, self.evaluations) or due(step, 1000, SAMPLES) for step in range(1, 1001))
+
+    @property
+    def seen(self) -> int:
+        """Windows in all."""
+        return self.times * self.windows + self.last  # step 0 is one more look, and the last one is not like the others
+
+    def seconds(self, window: float, token: float) -> float:
+        """window, token: of one window, of one token of a sample."""
+        return self.seen * window + SAMPLES * self.sample * token
 
 
 @dataclass(frozen=True)
 class Budget:
-    """threads: CPU threads to use. steps: updates to train for. fits: whether they fit in the minutes; one is done in
-    any case. speeds: threads → tokens per second, where measured. backends: op → who computed it in an update."""
+    """threads: CPU threads to use. steps: updates to train for. looks: evaluations and samples. fits: whether the steps
+    fit in the minutes; one is done in any case. speeds: threads → tokens per second, where measured. backends: op → who
+    computed it in an update."""
 
     threads: int
     steps: int
+    looks: Looks
     fits: bool
     speeds: dict[int, float]
     backends: dict[str, str]
@@ -39,16 +74,19 @@ def measure(config: Config, tokens: Tokens) -> Budget:
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:
         trainer.update()
+    looks = Looks.all_of(config, trainer.held_out.windows)
     if len(candidates) == 1 and config.steps:
-        return Budget(candidates[0], config.steps, True, {}, backends)
+        return Budget(candidates[0], config.steps, looks, True, {}, backends)
     seconds: dict[int, float] = {}
     for threads in candidates:
         seconds[threads] = _seconds_per_update(trainer, threads, min(seconds.values(), default=float("inf")))
     threads = min(seconds, key=seconds.get)
     torch.set_num_threads(threads)
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
-    steps = config.steps or _steps(trainer, seconds[threads], begun)
-    return Budget(threads, max(1, steps), steps >= 1, speeds, backends)
+    steps = config.steps
+    if steps is None:
+        steps, looks = _share(trainer, seconds[threads], begun)
+    return Budget(threads, max(1, steps), looks, steps >= 1, speeds, backends)
 
 
 def dtype_cost(config: Config) -> float:
@@ -95,17 +133,38 @@ def _timed(trainer: Trainer, least: float) -> float:
     return (time.perf_counter() - begun) / updates
 
 
-def _steps(trainer: Trainer, seconds_per_update: float, begun: float) -> int:
-    """Updates that fit in the minutes beside the evaluations, the samples and what measuring took; below 1 if none
-    does."""
-    config = trainer.config
+def _share(trainer: Trainer, seconds_per_update: float, begun: float) -> tuple[int, Looks]:
+    """Updates that fit in the minutes beside what measuring took and the looks at the model; below 1 if none does."""
+    asked = Looks.all_of(trainer.config, trainer.held_out.windows)
     at = time.perf_counter()
-    trainer.evaluate()
-    glance = time.perf_counter() - at
+    trainer.evaluate(asked.windows)
+    window = (time.perf_counter() - at) / asked.windows
     at = time.perf_counter()
     trainer.sample(16)
-    sample = (time.perf_counter() - at) * SAMPLE / 16
-    whole = glance * max(1.0, trainer.held_out.windows / GLANCE)
-    spent = time.perf_counter() - begun
-    free = MARGIN * 60 * config.minutes - spent - whole - (config.evaluations + 1) * glance - SAMPLES * sample
-    return int(free / seconds_per_update)
+    token = (time.perf_counter() - at) / 16
+    left = MARGIN * 60 * trainer.config.minutes - (time.perf_counter() - begun)
+    looks = affordable(asked, window, token, LOOKING * left)
+    return int((left - looks.seconds(window, token)) / seconds_per_update), looks
+
+
+def affordable(asked: Looks, window: float, token: float, seconds: float) -> Looks:
+    """The looks that were asked for, or what of them the seconds allow: shorter samples, evaluations at the quarters
+    alone, not of all windows at the end, and then of fewer each time, in this order.
+
+    window, token: seconds that a window of an evaluation takes, and a token of a sample."""
+    allowed = int(seconds / 2 / SAMPLES / max(token, 1e-9))  # samples get half at most
+    looks = replace(asked, sample=max(1, min(asked.sample, allowed)))
+    room = int((seconds - SAMPLES * looks.sample * token) / max(window, 1e-9))  # windows in all
+    if looks.seen <= room:
+        return looks
+    looks = replace(looks, evaluations=0)
+    on_the_way = looks.seen - looks.last
+    if on_the_way + looks.windows <= room:
+        return replace(looks, last=min(asked.last, room - on_the_way))
+    each = max(1, room // (looks.times + 1))
+    return replace(looks, windows=min(asked.windows, each), last=min(asked.last, each))
+
+
+def due(step: int, steps: int, times: int) -> bool:
+    """Whether `step` is one of the `times` steps, spread evenly up to the last, at which something happens."""
+    return step * times // steps > (step - 1) * times // steps

@@ -4,7 +4,8 @@
 
 A checkpoint is written into a temporary folder, flushed to disk and renamed, so a kill at any moment leaves the last
 one whole. The manifest holds every file's size and SHA-256; what does not match is refused, in words, and the one
-before is used. The last two are kept."""
+before is used. The last two are kept.
+"""
 
 import json
 import os
@@ -27,7 +28,8 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
     """Write state/step-N. facts: whatever JSON the caller needs to go on. Weights that share memory are written
-    once."""
+    once.
+    """
     made, final = state / f"{TEMPORARY}{step}", state / f"step-{step}"
     if final.exists() and damage(final) is None:  # the same step gives the same bits
         return

@@ -2,7 +2,8 @@
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
-mistyped is refused, before it is imported."""
+mistyped is refused, before it is imported.
+"""
 
 import contextlib
 import importlib.util
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import TextIO
 
 from fastlm import __version__
-from fastlm.trainer import plugins
-from fastlm.trainer.flags import listed, parse
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import Failure, Refusal, absent, command, did_you_mean, say, utf8
+from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say, utf8
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -35,19 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
-        _greet(sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+        with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
+            print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
     except (Refusal, Failure) as error:
         return _tell(f"fastlm: {error}", 2 if isinstance(error, Refusal) else 1)
     except Stopped as stop:
-        return _tell(f"\nfastlm: {stop}", stop.status)
+        after_echo = "\n" * (stop.status == 130)  # of ^C
+        return _tell(f"{after_echo}fastlm: {stop}", stop.status)
     except KeyboardInterrupt:
         return _tell("\nstopped", 130)
     except BrokenPipeError:  # who read us is gone, as after `| head`
         discard_output()
         return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        discard_output()
+        return _tell(f"fastlm: {error.filename or 'the output'}: {error.strerror}; free some space", 1)
 
 
 def _usable(stream: TextIO | None) -> TextIO:
@@ -61,14 +69,6 @@ def _tell(line: str, status: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be what is gone
         print(line, file=sys.stderr)
     return status
-
-
-def _greet(file: TextIO) -> None:
-    try:
-        print(f"fastlm {__version__}", flush=True, file=file)
-    except OSError as error:
-        discard_output()
-        raise Failure(f"the output cannot be written ({error.strerror}); nothing was begun") from error
 
 
 def _run(argv: list[str]) -> int:
@@ -109,7 +109,7 @@ def _machine() -> Iterator[None]:
 def pretrain(argv: list[str]) -> int:
     _check_extra()
     plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
-    from fastlm.trainer.config import Config
+    from fastlm.trainer.options.config import Config
 
     config = parse(Config, "pretrain", argv)
     config.check_values()  # again in run.pretrain; here it does not wait for torch
@@ -121,7 +121,7 @@ def pretrain(argv: list[str]) -> int:
 
 def resume(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.config import Resume
+    from fastlm.trainer.options.config import Resume
 
     asked = parse(Resume, "resume", argv)
     _check_folder(asked.folder)
@@ -134,7 +134,7 @@ def resume(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.config import Sample
+    from fastlm.trainer.options.config import Sample
 
     asked = parse(Sample, "sample", argv)
     if asked.tokens < 1:
@@ -184,7 +184,8 @@ def _check_finished(folder: Path) -> None:
 
 def _open(folder: Path, given: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
-    damaged."""
+    damaged.
+    """
     from safetensors import SafetensorError
 
     from fastlm.interop import load_pretrained

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastlm.models import ModelConfig, Transformer
-from fastlm.objectives import OBJECTIVES
+from fastlm.objectives import OBJECTIVES, Batch, Objective
 from fastlm.optim import memory_table
-from fastlm.trainer.config import Config
+from fastlm.trainer.data.tokenizer import most_ids
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.step import autocast
 from fastlm.trainer.words import Refusal, size
 
@@ -39,16 +40,21 @@ class Need:
         return self.model + self.ids + self.rows
 
 
-def check(config: Config, vocab_size: int) -> None:
-    """Raises Refusal, naming the flags and the cure, for a run that takes more memory than there is."""
+def check(config: Config, text_size: int) -> None:
+    """Raises Refusal, naming the flags and the cure, for a run over a text of so many bytes that takes more memory than
+    there is."""
     room = available_bytes(config.torch_device())
+    vocab_size = most_ids(config.vocab, text_size)
+    shape = config.sketch(vocab_size)
+    if shape.context > 2 * text_size:  # a byte and an <eos> make two ids at most
+        cure = "give more text or a smaller --context"
+        raise Refusal(f"--context {shape.context} is longer than the text, which has {size(text_size)}; {cure}")
     try:
         need = reckon(config, vocab_size)
     except RuntimeError:  # a plugin looks at numbers, which a reckoning has not
         return
-    if room is None or need.total <= room:
-        return
-    raise Refusal(_cure(config, config.model(vocab_size), need, room, one=reckon(replace(config, batch=1), vocab_size)))
+    if room is not None and need.total > room:
+        raise Refusal(_cure(config, shape, need, room, one=reckon(replace(config, batch=1), vocab_size)))
 
 
 def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) -> str:
@@ -71,33 +77,34 @@ def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) 
 def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
     fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers."""
-    with FakeTensorMode():  # a scheme has parameters of its own
-        shape = config.model(vocab_size)
-    one, two = (_reckon(config, replace(shape, layers=layers)) for layers in (1, 2))
+    shape = config.sketch(vocab_size)
+    objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
+    row = objective.batch(config.seed, 0, 1)
+    with FakeTensorMode():
+        one, two = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (1, 2))
     more = shape.layers - 1
     return Need(one.model + more * (two.model - one.model), one.ids, one.rows + more * (two.rows - one.rows))
 
 
-def _reckon(config: Config, shape: ModelConfig) -> Need:
-    objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
-    row = objective.batch(config.seed, 0, 1)
+def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch) -> Need:
+    """row: a batch of one."""
     kept: dict[int, torch.UntypedStorage] = {}  # what the backward pass will look at
 
     def keep(x: Tensor) -> Tensor:
         kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 
-    with FakeTensorMode():
-        model = Transformer(shape)
-        batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
-            objective.loss(model, batch)
-        (choice,) = memory_table(model, config.optimizer)[:1]
-        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    model = Transformer(shape)
+    batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
+        objective.loss(model, batch)
+    totals = {row.optimizer: row.total for row in memory_table(model)}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
     ids = config.accumulate * sum(x.nbytes for x in batch.values())
     # the largest are the logits; when their gradient is made, there are two more of them
-    return Need(choice.total, ids, sum(sizes) + 2 * max(sizes))
+    rows = sum(sizes) + 2 * max(sizes)
+    return Need(totals.get(config.optimizer, max(totals.values())), ids, rows)  # of a plugin's nobody knows
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from fastlm.backends.info import device_name
-from fastlm.trainer import plugins
+from fastlm.trainer.budget import Looks
 from fastlm.trainer.checkpoint import write_file
-from fastlm.trainer.config import Config
 from fastlm.trainer.data.tokens import sha256
-from fastlm.trainer.words import Refusal, command
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.config import Config
+from fastlm.trainer.words import Refusal, command, disk_words
 
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
+BEFORE = (LOCK, "tokenizer.json", "metrics.jsonl")  # what there is of a run until it has a run.json
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Plan:
     command: str
     config: Config
     steps: int
+    looks: Looks
     threads: int
     fingerprint: str
     tokenizer: str
@@ -48,7 +51,8 @@ class Plan:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**values | {"config": Config.from_json(values["config"])})
+            parts = {"config": Config.from_json(values["config"]), "looks": Looks(**values["looks"])}
+            return cls(**values | parts)
         except (ValueError, TypeError, KeyError) as error:
             raise Refusal(
                 f"{path} cannot be understood ({error}); it was altered, or written by another version of fastlm"
@@ -57,10 +61,10 @@ class Plan:
 
 @contextmanager
 def new_folder(out: Path | None) -> Iterator[Path]:
-    """Make the folder of a new run and keep others out: `out`, or one named by the time. If nothing is written, it goes
-    again.
+    """Make the folder of a new run and keep others out: `out`, or one named by the time. If no run.json is written
+    there, it goes again with what was.
 
-    Raises Refusal if it holds anything, cannot be made, or is another process's.
+    Raises Refusal if it holds anything, cannot be made or written to, or is another process's.
     """
     wanted = out or Path("runs")
     try:
@@ -73,9 +77,12 @@ def new_folder(out: Path | None) -> Iterator[Path]:
         _check_free(out)  # again: another process may have come and gone
         try:
             yield folder
+        except OSError as error:
+            raise Refusal(disk_words(error, folder, "nothing was begun", "begin again")) from error
         finally:
-            if {path.name for path in folder.iterdir()} <= {LOCK}:
-                (folder / LOCK).unlink(missing_ok=True)
+            if not (folder / "run.json").exists():
+                for name in BEFORE:
+                    (folder / name).unlink(missing_ok=True)
                 for path in absent if out else (folder, *absent):
                     with suppress(OSError):
                         path.rmdir()

@@ -2,7 +2,8 @@
 
 Steps count from 0 to steps - 1. Every schedule climbs linearly over the first `warmup` steps, starting above zero, so
 that no step is wasted, and reaches the peak at step warmup - 1; then its own curve leads from 1 to `floor`. To add one,
-write a function of progress in [0, 1) and decorate it."""
+write a function of progress in [0, 1) and decorate it.
+"""
 
 import math
 from collections.abc import Callable

@@ -5,9 +5,9 @@
                   taken back; once it trains (`deferred`), the stop waits for the next `check`, where the state is whole
 
 The second signal ends the process in any case. Nothing heavy is imported here: the first one may come in the first
-second."""
+second.
+"""
 
-import concurrent.futures
 import os
 import signal
 import threading
@@ -32,7 +32,8 @@ class Stopped(KeyboardInterrupt):
 class Stops:
     """The first stop that came, raised where it comes or, if `deferred`, by `check`.
 
-    before: what to say of a run that had not begun to train when it was stopped."""
+    before: what to say of a run that had not begun to train when it was stopped.
+    """
 
     used = False  # whether this process came as far as a run
 
@@ -71,7 +72,8 @@ class Stops:
 
 def end_at_once() -> None:
     """From now on a signal ends the process where it stands, with one line. An exception would not do: modules that are
-    being imported catch it, and go on or make another of it."""
+    being imported catch it, and go on or make another of it.
+    """
 
     def end(number: int, frame) -> None:
         with suppress(OSError):
@@ -85,18 +87,22 @@ def end_at_once() -> None:
 
 def awake(work: Callable[[], T]) -> T:
     """work(), in another thread: this one stays awake for signals, which compiled code holds off until it returns."""
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    results: list[T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.set_result(work())
+            results.append(work())
         except BaseException as error:
-            done.set_exception(error)
+            errors.append(error)
 
-    threading.Thread(target=run, daemon=True).start()  # a daemon: the process may end before it does
-    while not done.done():
-        concurrent.futures.wait([done], 0.1)
-    return done.result()
+    thread = threading.Thread(target=run, daemon=True)  # a daemon: the process may end before it does
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # on Windows, signals are heard between two waits
+    for error in errors:
+        raise error
+    return results[0]
 
 
 @contextmanager
@@ -118,7 +124,8 @@ def _handled(handler: Callable) -> Iterator[Callable[[], None]]:
 
 def _ours() -> list[int]:
     """The signals to handle: none outside the main thread, which alone may; no SIGHUP under nohup; none that another
-    language handles."""
+    language handles.
+    """
     if threading.current_thread() is not threading.main_thread():
         return []
     handlers = {number: signal.getsignal(number) for number in NUMBERS}

@@ -19,14 +19,12 @@ from fastlm.models import Transformer
 from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
-from fastlm.trainer.config import DTYPES, Config
 from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.options.config import DTYPES, Config
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
-SAMPLE = 96  # tokens of a sample
-GLANCE = 64  # windows of held-out text looked at on the way; at the end, all of them
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,6 @@ class Trainer:
     @property
     def tokens_per_update(self) -> int:
         return self.config.batch * self.config.accumulate * self.train.context
-
-    @property
-    def glance(self) -> np.ndarray:
-        """The held-out windows looked at on the way: some, spread evenly, always the same."""
-        return np.arange(0, self.held_out.windows, max(1, self.held_out.windows // GLANCE))
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
@@ -125,18 +118,19 @@ class Trainer:
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
 
     @torch.no_grad()
-    def evaluate(self, glance: bool = True) -> dict[str, float]:
+    def evaluate(self, windows: int | None = None) -> dict[str, float]:
         """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        those of `self.glance`."""
+        over so many of them spread evenly, always the same."""
         self.model.eval()
-        windows = self.glance if glance else np.arange(self.held_out.windows)
+        windows = windows or self.held_out.windows
+        numbers = np.arange(windows) * self.held_out.windows // windows
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
         sums: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
         size = 0
-        for first in range(0, len(windows), self.config.batch):
+        for first in range(0, windows, self.config.batch):
             self.check()
-            batch = self.held_out.fixed(windows[first : first + self.config.batch])
+            batch = self.held_out.fixed(numbers[first : first + self.config.batch])
             counts.update(self.held_out.targets(batch))
             size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
             for name, value in self._losses(self.held_out, batch).items():
@@ -149,7 +143,7 @@ class Trainer:
             found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
         return found
 
-    def sample(self, n: int = SAMPLE) -> str:
+    def sample(self, n: int) -> str:
         """n tokens that the model makes of nothing, at temperature 0.8; the same at the same step."""
         self.model.eval()
         seed = noise.number(self.config.seed, noise.Purpose.SAMPLE, 0, self.step)

@@ -1,12 +1,17 @@
 """How fastlm speaks: refusals in one line, labelled lines, and numbers as people read them. Needs nothing but
-Python."""
+Python.
+"""
 
+import errno
+import math
 import shlex
 from pathlib import Path
 from typing import TextIO
 
 from fastlm.checks import did_you_mean as did_you_mean
 from fastlm.checks import nearest
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says of a disk, a quota and a file
 
 
 class Refusal(ValueError):
@@ -22,6 +27,12 @@ def absent(path: Path, cure: str) -> str:
     beside = path.absolute().parent
     near = nearest(path.name, [other.name for other in beside.iterdir()] if beside.is_dir() else [])
     return f"{path} does not exist; {f'did you mean {path.with_name(near)}?' if near else cure}"
+
+
+def disk_words(error: OSError, folder: Path, held: str, then: str) -> str:
+    """Of a folder that cannot be written to: why, what there is all the same, and the cure."""
+    cure = "free some space" if error.errno in FULL else "put that right"
+    return f"{folder} cannot be written to ({error.strerror}); {held}: {cure}, then {then}"
 
 
 def command(*words: object) -> str:
@@ -61,4 +72,5 @@ def count(n: float) -> str:
 
 def size(n: float) -> str:
     """1234567 → 1.23 MB."""
-    return f"{n / 1e6:.3g} MB" if n >= 1e6 else f"{n / 1e3:.3g} kB"
+    power = min(5, max(1, int(math.log10(max(n, 1))) // 3))
+    return f"{n / 1000**power:.3g} {' kMGTP'[power]}B"

@@ -121,7 +121,8 @@ def test_found_inf_leaves_every_bit(flag):
 
 def test_transposed_and_strided_parameters():
     """Layouts with and without gaps: rows of an elementwise rule are taken in memory order, and copied where there are
-    gaps."""
+    gaps.
+    """
     p, g = torch.randn(64, 48, device=CUDA).t(), torch.randn(48, 64, device=CUDA)
     wide = torch.randn(48, 128, device=CUDA)
     params, grads = [p, wide[:, ::2]], [g, torch.randn(48, 64, device=CUDA)]

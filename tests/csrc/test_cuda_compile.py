@@ -2,7 +2,8 @@
 sanitizers.
 
 Reads the library that setup.py built. A machine without nvcc skips what needs it; a build that failed where nvcc is
-there is an error."""
+there is an error.
+"""
 
 import re
 import shutil
@@ -56,7 +57,8 @@ def cuobjdump(*arguments) -> str:
 
 def test_no_kernel_spills(library):
     """Registers only, no stack, on every target; and few enough registers for three blocks on a processor, whose loads,
-    up to 16 bytes of five lists for each of 768 threads, cover the wait for memory."""
+    up to 16 bytes of five lists for each of 768 threads, cover the wait for memory.
+    """
     rows = re.findall(
         r"arch = (\w+)|Function (\w+):|REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", cuobjdump("-res-usage", library)
     )
@@ -75,7 +77,8 @@ def test_no_kernel_spills(library):
 
 def test_vector_loads_and_stores(library):
     """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v; Adafactor's last pass
-    has them for two vectors of p and g at a time; no generic or local access."""
+    has them for two vectors of p and g at a time; no generic or local access.
+    """
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_90a", library))
     names = (
         "ApplyAdamWILNS_4KeptE0E",
@@ -95,7 +98,8 @@ def test_vector_loads_and_stores(library):
 @pytest.mark.parametrize("source", ["multi_tensor", "panels"])
 def test_logic_on_the_host(source, tmp_path):
     """Chunks, panels and strips cover every element once and so does the loop over a chunk, whatever sizes, dtypes and
-    alignment; sums of squares hold from subnormals to the largest fp32; Adafactor's passes do what the formulas say."""
+    alignment; sums of squares hold from subnormals to the largest fp32; Adafactor's passes do what the formulas say.
+    """
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("neither g++ nor clang++ was found")
@@ -211,7 +215,8 @@ def test_launchers_refuse_in_words(library):
 
 def test_the_workspace_of_adafactor(library):
     """Of the largest group of tensors, and for each a rule; the sums of a matrix's panels are the most of it, about a
-    byte an element."""
+    byte an element.
+    """
     workspace = native.cuda().adafactor_workspace
     assert workspace([]) == 0
     block = [(1, 768, 768), (1, 768, 0)]

@@ -74,7 +74,8 @@ def step(module, case, dtype) -> tuple:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_agree_with_the_cpp_backend(on_host, case, dtype):
     """The same bits where a rule is elementwise; sums in another order cost LAMB and Adafactor an ulp or two, and the
-    same bits again."""
+    same bits again.
+    """
     got, expected = step(on_host, case, dtype), case.make(dtype, torch.device("cpu"))
     with use_backend("cpp"):
         OPS[case.op](*expected)

@@ -1,5 +1,6 @@
 """The benchmarks themselves, at tiny sizes on a CPU: everything that runs on a GPU has run here first, as far as it
-can."""
+can.
+"""
 
 import json
 import os
@@ -140,7 +141,8 @@ def test_gpu_clocks_on_a_make_believe_gpu(rooms, monkeypatch):
 @pytest.mark.parametrize("scheme", ["t5", "alibi", "none"])
 def test_every_gpu_contestant_computes_the_same(rooms, monkeypatch, scheme):
     """FlexAttention uncompiled, and SDPA with a forced kernel, agree with ours: the peers are asked the same
-    question."""
+    question.
+    """
     from torch.nn.attention import SDPBackend
 
     compiled = torch.compile  # which FlexAttention calls by itself, with other options

@@ -1,5 +1,6 @@
 """The house: rooms stand in one order and import downward alone, `import fastlm` is light, and nothing of ours hides
-another package."""
+another package.
+"""
 
 import ast
 import shutil
@@ -156,7 +157,9 @@ def test_import_is_light():
 def test_kernels_is_hugging_faces():
     """`kernels` is another project's package, which transformers imports; ours is reachable as fastlm.kernels alone."""
     pytest.importorskip("kernels", reason="Hugging Face's kernels is not installed: pip install '.[test]'")
-    code = "import kernels, importlib.util as u; print(kernels.__file__, u.find_spec('fastlm.kernels.attention').origin)"
+    code = (
+        "import kernels, importlib.util as u; print(kernels.__file__, u.find_spec('fastlm.kernels.attention').origin)"
+    )
     theirs, ours = run_python(code, cwd=ROOT).split()
     assert "site-packages" in theirs
     assert Path(ours).resolve().name == "attention.py" and Path(ours).parent.name == "kernels"

@@ -1,5 +1,6 @@
 """The door for attention: who is refused, when and in which words; what a Mask answers; padding, caches, gradients,
-checkpoints and torch.compile."""
+checkpoints and torch.compile.
+"""
 
 import copy
 import sys

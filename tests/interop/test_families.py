@@ -1,5 +1,6 @@
 """Every architecture of transformers computes under attn_implementation="fastlm" what it computes under eager, or is
-refused in words: the best known ones here, all that can be made tiny with `pytest -m sweep`."""
+refused in words: the best known ones here, all that can be made tiny with `pytest -m sweep`.
+"""
 
 import pytest
 import torch

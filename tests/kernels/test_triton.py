@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlm
 from fastlm.backends import native
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward
+from fastlm.ops.attention import INTEGERS, LEARNED, VECTORS, Arguments, attention, attention_backward
 from fastlm.ops.rotary import rotate
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
@@ -47,7 +47,8 @@ NAMED = {case.name: case for case in ATTENTION}
 
 def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
     """Of the i-th case: all; in the interpreter fp32 and one of the others in turn, and for the largest one of the
-    three in turn."""
+    three in turn.
+    """
     if DEVICE.type == "cuda":
         return DTYPES
     q, k = case.make(torch.float32, DEVICE)[:2]
@@ -77,15 +78,18 @@ def test_lengths_without_end():
 
 
 SMALL = {
-    "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2), "dkdv": Tiles(16, 32, 4, 2),
-    "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1), "vector_sums": Tiles(16, 16, 4, 1),
+    "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
+    "dkdv": Tiles(16, 32, 4, 2),
+    "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1),
+    "vector_sums": Tiles(16, 16, 4, 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl", "xlnet", "deberta_gqa", "bias_full",
+        "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl",
+        "xlnet", "deberta_gqa", "bias_full",
         "bias_keys", "bias_queries", "prefix", "packed", "packed_bidirectional", "order", "every_mask", "dropout_odd",
     ],
 )  # fmt: skip
@@ -135,7 +139,8 @@ class Allocations(TorchDispatchMode):
 
 class Unlaunched:
     """A kernel that nobody runs: on the meta device a launcher allocates what it would, and there is nothing to
-    compute."""
+    compute.
+    """
 
     def __getitem__(self, grid):
         return lambda *args, **kwargs: None
@@ -164,11 +169,12 @@ def long_arguments(L: int, *names: str) -> Arguments:
     """Half a gigabyte and more of attention, on paper."""
     empty = lambda *shape, dtype=torch.bfloat16: torch.empty(*shape, dtype=dtype, device="meta")
     shapes = {
-        "table": lambda: empty(H, 2 * L - 1, dtype=torch.float32), "bias": lambda: empty(B, 1, 1, L), "same": lambda: empty(B, H, L, dtype=torch.float32),
+        "table": lambda: empty(H, 2 * L - 1, dtype=torch.float32), "bias": lambda: empty(B, 1, 1, L),
+        "same": lambda: empty(B, H, L, dtype=torch.float32),
         "q_position": lambda: empty(B, H, L, D), "k_position": lambda: empty(B, HK, L, D),
-        **dict.fromkeys(("query_vectors", "key_vectors", "value_vectors"), lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(VECTORS, lambda: empty(H, 2 * L - 1, D)),
+        **dict.fromkeys(INTEGERS, lambda: empty(B, L, dtype=torch.int64)),
         **dict.fromkeys(("key_lengths", "prefix"), lambda: empty(B, dtype=torch.int64)),
-        **dict.fromkeys(("q_segments", "k_segments", "q_ranks", "k_ranks", "q_groups", "k_groups"), lambda: empty(B, L, dtype=torch.int64)),
     }  # fmt: skip
     q, k, v = (empty(B, heads, L, D) for heads in (H, HK, HK))
     return Arguments.of(q, k, v, right=0, dropout=0.1, **{name: shapes[name]() for name in names})
@@ -180,14 +186,16 @@ SEGMENTS, RANKS, GROUPS = ("q_segments", "k_segments"), ("q_ranks", "k_ranks"), 
 @pytest.mark.parametrize(
     "names",
     [
-        (), ("table",), ("table", "key_lengths", "prefix", *SEGMENTS, *RANKS), ("bias",), ("query_vectors", "value_vectors", *SEGMENTS),
+        (), ("table",), ("table", "key_lengths", "prefix", *SEGMENTS, *RANKS), ("bias",),
+        ("query_vectors", "value_vectors", *SEGMENTS),
         ("query_vectors", "q_position", *GROUPS, *RANKS), ("query_vectors", "key_vectors", "k_position", "prefix"),
     ],
     ids=", ".join,
 )  # fmt: skip
 def test_memory_grows_with_the_length_alone(names, monkeypatch):
     """Forward and backward at 131,072 positions: beyond inputs and results, at most a hundredth of what 16-bit [H, L,
-    L] scores would take."""
+    L] scores would take.
+    """
     for file, kernels in KERNELS.items():
         for kernel in kernels:
             monkeypatch.setattr(file, kernel, Unlaunched())

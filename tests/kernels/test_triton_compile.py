@@ -2,7 +2,8 @@
 table.
 
 Runs in processes of its own, because Triton compiles or interprets, never both; with the installed Triton, and with
-Triton 3.6, the oldest that GPU machines carry, where FASTLM_TRITON_36 names a folder that holds it."""
+Triton 3.6, the oldest that GPU machines carry, where FASTLM_TRITON_36 names a folder that holds it.
+"""
 
 import json
 import os
@@ -77,7 +78,8 @@ def test_registers_hold_everything(resources):
 
 def test_two_programs_share_a_multiprocessor(resources):
     """The forward at head size 64 on sm_90 keeps to 128 registers, so that one program's softmax overlaps another's
-    products."""
+    products.
+    """
     found = [
         k
         for k in resources

@@ -1,5 +1,6 @@
 """Triton's launchers without a GPU: what they hand to the driver, by a driver of our own (launches.py,
-on_host/libcuda.c)."""
+on_host/libcuda.c).
+"""
 
 import os
 import shutil

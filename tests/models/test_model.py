@@ -1,5 +1,6 @@
 """The Transformer: shapes, initialisation, every scheme in every preset, decoding with a cache, and Hugging Face's own
-models."""
+models.
+"""
 
 import math
 
@@ -50,7 +51,7 @@ def test_the_future_is_invisible(position):
 def test_packed_documents_are_strangers(position):
     """Each as if it were alone, and blind to the other, down to the last bit."""
     model, packed = make(position=position, kv_heads=2), tokens(1, 24)
-    segments = fastlm.masks.segments_of(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
+    segments = fastlm.masks.segments_from_cu_seqlens(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
     logits = model(packed, segments=segments)
     for span in (slice(0, 9), slice(9, 24)):
         torch.testing.assert_close(logits[:, span], model(packed[:, span]), rtol=1e-4, atol=1e-5)

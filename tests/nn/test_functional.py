@@ -1,5 +1,6 @@
 """fastlm.attention and rotate refuse what does not fit, in words: what was made for another size, what is of another
-type, what other libraries call by another name."""
+type, what other libraries call by another name.
+"""
 
 import warnings
 
@@ -98,7 +99,8 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_on_the_way_there_masked_keys_may_hold_anything(mask, backend):
     """More than is promised, for a GPU's plain attention is PyTorch's; not values, nor keys on the way back, which sums
-    meet with weight zero (fastlm/ops/attention.py)."""
+    meet with weight zero (fastlm/ops/attention.py).
+    """
     if backend != "reference" and getattr(native, f"{backend}_missing")(torch.device("cpu")):
         pytest.skip(getattr(native, f"{backend}_missing")(torch.device("cpu")))
     q, k, v = (torch.randn(1, 2, 12, 8, generator=torch.Generator().manual_seed(s)) for s in range(3))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastlm.nn import Attention, Cache
+from fastlm.nn import Attention, KVCache
 from fastlm.positions import ALiBi, RoPE, Sinusoidal, T5Bias
 
 X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
@@ -52,27 +52,27 @@ def test_a_module_is_given_what_fits(position, x, message):
 
 @pytest.mark.parametrize("cache", [{}, [], (X, X), 0, "none"], ids=lambda x: type(x).__name__)
 def test_a_cache_is_a_cache(cache):
-    with pytest.raises(ValueError, match=rf"cache is of type {type(cache).__name__}; give a fastlm.nn.Cache\(\)"):
+    with pytest.raises(ValueError, match=rf"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache\(\)"):
         Attention(16, 2)(X, cache=cache)
 
 
 def test_an_empty_cache_is_one():
     """`if cache` asks whether there is any."""
-    cache = Cache()
+    cache = KVCache()
     assert cache and len(cache) == 0
     Attention(16, 2)(X, cache=cache)
     assert cache and len(cache) == 5
 
 
 def test_a_cache_is_for_one_batch_of_one_layer():
-    cache = Cache()
+    cache = KVCache()
     Attention(16, 2)(X, cache=cache)
     for layer, x, shape in (
         (Attention(16, 2), X[:1], "1, 2, 5, 8"),
         (Attention(16, 4), X, "2, 4, 5, 4"),
         (Attention(16, 2, 1), X, "2, 1, 5, 8"),
     ):
-        message = rf"the cache holds keys \[2, 2, 5, 8\] and is given \[{shape}\], .* takes a Cache\(\) of its own"
+        message = rf"the cache holds keys \[2, 2, 5, 8\] and is given \[{shape}\], .* takes a KVCache\(\) of its own"
         with pytest.raises(ValueError, match=message):
             layer(x, cache=cache)
     assert len(cache) == 5

@@ -1,5 +1,6 @@
 """fastlm.attention: the definition against plain PyTorch, what masks and positions mean, and errors that name the
-cure."""
+cure.
+"""
 
 import pytest
 import torch
@@ -31,10 +32,13 @@ def random_arguments(**changes) -> Arguments:
     n = Lq + Lk - 1
     return Arguments(
         q=draw(B, H, Lq, D), k=draw(B, Hk, Lk, D), v=draw(B, Hk, Lk, D), table=draw(H, n), bias=draw(1, H, 1, Lk),
-        q_position=draw(B, H, Lq, D), query_vectors=draw(H, n, D), k_position=draw(B, Hk, Lk, D), key_vectors=draw(H, n, D),
+        q_position=draw(B, H, Lq, D), query_vectors=draw(H, n, D), k_position=draw(B, Hk, Lk, D),
+        key_vectors=draw(H, n, D),
         value_vectors=draw(H, n, D), same=draw(B, H, Lq), q_groups=ints(2, B, Lq), k_groups=ints(2, B, Lk),
-        key_lengths=torch.tensor([7, 6]), prefix=torch.tensor([3, 0]), q_segments=ints(2, B, Lq), k_segments=ints(2, B, Lk),
-        q_ranks=ints(9, B, Lq), k_ranks=ints(6, B, Lk), left=4, right=1, scale=0.4, offset=2, dropout=0.3, seed=5, return_lse=True,
+        key_lengths=torch.tensor([7, 6]), prefix=torch.tensor([3, 0]), q_segments=ints(2, B, Lq),
+        k_segments=ints(2, B, Lk),
+        q_ranks=ints(9, B, Lq), k_ranks=ints(6, B, Lk), left=4, right=1, scale=0.4, offset=2, dropout=0.3, seed=5,
+        return_lse=True,
     )._replace(**changes)  # fmt: skip
 
 

@@ -64,7 +64,8 @@ def test_cpp_takes_a_bias_as_it_lies_and_wants_no_gradient_of_it():
 
 def test_cpp_exponential(isa):
     """exp(x) for x ≤ 0 is exact at 0, off by at most 2⁻²³ + 1.25 · |x| · 2⁻²⁴ of itself, by less than 2⁻¹²⁶ where it is
-    smaller than that."""
+    smaller than that.
+    """
     bits = torch.arange(0, torch.tensor(1000.0).view(torch.int32).item(), 499, dtype=torch.int32)
     x = torch.cat((-bits.view(torch.float32), torch.tensor([-torch.inf, torch.nan, torch.finfo(torch.float32).min])))
     got = torch.full_like(x, torch.nan)
@@ -111,7 +112,8 @@ def test_cpp_rows_that_see_nothing():
 @pytest.mark.parametrize("D", [5, 37, 64, 80])
 def test_cpp_rows_that_see_one_key(D, dtype, isa):
     """Their probability is 1 whatever the score: its gradients are zero to the bit, for both sides of the difference
-    that gives them are summed in one order."""
+    that gives them are summed in one order.
+    """
     got = results(arguments(D=D, dtype=dtype, left=0, right=0))
     assert not any(got[name].any() for name in ("q", "k", "table"))
 
@@ -119,7 +121,8 @@ def test_cpp_rows_that_see_one_key(D, dtype, isa):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cpp_huge_logits(dtype, isa):
     """Gradients come from lse, whose last digit grows with the logits: up to some 64 ulps more than PyTorch's, which
-    keeps P."""
+    keeps P.
+    """
     args = arguments(Lq=130, Lk=130, dtype=dtype, right=0)
     assert_attention_accurate(args._replace(q=100 * args.q, table=100 * args.table), ulps=64)
 
@@ -153,7 +156,8 @@ def test_cpp_hidden_pairs_may_hold_anything(terms, value, isa):
 
 def gradients_from_stored_output(args: Arguments, grad: torch.Tensor) -> dict[str, torch.Tensor]:
     """In fp64 but for δ = ⟨grad, out⟩ of out as it is stored: beside the truth, what every flash attention pays for
-    that."""
+    that.
+    """
     a = args._replace(**{name: x.detach() for name, x in leaves_of(args, torch.float64).items()})
     out, lse = attention.definition(a)
     grads = attention_backward.definition(
@@ -177,8 +181,10 @@ bound = st.one_of(st.just(UNBOUNDED), st.integers(0, 100))
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60), st.booleans(),
-    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(), st.lists(st.sampled_from(TERMS), max_size=4, unique=True),
+    shapes, st.sampled_from(native.cpu().available()), st.sampled_from(DTYPES), bound, bound, st.integers(-60, 60),
+    st.booleans(),
+    st.lists(st.integers(0, 160), min_size=2, max_size=2), st.booleans(),
+    st.lists(st.sampled_from(TERMS), max_size=4, unique=True),
 )  # fmt: skip
 def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, table, lengths, transpose, terms):
     before, (B, Hk, group) = native.cpu().active(), (shape.pop(n) for n in ("B", "Hk", "group"))

@@ -41,7 +41,8 @@ def test_cpp_bits_do_not_depend_on_threads(name, dtype, threads):
 )
 def test_cpp_backward_keeps_one_sum(terms, monkeypatch):
     """Beside results: sums of the gradients' own size and of dk and dv, and what the threads need; no copy of them for
-    each row and head."""
+    each row and head.
+    """
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     from machine import peak_growth
 

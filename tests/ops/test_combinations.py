@@ -1,5 +1,6 @@
 """Attention's terms, masks, sizes and strides in combination: drawn at random against the definition, and twenty times
-the same to the bit."""
+the same to the bit.
+"""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """However a text is cut, every scheme gives the same: whole, by the token with cached keys, in chunks, packed, or
-padded."""
+padded.
+"""
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from cases import POSITIONS, position
 
 import fastlm
 from fastlm import masks
-from fastlm.nn import Attention, Cache
+from fastlm.nn import Attention, KVCache
 
 H, D = 4, 8
 
@@ -36,7 +37,7 @@ def test_a_module_decodes_with_its_cache(name, backend):
     x = torch.randn(2, 11, H * D)
     whole = layer(x)
     for n in (1, 3):
-        cache = Cache()
+        cache = KVCache()
         pieces = [layer(x[:, s : s + n], cache=cache) for s in range(0, 11, n)]
         torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
         assert len(cache) == 11
@@ -67,9 +68,9 @@ def test_packed_documents_are_as_if_alone(name, causal, backend):
     scheme = position(name, H, D, causal)
     q, k, v = (heads(n, LENGTH, seed, B=1).requires_grad_() for seed, n in enumerate((H, 2, 2)))
     leaves, grad = [q, k, v, *scheme.parameters()], heads(H, 20, 3, B=1)
-    packed = fastlm.attention(q, k, v, position=scheme, causal=causal, segments=masks.segments_of(STARTS, LENGTH))[
-        :, :, :20
-    ]
+    packed = fastlm.attention(
+        q, k, v, position=scheme, causal=causal, segments=masks.segments_from_cu_seqlens(STARTS, LENGTH)
+    )[:, :, :20]
     spans = [slice(a, b) for a, b in STARTS.unfold(0, 2, 1).tolist()]
     alone = torch.cat(
         [fastlm.attention(q[:, :, s], k[:, :, s], v[:, :, s], position=scheme, causal=causal) for s in spans], 2
@@ -82,8 +83,8 @@ def test_packed_documents_are_as_if_alone(name, causal, backend):
 
 QUERIES, KEYS = torch.tensor([0, 3, 3, 8, 10]), torch.tensor([0, 5, 9, 11, 13])  # where documents start and end
 PACKED_APART = dict(
-    segments=(masks.segments_of(QUERIES, 11), masks.segments_of(KEYS, 14)),
-    order=(masks.ranks_of(QUERIES, 11), masks.ranks_of(KEYS, 14)),
+    segments=(masks.segments_from_cu_seqlens(QUERIES, 11), masks.segments_from_cu_seqlens(KEYS, 14)),
+    order=(masks.ranks_from_cu_seqlens(QUERIES, 11), masks.ranks_from_cu_seqlens(KEYS, 14)),
 )
 
 
@@ -108,23 +109,29 @@ def test_documents_with_fewer_queries_or_more_than_keys(name, backend):
 
 @pytest.mark.parametrize("options", [dict(causal=True), dict(window=3), dict(position=position("alibi", H, D, True))])
 def test_documents_packed_apart_are_not_counted_along_the_row(options):
-    q, k = heads(H, 11, 0, B=2), heads(2, 14, 1, B=2)
-    segments = tuple(x.expand(2, -1) for x in PACKED_APART["segments"])
-    message = r"packed apart in row 0, and causal, window and position count along .* give order=\(masks.ranks_of"
+    """Where a query would stand at a key of another document that has queries of its own."""
+    q, k = heads(H, 10, 0, B=2), heads(2, 13, 1, B=2)
+    starts = (torch.tensor([0, 3, 8, 10]), 10), (torch.tensor([0, 5, 7, 13]), 13)
+    segments = tuple(masks.segments_from_cu_seqlens(*x).expand(2, -1) for x in starts)
+    message = r"packed apart in row 0, and causal, window and position count along .* give order=\(masks.ranks_from"
     with pytest.raises(ValueError, match=message):
         fastlm.attention(q, k, k, segments=segments, **options)
     fastlm.attention(q, k, k, segments=segments)
 
 
 def test_what_is_packed_alike_may_say_so_twice():
-    """Or say that some queries, or some keys, are nobody's; or where its first query stands."""
-    documents = masks.segments_of(STARTS, LENGTH)
+    """Or say that some queries, or some keys, are nobody's; or where the first query stands."""
+    documents = masks.segments_from_cu_seqlens(STARTS, LENGTH)
     q, k = heads(H, 5, 0, B=1), heads(2, LENGTH, 1, B=1)
     whole = fastlm.attention(q, k, k, causal=True, segments=(documents[:, -5:], documents))
     nobodys = documents.masked_fill(documents == 4, -1)
     apart = fastlm.attention(q, k, k, causal=True, segments=(nobodys[:, -5:].int(), documents))
     torch.testing.assert_close(apart[:, :, :2], whole[:, :, :2])
     assert not apart[:, :, 2:].any()
+    present = (documents < 4).long()
+    everyones = fastlm.attention(q, k, k, causal=True, segments=(torch.ones_like(present[:, -5:]), present))
+    alone = fastlm.attention(q, k, k, causal=True, key_lengths=torch.tensor([20]))
+    torch.testing.assert_close(everyones, alone)
     ahead = fastlm.attention(q, k, k, causal=True, segments=(documents[:, :5], documents), offset=0)
     torch.testing.assert_close(ahead, fastlm.attention(q, k[:, :, :5], k[:, :, :5], causal=True))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:  # whose values nobody can read
@@ -135,13 +142,13 @@ def test_what_is_packed_alike_may_say_so_twice():
 def test_a_module_takes_packed_documents(backend):
     torch.manual_seed(0)
     layer, x = Attention(H * D, H, position="alibi"), torch.randn(1, LENGTH, H * D)
-    packed = layer(x, segments=masks.segments_of(STARTS, LENGTH))
+    packed = layer(x, segments=masks.segments_from_cu_seqlens(STARTS, LENGTH))
     torch.testing.assert_close(packed[:, 8:20], layer(x[:, 8:20]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_module_continues_prompts_padded_on_the_left(backend):
     torch.manual_seed(0)
-    layer, x, pads, cache = Attention(H * D, H, position="alibi"), torch.randn(2, 9, H * D), (0, 4), Cache()
+    layer, x, pads, cache = Attention(H * D, H, position="alibi"), torch.randn(2, 9, H * D), (0, 4), KVCache()
     segments = (torch.arange(9) >= torch.tensor(pads)[:, None]).long()
     pieces = [
         layer(x[:, a:b], segments=(segments[:, a:b], segments[:, :b]), cache=cache) for a, b in ((0, 6), (6, 8), (8, 9))
@@ -153,47 +160,53 @@ def test_a_module_continues_prompts_padded_on_the_left(backend):
 
 
 def test_segments_and_positions():
-    segments = masks.segments_of(STARTS, LENGTH)
+    segments = masks.segments_from_cu_seqlens(STARTS, LENGTH)
     assert segments.tolist() == [[0] * 7 + [1] + [3] * 12 + [4] * 3]
-    assert masks.positions_of(segments).tolist() == [[*range(7), 0, *range(12), *range(3)]]
-    assert masks.positions_of(torch.tensor([[5, 5, 2, 2], [1, 1, 1, 1], [0, 1, 0, 0]])).tolist() == [
+    assert masks.position_ids(segments).tolist() == [[*range(7), 0, *range(12), *range(3)]]
+    assert masks.position_ids(torch.tensor([[5, 5, 2, 2], [1, 1, 1, 1], [0, 1, 0, 0]])).tolist() == [
         [0, 1, 0, 1],
         [0, 1, 2, 3],
         [0, 0, 0, 1],
     ]
-    assert masks.segments_of(STARTS.long(), 5).tolist() == [[0] * 5]
-    assert masks.ranks_of(STARTS, LENGTH).tolist() == [[*range(-7, 0), -1, *range(-12, 0), *range(-3, 0)]]
-    assert masks.ranks_of(torch.tensor([2, 3], dtype=torch.uint8), 5).tolist() == [[-2, -1, -1, -2, -1]]
-    assert masks.segments_of(STARTS, 0).shape == masks.positions_of(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0)
+    assert masks.segments_from_cu_seqlens(STARTS.long(), 5).tolist() == [[0] * 5]
+    assert masks.ranks_from_cu_seqlens(STARTS, LENGTH).tolist() == [[*range(-7, 0), -1, *range(-12, 0), *range(-3, 0)]]
+    assert masks.ranks_from_cu_seqlens(torch.tensor([2, 3], dtype=torch.uint8), 5).tolist() == [[-2, -1, -1, -2, -1]]
+    assert (
+        masks.segments_from_cu_seqlens(STARTS, 0).shape
+        == masks.position_ids(torch.zeros(1, 0, dtype=torch.long)).shape
+        == (1, 0)
+    )
     for wrong in (STARTS.float(), STARTS[None], STARTS.bool()):
         with pytest.raises(ValueError, match=r"cu_seqlens must be \[documents \+ 1\] integers; got"):
-            masks.segments_of(wrong, LENGTH)
+            masks.segments_from_cu_seqlens(wrong, LENGTH)
     with pytest.raises(ValueError, match=r"cu_seqlens is a list; give a tensor: torch.tensor\(cu_seqlens\)"):
-        masks.segments_of(STARTS.tolist(), LENGTH)
+        masks.segments_from_cu_seqlens(STARTS.tolist(), LENGTH)
     with pytest.raises(ValueError, match=r"must not decrease; got \[0, 9, 4\]. Give where documents start"):
-        masks.segments_of(torch.tensor([0, 9, 4]), LENGTH)
+        masks.segments_from_cu_seqlens(torch.tensor([0, 9, 4]), LENGTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_segments_of_narrow_integers(dtype):
-    segments = masks.segments_of(torch.tensor([0, 100, 200], dtype=dtype), 300)
+    segments = masks.segments_from_cu_seqlens(torch.tensor([0, 100, 200], dtype=dtype), 300)
     assert segments.tolist() == [[0] * 100 + [1] * 100 + [2] * 100]
 
 
 def test_lengths_of_documents_do_not_recompile():
     """They are values, not shapes: one graph for every packing."""
     compiled = torch.compile(
-        lambda starts: masks.positions_of(masks.segments_of(starts, LENGTH)), fullgraph=True, backend="eager"
+        lambda starts: masks.position_ids(masks.segments_from_cu_seqlens(starts, LENGTH)),
+        fullgraph=True,
+        backend="eager",
     )
     with torch._dynamo.config.patch(error_on_recompile=True):
         for starts in (STARTS, STARTS.flip(0).neg() + 20):
-            assert torch.equal(compiled(starts), masks.positions_of(masks.segments_of(starts, LENGTH)))
+            assert torch.equal(compiled(starts), masks.position_ids(masks.segments_from_cu_seqlens(starts, LENGTH)))
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
 def test_embedded_positions_start_over(name):
     scheme = fastlm.positions.make(name, context=12, dim=6)
-    embedded = scheme.embed(masks.positions_of(masks.segments_of(STARTS, 20)))
+    embedded = scheme.embed(masks.position_ids(masks.segments_from_cu_seqlens(STARTS, 20)))
     assert embedded.shape == (1, 20, 6)
     assert torch.equal(embedded[0, 8:], scheme.embed(torch.arange(12)))
     assert torch.equal(embedded[0, 7:8], scheme.embed(torch.arange(1)))

@@ -1,5 +1,6 @@
 """What PyTorch does to functions, done to ours: compiling, fake tensors, checkpointing, autocast, and the transforms of
-torch.func."""
+torch.func.
+"""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """GradScaler: torch's sequence of scales, one pass with fastlm's optimizers, torch's scaler with ours and ours with
-torch's."""
+torch's.
+"""
 
 import copy
 

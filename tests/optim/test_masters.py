@@ -1,5 +1,6 @@
 """Parameters of 16 bits that something else writes while they are trained: what is written is the parameter from then
-on, and what is not keeps its master or remainder."""
+on, and what is not keeps its master or remainder.
+"""
 
 import copy
 

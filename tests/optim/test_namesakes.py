@@ -1,5 +1,6 @@
 """Our classes by name in the place of torch's, Hugging Face's, apex's and DeepSpeed's: every documented argument, every
-state dict in both directions, and what another class's argument or state dict is told."""
+state dict in both directions, and what another class's argument or state dict is told.
+"""
 
 import copy
 import inspect

@@ -1,5 +1,6 @@
 """Every optimizer against its paper, against torch's and Hugging Face's classes, in every precision, and where
-gradients are odd, missing or not finite."""
+gradients are odd, missing or not finite.
+"""
 
 import copy
 
@@ -179,7 +180,8 @@ def test_state_dicts_go_both_ways(ours, theirs, options):
 
 def test_momentum_that_is_switched_on_later_starts_from_the_gradient():
     """torch's buffer begins as a whole gradient, however many steps went before; what is switched off and on again goes
-    on."""
+    on.
+    """
     params, new_grads = params_and_grads()
     others = twins(params)
     a, b = optim.SGD(params, lr=0.1, dampening=0.5, max_grad_norm=1e9), torch.optim.SGD(others, lr=0.1, dampening=0.5)
@@ -243,7 +245,8 @@ def test_ops_agree_with_their_definitions(case, dtype):
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_every_instruction_set_rounds_as_torch_does(dtype):
     """fp32 masters of any bits, many or few of them subnormal or NaN: the instruction for bf16 takes subnormals for
-    zero. A parameter that torch rounded is its master, rounded, and leaves it as it is."""
+    zero. A parameter that torch rounded is its master, rounded, and leaves it as it is.
+    """
     patterns = torch.randint(-(2**31), 2**31, (100_003,), generator=torch.Generator().manual_seed(0)).int()
     patterns[::2] = patterns[::2] & ~0x7F800000  # subnormal
     patterns[50_000:] = (0.01 * torch.randn(50_003)).view(torch.int32)
@@ -329,7 +332,8 @@ def test_noise_is_unbiased(x):
 
 def test_cpp_rounds_by_the_definitions_noise():
     """A step of plain SGD with lr 1 from zero is the rounding itself: the same bits, odd lengths and transposed
-    parameters included."""
+    parameters included.
+    """
     for p in (nn.Parameter(torch.zeros(3, 2051, dtype=BF16)), nn.Parameter(torch.zeros(50, 7, dtype=BF16).T)):
         p.grad = torch.randn(p.shape)[:].to(BF16).as_strided(p.shape, p.stride()).contiguous() / 3
         grad, bits = p.grad.clone(), []
@@ -408,7 +412,8 @@ def test_gradients_and_parameters_may_differ_in_dtype(case):
 @pytest.mark.parametrize("choice", KINDS, ids=str)
 def test_gradients_are_only_read(choice):
     """An expanded gradient, as of a sum, does what its contiguous copy does, and neither it nor a transposed one is
-    written."""
+    written.
+    """
     ends = []
     for copied in (False, True):
         params, _ = params_and_grads(((6, 5), (5,), (4, 3)))
@@ -506,7 +511,8 @@ SHAPES = st.lists(
 @given(st.sampled_from(CHOICES), st.sampled_from(sorted(PRECISIONS)), SHAPES, st.data())
 def test_any_mix_of_parameters_follows_the_definition(choice, precision, shapes, data):
     """Empty, scalar, transposed, strided, frozen, added later, without a gradient at times: C++ and definition
-    agree."""
+    agree.
+    """
     dtype, kept = PRECISIONS[precision]
     layouts = [data.draw(st.sampled_from(["plain", "transposed", "strided"])) for _ in shapes]
     frozen = [data.draw(st.booleans()) and i > 0 for i, _ in enumerate(shapes)]

@@ -1,5 +1,6 @@
 """Sharded training gives what one process gives: every optimizer, clipping and loss scaling on DTensors, FSDP2, tensor
-parallelism, DDP and ZeRO."""
+parallelism, DDP and ZeRO.
+"""
 
 import copy
 from functools import partial
@@ -432,7 +433,8 @@ ONE_EACH = list({choice.optimizer: i for i, choice in enumerate(CHOICES)}.values
 
 def saved_and_loaded(rank, world, folder, choices):
     """Steps, a checkpoint, another model and optimizer that load it, and more steps: the bits of going on without
-    one."""
+    one.
+    """
     for i in choices:
         for kept in KEPT:
             build = partial(new_training, CHOICES[i], kept, world)

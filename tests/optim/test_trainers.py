@@ -1,5 +1,6 @@
 """fastlm's optimizers inside other people's trainers, schedules, hooks and torch.compile: the same losses as the
-optimizers they replace."""
+optimizers they replace.
+"""
 
 import importlib.util
 import runpy
@@ -63,7 +64,8 @@ SCALERS = {"torch": torch.amp.GradScaler, "fastlm": GradScaler}
 @pytest.mark.parametrize("precision", ["bf16", *SCALERS])
 def test_lightning_clips_in_mixed_precision(precision):
     """In bf16, where there is no scaler, and in fp16 with torch's and fastlm's: our optimizer as torch's, whether
-    Lightning clips or the optimizer does."""
+    Lightning clips or the optimizer does.
+    """
     train = example("lightning_module")["train"]
     from lightning.pytorch.plugins.precision import MixedPrecision
 

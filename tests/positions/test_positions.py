@@ -171,7 +171,8 @@ def test_alibi_is_linear_in_distance_and_unscaled():
 @pytest.mark.parametrize("causal", [True, False])
 def test_alibi_matches_bloom(causal, heads):
     """Bloom adds slope · j, by the key alone: after a causal softmax that is the same, and its log-sum-exp is off by
-    slope · i."""
+    slope · i.
+    """
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom", reason="pip install '.[test]'")
     q, k, v = (torch.randn(1, heads, 9, 4) for _ in range(3))
     i, j, slopes = torch.arange(9)[:, None], torch.arange(9), alibi_slopes(heads)
@@ -274,7 +275,8 @@ def test_transformer_xl_matches_the_relative_shift():
 def test_deberta_v1_matches_transformers():
     v1 = pytest.importorskip("transformers.models.deberta.modeling_deberta", reason="pip install '.[test]'")
     config = v1.DebertaConfig(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=20,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        max_relative_positions=20,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs, ours = v1.DisentangledSelfAttention(config), DeBERTa(32, 4, 8, span=20)
@@ -297,8 +299,10 @@ def test_deberta_v1_matches_transformers():
 def test_deberta_matches_transformers(buckets, shared):
     v2 = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="pip install '.[test]'")
     config = v2.DebertaV2Config(
-        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=shared,
-        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=32, num_attention_heads=4, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        share_att_key=shared,
+        position_buckets=buckets or -1, max_relative_positions=40, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     theirs = v2.DisentangledSelfAttention(config)
     ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)

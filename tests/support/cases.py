@@ -1,7 +1,8 @@
 """Example arguments for every op: the one list that correctness tests and benchmarks share.
 
 A case is a name and a function from (dtype, device) to the op's arguments, drawn from a fixed seed. To cover a new op
-or shape, add an entry; the suites iterate."""
+or shape, add an entry; the suites iterate.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
-from fastlm.ops.attention import TENSORS, Arguments
+from fastlm.ops.attention import TENSORS, VECTORS, Arguments
 from fastlm.positions import frequencies
 
 
@@ -56,12 +57,14 @@ def position(name: str, heads: int, head_dim: int, causal: bool) -> positions.Po
 
 
 def _attention(
-    B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False, groups=False,
+    B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False,
+    groups=False,
     causal=False, window=None, offset=None, dropout=0.0,
 ):  # fmt: skip
     """scheme: a name in positions.SCHEMES whose table or vectors are used. bias: its shape, by which of B, H, Lq, Lk it
     has, such as "hqk". lengths, prefix: a list of B ints. segments: three to a row. order: a random one. groups:
-    XLNet's two segments."""
+    XLNet's two segments.
+    """
 
     def make(dtype, device):
         g = torch.Generator().manual_seed(Lq * 1000 + Lk * 10 + D)
@@ -77,7 +80,7 @@ def _attention(
                 made = position(scheme, H, D, causal).terms(Lq, Lk, at)
             vectors, terms = made.vectors, made.vectors.terms
             a["table"] = None if made.table is None else made.table.to(device, wide)
-            for name in ("query_vectors", "key_vectors", "value_vectors"):
+            for name in VECTORS:
                 rows = getattr(vectors, name)
                 a[name] = None if rows is None else rows.to(device, dtype)
             if vectors.position_bias is not None:
@@ -204,7 +207,8 @@ KEPT = (None, "fp32", "remainder", "stochastic")
 
 def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dtype=torch.float32):
     """[params, companions, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for
-    bf16 alone."""
+    bf16 alone.
+    """
     g = torch.Generator().manual_seed(1)
     draw = lambda shape: torch.randn(shape, generator=g)
     kept = kept if dtype == torch.bfloat16 else None
@@ -269,11 +273,13 @@ def _sgd(
 
 
 def _adafactor(
-    shapes=((64, 33), (7,), (), (3, 20, 50)), coefficient=0.5, found_inf=0.0, tiny=1.0, momentum=0.0, lr=1e-2, relative=True, ramp=INF, offset=0.0,
+    shapes=((64, 33), (7,), (), (3, 20, 50)), coefficient=0.5, found_inf=0.0, tiny=1.0, momentum=0.0, lr=1e-2,
+    relative=True, ramp=INF, offset=0.0,
     eps=(1e-30, 0.0), scaled=True, decay=0.1, by_step=True, first=False, dead=False, **options,
 ):  # fmt: skip
     """tiny: what gradients and factors are scaled by. dead: a row and a column of each matrix have no gradient, and
-    never had."""
+    never had.
+    """
 
     def make(dtype, device):
         (params, companions, keys, grads, exp_avgs), steps = _lists(shapes, dtype, device, states=1, **options)

@@ -54,7 +54,8 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
 
 MASKS = ["prefix", "segments", "ranks"]
 TERMS = [
-    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries", "groups",
+    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries",
+    "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
 ]  # fmt: skip
 

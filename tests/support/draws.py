@@ -1,7 +1,8 @@
 """Arguments of attention drawn by hypothesis: sizes, strides, grouped heads, terms and masks in any combination.
 
 `@given(arguments())` is all that a backend's test needs; one that does not serve everything rejects what it refuses by
-`assume`."""
+`assume`.
+"""
 
 from itertools import cycle
 from types import SimpleNamespace
@@ -62,7 +63,8 @@ def attention_arguments(
     dtype, B, heads, Lq, Lk, D, terms, bias, layouts, int_dtype, left, right, offset, scale, device
 ) -> Arguments:
     """heads: (H, Hk). terms: names in TERMS. bias: which of its sides are full. layouts: names in LAYOUTS, dealt out in
-    turn."""
+    turn.
+    """
     g, layout = torch.Generator().manual_seed(1000 * Lq + Lk), cycle(layouts)
     real = lambda *shape, dtype=dtype: LAYOUTS[next(layout)](torch.randn(shape, generator=g).to(device, dtype))
     ints = lambda high, *shape: LAYOUTS[next(layout)](

@@ -1,5 +1,6 @@
 """transformers' architectures made tiny: one config a model type, its model under eager and under fastlm with the same
-weights, and what both are run on."""
+weights, and what both are run on.
+"""
 
 import inspect
 

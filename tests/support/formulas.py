@@ -1,7 +1,8 @@
 """Every optimizer as its paper has it, in fp64 numpy, and the choices of class and options that must agree with it.
 
 A formula is a function (θ, g, state, t) → θ for one tensor; state is a dict that it keeps. To cover a new variant, add
-a row to CHOICES."""
+a row to CHOICES.
+"""
 
 import math
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def adam(lr, b1, b2, eps, l2=0.0, decay=0.0, corrected=True):
 
 def adamw_scale(lr, b1, b2, eps, decay, corrected=True):
     """nanoT5's AdamWScale: Adam in the order of its paper's section 2, by RMS(θ); then the decay, of what came out and
-    by lr alone."""
+    by lr alone.
+    """
 
     def step(x, g, state, t):
         m, v = _moments(g, state, b1, b2)
@@ -71,7 +73,8 @@ def lamb(lr, b1, b2, eps, decay, correction, norm=(0.0, math.inf), ratio=(0.0, m
 
 
 def adafactor(
-    dims=lambda shape: (-2, -1) if len(shape) > 1 else None, rho=lambda t: min(1e-2, 1 / math.sqrt(t)), added=1e-30, bound=0.0, eps2=1e-3,
+    dims=lambda shape: (-2, -1) if len(shape) > 1 else None, rho=lambda t: min(1e-2, 1 / math.sqrt(t)), added=1e-30,
+    bound=0.0, eps2=1e-3,
     scale=None, clip=1.0, exponent=0.8, offset=0, b1=0.0, decay=lambda alpha: 0.0,
 ):  # fmt: skip
     """Shazeer & Stern 2018, algorithms 4 and 5; bound: torch's lower bound of √V. decay(α): what is taken of θ."""

@@ -1,10 +1,11 @@
 """Launch every Triton kernel of attention and rotation through Triton's own launcher, on a driver that launches
 nothing.
 
-    TRITON_LIBCUDA_PATH=FOLDER python tests/support/launches.py      # FOLDER holds csrc/on_host/libcuda.c, built as libcuda.so.1
+    TRITON_LIBCUDA_PATH=FOLDER python tests/support/launches.py    # FOLDER has csrc/on_host/libcuda.c as libcuda.so.1
 
 Each launch must hand the driver what the kernel was called with, number by number: a launcher flattens terms that are
-tuples in tuples, and leaves out what was compiled in. Prints the kernels' names."""
+tuples in tuples, and leaves out what was compiled in. Prints the kernels' names.
+"""
 
 import ctypes
 import os

@@ -1,5 +1,6 @@
 """Ranks that tests run functions on: processes on this machine that talk through gloo and live as long as the tests
-that need them."""
+that need them.
+"""
 
 import os
 import tempfile
@@ -15,7 +16,8 @@ PATIENCE = 100.0  # seconds for one function; a rank that waits for a collective
 
 class Ranks:
     """`world` processes in one process group. run(f, *args) calls f(rank, world, *args) on each; f is a module's
-    function."""
+    function.
+    """
 
     def __init__(self, world: int):
         self.world = world

@@ -1,5 +1,6 @@
 """What the training room's tests share: a tiny text, a tiny model, runs in this process and in others, and what of a
-run must repeat."""
+run must repeat.
+"""
 
 import json
 import random
@@ -12,7 +13,7 @@ import torch
 
 import fastlm
 from fastlm.trainer import cli, run
-from fastlm.trainer.config import Config
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 
 TINY = dict(

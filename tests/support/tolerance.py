@@ -9,7 +9,8 @@ the channels, which every sum over them follows, scaled before the product and a
 in fp32 whatever the dtype, with the gradient through δ = ⟨grad, out⟩, where softmax's own rule cancels exactly in rows
 that see one key. The ulp probe, 2 · max |(truth + 0.3 - 0.3) - truth| in that dtype, is what storing the result costs.
 factor is 2, or 3 for long reductions such as a table's gradient. (The scheme of FlashAttention's tests, with the RMS
-line added: a max hides systematic error.)"""
+line added: a max hides systematic error.)
+"""
 
 from functools import cache
 from typing import NamedTuple
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 import fastlm
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward, scores, values
+from fastlm.ops.attention import LEARNED, ROWS, VECTORS, Arguments, attention, attention_backward, scores, values
 
 ORDERS = 4
-CHANNELS = ("q", "k", "v", "q_position", "k_position", "query_vectors", "key_vectors", "value_vectors")
-FACTORS = {name: 3.0 for name in ("table", "bias", "query_vectors", "key_vectors", "value_vectors")}  # long reductions
+CHANNELS = (*ROWS, *VECTORS)  # what has a channel as its last dimension
+FACTORS = {name: 3.0 for name in ("table", "bias", *VECTORS)}  # long reductions
 
 
 class Yardstick(NamedTuple):
@@ -59,7 +60,8 @@ def assert_accurate(name: str, got: Tensor, against: Yardstick, ulps: float = 0.
     """Raise AssertionError unless `got` is as accurate as the rule at the top asks. NaN anywhere fails.
 
     ulps: of 1 + max |truth|, allowed on top: where a row sees one key, or a tensor is small, plain PyTorch may be lucky
-    in every order."""
+    in every order.
+    """
     truth = against.truth[name]
     assert got.shape == truth.shape, f"{name}: shape {list(got.shape)} instead of {list(truth.shape)}"
     if truth.numel() == 0:
@@ -100,7 +102,8 @@ def attention_plain(args: Arguments, grad: Tensor, order: Tensor, scale_first: b
 
 def attention_delta_form(args: Arguments, grad: Tensor, order: Tensor) -> dict[str, Tensor]:
     """out and every gradient in fp32, channels in this order, the gradient through δ = ⟨grad, out⟩ as every flash
-    attention computes it."""
+    attention computes it.
+    """
     leaves = {name: x.detach() for name, x in leaves_of(args, torch.float32).items()}
     a = _ordered(args._replace(**leaves), order)
     out, lse = attention.definition(a)
@@ -154,7 +157,8 @@ def _yardstick_of(case, dtype: torch.dtype, device: torch.device) -> Yardstick:
 
 def assert_repeats(args: Arguments, times: int = 20) -> None:
     """Output, log-sum-exp and every gradient, as computed by the backend in force: the same bits each of so many
-    times."""
+    times.
+    """
     first = None
     for _ in range(times):
         leaves = leaves_of(args)
@@ -171,7 +175,8 @@ def gradient_for(args: Arguments, seed: int = 0) -> Tensor:
 
 def assert_far_scores_are_a_softmax(dtype, device):
     """Rows of which all scores are large and negative, masked by the dtype's least number, or so in part: the softmax
-    they are."""
+    they are.
+    """
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, L, 16, generator=g).to(device, dtype) for L in (5, 70, 70))
     bias = torch.zeros(1, 1, 5, 70, dtype=dtype, device=device)

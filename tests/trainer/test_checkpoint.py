@@ -20,7 +20,8 @@ LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint
 # Runs the command line in a process that kills itself when a function is called for the nth time.
 KILL = """
 import os, signal, sys
-import fastlm.trainer.checkpoint, fastlm.trainer.run, fastlm.trainer.step, fastlm.trainer.outputs.artefacts, fastlm.trainer.cli
+import fastlm.trainer.checkpoint, fastlm.trainer.run, fastlm.trainer.step, fastlm.trainer.cli
+import fastlm.trainer.outputs.artefacts
 where, n, *argv = sys.argv[1:]
 module, _, name = where.rpartition(".")
 owner = eval(module)
@@ -113,7 +114,8 @@ def test_when_checkpoints_are_written_changes_nothing(text, tmp_path, whole):
 @pytest.mark.parametrize("clip", (0.0, 1.0))
 def test_what_diverged_is_never_a_checkpoint(text, tmp_path, monkeypatch, clip):
     """Weights that are not finite end the run before they push the last good ones out; and what is written stays
-    JSON."""
+    JSON.
+    """
     real = Trainer.update
 
     def update(trainer):
@@ -282,6 +284,18 @@ def test_files_hold_no_pickle_and_a_tied_matrix_once(text, tmp_path):
     assert shapes.count((TINY["vocab"], TINY["dim"])) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_files_have_the_umasks_mode(text, tmp_path):
+    """Those of safetensors too, which makes its own readable for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        train(text, tmp_path / "run", steps=2)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o640}
+
+
 def test_two_are_kept(text, tmp_path):
     train(text, tmp_path / "run", save_every=0.0)
     assert [p.name for p in checkpoint.saved(tmp_path / "run" / "state")] == ["step-12", "step-11"]
@@ -293,7 +307,7 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "flush", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         checkpoint.write_file(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_every_tensor_of_the_optimizer_comes_back(tmp_path):

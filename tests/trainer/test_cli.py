@@ -67,6 +67,11 @@ def test_an_unknown_instruction_set_is_one_line():
     )
 
 
+def test_a_prompt_in_another_encoding_is_refused(capsys, tmp_path):
+    prompt = b"caf\xe9".decode("utf-8", "surrogateescape")  # as Python decodes the command line
+    assert "--prompt caf? is not UTF-8" in fail(capsys, "sample", str(tmp_path), "--prompt", prompt)
+
+
 @pytest.mark.parametrize("name", ("config.json", "model.safetensors", "tokenizer.json"))
 def test_what_a_sample_cannot_read_is_named(capsys, tmp_path, name):
     save_pretrained(Transformer(preset("llama", vocab_size=300, dim=32, layers=1, heads=2, context=16)), tmp_path)

@@ -10,9 +10,9 @@ from runs import config, fail, flags, python
 
 from fastlm.models.presets import PRESETS
 from fastlm.positions import SCHEMES
-from fastlm.trainer import choices
-from fastlm.trainer.config import Config
-from fastlm.trainer.flags import parse
+from fastlm.trainer.options import choices
+from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.flags import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
     (["pretrain", "--plugin", "--steps", "5"], "--plugin is given no value"),
     (["pretrain", "--steps", "0"], "--steps is 0; it must be at least 1"),
     (["pretrain", "--threads", "100000"], "--threads is 100000; it must be at most"),
+    (["pretrain", "--vocab", str(10**11)], "--vocab is 100000000000; it must be at most 4294967296"),
     (["pretrain", "--seed", str(2**63)], "it must be at most 9223372036854775807"),
     (["pretrain", "--plugin", "nowhere.py"], "--plugin nowhere.py cannot be imported"),
     (["pretrain", "--plugin=no_such_module", "--seed", "1"], "No module named 'no_such_module'"),
@@ -102,7 +103,7 @@ def test_a_typo_does_not_wait_for_torch(tmp_path):
 
 
 def test_names_are_read_without_importing():
-    code = "from fastlm.trainer.choices import *; import json; print(json.dumps({f: choices(f) for f in REGISTRIES}))"
+    code = "from fastlm.trainer.options.choices import *; import json; print(json.dumps({f: choices(f) for f in REGISTRIES}))"
     read = python(NO_TORCH + code)
     assert read.returncode == 0, read.stderr
     for flag, names in json.loads(read.stdout).items():

@@ -45,7 +45,7 @@ RECKONED = """
 import resource, sys
 from pathlib import Path
 from fastlm.trainer import memory
-from fastlm.trainer.config import Config
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.step import Trainer
@@ -79,27 +79,28 @@ def test_layers_and_rows_are_reckoned_without_being_made(text):
 
 
 @pytest.mark.parametrize("changes, words", [
-    (dict(batch=100_000), r"--batch 100000 of --context 16 takes .*100 MB are free; --batch \d+ --accumulate \d+ makes"),
+    (dict(batch=100_000), r"--batch 100000 of --context 16 takes .*; --batch \d+ --accumulate \d+ makes"),
     (dict(batch=3, accumulate=10**8), r"--batch 3 times --accumulate 100000000 are rows whose ids take"),
     (dict(dim=10**6), r"--dim 1000000, --layers 1 and --vocab 300 make a model that takes"),
     (dict(layers=10**6), r"--layers 1000000 and --vocab 300 make"),
     (dict(vocab=10**9), r"--vocab 1000000000 make"),
     (dict(context=10**6, batch=1), r"--context 1000000 takes .*; give a smaller --context, --dim or --vocab"),
-    (dict(context=10**6, batch=1, position="learned", dim=2), r"--context 1000000 takes"),
+    (dict(context=10**9, preset="gpt"), r"--context 1000000000 is longer than the text, which has 200 MB"),
+    (dict(context=10**7, preset="gpt"), r"make a model that takes"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_before_any_work(text, monkeypatch, changes, words):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 100_000_000)
     asked = config(text, **changes)
     with pytest.raises(Refusal, match=words) as refused:
-        memory.check(asked, asked.vocab)
+        memory.check(asked, 2 * 10**8)
     assert "\n" not in str(refused.value)
 
 
 def test_what_fits_is_not_refused_and_the_cure_fits(text, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 100_000_000)
-    memory.check(config(text), 300)
+    memory.check(config(text), 20_000)
     with pytest.raises(Refusal) as refused:
-        memory.check(config(text, batch=10_000), 300)
+        memory.check(config(text, batch=10_000), 20_000)
     batch, accumulate = map(int, re.search(r"--batch (\d+) --accumulate (\d+)", str(refused.value)).groups())
     assert batch * accumulate >= 10_000
-    memory.check(config(text, batch=batch, accumulate=accumulate), 300)
+    memory.check(config(text, batch=batch, accumulate=accumulate), 20_000)

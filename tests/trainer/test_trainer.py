@@ -1,8 +1,9 @@
 """The training step: what it computes does not depend on how a batch is cut, and everything is a function of the
-step."""
+step.
+"""
 
 import math
-import signal
+import time
 import warnings
 from dataclasses import replace
 
@@ -16,13 +17,13 @@ from fastlm.backends.dispatch import SlowPathWarning
 from fastlm.objectives import IGNORED, OBJECTIVES, Causal
 from fastlm.optim import OPTIMIZERS
 from fastlm.positions import SCHEMES
-from fastlm.trainer import run, schedule
-from fastlm.trainer.budget import measure
-from fastlm.trainer.config import LR
+from fastlm.trainer import loop, schedule
+from fastlm.trainer.budget import Looks, affordable, due, measure
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
+from fastlm.trainer.options.config import LR
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.outputs.metrics import read_rows
+from fastlm.trainer.outputs.metrics import GIVE_UP, Metrics, read_rows
 from fastlm.trainer.step import Trainer, total
 from fastlm.trainer.words import Failure
 
@@ -84,7 +85,8 @@ def test_an_optimizer_of_torch_in_the_registry_trains_as_ours_does(tokens, text,
 @pytest.mark.parametrize("micro", (1, 2, 4, 8))
 def test_accumulation_equals_one_large_batch(tokens, text, monkeypatch, micro):
     """Gradients of 8 rows as one batch, and as micro-batches whose target counts differ (Popel; transformers' bug of
-    2024)."""
+    2024).
+    """
     monkeypatch.setitem(OBJECTIVES, "causal", Ragged)
     gradients = {}
     for batch in (8, micro):
@@ -139,7 +141,7 @@ def test_gradient_is_clipped_and_reported_before_clipping(tokens, text):
 
 def test_evaluation_sees_every_held_out_window_once(tokens, text):
     trainer = make(tokens, text)
-    found = trainer.evaluate(glance=False)
+    found = trainer.evaluate()
     with torch.no_grad():
         each = [
             trainer.held_out.loss(trainer.model, trainer.held_out.fixed(np.array([i])))["loss"].item()
@@ -195,7 +197,7 @@ def test_every_schedule_stays_between_floor_and_peak(name, steps, warmup):
 
 @pytest.mark.parametrize("steps, times", ((20, 4), (7, 4), (3, 10), (1, 1), (100, 10), (10, 0)))
 def test_due_steps_are_spread_and_include_the_last(steps, times):
-    chosen = [step for step in range(1, steps + 1) if run.due(step, steps, times)]
+    chosen = [step for step in range(1, steps + 1) if due(step, steps, times)]
     assert len(chosen) == min(steps, times) and (not chosen or chosen[-1] == steps)
 
 
@@ -241,19 +243,76 @@ def test_divergence_is_a_failure_in_words(text, tmp_path):
         train(text, tmp_path / "run", lr=1e30, clip=0.0, warmup=0.0)
 
 
+@pytest.mark.parametrize("steps", (12, 200))
+def test_a_run_that_skips_its_updates_fails(text, tmp_path, steps):
+    """Weights that are huge and finite, and gradients that are not: most updates are skipped, or many in a row."""
+    with pytest.raises(
+        Failure, match=r"\d+ of \d+ updates were skipped, .* training diverged; .* lower --lr \(1e\+20\)"
+    ):
+        train(text, tmp_path / "run", lr=1e20, warmup=0.0, weight_decay=0.0, steps=steps)
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert len(rows) < 60 and sum(row["skipped"] for row in rows) > len(rows) / 2
+
+
+def test_a_few_skipped_updates_are_no_failure(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    row = dict(loss=1.0, held_out_loss=None)
+    for step in range(1, 41):
+        metrics.write(row | dict(step=step, skipped=float(step % 2 or step < 20)))
+        assert not metrics.skipping(steps=80)
+    assert metrics.skipping(steps=40)
+    again = Metrics(tmp_path / "metrics.jsonl", 39)
+    assert again.skipped == metrics.skipped and not again.skipping(steps=40)
+    for step in range(40, 39 + GIVE_UP):  # step 39 was the first
+        assert not again.skipping(steps=80)
+        again.write(row | dict(step=step, skipped=1.0))
+    assert again.skipping(steps=80)
+
+
 def test_a_run_that_learns_nothing_fails(text, tmp_path, capsys):
-    assert train(text, tmp_path / "a", lr=0.0, steps=run.JUDGED_FROM) == 1
+    assert train(text, tmp_path / "a", lr=0.0, steps=loop.JUDGED_FROM) == 1
     assert "not below the unigram line" in capsys.readouterr().out
-    assert train(text, tmp_path / "b", lr=0.0, steps=run.JUDGED_FROM - 1) == 0
+    assert train(text, tmp_path / "b", lr=0.0, steps=loop.JUDGED_FROM - 1) == 0
 
 
 def test_a_run_that_learns_succeeds(text, tmp_path):
-    assert train(text, tmp_path / "run", steps=run.JUDGED_FROM, lr=1e-2) == 0
+    assert train(text, tmp_path / "run", steps=loop.JUDGED_FROM, lr=1e-2) == 0
 
 
 def test_minutes_fix_the_steps(tokens, text):
     short, long = (measure(replace(config(text), steps=None, minutes=m), tokens) for m in (0.001, 0.3))
     assert short.steps == 1 and not short.fits and long.steps > 50 and long.fits
+
+
+def test_looks_leave_time_for_the_steps(tokens, text, monkeypatch):
+    """On a busy machine, evaluations that take longer than all the minutes leave more than one step."""
+    evaluate, sample = Trainer.evaluate, Trainer.sample
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, n: time.sleep(0.1 * n) or evaluate(self, n))
+    monkeypatch.setattr(Trainer, "sample", lambda self, n: time.sleep(0.02 * n) or sample(self, n))
+    budget = measure(replace(config(text), steps=None, minutes=0.1, evaluations=12), tokens)
+    assert budget.fits and budget.steps > 30 and budget.looks.seconds(0.1, 0.02) < 0.1 * 60 * 0.31
+
+
+@pytest.mark.parametrize("seconds, looks", [
+    (1000.0, Looks(12, 64, 500, 96)),  # as asked: 13 · 64 - 64 + 500 windows, 4 · 96 tokens
+    (1270 * 0.1 + 0.384 * 2, Looks(12, 64, 500, 96)),
+    (1267 * 0.1 + 0.384, Looks(0, 64, 500, 96)),
+    (500 * 0.1, Looks(0, 64, 240, 96)),
+    (30.0, Looks(0, 59, 59, 96)),
+    (0.5, Looks(0, 1, 1, 62)),
+    (0.0, Looks(0, 1, 1, 1)),
+    (-5.0, Looks(0, 1, 1, 1)),
+])  # fmt: skip
+def test_looks_that_are_affordable(seconds, looks):
+    found = affordable(Looks(12, 64, 500, 96), window=0.1, token=0.001, seconds=seconds)
+    assert found == looks
+    if seconds > 0.5:
+        assert found.seconds(0.1, 0.001) <= seconds
+
+
+def test_looks_are_counted():
+    assert [Looks(n, 1, 1, 1).times for n in (0, 1, 4, 3, 12, 5)] == [4, 4, 4, 6, 12, 8]
+    assert Looks(12, 64, 500, 96).seen == 12 * 64 + 500
 
 
 def test_a_budget_that_is_too_small_is_said(text, tmp_path, capsys):
@@ -287,19 +346,6 @@ def test_threads_are_probed(tokens, text):
     torch.set_num_threads(2)
     budget = measure(config(text, threads=None), tokens)
     assert set(budget.speeds) == {1, 2} and torch.get_num_threads() == budget.threads
-
-
-def test_first_signal_is_noted_and_the_second_ends():
-    # a shell ignores it for what it starts in the background
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with run.stop_signals() as seen:
-            signal.raise_signal(signal.SIGTERM)
-            assert seen == [signal.SIGTERM]
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_row_numbers(text, tmp_path):

@@ -5,7 +5,8 @@ Python and English. Nothing is downloaded. Files are read one at a time and agai
 larger than memory.
 
 Held out are whole documents, chosen by a hash of their bytes: a copy of a document lands on the same side. Where that
-misses the wanted share, as with a few large files, the last part of every document is held out instead."""
+misses the wanted share, as with a few large files, the last part of every document is held out instead.
+"""
 
 import hashlib
 import importlib.util
@@ -29,7 +30,8 @@ TORCH_PARTS = ("nn", "optim", "utils", "distributions", "distributed")
 @dataclass(frozen=True)
 class Source:
     """One file that was read. name: its path below the folder that was given. chosen: how many of its bytes the hash
-    puts among the held-out share. sha: SHA-256 of all of them."""
+    puts among the held-out share. sha: SHA-256 of all of them.
+    """
 
     path: Path
     name: str
@@ -41,7 +43,8 @@ class Source:
 @dataclass(frozen=True)
 class Corpus:
     """Files that can be trained on. text_key: the field of a row that holds its text. repeated: share of lines that
-    repeat an earlier line."""
+    repeat an earlier line.
+    """
 
     name: str
     sources: tuple[Source, ...]
@@ -62,7 +65,8 @@ class Corpus:
     @cached_property
     def whole(self) -> bool:
         """Whether whole documents are held out: the hash's choice holds between a third and three times the wanted
-        share."""
+        share.
+        """
         return HELD_OUT / 3 <= sum(s.chosen for s in self.sources) / self.bytes <= HELD_OUT * 3
 
     @property
@@ -95,7 +99,8 @@ class Corpus:
 def find(paths: tuple[Path, ...], text_key: str = "text") -> Corpus:
     """The corpus in the given files and folders, or the default one. Raises Refusal, in words.
 
-    text_key: the field of a .jsonl's, .csv's or .tsv's row that holds its text."""
+    text_key: the field of a .jsonl's, .csv's or .tsv's row that holds its text.
+    """
     skipped = Skipped()
     name, files = _given(paths, skipped) if paths else _default()
     return _survey(name, files, text_key, skipped)

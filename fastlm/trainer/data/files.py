@@ -1,7 +1,8 @@
 """Which files hold text, and the documents in each. What is not taken is told with its place, never dropped in silence.
 
 A file is one document. Of a .jsonl, .csv or .tsv each row is one: its field `text_key`, or a .jsonl's bare string. Each
-may also be a .gz. A file that was named itself is read whatever its suffix."""
+may also be a .gz. A file that was named itself is read whatever its suffix.
+"""
 
 import codecs
 import csv
@@ -48,7 +49,8 @@ def below(
 ) -> list[tuple[Path, str]]:
     """(path, name below folder) of files with these suffixes, sorted by name; `tell` is told what else there is.
 
-    without: names of folders to pass over."""
+    without: names of folders to pass over.
+    """
     found = []
 
     def name(*parts: str) -> str:
@@ -73,7 +75,8 @@ def below(
 def read_documents(path: Path, text_key: str, tell: Tell) -> list[str]:
     """The documents of a file that hold more than white space. Raises Refusal with the reason if there are none.
 
-    tell: of each row without one it is told the reason, and the line."""
+    tell: of each row without one it is told the reason, and the line.
+    """
     if path.exists() and not path.is_file():  # a pipe or a device is read once, or waits forever
         raise Refusal("not a regular file")
     try:

@@ -2,7 +2,8 @@
 exactly.
 
 A text is trained on and encoded in pieces. The compiled tokenizer holds a hundred bytes and more for each token of what
-it is given at once, and training takes time with the square of a word's length."""
+it is given at once, and training takes time with the square of a word's length.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fastlm.trainer.signals import awake
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
 EOS = SPECIALS.index("<eos>")
+LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once
 SPACES = " \t\n\r"
@@ -38,6 +40,11 @@ def train(documents: Iterator[str], vocab: int, path: Path) -> None:
     finally:
         given_up.set()
     path.write_bytes(tokenizer.to_str(pretty=True).encode())
+
+
+def most_ids(vocab: int, size: int) -> int:
+    """How many ids of `vocab` a text of `size` bytes can make: each merge leaves it shorter."""
+    return min(vocab, LEAST + size)
 
 
 def load_tokenizer(path: Path):
@@ -67,7 +74,8 @@ def encode(tokenizer, documents: Iterator[str], path: Path) -> tuple[int, np.nda
 
 def pieces(text: str) -> Iterator[str]:
     """The text in pieces of at most PIECE characters. They are cut before the white space that follows a word, where
-    the pre-tokenizer cuts as well, so their ids are the text's; a word longer than a piece is cut where it must be."""
+    the pre-tokenizer cuts as well, so their ids are the text's; a word longer than a piece is cut where it must be.
+    """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE

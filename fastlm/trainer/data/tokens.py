@@ -5,10 +5,11 @@ The tokenizer is trained on the train side only. Ids are memory-mapped, 16 bits 
 documents separated by <eos>.
 
     ~/.cache/fastlm/<hash of the text and the vocabulary's size>/   (XDG_CACHE_HOME is respected)
-        tokenizer.json  train.bin  held_out.bin  facts.json         facts.json has the SHA-256 of the others and of itself
+        tokenizer.json  train.bin  held_out.bin  facts.json        facts.json has the SHA-256 of the others and itself
 
 An entry is written to a temporary folder and renamed; one that does not match its facts is built again. What builders
-that were killed left behind is removed when it is a day old."""
+that were killed left behind is removed when it is a day old.
+"""
 
 import hashlib
 import json
@@ -27,7 +28,7 @@ import numpy as np
 
 from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer
+from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer, most_ids
 from fastlm.trainer.words import Refusal
 
 FORMAT = 1  # raise it when the files' meaning changes
@@ -42,7 +43,8 @@ class Facts:
 
     zlib_bits: bits per byte of zlib -9 over each held-out document by itself. unigram_nats: nats per held-out token
     when each is guessed by how often it occurs in train (plus one); a model that looks at its input at all must do
-    better."""
+    better.
+    """
 
     vocab_size: int
     train_bytes: int
@@ -136,7 +138,7 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
     made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         if tokenizer_file is None:
-            tokenizer.train(corpus.documents(held_out=False), vocab, made / "tokenizer.json")
+            tokenizer.train(corpus.documents(held_out=False), most_ids(vocab, corpus.bytes), made / "tokenizer.json")
         else:
             shutil.copyfile(tokenizer_file, made / "tokenizer.json")
         encoder = load_tokenizer(made / "tokenizer.json")
@@ -156,7 +158,8 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
 
 def _place(made: Path, folder: Path, facts: Facts, tokenizer_file: Path | None) -> Facts:
     """Rename a built entry to where it belongs; return the facts of the entry that is there then, which may be the work
-    of another process that was faster. Every rename is one step: nobody meets half an entry."""
+    of another process that was faster. Every rename is one step: nobody meets half an entry.
+    """
     if (others := _valid_facts(folder, tokenizer_file)) is not None:
         return others
     with suppress(FileNotFoundError):

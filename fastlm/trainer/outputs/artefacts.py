@@ -22,7 +22,8 @@ FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sam
 
 def reference_lines(tokens: Tokens) -> dict[str, float]:
     """name → nats per held-out token: guessing evenly, guessing by frequency, and zlib -9 on each document by
-    itself."""
+    itself.
+    """
     facts = tokens.facts
     return {
         "ln V": math.log(facts.vocab_size),
@@ -33,7 +34,8 @@ def reference_lines(tokens: Tokens) -> dict[str, float]:
 
 def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
-    tokenizer.json."""
+    tokenizer.json.
+    """
     save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,7 +1,8 @@
 """What a run says while it runs: labelled lines, and one line of progress.
 
 On a terminal one line is updated in place; elsewhere a plain line appears every few seconds. No colours, no escape
-codes."""
+codes.
+"""
 
 import os
 import shutil
@@ -19,7 +20,8 @@ PERIOD = {True: 0.2, False: 5.0}  # seconds between progress lines, on a termina
 class Console:
     """Labelled lines, and one progress line that stays below them on a terminal.
 
-    lost: called once with the reason, when the output cannot be written any more; lines go to stderr from then on."""
+    lost: called once with the reason, when the output cannot be written any more; lines go to stderr from then on.
+    """
 
     def __init__(self, lost: Callable[[str], None] = lambda why: None):
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ

@@ -7,10 +7,10 @@ import torch
 
 from fastlm.models import Transformer
 from fastlm.optim import memory_table
-from fastlm.trainer.budget import Budget
-from fastlm.trainer.config import Config
+from fastlm.trainer.budget import Budget, Looks
 from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
 from fastlm.trainer.plan import Plan
@@ -76,14 +76,18 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, tokens: Tokens) -> Ite
     seen = plan.steps * trainer.tokens_per_update
     length = f"what fits in {clock(60 * minutes)}" if budget.fits else "at least one"
     length = "as asked" if plan.config.steps else length
+    if (looks := plan.looks) != Looks.all_of(plan.config, trainer.held_out.windows):
+        fewer = (
+            f"{several(looks.times, 'evaluation')} of {several(looks.windows, 'window')}, the last of {looks.last:,}"
+        )
+        yield "note", f"{fewer}, leave time for the steps; with more --minutes there are more"
     yield "steps", f"{plan.steps:,} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs"
 
 
-def of_evaluation(trainer: Trainer, last: dict) -> Line:
-    """last: the newest of each of the metrics, as everywhere below."""
-    windows = several(trainer.held_out.windows, "window")
-    looked_at = trainer.held_out.windows if trainer.step == trainer.steps else len(trainer.glance)
-    part = f"all {windows}" if looked_at == trainer.held_out.windows else f"{looked_at} of {windows}"
+def of_evaluation(trainer: Trainer, windows: int, last: dict) -> Line:
+    """windows: how many were looked at. last: the newest of each of the metrics, as everywhere below."""
+    there = several(trainer.held_out.windows, "window")
+    part = f"all {there}" if windows == trainer.held_out.windows else f"{windows:,} of {there}"
     return "held out", *_losses(last), f"step {trainer.step:,}", clock(last["seconds"]), part
 
 

@@ -11,6 +11,8 @@ import torch
 from fastlm.trainer.checkpoint import flush, write_file
 from fastlm.trainer.step import Update
 
+GIVE_UP = 25  # updates skipped one after the other; in fp16 each halves the loss scale, which begins at 65,536
+
 
 class Metrics:
     """metrics.jsonl: a row for each update, and rows for evaluations and samples, each with the step it belongs to.
@@ -19,16 +21,19 @@ class Metrics:
     file for a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not
     finite, or that nobody looked at, is null.
 
-    last: field → newest value, and held_out_step, the step of the newest evaluation. diverged: the first step whose
-    loss was not finite and whose update was made all the same, or None."""
+    last: field → newest value, and held_out_step, the step of the newest evaluation. opened_with: the fields that there
+    were for `step`. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
+    skipped: updates that were skipped, for their gradients were not finite."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
         write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.opened_with = {name for row in kept if row["step"] == step for name in row}
         self.last: dict = {}
-        self._remember(kept)
         self.diverged: int | None = None
+        self.skipped, self._in_a_row = 0, 0
+        self._remember(kept)
         self._waiting: list[tuple[dict, Update]] = []
         self._before = 0.0
 
@@ -57,12 +62,16 @@ class Metrics:
                 row | dict(zip(names, numbers, strict=True))
                 for (row, _), numbers in zip(self._waiting, table, strict=True)
             ]
-            lost = (row["step"] for row in rows if not math.isfinite(row["loss"]) and row["skipped"] != 1)
-            self.diverged = self.diverged or next(lost, None)
             self._append(rows)
             self._waiting = []
+            lost = (row["step"] for row in rows if not math.isfinite(row["loss"]) and row["skipped"] != 1)
+            self.diverged = self.diverged or next(lost, None)
         if to_disk:
             flush(self.path)
+
+    def skipping(self, steps: int) -> bool:
+        """Whether a run of so many steps is lost: GIVE_UP updates were skipped one after the other, or most of all."""
+        return self._in_a_row >= GIVE_UP or (self.last.get("step") == steps and 2 * self.skipped > steps)
 
     def series(self, *names: str) -> list[tuple]:
         """The rows written so far that have a value in all these fields, as tuples of them."""
@@ -72,13 +81,21 @@ class Metrics:
 
     def _append(self, rows: list[dict]) -> None:
         rows = [{name: _finite(value) for name, value in row.items()} for row in rows]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        except OSError:  # a full disk took some of them, maybe half a row
+            os.truncate(self.path, before)
+            raise
         self._remember(rows)
 
     def _remember(self, rows: list[dict]) -> None:
         for row in rows:
             self.last |= row | ({"held_out_step": row["step"]} if "held_out_loss" in row else {})
+            if "skipped" in row:
+                self.skipped += row["skipped"] == 1
+                self._in_a_row = self._in_a_row + 1 if row["skipped"] == 1 else 0
 
 
 def _numbers(update: Update) -> torch.Tensor:

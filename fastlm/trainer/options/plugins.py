@@ -1,7 +1,8 @@
 """A user's own positions, optimizers, objectives and schedules: modules that register them when they are imported.
 
 `fastlm pretrain --plugin mine.py --position mine`. The run remembers their names, and who opens it gives them again: a
-folder that came from somewhere else must not choose what code runs here."""
+folder that came from somewhere else must not choose what code runs here.
+"""
 
 import importlib
 import importlib.util
@@ -15,7 +16,8 @@ from fastlm.trainer.words import Refusal
 
 def load(names: Iterable[str]) -> None:
     """Import each plugin, a module's dotted name or the path of a .py file, once. Raises Refusal for one that is not
-    there; what goes wrong inside it is its author's to see, and comes as it is."""
+    there; what goes wrong inside it is its author's to see, and comes as it is.
+    """
     for name in names:
         try:
             _load_file(Path(name).resolve()) if is_file(name) else importlib.import_module(name)

@@ -1,7 +1,8 @@
 """The names that can be chosen: presets, positions, optimizers, objectives, schedules.
 
 A registry is full once its room was imported, which takes torch's seconds, and a mistyped flag should not wait for
-them. Until then the names are read off the room's sources, where each is a class's keyword or a key of the registry."""
+them. Until then the names are read off the room's sources, where each is a class's keyword or a key of the registry.
+"""
 
 import ast
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fastlm.trainer import schedule  # noqa: F401 (a light one, always full)
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 REGISTRIES = {
     "preset": ("models.presets", "PRESETS"),
     "position": ("positions", "SCHEMES"),

@@ -17,7 +17,8 @@ NUMBERS = {"int": "a whole number", "float": "a number"}
 
 def parse(kind: type, command: str, argv: list[str]):
     """An instance of the dataclass `kind` from flags. Raises Refusal with one line for what does not fit; --help
-    exits."""
+    exits.
+    """
     known = {"--" + field.name.replace("_", "-") for field in fields(kind)}
     for word in argv:
         if (found := FLAG.match(word)) and (name := found[1].replace("_", "-")) not in known | {"--help", "-h"}:

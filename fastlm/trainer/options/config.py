@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from fastlm.trainer import plugins
-from fastlm.trainer.choices import REGISTRIES, choices
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokenizer import SPECIALS
+from fastlm.trainer.data.tokenizer import LEAST
+from fastlm.trainer.options import plugins
+from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
@@ -20,11 +20,12 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 AT_LEAST = {
-    "vocab": 256 + len(SPECIALS), "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
+    "vocab": LEAST, "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
     "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0, "lr": 0, "weight_decay": 0, "clip": 0,
     "save_every": 0,
 }  # fmt: skip
-AT_MOST = {"seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}  # OpenMP dies of far too many threads
+# ids are 32 bits wide; OpenMP dies of far too many threads
+AT_MOST = {"vocab": 2**32, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
@@ -39,7 +40,8 @@ def unset(kind: str, meaning: str) -> arg:
 @dataclass(frozen=True)
 class Config:
     """Train a language model from nothing. Without a flag: two minutes on Python's own source code, on the machine at
-    hand."""
+    hand.
+    """
 
     preset: Literal[choices("preset")] = "llama"
     """The model's kind; the flags below change its shape."""
@@ -114,6 +116,16 @@ class Config:
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
         return preset(self.preset, vocab_size=vocab_size, **changes)
 
+    def sketch(self, vocab_size: int) -> "ModelConfig":
+        """The same, without the memory that its positional scheme's parameters would take."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        try:
+            with FakeTensorMode():
+                return self.model(vocab_size)
+        except RuntimeError:  # a plugin's scheme looks at its numbers
+            return self.model(vocab_size)
+
     def torch_device(self) -> "torch.device":
         import torch
 
@@ -123,7 +135,8 @@ class Config:
 
     def settled(self) -> "Config":
         """The same with what the machine, the folder or another flag decides written out, so that it can be
-        repeated."""
+        repeated.
+        """
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
         optimizer = {"lr": LR.get(self.optimizer, OTHER_LR), "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
@@ -177,7 +190,7 @@ class Config:
             near = max(1, round(dim / heads)) * heads
             raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
-            self.model(self.vocab)
+            self.sketch(self.vocab)
         except ValueError as error:
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error

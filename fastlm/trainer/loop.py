@@ -1,0 +1,195 @@
+"""The loop of a run: update, look, save, to the last step or until something stops it; then what a finished run leaves.
+
+Between two updates the weights, the optimizer's state and the step are all there is to go on from, so that is where a
+run stops: for a signal, for an output that nobody reads, for a disk that is full."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastlm.trainer import checkpoint
+from fastlm.trainer.budget import SAMPLES, due
+from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.outputs import artefacts, lines
+from fastlm.trainer.outputs.console import Console
+from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.plan import Plan
+from fastlm.trainer.signals import Stopped, Stops
+from fastlm.trainer.step import Trainer
+from fastlm.trainer.words import Failure, command, disk_words, several
+
+JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to count as a success
+
+
+@dataclass
+class Run:
+    """A run under way. seconds: spent on it before this process, which began at step `first`, at the clock's `begun`;
+    aside: seconds of this process that went not into updates."""
+
+    folder: Path
+    plan: Plan
+    trainer: Trainer
+    tokens: Tokens
+    corpus: Corpus
+    console: Console
+    metrics: Metrics
+    stops: Stops
+    seconds: float
+    first: int = 0
+    begun: float = 0.0
+    aside: float = 0.0
+
+    def train(self) -> int:
+        """Train to the last step, or until something stops it; return the exit status. Raises Failure."""
+        self.first, self.begun = self.trainer.step, time.monotonic()
+        self.stops.deferred = True
+        with self._disk():
+            try:
+                self._advance()
+                return self._finish()
+            except Stopped as stop:
+                self._save()
+                done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
+                self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
+                return stop.status
+
+    def _advance(self) -> None:
+        """Train to the last step and save it. Raises Stopped between two updates."""
+        saved = flushed = self.begun
+        self._look()
+        while self.trainer.step < self.plan.steps:
+            update = self.trainer.update()
+            self.metrics.add(self.trainer.step, self.elapsed, self.updating, update)
+            if time.monotonic() - flushed >= 1:
+                self._flush()
+                flushed = time.monotonic()
+            self._look()
+            if time.monotonic() - saved >= self.plan.config.save_every:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.begun
+
+    @property
+    def updating(self) -> float:
+        """Seconds that this process has spent on updates alone."""
+        return time.monotonic() - self.begun - self.aside
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is no part of updates: evaluations, samples, checkpoints."""
+        self._flush()  # waits for the updates under way
+        begun = time.monotonic()
+        yield
+        self.aside += time.monotonic() - begun
+
+    def _look(self) -> None:
+        """What is due after this step, and was not done before the run was stopped: an evaluation, a sample (only of a
+        model that was found sound), the progress line."""
+        step, steps = self.trainer.step, self.plan.steps
+        done = self.metrics.opened_with if step == self.first else ()
+        sampling = step > 0 and due(step, steps, SAMPLES)
+        if (sampling or due(step, steps, self.plan.looks.evaluations) or step == 0) and "held_out_loss" not in done:
+            self._evaluate()
+        if sampling:
+            self._sample(anew="sample" not in done)
+        if step > self.first and (self.console.due() or step == steps):
+            self._flush()
+            self.console.progress(self._progress())
+
+    def _evaluate(self) -> None:
+        """Measure the held-out loss and write it down. Raises Failure if it is not finite."""
+        step = self.trainer.step
+        windows = self.plan.looks.windows if step < self.plan.steps else self.plan.looks.last
+        with self._aside():
+            found = self.trainer.evaluate(windows)
+        row = {"step": step, "tokens": step * self.trainer.tokens_per_update, "seconds": round(self.elapsed, 3)}
+        self.metrics.write(row | {f"held_out_{name}": value for name, value in found.items()})
+        if not math.isfinite(found["loss"]):
+            raise self._divergence(f"the held-out loss is {found['loss']} at step {step}")
+        self.console.say(*lines.of_evaluation(self.trainer, windows, self.metrics.last))
+
+    def _sample(self, anew: bool) -> None:
+        with self._aside():
+            if anew:
+                text = self.trainer.sample(self.plan.looks.sample)
+                self.metrics.write({"step": self.trainer.step, "sample": text})
+            artefacts.write_samples(self.metrics, self.folder / "sample.txt")
+        self.console.say("sample", repr(self.metrics.last["sample"][:160]))
+
+    def _progress(self) -> list[str]:
+        step, steps = self.trainer.step, self.plan.steps
+        made = step - self.first
+        left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
+        speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last)
+
+    def _flush(self, to_disk: bool = False) -> None:
+        """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
+        are skipped for such gradients."""
+        self.metrics.flush(to_disk)
+        if self.metrics.diverged is not None:
+            raise self._divergence(f"the loss is not finite at step {self.metrics.diverged}")
+        if self.metrics.skipping(self.plan.steps):
+            skipped = f"{self.metrics.skipped:,} of {several(self.trainer.step, 'update')}"
+            raise self._divergence(f"{skipped} were skipped, for their gradients were not finite")
+
+    def _divergence(self, what: str) -> Failure:
+        """Resuming would repeat it to the bit, so the advice is another run."""
+        cure = f"start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
+        return Failure(f"{what}: training diverged; {cure}")
+
+    def _save(self) -> None:
+        """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
+        be."""
+        self._flush(to_disk=True)
+        if not self.trainer.finite():
+            raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
+        facts = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
+        with self._aside():
+            checkpoint.save(self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, facts)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A file that cannot be written ends the run: what can be saved is saved, and what there is to go on from is
+        said in one line, a Failure."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self._save()
+            saved = [folder.name.replace("step-", "step ") for folder in checkpoint.saved(self.folder / "state")]
+            held = f"{saved[0]} of {self.plan.steps:,} is saved" if saved else "no step is saved yet"
+            go_on = f"go on with `{command('resume', self.folder)}`"
+            raise Failure(disk_words(error, self.folder, held, go_on)) from error
+
+    def _finish(self) -> int:
+        """Write what is left to write, say how it went, and return the exit status."""
+        self.stops.check()
+        artefacts.write_weights(self.trainer, self.folder)
+        self.stops.check()
+        artefacts.write_plot(self.metrics, self.tokens, self.folder / "loss.png")
+        self.stops.check()
+        artefacts.write_report(
+            self.plan, self.corpus, self.tokens, self.trainer, self.metrics, self.folder / "report.md"
+        )
+        self.console.say_all(lines.of_end(self.folder, self.trainer, self.tokens, self.metrics.last, self.elapsed))
+        return self._verdict(self.metrics.last["held_out_loss"], self.tokens.facts.unigram_nats)
+
+    def _verdict(self, loss: float, unigram: float) -> int:
+        if loss < unigram:
+            return 0
+        verdict = f"the held-out loss {loss:.3f} is not below the unigram line {unigram:.3f}"
+        if self.plan.steps < JUDGED_FROM:
+            self.console.say("note", f"{verdict}, which is no failure before step {JUDGED_FROM}")
+            return 0
+        cure = "try another --lr, or more --minutes"
+        self.console.say("failed", f"{verdict}: the model learned nothing from context; {cure}")
+        return 1

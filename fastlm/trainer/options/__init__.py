@@ -1,0 +1,9 @@
+"""What a person may ask of a command.
+
+    config.py     every flag of `fastlm pretrain`, as the fields of a dataclass, checked
+    flags.py      dataclasses → flags, --help and refusals in one line
+    choices.py    the names a flag may take, known before anything heavy is imported
+    plugins.py    a user's own modules, which add names
+
+In goes a command line; out comes a Config. To add a flag, add a field to config.py.
+"""
