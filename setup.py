@@ -4,6 +4,9 @@ found.
 A build that fails, or a compiler that is not there, is no error: the install goes on, every op runs by its definition,
 and fastlm/build.json tells `fastlm info` what is missing, why, and the cure. No torch header is involved, so one build
 serves every torch, and none is needed to build.
+
+FASTLM_ISAS="avx2 avx512" builds no other instruction sets than these and the portable one; FASTLM_SANITIZE=KIND builds
+what GCC's -fsanitize=KIND watches.
 """
 
 import json
@@ -92,8 +95,9 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     sanitize = [f"-fsanitize={asked}", "-fno-omit-frame-pointer", "-g1", "-O1"] if asked else []
     openmp = asked != "thread" and compiles(compiler, ["-fopenmp"])  # csrc/cpu/parallel.h has another way
     threads = ["-fopenmp" if openmp else "-pthread"]
+    wanted = ("portable", *os.environ.get("FASTLM_ISAS", " ".join(ISA_FLAGS)).split())
     # an old compiler lacks the newest sets
-    known = {isa: flags for isa, flags in ISA_FLAGS.items() if compiles(compiler, flags)}
+    known = {isa: flags for isa, flags in ISA_FLAGS.items() if isa in wanted and compiles(compiler, flags)}
     defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
     common = [
         "-std=c++17",
@@ -102,7 +106,6 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
         *WARNINGS,
         *OPTIMISE,
         *threads,
-        *sanitize,
         *includes(),
         *defines,
     ]
@@ -116,6 +119,7 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
         for isa, flags in sets.items():
             objects.append(f"{name}{'.' * bool(isa)}{isa}.o")
             extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
+            extra += sanitize if name != "bindings" else []  # pybind11's templates, which take longest
             lines += [f"build {objects[-1]}: cxx {escape(source)}", f"  flags = {shlex.join(extra)}"]
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     lines += rule("link", [*compiler, "-shared", *threads, *sanitize, *undefined, "$in", "-o", "$out"])

@@ -1,22 +1,19 @@
 """The C++ extension: bounds at the launchers, instruction sets that do not leak into each other, and what a build
-without a compiler says.
-"""
+without a compiler says."""
 
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from building import ROOT, built
 
 from fastlm.backends import native
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 F32 = 0
 
@@ -100,24 +97,8 @@ def test_instruction_sets_share_no_code():
         assert not weak, f"{path.name} defines {weak[:3]}"
 
 
-def build(tmp_path: Path, **environment: str) -> Path:
-    """A build of the package in a folder of its own; returns the folder to put on the path."""
-    command = [
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build",
-        "--build-base",
-        str(tmp_path / "base"),
-        "--build-lib",
-        str(tmp_path / "lib"),
-    ]
-    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True, text=True)
-    return tmp_path / "lib"
-
-
 def test_without_compilers_everything_runs_by_definition(tmp_path):
-    lib = build(tmp_path, CC="/bin/false", CXX="/bin/false", CUDA_HOME="/nonexistent", CUDA_PATH="")
+    lib = built(tmp_path, CC="/bin/false", CXX="/bin/false", CUDA_HOME="/nonexistent", CUDA_PATH="")
     report = json.loads((lib / "fastlm" / "build.json").read_text())
     assert not report["cpu"]["built"] and "no C++17 compiler that works (/bin/false)" in report["cpu"]["why"]
     assert not report["cuda"]["built"] and "nvcc was not found" in report["cuda"]["why"]
@@ -139,79 +120,3 @@ print(dict(OPS["adamw"].explain(torch.device("cpu")))["cpp"])
         text=True,
     )
     assert "no C++17 compiler that works" in done.stdout and "cure: install one" in done.stdout
-
-
-def sanitized(tmp_path: Path, kind: str, library: str, select: str, **options: str) -> None:
-    """Run the C++ tests chosen by `select` once more, on a build that looks for faults of this kind and stops at the
-    first.
-
-    That build has tiles of bf16 (AMX) in software, where the processor has the rest of what they need; those tests run
-    on them too.
-    """
-    find = lambda name: subprocess.run(
-        ["g++", f"-print-file-name={name}"], capture_output=True, text=True
-    ).stdout.strip()
-    # the second so that the first finds what throws exceptions
-    preload = [find(name) for name in (library, "libstdc++.so.6") if shutil.which("g++")]
-    if not preload or not all(Path(path).is_absolute() for path in preload) or sys.platform != "linux":
-        pytest.skip(f"GCC's {library} is not here: install g++ on Linux")
-    compiler = shlex.join(["g++", "-include", str(ROOT / "tests" / "csrc" / "on_host" / "amx.h")])
-    lib = build(tmp_path, FASTLM_SANITIZE=kind, CXX=compiler, CUDA_HOME="/nonexistent", CUDA_PATH="")
-    environment = (
-        os.environ
-        | options
-        | {"PYTHONPATH": os.pathsep.join((str(lib), str(ROOT / "tests" / "support"))), "LD_PRELOAD": " ".join(preload)}
-    )
-    suites = [
-        str(ROOT / "tests" / name)
-        for name in (
-            "optim/test_optim.py",
-            "ops/test_attention.py",
-            "ops/test_attention_cpu.py",
-            "ops/test_attention_threads.py",
-        )
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "--capture=sys",
-        "--rootdir",
-        str(tmp_path),
-        "-k",
-        select,
-        *suites,
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-def test_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path):
-    select = "agree or launcher or strided or empty or grad_stats or unscale or rotate"
-    select += " or (depend_on_threads and not bfloat16) or (amx and not torch.float32 and not torch.float16)"
-    leaks = "detect_leaks=0"  # CPython itself keeps what it allocated at start
-    sanitized(
-        tmp_path,
-        "address,undefined",
-        "libasan.so",
-        select,
-        ASAN_OPTIONS=leaks,
-        UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1",
-    )
-
-
-def test_clean_under_thread_sanitizer(tmp_path):
-    """Two, three and seven threads in turn. PyTorch and its OpenMP were not built for this sanitizer, which cannot see
-    how their threads wait for one another: what they call is left out, and the extension starts threads of its own
-    (parallel.h).
-    """
-    theirs = [f"called_from_lib:{library}.so" for library in ("libtorch_cpu", "libtorch_python", "libgomp")]
-    # the last: the C library, as their threads end
-    (tmp_path / "theirs").write_text("\n".join([*theirs, "race:_dl_deallocate_tls"]))
-    # Python's end trips over a lock of PyTorch
-    options = f"halt_on_error=1:report_mutex_bugs=0:suppressions={tmp_path / 'theirs'}"
-    sanitized(tmp_path, "thread", "libtsan.so", "depend_on_threads and not bfloat16", TSAN_OPTIONS=options)

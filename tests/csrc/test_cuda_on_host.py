@@ -21,7 +21,7 @@ from fastlm.backends import native
 from fastlm.backends.dispatch import OPS, use_backend
 
 TESTS = Path(__file__).parent
-LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<(.+?), (\w+), 0, \w+>>>\(([^;]*)\);")
+LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), 0, \w+>>>\(([^;]*)\);")
 # a thread for every lane is slow
 CASES = [case for case in OPTIMIZERS if case.name.split("-")[-1] not in ("many", "several_groups")]
 

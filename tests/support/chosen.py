@@ -64,3 +64,48 @@ def results(args: Arguments) -> dict[str, torch.Tensor]:
     leaves = leaves_of(args)
     out, lse = attention(args._replace(**leaves))
     return with_gradients(out, leaves, draw(*args.q.shape, dtype=args.q.dtype, seed=4)) | {"lse": lse.detach()}
+
+
+MANY_TURNS = {  # several units of work for each key head, more than one tile of keys
+    "bidirectional": dict(H=2, Hk=1, Lq=600, Lk=520),
+    "causal": dict(H=2, Hk=2, Lq=700, Lk=700, right=0),
+    "diagonal": dict(Lq=600, Lk=600, left=0, right=0),  # neighbouring units share no key
+    "window": dict(Lq=600, Lk=600, left=70, right=3),
+    "lengths": dict(B=2, H=2, Hk=1, Lq=530, Lk=400, key_lengths=torch.tensor([130, 400])),
+    "wide": dict(H=2, Hk=1, Lq=300, Lk=200, D=256),
+}
+MANY_TERMS = {  # the same with terms that units share, whose sums are added to in turn as well
+    "masks": (MASKS, dict(B=2, H=2, Hk=1, Lq=530, Lk=400, left=40, right=0)),
+    "prefix of a window": (["prefix", "value vectors"], dict(B=2, Lq=600, Lk=600, left=20, right=3)),
+    "dropout and biases": (["dropout", "bias of keys", "groups"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400)),
+    "bias of the batch": (["bias of the batch"], dict(B=3, H=2, Hk=1, Lq=530, Lk=400, right=0)),
+    "bias of heads": (["bias of heads", "prefix"], dict(B=2, H=6, Hk=2, Lq=300, Lk=400)),
+    "one bias": (
+        ["one bias", "ranks"],
+        dict(B=3, H=4, Hk=2, Lq=530, Lk=200, left=300, key_lengths=torch.tensor([200, 70, 0])),
+    ),
+    "vectors of a batch": (
+        ["query vectors", "value vectors"],
+        dict(B=3, H=1, Hk=1, Lq=600, Lk=600, D=16, left=100, right=100),
+    ),
+    "vectors of a ragged batch": (
+        ["key vectors"],
+        dict(B=4, H=2, Hk=1, Lq=300, Lk=500, D=16, right=0, key_lengths=torch.tensor([0, 500, 90, 300])),
+    ),
+    "vectors": (
+        ["query vectors", "key vectors and positions", "value vectors"],
+        dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0),
+    ),
+    "all": (
+        ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],
+        dict(H=2, Hk=1, Lq=300, Lk=330, right=0),
+    ),
+}
+
+
+def taken_in_turns(name: str, dtype: torch.dtype) -> Arguments:
+    """What MANY_TURNS or MANY_TERMS has under this name."""
+    if name in MANY_TURNS:
+        return arguments(dtype=dtype, **MANY_TURNS[name])
+    terms, sizes = MANY_TERMS[name]
+    return with_terms(arguments(dtype=dtype, offset=sizes["Lk"] - sizes["Lq"], **sizes), terms)
