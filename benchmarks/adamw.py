@@ -1,7 +1,7 @@
 """Who competes in AdamW: one step, bare or with all that a mixed-precision training loop does around it.
 
     bare     fastlm.optim.AdamW                                          torch.optim.AdamW(fused=True)
-    chain    fastlm.amp.GradScaler + fastlm.optim.AdamW(max_grad_norm)   GradScaler.unscale_ + clip_grad_norm_ + the same
+    chain    fastlm.amp.GradScaler + fastlm.optim.AdamW(max_grad_norm)   unscale_ + clip_grad_norm_ + the same
 
 By ideal bytes a bare fp32 step moves 28 per parameter (reads p, g, m, v, writes p, m, v), and a chain 4 more for the
 norm.

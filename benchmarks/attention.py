@@ -1,8 +1,8 @@
 """Who competes in attention: every way a user of PyTorch has to get the same result, given the same inputs.
 
     fastlm            this library's choice for the device
-    sdpa …            scaled_dot_product_attention without a bias, each of its kernels forced: what no position at all would cost
-    dense bias …      scaled_dot_product_attention with the bias as an [H, L, L] tensor that is ready made, its gradient left dense:
+    sdpa …            scaled_dot_product_attention without a bias, each of its kernels forced: what no position costs
+    dense bias …      scaled_dot_product_attention with the bias as a ready-made [H, L, L] tensor, its gradient dense:
                       less work than a model has to do
     flex              compiled FlexAttention; the bias is computed in score_mod, a learned table is a captured buffer
     eager             the formula in plain PyTorch

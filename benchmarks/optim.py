@@ -1,12 +1,12 @@
 """Who competes beside fp32 AdamW (adamw.py): Adafactor, LAMB, SGD, and AdamW over bf16 parameters. One step after the
 gradients are there.
 
-    adafactor   fastlm.optim.Adafactor               torch.optim.Adafactor, transformers.Adafactor; and torch's fused AdamW
+    adafactor   fastlm.optim.Adafactor               torch's and transformers' Adafactor; torch's fused AdamW
     lamb        fastlm.optim.LAMB                    the same formula in torch._foreach_* calls
     sgd         fastlm.optim.SGD(momentum)           torch.optim.SGD(fused=True)
     bf16        AdamW(state_dtype="bf16")            torch.optim.AdamW(fused=True) over bf16 parameters
-    libraries   AdamW, fp32 parameters               AdamW of torch (fused), DeepSpeed, bitsandbytes, torchao; with states of 8 bits too
-    masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, gradients to fp32, fused step of fp32 copies, and back
+    libraries   AdamW, fp32 parameters               of torch (fused), DeepSpeed, bitsandbytes, torchao; 8-bit states
+    masters     AdamW(master="fp32", max_grad_norm)  clip_grad_norm_, to fp32, fused step of fp32 copies, and back
 
 Bytes a parameter are the ideal ones: Adafactor 12 (reads g, p; writes p; the second pass from the cache), LAMB 28, SGD
 20, bf16 14, fp32 AdamW 28, masters 32 with the norm's read. A library that is not installed is left out, with the

@@ -102,7 +102,10 @@ def measure(case: str, arch: int, constants: dict, metadata, cubin: bytes) -> Re
         case, metadata.name.removesuffix("_kernel"), arch,
         "×".join(str(v) for k, v in constants.items() if k in ("BLOCK", "BLOCK_M", "BLOCK_N")),
         metadata.num_warps, metadata.num_stages, registers, spills, metadata.shared,
-        blocks=min(REGISTERS // (per_warp * metadata.num_warps), (SHARED[arch] + 1024) // (metadata.shared + 1024), 64 // metadata.num_warps),
+        blocks=min(
+            REGISTERS // (per_warp * metadata.num_warps), (SHARED[arch] + 1024) // (metadata.shared + 1024),
+            64 // metadata.num_warps,
+        ),
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)),
         tensor_core=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code)),
         warp_group="HGMMA" in code,

@@ -1,6 +1,6 @@
 """Attention on a CPU as models run it, forward and backward, down to the parameters of the scheme.
 
-    t5        bidirectional, gradient to the 32 buckets; PyTorch's way gathers an [H, L, L] bias and lets autograd scatter it back
+    t5        bidirectional, gradient to the 32 buckets; PyTorch's way gathers an [H, L, L] bias and scatters it back
     alibi     causal; PyTorch's way adds a ready-made [H, L, L] mask
     causal, none    no bias: scaled_dot_product_attention is the peer, whatever backend it takes
     small     the batch of a small model on a laptop, causal, where the calls themselves count

@@ -189,7 +189,8 @@ class GradScaler(torch.amp.GradScaler):
         """Raise FloatingPointError if the scale would have fallen below min_scale. Reads the device: call it to log."""
         if self._exhausted is not None and self._exhausted.item():
             raise FloatingPointError(
-                f"the loss scale fell to its floor {self.min_scale:g}: gradients overflow whatever the scale; lower the learning rate, "
+                f"the loss scale fell to its floor {self.min_scale:g}: gradients overflow whatever the scale; "
+                "lower the learning rate, "
                 "clip, keep what overflows in fp32, or train in bf16"
             )
 

@@ -24,14 +24,15 @@ class Objective:
 
     Attributes:
         name: its name in OBJECTIVES.
-        compresses: whether the loss is a code length of the text, so that bits per byte mean something. Default False.
+        reports_bits_per_byte: whether the loss is a code length of the text, so that bits per byte mean something.
+        Default False.
 
     Raises:
         ValueError: if the stream is too short for a single row.
     """
 
     name: ClassVar[str]
-    compresses: ClassVar[bool] = False  # the loss is a code length of the text: bits per byte mean something
+    reports_bits_per_byte: ClassVar[bool] = False  # the loss is a code length of the text: bits per byte mean something
 
     def __init_subclass__(cls, name: str, **kwargs):
         super().__init_subclass__(**kwargs)

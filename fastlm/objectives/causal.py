@@ -24,7 +24,7 @@ class Causal(Objective, name="causal"):
         ValueError: if the stream is too short for a single row.
     """
 
-    compresses = True
+    reports_bits_per_byte = True
 
     def __init__(self, tokens: np.ndarray, context: int):
         super().__init__(tokens, context)

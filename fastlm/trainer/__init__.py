@@ -9,6 +9,5 @@
     run.py  loop.py  signals.py                  a run made ready, or read back; its steps and its end; what stops it
     outputs/                                     what is said and written
 
-Nothing below imports this room: the library and the models work without it. A new flag is a field of options/config.Config; a
-new schedule a function in schedule.py.
-"""
+Nothing below imports this room: the library and the models work without it. A new flag is a field of
+options/config.Config; a new schedule a function in schedule.py."""

@@ -18,7 +18,7 @@ PROBE = 0.6  # seconds of updates for each thread count
 MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoints and printing
 SAMPLES = 4  # on the way, at each quarter
 SAMPLE = 96  # tokens of one, where there is time
-GLANCE = 64  # windows of held-out text looked at on the way, where there is time; at the end, all of them
+QUICK_EVALUATION = 64  # windows of held-out text looked at on the way, where there is time; at the end, all of them
 LOOKING = 0.3  # of the budget at most goes to evaluations and samples
 
 
@@ -36,7 +36,7 @@ class Looks:
     @classmethod
     def all_of(cls, config: Config, windows: int) -> "Looks":
         """What was asked for, where time is no matter. windows: those there are."""
-        return cls(config.evaluations, min(GLANCE, windows), windows, SAMPLE)
+        return cls(config.evaluations, min(QUICK_EVALUATION, windows), windows, SAMPLE)
 
     @property
     def times(self) -> int:

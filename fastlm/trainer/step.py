@@ -67,7 +67,9 @@ class Trainer:
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
-        return self.config.lr * schedule.factor(self.config.schedule, self.step, self.steps, warmup, self.config.floor)
+        return self.config.lr * schedule.factor(
+            self.config.schedule, self.step, self.steps, warmup, self.config.min_lr_ratio
+        )
 
     def update(self) -> Update:
         """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
@@ -144,7 +146,7 @@ class Trainer:
                 sums[name] += value
         terms = {name: value.item() / max(1, counts[name]) for name, value in sums.items()}
         found = {"loss": sum(terms.values())} | terms
-        if self.held_out.compresses:
+        if self.held_out.reports_bits_per_byte:
             found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
         return found
 

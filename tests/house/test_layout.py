@@ -3,9 +3,12 @@ another package.
 """
 
 import ast
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -101,8 +104,6 @@ print(len(list(fastlm.backends.info.describe())), fastlm.__file__)
 
 
 def environment(path: Path) -> dict[str, str]:
-    import os
-
     return os.environ | {"PYTHONPATH": str(path)}
 
 
@@ -115,12 +116,33 @@ def test_the_top_level_can_be_taken_in_at_a_glance():
 
 
 SOURCES = [p for room in ("fastlm", "kernels", "csrc") for p in sorted((ROOT / room).rglob("*.*"))]
-SOURCES = [p for p in SOURCES if p.suffix in (".py", ".h", ".cpp", ".cu", ".cuh")]
+NATIVE = (".h", ".cpp", ".cu", ".cuh", ".c")
+SOURCES = [p for p in SOURCES if p.suffix in (".py", *NATIVE)]
 
 
 def test_files_are_short():
     long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > LONGEST}
     assert not long
+
+
+def test_code_is_laid_out():
+    """ruff and clang-format as pyproject.toml and .clang-format have them; no line beyond the last column."""
+    for tool in ("ruff", "clang-format"):
+        if importlib.util.find_spec(tool.replace("-", "_")) is None:
+            pytest.skip(f"{tool} is not installed: pip install '.[test]'")
+    native = [p for room in ("csrc", "tests") for p in sorted((ROOT / room).rglob("*.*")) if p.suffix in NATIVE]
+    for command in (
+        ["ruff", "check", "--quiet", "--no-cache", ROOT],
+        ["ruff", "format", "--check", "--quiet", "--no-cache", ROOT],
+        ["clang-format", "--dry-run", "--Werror", *native],
+    ):
+        tool = Path(sysconfig.get_path("scripts")) / command[0]
+        done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    wide = [
+        f"{p.name}:{i}" for p in native for i, line in enumerate(p.read_text().splitlines(), 1) if len(line) > WIDEST
+    ]
+    assert not wide
 
 
 def test_kernels_import_no_more_than_torch_and_triton():

@@ -813,11 +813,14 @@ def test_the_memory_table_marks_the_chosen_optimizer():
     chosen = Wrapped(model.parameters(), momentum=0.9, master="fp32")
     rows = [r for r in optim.memory_table(model, chosen=chosen) if r.chosen]
     assert [(r.optimizer, r.master, r.masters, r.states) for r in rows] == [("sgd", "fp32", 4 * 36, 4 * 36 + 8)]
-    assert [
-        line
-        for line in str(optim.memory_table(model, chosen=optim.AdamW(model.parameters()))).splitlines()
-        if "chosen" in line
-    ][0].split()[0] == "adamw"
+    assert (
+        next(
+            line
+            for line in str(optim.memory_table(model, chosen=optim.AdamW(model.parameters()))).splitlines()
+            if "chosen" in line
+        ).split()[0]
+        == "adamw"
+    )
 
 
 def test_every_optimizer_is_covered():

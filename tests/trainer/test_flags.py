@@ -103,7 +103,8 @@ def test_a_typo_does_not_wait_for_torch(tmp_path):
 
 
 def test_names_are_read_without_importing():
-    code = "from fastlm.trainer.options.choices import *; import json; print(json.dumps({f: choices(f) for f in REGISTRIES}))"
+    code = "from fastlm.trainer.options.choices import *; import json; "
+    code += "print(json.dumps({f: choices(f) for f in REGISTRIES}))"
     read = python(NO_TORCH + code)
     assert read.returncode == 0, read.stderr
     for flag, names in json.loads(read.stdout).items():

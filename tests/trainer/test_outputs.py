@@ -44,7 +44,7 @@ def test_a_terminal_shows_the_parts_that_fit(capsys, monkeypatch, columns, last)
 
 
 def test_an_evaluation_says_where_it_comes_from(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(budget, "GLANCE", 4)
+    monkeypatch.setattr(budget, "QUICK_EVALUATION", 4)
     assert train(text, tmp_path / "run", evaluations=1) == 0
     first, *_, last = said(capsys.readouterr().out, "held out")
     assert " · step 0 · " in first and first.endswith("4 of 18 windows")

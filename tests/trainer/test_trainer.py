@@ -178,7 +178,7 @@ def test_total():
 
 
 def test_cosine_has_these_values():
-    factors = [schedule.factor("cosine", step, steps=12, warmup=4, floor=0.1) for step in range(12)]
+    factors = [schedule.factor("cosine", step, steps=12, warmup=4, min_lr_ratio=0.1) for step in range(12)]
     cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, *cosine], abs=1e-15)
 

@@ -1,5 +1,5 @@
-// Dropout: csrc/rules/philox.h and fastlm/backends/philox.py, W counters at a time. Counter (j / 4, i, b · H + h, 0), word j mod
-// 4.
+// Dropout: csrc/rules/philox.h and fastlm/backends/philox.py, W counters at a time. Counter (j / 4, i, b · H + h, 0),
+// word j mod 4.
 #pragma once
 
 #include "masks.h"

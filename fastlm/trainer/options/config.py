@@ -89,7 +89,7 @@ class Config:
     """How the rate falls after its peak."""
     warmup: float = 0.05
     """Share of the steps on which the rate climbs."""
-    floor: float = 0.1
+    min_lr_ratio: float = 0.1
     """Share of the peak rate at which the schedule ends."""
     betas: tuple[float, float] = (0.9, 0.95)
     """How much of the last means of gradients and of their squares Adam's kind keeps at each step."""
@@ -167,7 +167,7 @@ class Config:
                 raise Refusal(f"{flag(name)} is {getattr(self, name)}; it must be at most {most}")
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
-        for name in ("warmup", "floor"):
+        for name in ("warmup", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"--{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         if (self.dropout or 0) >= 1:
