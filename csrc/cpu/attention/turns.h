@@ -47,6 +47,8 @@ static inline int64_t before_in_vectors(const Attention& a, const Unit& u) {
     return u.block > 0 ? number_of(a, a.B - 1, u.h_kv, u.g, u.block - 1) : -1;
 }
 
+namespace {  // unnamed, so that what is not inlined stays in its file (isa.h)
+
 class Turns {
 public:
     Turns(const AttentionBackward& x, const Unit& unit)
@@ -120,6 +122,8 @@ private:
     const int64_t blocks;
     int64_t before = 0, bias = -1, vectors = -1, behind = 0;
 };
+
+}  // namespace
 
 }  // namespace FASTLM_ISA
 }  // namespace fastlm
