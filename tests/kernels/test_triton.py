@@ -326,9 +326,8 @@ def test_narrow_bands(left, right):
 def test_refuses_in_words(change, message):
     x = torch.zeros(1, 1, 2, 8)
     with fastlm.use_backend("triton"), pytest.raises(fastlm.BackendError, match=message):
-        attention(
-            *(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in Arguments.of(x, x, x)._replace(**change))
-        )
+        args = Arguments.of(x, x, x)._replace(**change)
+        attention(Arguments(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in args)))
 
 
 def test_needs_a_gpu_or_the_interpreter(monkeypatch):
