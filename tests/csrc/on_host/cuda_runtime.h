@@ -1,15 +1,18 @@
-/* In place of CUDA's header: the files of csrc/cuda compile as C++20 and their kernels run on the host, one block after
-another, every thread of a block a thread of this process, with real barriers between them. Only `kernel<<<grid,
-threads, …>>>(…)` is rewritten before, by test_cuda_on_host.py, to run(grid, threads, [&] { kernel(…); }). What is not
-here the kernels do not use. */
+/* In place of CUDA's header: the files of csrc/cuda compile as C++ and their kernels run on the host, one block after
+another. Every thread of a block is a fiber with a stack of its own that runs until it waits for others; they take turns
+forwards and backwards, so that what one reads of another without a barrier between them is not yet there. Only
+`kernel<<<grid, threads, …>>>(…)` is rewritten before, by test_cuda_on_host.py, to run(grid, threads, [&] { kernel(…);
+}). What is not here the kernels do not use. */
 #pragma once
 
-#include <atomic>
-#include <barrier>
+#include <ucontext.h>
+
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -23,8 +26,7 @@ here the kernels do not use. */
 struct Index {
     unsigned x;
 };
-inline thread_local Index threadIdx, blockIdx;
-inline Index gridDim;
+inline Index threadIdx, blockIdx, gridDim;  // of the fiber that runs
 
 enum cudaError_t { cudaSuccess };
 using cudaStream_t = struct Stream*;
@@ -34,45 +36,84 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int*) { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 
-struct Block {  // what its threads share
-    explicit Block(int threads) : everyone(threads) {
-        for (int w = 0; w < threads / 32; w++) warps.push_back(std::make_unique<std::barrier<>>(32));
-    }
-    std::barrier<> everyone;
-    std::vector<std::unique_ptr<std::barrier<>>> warps;
-    double lanes[1024];
-    std::atomic<int> any{0};
+struct Fiber {
+    static constexpr size_t STACK = 1 << 16;
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    bool done;
 };
-inline std::unique_ptr<Block> block;
 
-inline void __syncthreads() { block->everyone.arrive_and_wait(); }
+struct Barrier {
+    int size, arrived = 0;
+    long passed = 0;
+};
+
+struct Block {  // what its threads share
+    std::vector<Barrier> warps;
+    Barrier everyone;
+    double lanes[1024];
+    int any = 0;
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline std::function<void()> work;  // of each thread
+inline Block block;
+inline bool moved;  // whether a fiber ended or passed a barrier
+
+inline void wait_at(Barrier& barrier) {
+    const long before = barrier.passed;
+    if (++barrier.arrived == barrier.size) barrier.arrived = 0, barrier.passed++, moved = true;
+    while (barrier.passed == before) swapcontext(&fibers[threadIdx.x].context, &scheduler);
+}
+
+inline void __syncthreads() { wait_at(block.everyone); }
 
 inline int __syncthreads_or(int x) {  // once in a kernel
-    block->any |= x != 0;
+    block.any |= x != 0;
     __syncthreads();
-    return block->any;
+    return block.any;
 }
 
 inline double __shfl_down_sync(unsigned, double x, int distance) {
-    std::barrier<>& warp = *block->warps[threadIdx.x / 32];
-    block->lanes[threadIdx.x] = x;
-    warp.arrive_and_wait();
-    const double other = threadIdx.x % 32 + distance < 32 ? block->lanes[threadIdx.x + distance] : x;
-    warp.arrive_and_wait();
+    Barrier& warp = block.warps[threadIdx.x / 32];
+    block.lanes[threadIdx.x] = x;
+    wait_at(warp);
+    const double other = threadIdx.x % 32 + distance < 32 ? block.lanes[threadIdx.x + distance] : x;
+    wait_at(warp);
     return other;
+}
+
+inline void run_fiber() {
+    work();
+    fibers[threadIdx.x].done = moved = true;
+}
+
+inline void run_block(int threads) {
+    block = {std::vector<Barrier>(threads / 32, {32}), {threads}, {}};
+    for (int t = 0; t < threads; t++) {
+        Fiber& fiber = fibers[t];
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get(), fiber.context.uc_stack.ss_size = Fiber::STACK;
+        fiber.context.uc_link = &scheduler, fiber.done = false;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    moved = true;
+    for (bool forwards = true; moved; forwards = !forwards) {
+        moved = false;
+        for (int i = 0; i < threads; i++) {
+            const int t = forwards ? i : threads - 1 - i;
+            threadIdx.x = unsigned(t);
+            if (!fibers[t].done) swapcontext(&scheduler, &fibers[t].context);
+        }
+    }
+    for (int t = 0; t < threads; t++)
+        if (!fibers[t].done) std::fprintf(stderr, "thread %d waits for one that never comes\n", t), std::abort();
 }
 
 template <typename Kernel>
 void run(unsigned grid, int threads, const Kernel& kernel) {
-    // threads may have left the last one before its barriers
-    const auto next = [threads]() noexcept { block = std::make_unique<Block>(threads); };
-    std::barrier done(threads, next);
-    gridDim.x = grid, next();
-    std::vector<std::thread> team;
-    for (int t = 0; t < threads; t++)
-        team.emplace_back([&, t] {
-            threadIdx.x = unsigned(t);
-            for (unsigned b = 0; b < grid; b++) blockIdx.x = b, kernel(), done.arrive_and_wait();
-        });
-    for (std::thread& thread : team) thread.join();
+    if (int(fibers.size()) < threads) fibers.resize(threads);
+    work = kernel, gridDim.x = grid;
+    for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) run_block(threads);
 }
