@@ -109,6 +109,33 @@ def ranks_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:
     return torch.arange(L, device=segments.device) - ends[segments + 1]
 
 
+def padding(real: Tensor | None, Lq: int, segments: Tensor | None = None) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+    """The arguments of `fastlm.attention` that hide padded keys.
+
+    Padding is a segment that no query belongs to. Queries that see nothing else, such as padding on the left, give
+    zeros. Where reading values waits for nothing, padding on the right becomes lengths, which cost less.
+
+    Args:
+        real: [B, Lk] bool or int, which keys are no padding (others call it attention_mask); None for all.
+        Lq: number of queries; they are the last Lq of the keys where segments are given.
+        segments: [B, Lk] int, the packed document of each key; None for one a row.
+
+    Returns:
+        {"key_lengths": [B]}, {"segments": (of queries [B, Lq], of keys [B, Lk])}, or nothing where nothing is hidden.
+    """
+    if real is None:
+        return {} if segments is None else {"segments": (segments[:, segments.shape[1] - Lq :], segments)}
+    real = real.bool()
+    if segments is None and real.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = real.sum(-1)
+        if torch.equal(real, torch.arange(real.shape[1]) < lengths[:, None]):
+            return {} if real.all() else {"key_lengths": lengths}
+    if segments is None:
+        return {"segments": (real.new_ones(len(real), Lq, dtype=torch.int64), real.long())}
+    outside = torch.where(real, segments, segments.min() - 1)
+    return {"segments": (segments[:, segments.shape[1] - Lq :], outside)}
+
+
 def position_ids(segments: Tensor) -> Tensor:
     """Positions that start over in each segment, for schemes that add to embeddings.
 

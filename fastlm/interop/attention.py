@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from fastlm import masks
 from fastlm.nn.functional import attention
 
 NAME = "fastlm"  # attn_implementation=...
@@ -104,23 +105,7 @@ def _mask(
             f"attention_mask must tell of all keys, those in the cache too: [{batch_size}, {kv_length}]; "
             f"got {list(attention_mask.shape)}"
         )
-    return Mask((q_length, kv_length), causal, _padding(attention_mask, q_length))
-
-
-def _padding(real: Tensor | None, Lq: int) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-    """real [B, Lk] bool, None for all → the arguments of `fastlm.attention` that hide the other keys.
-
-    Padding is a segment that no query belongs to. Queries that see nothing else, such as padding on the left, give
-    zeros. Where reading values waits for nothing, padding on the right becomes lengths, which cost less.
-    """
-    if real is None:
-        return {}
-    if real.device.type == "cpu" and not torch.compiler.is_compiling():
-        lengths = real.sum(-1)
-        if torch.equal(real, torch.arange(real.shape[1]) < lengths[:, None]):
-            return {} if real.all() else {"key_lengths": lengths}
-    of_keys = real.long()
-    return {"segments": (of_keys.new_ones(len(real), Lq), of_keys)}
+    return Mask((q_length, kv_length), causal, masks.padding(attention_mask, q_length))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

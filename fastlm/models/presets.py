@@ -1,22 +1,189 @@
-"""Models as rows of data. Each runs with every positional scheme; sizes are flags."""
+"""Models as rows of data. A family's own name is a small model that trains on a laptop; the others have the sizes of
+its papers. Each runs with every positional scheme; sizes are flags.
+"""
 
 from dataclasses import replace
 
 from fastlm.models.config import ModelConfig
 
-PRESETS: dict[str, ModelConfig] = {
+# Vaswani et al. 2017: norms after each sublayer, biases everywhere
+_ORIGINAL = dict(norm="layernorm", norm_place="post", activation="gelu", gated=False, bias=True)
+_ENCODER = dict(
+    kind="encoder", position="learned", embedding_norm=True, norm_eps=1e-12, head_transform=True, head_bias=True,
+    dropout=0.1, attention_dropout=0.1, init="bert", **_ORIGINAL,
+)  # fmt: skip
+_GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
+
+FAMILIES: dict[str, ModelConfig] = {
+    # Radford et al. 2019: LayerNorm, GELU, learned positions, biases, tied head
+    "gpt": ModelConfig(**_GPT),
+    # Brown et al. 2020: GPT-2 whose layers see all tokens and the last 256 in turn
+    "gpt3": ModelConfig(windows=(None, 256), **_GPT),
     # Touvron et al. 2023: RMSNorm, SwiGLU, rotary positions, no biases
     "llama": ModelConfig(),
-    # Radford et al. 2019: LayerNorm, GELU, learned positions, biases, tied head
-    "gpt": ModelConfig(norm="layernorm", mlp="gelu", bias=True, position="learned"),
-}
+    # Jiang et al. 2023: Llama with grouped heads and a window of 4096 tokens
+    "mistral": ModelConfig(kv_heads=2, windows=(4095,), tie_embeddings=False),
+    # Yang et al. 2024: Llama with grouped heads, biases on queries, keys and values, and a larger rotary base
+    "qwen2": ModelConfig(kv_heads=2, qkv_bias=True, norm_eps=1e-6, position_options={"base": 1e6}),
+    # Le Scao et al. 2022: ALiBi, a norm after the embedding
+    "bloom": ModelConfig(**_GPT | dict(position="alibi", embedding_norm=True, init="normal")),
+    # MosaicML 2023: ALiBi, no biases
+    "mpt": ModelConfig(norm="layernorm", activation="gelu", gated=False, position="alibi", init="normal"),
+    # Devlin et al. 2019
+    "bert": ModelConfig(token_types=2, pair_labels=2, **_ENCODER),
+    # Liu et al. 2019: BERT without sentence pairs; positions from 2 on, which count real tokens
+    "roberta": ModelConfig(
+        token_types=1, skip_padding=True, position_options={"offset": 2}, **_ENCODER | dict(norm_eps=1e-5)
+    ),
+    # Lan et al. 2020: a narrow embedding, one layer's weights for all, sentence order
+    "albert": ModelConfig(
+        token_types=2, pair_labels=2, embedding_dim=64, shared_groups=1, **_ENCODER | dict(activation="gelu_tanh")
+    ),
+    # Clark et al. 2020: the discriminator, and the generator beside it
+    "electra": ModelConfig(token_types=2, embedding_dim=64, head="detection", **_ENCODER),
+    "electra-generator": ModelConfig(token_types=2, embedding_dim=64, heads=1, **_ENCODER | dict(dim=32)),
+    # Lewis et al. 2020: learned positions from 2 on, a norm after each stack's embedding
+    "bart": ModelConfig(
+        kind="encoder-decoder", position="learned", position_options={"offset": 2}, embedding_norm=True,
+        head_bias=True, dropout=0.1, attention_dropout=0.1, init="normal", **_ORIGINAL,
+    ),
+    # Song et al. 2019: BART's shape with positions from 0 on, in fairseq's Transformer
+    "mass": ModelConfig(
+        kind="encoder-decoder", position="learned", embedding_norm=True, dropout=0.1, attention_dropout=0.1,
+        init="normal", **_ORIGINAL,
+    ),
+    # Raffel et al. 2020: RMSNorm, no biases, bucketed relative positions, scores that are not scaled
+    "t5": ModelConfig(
+        kind="encoder-decoder", position="t5", norm_eps=1e-6, activation="relu", gated=False, attention_scale=1.0,
+        scale_logits=True, dropout=0.1, attention_dropout=0.1, activation_dropout=0.1, final_dropout=0.1, init="t5",
+    ),
+    # T5 v1.1 (Shazeer 2020; Xue et al. 2021, mT5): GEGLU, an untied head, no dropout in pretraining
+    "t5-v1.1": ModelConfig(
+        kind="encoder-decoder", position="t5", norm_eps=1e-6, activation="gelu_tanh", attention_scale=1.0,
+        tie_embeddings=False, init="t5",
+    ),
+}  # fmt: skip
+
+
+def _rows(family: str, columns: str, **rows: tuple) -> dict[str, ModelConfig]:
+    """Sizes of one family: name with _ for - → the values of `columns`."""
+    names = columns.split()
+    return {
+        name.replace("_", "-"): replace(FAMILIES[family], **dict(zip(names, row, strict=True)))
+        for name, row in rows.items()
+    }
+
+
+def _llama3(factor: float) -> dict:
+    """Rotary options of Llama 3.1 and later."""
+    return {"base": 5e5, "scaling": {"kind": "llama3", "factor": factor, "original_context": 8192}}
+
+
+SIZES: dict[str, ModelConfig] = {
+    **_rows(
+        "gpt", "layers dim heads context vocab_size",
+        gpt2=(12, 768, 12, 1024, 50257), gpt2_medium=(24, 1024, 16, 1024, 50257),
+        gpt2_large=(36, 1280, 20, 1024, 50257), gpt2_xl=(48, 1600, 25, 1024, 50257),
+    ),
+    # Brown et al. 2020, table 2.1, where 1.3B says 24 heads and 13B a width of 5140: the heads' widths do not fill those
+    **_rows(
+        "gpt3", "layers dim heads head_dim context vocab_size",
+        gpt3_125m=(12, 768, 12, 64, 2048, 50257), gpt3_350m=(24, 1024, 16, 64, 2048, 50257),
+        gpt3_760m=(24, 1536, 16, 96, 2048, 50257), **{"gpt3_1.3b": (24, 2048, 16, 128, 2048, 50257)},
+        **{"gpt3_2.7b": (32, 2560, 32, 80, 2048, 50257), "gpt3_6.7b": (32, 4096, 32, 128, 2048, 50257)},
+        gpt3_13b=(40, 5120, 40, 128, 2048, 50257), gpt3_175b=(96, 12288, 96, 128, 2048, 50257),
+    ),
+    # Touvron et al. 2023, Touvron et al. 2023b, Grattafiori et al. 2024
+    **_rows(
+        "llama", "layers dim heads kv_heads hidden context vocab_size norm_eps tie_embeddings",
+        llama_7b=(32, 4096, 32, None, 11008, 2048, 32000, 1e-6, False),
+        llama_13b=(40, 5120, 40, None, 13824, 2048, 32000, 1e-6, False),
+        llama_33b=(60, 6656, 52, None, 17920, 2048, 32000, 1e-6, False),
+        llama_65b=(80, 8192, 64, None, 22016, 2048, 32000, 1e-6, False),
+        llama2_7b=(32, 4096, 32, None, 11008, 4096, 32000, 1e-5, False),
+        llama2_13b=(40, 5120, 40, None, 13824, 4096, 32000, 1e-5, False),
+        llama2_70b=(80, 8192, 64, 8, 28672, 4096, 32000, 1e-5, False),
+    ),
+    **_rows(
+        "llama", "layers dim heads kv_heads hidden context vocab_size tie_embeddings position_options",
+        llama3_8b=(32, 4096, 32, 8, 14336, 8192, 128256, False, {"base": 5e5}),
+        llama3_70b=(80, 8192, 64, 8, 28672, 8192, 128256, False, {"base": 5e5}),
+        **{"llama3.1_8b": (32, 4096, 32, 8, 14336, 131072, 128256, False, _llama3(8.0)),
+           "llama3.2_1b": (16, 2048, 32, 8, 8192, 131072, 128256, True, _llama3(32.0))},
+    ),
+    **_rows(
+        "mistral", "layers dim heads kv_heads hidden context vocab_size",
+        mistral_7b=(32, 4096, 32, 8, 14336, 32768, 32000),
+    ),
+    **_rows(
+        "qwen2", "layers dim heads kv_heads hidden context vocab_size tie_embeddings",
+        **{"qwen2_0.5b": (24, 896, 14, 2, 4864, 32768, 151936, True),
+           "qwen2_7b": (28, 3584, 28, 4, 18944, 32768, 152064, False)},
+    ),
+    **_rows(
+        "bloom", "layers dim heads context vocab_size",
+        bloom_560m=(24, 1024, 16, 2048, 250880), **{"bloom_1.1b": (24, 1536, 16, 2048, 250880)},
+        bloom_176b=(70, 14336, 112, 2048, 250880),
+    ),
+    **_rows("mpt", "layers dim heads context vocab_size", mpt_7b=(32, 4096, 32, 2048, 50432)),
+    **_rows(
+        "bert", "layers dim heads context vocab_size",
+        bert_base=(12, 768, 12, 512, 30522), bert_large=(24, 1024, 16, 512, 30522),
+    ),
+    **_rows(
+        "roberta", "layers dim heads context vocab_size",
+        roberta_base=(12, 768, 12, 512, 50265), roberta_large=(24, 1024, 16, 512, 50265),
+    ),
+    **_rows(
+        "albert", "layers dim heads hidden embedding_dim context vocab_size dropout attention_dropout",
+        albert_base=(12, 768, 12, 3072, 128, 512, 30000, 0.1, 0.1),
+        albert_large=(24, 1024, 16, 4096, 128, 512, 30000, 0.1, 0.1),
+        albert_xlarge=(24, 2048, 16, 8192, 128, 512, 30000, 0.1, 0.1),
+        albert_xxlarge=(12, 4096, 64, 16384, 128, 512, 30000, 0.0, 0.0),
+        albert_base_v2=(12, 768, 12, 3072, 128, 512, 30000, 0.0, 0.0),
+        albert_large_v2=(24, 1024, 16, 4096, 128, 512, 30000, 0.0, 0.0),
+        albert_xlarge_v2=(24, 2048, 16, 8192, 128, 512, 30000, 0.0, 0.0),
+        albert_xxlarge_v2=(12, 4096, 64, 16384, 128, 512, 30000, 0.0, 0.0),
+    ),
+    **_rows(
+        "electra", "layers dim heads embedding_dim context vocab_size",
+        electra_small=(12, 256, 4, 128, 512, 30522), electra_base=(12, 768, 12, 768, 512, 30522),
+        electra_large=(24, 1024, 16, 1024, 512, 30522),
+    ),
+    **_rows(
+        "electra-generator", "layers dim heads embedding_dim context vocab_size",
+        electra_small_generator=(12, 64, 1, 128, 512, 30522), electra_base_generator=(12, 256, 4, 768, 512, 30522),
+        electra_large_generator=(24, 256, 4, 1024, 512, 30522),
+    ),
+    **_rows(
+        "bart", "encoder_layers layers dim heads context vocab_size",
+        bart_base=(6, 6, 768, 12, 1024, 50265), bart_large=(12, 12, 1024, 16, 1024, 50265),
+    ),
+    **_rows("mass", "encoder_layers layers dim heads context vocab_size", mass_base=(6, 6, 1024, 8, 512, 30522)),
+    **_rows(
+        "t5", "layers dim heads head_dim hidden context vocab_size",
+        t5_small=(6, 512, 8, 64, 2048, 512, 32128), t5_base=(12, 768, 12, 64, 3072, 512, 32128),
+        t5_large=(24, 1024, 16, 64, 4096, 512, 32128), t5_3b=(24, 1024, 32, 128, 16384, 512, 32128),
+        t5_11b=(24, 1024, 128, 128, 65536, 512, 32128),
+    ),
+    **_rows(
+        "t5-v1.1", "layers dim heads head_dim hidden context vocab_size",
+        **{"t5_v1.1_small": (8, 512, 6, 64, 1024, 512, 32128), "t5_v1.1_base": (12, 768, 12, 64, 2048, 512, 32128),
+           "t5_v1.1_large": (24, 1024, 16, 64, 2816, 512, 32128), "t5_v1.1_xl": (24, 2048, 32, 64, 5120, 512, 32128),
+           "t5_v1.1_xxl": (24, 4096, 64, 64, 10240, 512, 32128)},
+        mt5_small=(8, 512, 6, 64, 1024, 1024, 250112), mt5_base=(12, 768, 12, 64, 2048, 1024, 250112),
+        mt5_large=(24, 1024, 16, 64, 2816, 1024, 250112),
+    ),
+}  # fmt: skip
+
+PRESETS: dict[str, ModelConfig] = FAMILIES | SIZES
 
 
 def preset(name: str, **changes) -> ModelConfig:
     """The preset called `name`, some fields changed.
 
     Args:
-        name: a key of PRESETS: "llama" or "gpt".
+        name: a key of PRESETS, such as "llama", "bert-base" or "t5-v1.1-small".
         changes: fields of `ModelConfig` with other values.
 
     Returns:

@@ -1,148 +1,202 @@
-"""One Transformer. What makes it a GPT-2 or a Llama is data: a row of `fastlm.models.presets`.
+"""One Transformer. What makes it a GPT-2, a Llama, a BERT or a T5 is data: a row of `fastlm.models.presets`.
 
-    tokens → embedding (+ position.embed) → [norm → attention → +, norm → mlp → +] × layers → norm → head
+    decoder, encoder     tokens → embedding → stack → head
+    encoder–decoder      tokens → embedding → encoder ─┐
+                         decoder's tokens → embedding → decoder → head
 
-The positional scheme belongs to the model: its rotation and its distance table are made once a forward pass and every
+The positional scheme belongs to a stack: its rotation and its distance table are made once a forward pass and every
 layer uses them, so a T5 table's gradient is summed over layers by autograd. Schemes that say `per_layer` belong to each
 layer.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.masks import position_ids
+from fastlm import masks
 from fastlm.models.config import ModelConfig
-from fastlm.nn import MLPS, NORMS, Attention, KVCache
-from fastlm.positions import Terms
-
-
-class Block(nn.Module):
-    """One pre-norm layer."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.attention_norm = make_norm(config)
-        position = config.make_position() if config.position_per_layer else None
-        self.attention = Attention(config.dim, config.heads, config.kv_heads, position=position, bias=config.bias)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MLPS[config.mlp](config.dim, config.mlp_width, config.bias)
-        self.dropout = config.dropout
-
-    def forward(self, x: Tensor, position: Terms | None, segments: Tensor | None, cache: KVCache | None) -> Tensor:
-        x = x + self._drop(self.attention(self.attention_norm(x), position=position, segments=segments, cache=cache))
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+from fastlm.models.heads import DetectionHead, LMHead, PairHead
+from fastlm.models.init import init_weights
+from fastlm.models.stack import Memory, Stack
+from fastlm.nn import KVCache
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model: tokens [B, L] int64 → logits [B, L, vocab_size].
+    """A decoder, an encoder, or one of each: tokens [B, L] int64 → logits [B, L, vocab_size].
 
     Args:
-        config: the model's shape. Weights start as `init_weights` draws them.
+        config: the model's shape. Weights start as config.init says.
 
-    Depending on config it is GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), or a mixture of both.
+    Attributes:
+        embedding: [vocab_size, embedding_dim], the token embedding that both stacks share.
+        encoder: a `Stack`, or None.
+        decoder: a `Stack`, or None.
+        head: what turns states into logits: an `LMHead`, a `DetectionHead`, or None.
+        pair_head: a `PairHead` on the encoder's first token, or None.
+
+    Depending on config it is GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), BERT (Devlin et al. 2019), T5
+    (Raffel et al. 2020), another row of presets.py, or a mixture.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.position = None if config.position_per_layer else config.make_position()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = make_norm(config)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
-        self.init_weights()
+        both = config.kind == "encoder-decoder"
+        encoder_layers = config.layers if config.encoder_layers is None else config.encoder_layers
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_width)
+        self.encoder = None if config.kind == "decoder" else Stack(config, encoder_layers, causal=False)
+        self.decoder = None if config.kind == "encoder" else Stack(config, config.layers, causal=True, cross=both)
+        self.head = None if config.head == "none" else self._make_head()
+        self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels else None
+        init_weights(self, config)
 
-    def init_weights(self) -> None:
-        """Draw weights as GPT-2 (Radford et al. 2019): normal with standard deviation 0.02, biases zero, norms one.
+    def _make_head(self) -> nn.Module:
+        return LMHead(self.config, self.embedding) if self.config.head == "lm" else DetectionHead(self.config)
 
-        The N = 2·layers matrices that write to the residual stream have 0.02/√N instead. Positional schemes draw their
-        own.
-        """
-        for name, p in self.named_parameters():
-            if "position." in name or p.ndim < 2:  # schemes have their own
-                continue
-            nn.init.normal_(p, std=0.02 / (2 * self.config.layers) ** 0.5 if name.endswith(".out.weight") else 0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, tokens: Tensor, caches: list[KVCache] | None = None, segments: Tensor | None = None) -> Tensor:
-        """Logits of each next token.
+    def forward(self, tokens: Tensor, decoder_tokens: Tensor | None = None, **options) -> Tensor:
+        """What the head makes of `states`: logits of each next token of a decoder, of each token of an encoder.
 
         Args:
             tokens: [B, L] int64.
-            caches: one `KVCache` a layer, from `new_caches`; tokens then continue what the caches hold, and join it.
-            segments: [B, L] int, without caches: documents packed into a row do not mix, and each starts at position 0
-                (`masks.segments_from_cu_seqlens`).
+            decoder_tokens: [B, T] int64, of an encoder–decoder.
+            options: as in `states`.
 
         Returns:
-            [B, L, vocab_size] in the weights' dtype, or in autocast's.
+            [B, L, vocab_size] ([B, T, vocab_size] with decoder_tokens; [B, L] from a detection head; the states where
+            config has no head), in the weights' dtype, or in autocast's.
 
         Raises:
             IndexError: for more tokens than learned positions.
-            ValueError: for segments or caches that do not fit.
+            ValueError: for arguments that do not fit the config or one another.
         """
-        seen = len(caches[0]) if caches else 0
-        total = seen + tokens.shape[1]
-        ids = torch.arange(seen, total, device=tokens.device) if segments is None else position_ids(segments)
-        x = self.embedding(tokens)
-        terms = None
-        if self.position is not None:
-            embedded = self.position.embed(ids)
-            x = x if embedded is None else x + embedded.to(x.dtype)
-            terms = self.position.terms(tokens.shape[1], total, device=tokens.device)
-        x = F.dropout(x, self.config.dropout, self.training)
-        for i, block in enumerate(self.blocks):
-            x = block(x, terms, segments, caches[i] if caches else None)
-        return self.head(self.norm(x))
+        x = self.states(tokens, decoder_tokens, **options)
+        return x if self.head is None else self.head(x)
 
-    def new_caches(self) -> list[KVCache]:
-        """Empty caches, one a layer, for `forward`."""
-        return [KVCache() for _ in self.blocks]
-
-    @torch.no_grad()
-    def generate(
-        self, tokens: Tensor, n: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    def states(
+        self,
+        tokens: Tensor | None,
+        decoder_tokens: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        decoder_segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+        positions: Tensor | None = None,
+        prefix: Tensor | None = None,
+        memory: Memory | None = None,
+        caches: list[KVCache] | None = None,
     ) -> Tensor:
-        """Continue texts by sampling from softmax(logits / temperature), one token at a time.
-
-        Past `context` tokens, the model reads on from the last half of them, so that no scheme is asked for distances
-        it did not train.
+        """The last states, which heads read.
 
         Args:
-            tokens: [B, L] int64, the texts to continue; all of one length.
-            n: how many tokens to add.
-            temperature: of the softmax; 0 takes the likeliest token. Default 1.
-            generator: of the random numbers, on the tokens' device. None: torch's own.
+            tokens: [B, L] int64; None for an encoder–decoder that is given memory.
+            decoder_tokens: [B, T] int64, of an encoder–decoder alone.
+            attention_mask: [B, L] bool or int, which tokens are real; the others are padding, on any side. Of a decoder
+                with caches [B, len(cache) + L], of all tokens so far.
+            decoder_attention_mask: likewise of decoder_tokens.
+            segments: [B, L] int, without caches: documents packed into a row do not mix, and each starts at position 0
+                (`masks.segments_from_cu_seqlens`).
+            decoder_segments: [B, T] int; packed decoder tokens attend to the encoder's of the same number.
+            token_types: [B, L] int64 below config.token_types. None: all 0.
+            positions: [L] or [B, L] int64, of the decoder's tokens or a lone encoder's, for schemes that add to
+                embeddings. None: 0, 1, … along the row or the segment, after what caches hold.
+            prefix: [B] int, of a decoder; tokens before it see one another (prefix language modelling).
+            memory: what `encode` made of tokens, to use it again.
+            caches: one `KVCache` for each of the decoder's layers, from `new_caches`; its tokens then continue what
+                they hold, and join it.
 
         Returns:
-            [B, L + n] int64, the texts given and what was added.
+            [B, L, dim], or [B, T, dim] with decoder_tokens.
+
+        Raises:
+            IndexError, ValueError: as `forward`.
         """
-        caches = self.new_caches()
-        new = tokens
-        for _ in range(n):
-            # start over on half a context: cheap, and within what was trained
-            if len(caches[0]) + new.shape[1] > self.config.context:
-                caches, new = self.new_caches(), tokens[:, -max(1, self.config.context // 2) :]
-            logits = self(new, caches)[:, -1].float()
-            if temperature == 0:
-                new = logits.argmax(-1, keepdim=True)
-            else:
-                new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-            tokens = torch.cat((tokens, new), 1)
-        return tokens
+        if (decoder_tokens is None) == (self.config.kind == "encoder-decoder"):
+            raise ValueError(
+                f"a model of kind {self.config.kind!r} "
+                + ("takes decoder_tokens too" if decoder_tokens is None else "takes no decoder_tokens")
+            )
+        if decoder_tokens is None:
+            return self._run(
+                self.decoder or self.encoder, tokens, attention_mask, segments, caches=caches, types=token_types,
+                positions=positions, prefix=prefix,
+            )  # fmt: skip
+        memory = self.encode(tokens, attention_mask, segments, token_types) if memory is None else memory
+        return self._run(
+            self.decoder, decoder_tokens, decoder_attention_mask, decoder_segments, memory, caches,
+            positions=positions, prefix=prefix,
+        )  # fmt: skip
+
+    def encode(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Memory:
+        """The encoder's part of `states`, whose arguments these are: what an encoder–decoder's decoder attends to."""
+        x = self._run(self.encoder, tokens, attention_mask, segments, types=token_types)
+        return Memory(x, None if attention_mask is None else attention_mask.bool(), segments)
+
+    def new_caches(self, capacity: int = 0) -> list[KVCache]:
+        """Empty caches for the decoder, one a layer, for `states` and `forward`.
+
+        Args:
+            capacity: tokens for which memory is allocated at first.
+        """
+        if self.decoder is None:
+            raise ValueError("an encoder sees all tokens at once and keeps no caches")
+        return [KVCache(capacity) for _ in self.decoder.order()]
 
     def parameter_count(self) -> int:
         """Numbers trained, a tied matrix counted once."""
         return sum(p.numel() for p in self.parameters())
 
+    def _run(
+        self,
+        stack: Stack,
+        tokens: Tensor,
+        real: Tensor | None,
+        segments: Tensor | None,
+        memory: Memory | None = None,
+        caches: list[KVCache] | None = None,
+        types: Tensor | None = None,
+        positions: Tensor | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        B, L = tokens.shape
+        seen = len(caches[0]) if caches else 0
+        if caches and segments is not None:
+            raise ValueError("segments are for rows without caches; a cache continues one text a row")
+        if real is not None and real.shape != (B, seen + L):
+            raise ValueError(
+                f"the attention mask must be {[B, seen + L]}, of all tokens so far; got {list(real.shape)}"
+            )
+        hidden = masks.padding(real, L, segments) | ({} if prefix is None else {"prefix": prefix})
+        x = self.embedding(tokens)
+        x = x * self.config.dim**0.5 if self.config.scale_embedding else x
+        positions = self._positions(seen, L, real, segments, tokens.device) if positions is None else positions
+        recalled = {} if memory is None else _visible_memory(memory, segments, L)
+        return stack(x, positions, types, hidden, memory, recalled, caches)
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    options = {"bias": config.bias} if config.norm == "layernorm" else {}
-    return NORMS[config.norm](config.dim, eps=config.norm_eps, **options)
+    def _positions(
+        self, seen: int, L: int, real: Tensor | None, segments: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Where tokens stand, [L] or [B, L] int64, for schemes that add to embeddings."""
+        if segments is not None:
+            return masks.position_ids(segments)
+        if real is not None and self.config.skip_padding:
+            return (real.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        return torch.arange(seen, seen + L, device=device)
+
+
+def _visible_memory(memory: Memory, segments: Tensor | None, L: int) -> dict:
+    """The arguments of `fastlm.attention` that hide an encoder's padding, and other documents."""
+    if memory.segments is None and segments is None:
+        return masks.padding(memory.real, L)
+    if memory.segments is None or segments is None:
+        raise ValueError("packed rows need segments of the encoder's tokens and of the decoder's; got one of them")
+    hidden = memory.segments
+    if memory.real is not None:
+        hidden = torch.where(memory.real, hidden, hidden.min() - 1)
+    return {"segments": (segments, hidden)}

@@ -1,13 +1,13 @@
 """Modules, and the checked functions below them.
 
 functional.py    attention, rotate: arguments checked, schemes and masks turned into what an op takes
-attention.py     Attention, multi-head self-attention with any scheme
+attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
-mlp.py           feed-forward layers and norms
+mlp.py           MLP, the feed-forward layer with any activation, gated or not; norms
 """
 
-from fastlm.nn.attention import Attention
+from fastlm.nn.attention import Attention, CrossAttention
 from fastlm.nn.cache import KVCache
-from fastlm.nn.mlp import MLPS, NORMS, GeluMLP, SwiGLU
+from fastlm.nn.mlp import ACTIVATIONS, MLP, NORMS
 
-__all__ = ["MLPS", "NORMS", "Attention", "GeluMLP", "KVCache", "SwiGLU"]
+__all__ = ["ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "KVCache"]

@@ -1,4 +1,4 @@
-"""Multi-head self-attention with any positional scheme."""
+"""Multi-head attention with any positional scheme: of a sequence to itself, and to another one."""
 
 from torch import Tensor, nn
 
@@ -9,19 +9,68 @@ from fastlm.nn.functional import attention
 from fastlm.positions import SCHEMES, Position, Terms, make
 
 
-class Attention(nn.Module):
+class _Heads(nn.Module):
+    """What both kinds of attention are made with: sizes, scale and dropout, checked."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None,
+        head_dim: int | None,
+        bias: bool,
+        out_bias: bool | None,
+        dropout: float,
+        scale: float | None,
+    ):
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        whole(1, dim=dim, heads=heads, kv_heads=kv_heads)
+        if (head_dim is None and dim % heads) or heads % kv_heads:
+            raise ValueError(
+                "heads must divide dim and kv_heads must divide heads; "
+                f"got dim {dim}, heads {heads}, kv_heads {kv_heads}"
+            )
+        head_dim = dim // heads if head_dim is None else head_dim
+        whole(1, head_dim=head_dim)
+        flag(bias=bias)
+        below_one(dropout=dropout)
+        self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
+        self.dropout, self.scale = dropout, scale
+        self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, n · head_dim] → [B, n, L, head_dim]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
+        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives."""
+        dropout = self.dropout if self.training else 0.0
+        o = attention(q, k, v, scale=self.scale, dropout=dropout, **options)
+        return self.out(o.transpose(1, 2).flatten(2))
+
+    def check_input(self, name: str, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != self.dim:
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{type(self).__name__} takes {name} [B, L, dim] with dim {self.dim}; got {got}")
+
+
+class Attention(_Heads):
     """Multi-head self-attention with any positional scheme: [B, L, dim] → [B, L, dim].
 
     Args:
-        dim: width of the model; heads must divide it, and D = dim / heads.
+        dim: width of the model; heads must divide it unless head_dim is given.
         heads: number of query heads, H.
         kv_heads: number of key and value heads, which must divide heads (grouped-query attention). None: heads.
+        head_dim: channels of a head, D. None: dim / heads.
         position: a scheme of `fastlm.positions`, or its name. None: each call may pass one, as models do that share a
             scheme among their layers.
         causal: whether later keys are hidden. Default True.
-        bias: whether the two linear layers have a bias. Default False.
+        bias: whether the linear layers have a bias. Default False.
+        out_bias: whether the last of them has one. None: as bias says.
         window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
+        scale: of the products of queries and keys. None: `fastlm.attention`'s, 1/√D; T5 has 1.
 
     Raises:
         ValueError: where heads do not divide dim or kv_heads heads, for a scheme that adds to token embeddings, and for
@@ -37,27 +86,20 @@ class Attention(nn.Module):
         heads: int,
         kv_heads: int | None = None,
         *,
+        head_dim: int | None = None,
         position: str | Position | None = None,
         causal: bool = True,
         bias: bool = False,
+        out_bias: bool | None = None,
         window: tuple[int | None, int | None] | int | None = None,
         dropout: float = 0.0,
+        scale: float | None = None,
     ):
-        super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        whole(1, dim=dim, heads=heads, kv_heads=kv_heads)
-        if dim % heads or heads % kv_heads:
-            raise ValueError(
-                "heads must divide dim and kv_heads must divide heads; "
-                f"got dim {dim}, heads {heads}, kv_heads {kv_heads}"
-            )
-        flag(causal=causal, bias=bias)
-        below_one(dropout=dropout)
+        super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale)
+        flag(causal=causal)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
-        self.head_dim, self.causal, self.window, self.dropout = dim // heads, causal, window, dropout
-        self.dim, self.heads, self.kv_heads = dim, heads, kv_heads
-        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        self.causal, self.window = causal, window
+        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         if isinstance(position, str):
             if position in SCHEMES and SCHEMES[position].embeds():
                 raise ValueError(
@@ -103,18 +145,87 @@ class Attention(nn.Module):
         Raises:
             ValueError: for shapes and types that do not fit.
         """
-        if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[2] != self.dim:
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"Attention takes x [B, L, dim] with dim {self.dim}; got {got}")
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        self.check_input("x", x)
+        q, k, v = self.split(self.qkv(x)).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if cache is not None:
-            if not isinstance(cache, KVCache):
-                raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
+            _check_cache(cache)
             k, v = cache.extend(k, v)
-        position = self.position if position is None else position
-        o = attention(
-            q, k, v, position=position, bias=bias, causal=self.causal, window=self.window, prefix=prefix,
-            segments=segments, key_lengths=key_lengths, order=order, dropout=self.dropout if self.training else 0.0,
+        return self.attend(
+            q, k, v, position=self.position if position is None else position, bias=bias, causal=self.causal,
+            window=self.window, prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
         )  # fmt: skip
-        return self.out(o.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(_Heads):
+    """Multi-head attention of a sequence to another one, as a decoder attends to its encoder: [B, L, dim] → [B, L, dim].
+
+    Args:
+        dim: width of both sequences; heads must divide it unless head_dim is given.
+        heads: number of query heads, H.
+        kv_heads: number of key and value heads, which must divide heads. None: heads.
+        head_dim: channels of a head, D. None: dim / heads.
+        bias: whether the linear layers have a bias. Default False.
+        dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
+        scale: of the products of queries and keys. None: 1/√D; T5 has 1.
+
+    Raises:
+        ValueError: where heads do not divide dim or kv_heads heads, and for values out of range.
+
+    Vaswani et al. 2017, sec. 3.2.3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        head_dim: int | None = None,
+        bias: bool = False,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ):
+        super().__init__(dim, heads, kv_heads, head_dim, bias, None, dropout, scale)
+        self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
+        self.kv = nn.Linear(dim, 2 * self.kv_heads * self.head_dim, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        *,
+        key_lengths: Tensor | None = None,
+        segments: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Attention of x to memory.
+
+        Args:
+            x: [B, L, dim] floats.
+            memory: [B, S, dim] floats, the states attended to.
+            key_lengths: [B] int; positions of memory past a row's length are padding.
+            segments: (of x [B, L], of memory [B, S]) int; queries see keys of their own segment.
+            cache: keeps memory's keys and values, so that later calls with it project none, whatever memory they give.
+
+        Returns:
+            [B, L, dim] in the dtype of the linear layers' output.
+
+        Raises:
+            ValueError: for shapes and types that do not fit.
+        """
+        self.check_input("x", x)
+        if cache is not None:
+            _check_cache(cache)
+        if cache is None or cache.memory is None:
+            self.check_input("memory", memory)
+            k, v = self.split(self.kv(memory)).chunk(2, dim=1)
+            if cache is not None:
+                cache.memory = k, v
+        else:
+            k, v = cache.memory
+        return self.attend(self.split(self.q(x)), k, v, key_lengths=key_lengths, segments=segments)
+
+
+def _check_cache(cache: object) -> None:
+    if not isinstance(cache, KVCache):
+        raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")

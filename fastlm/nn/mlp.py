@@ -1,45 +1,65 @@
-"""The feed-forward layers and norms that language models are made of, by their names in a model's config."""
+"""The feed-forward layer and the norms that language models are made of, by their names in a model's config."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.checks import below_one, flag, one_of, whole
 
-class GeluMLP(nn.Module):
-    """The feed-forward layer of GPT-2 (Radford et al. 2019): out(gelu(inner(x))), with the tanh approximation of GELU.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # Hendrycks and Gimpel 2016
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # its approximation, as in GPT-2
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class MLP(nn.Module):
+    """The feed-forward layer: out(f(inner(x))), or gated out(f(gate(x)) · up(x)), [..., dim] → [..., dim].
 
     Args:
-        dim: width of the input and the output: [..., dim] → [..., dim].
-        hidden: width between the two linear layers.
-        bias: whether the linear layers have a bias.
+        dim: width of the input and the output.
+        hidden: width between the two linear layers. A gated layer's `inner` is [2·hidden, dim], gate first.
+        activation: f, by its name in ACTIVATIONS: "gelu", "gelu_tanh", "relu" or "silu". Default "gelu".
+        gated: whether it is gated. With "silu" that is Llama's SwiGLU, with "gelu_tanh" T5 v1.1's GEGLU.
+        bias: whether the linear layers have a bias. Default True.
+        dropout: share of what `out` reads that is dropped while training, in [0, 1). Default 0.
+
+    Raises:
+        ValueError: for values that are out of range or unknown.
+
+    Vaswani et al. 2017; the gate: Shazeer 2020.
     """
 
-    def __init__(self, dim: int, hidden: int, bias: bool):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        gated: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        self.inner = nn.Linear(dim, hidden, bias=bias)
+        whole(1, dim=dim, hidden=hidden)
+        one_of(ACTIVATIONS, activation=activation)
+        flag(gated=gated, bias=bias)
+        below_one(dropout=dropout)
+        self.activation, self.gated, self.dropout = activation, gated, dropout
+        self.inner = nn.Linear(dim, (1 + gated) * hidden, bias=bias)
         self.out = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.gelu(self.inner(x), approximate="tanh"))
+        f, x = ACTIVATIONS[self.activation], self.inner(x)
+        if self.gated:
+            gate, up = x.chunk(2, -1)
+            x = f(gate) * up
+        else:
+            x = f(x)
+        return self.out(F.dropout(x, self.dropout, self.training))
 
 
-class SwiGLU(nn.Module):
-    """The gated feed-forward layer of Llama (Shazeer 2020): out(silu(gate(x)) · up(x)).
-
-    Args:
-        dim: width of the input and the output: [..., dim] → [..., dim].
-        hidden: width of gate and up, which are the two halves of one matrix, `inner`, gate first.
-        bias: whether the linear layers have a bias.
-    """
-
-    def __init__(self, dim: int, hidden: int, bias: bool):
-        super().__init__()
-        self.inner = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.out = nn.Linear(hidden, dim, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.inner(x).chunk(2, -1)
-        return self.out(F.silu(gate) * up)
-
-
-MLPS = {"gelu": GeluMLP, "swiglu": SwiGLU}
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

@@ -19,32 +19,36 @@ class NoPosition(Position, name="none"):
 class Learned(Position, name="learned"):
     """A learned vector for each absolute position, added to the token embeddings (GPT-2, BERT).
 
-    Its parameter is weight [context, dim].
+    Its parameter is weight [offset + context, dim].
 
     Args:
         context: positions that have a vector, 0 … context - 1; at least 1.
         dim: width of the model; at least 1.
+        offset: rows before that of position 0, which no position takes: 2 in RoBERTa's and BART's checkpoints. Default
+            0.
 
     Raises:
-        ValueError: for a context or dim that is not a whole number of at least 1.
+        ValueError: for a context or dim that is not a whole number of at least 1, and for a negative offset.
         IndexError: from `embed`, for positions past context.
     """
 
-    def __init__(self, context: int, dim: int):
+    def __init__(self, context: int, dim: int, offset: int = 0):
         super().__init__()
         whole(1, context=context, dim=dim)
-        self.weight = nn.Parameter(torch.empty(context, dim))
+        whole(0, offset=offset)
+        self.offset = offset
+        self.weight = nn.Parameter(torch.empty(offset + context, dim))
         self.reset_parameters()
 
     def embed(self, positions: Tensor) -> Tensor:
         """The learned vectors of positions [L] or [B, L] int64: [..., L, dim] in weight's dtype."""
-        rows = self.weight.shape[0]
+        rows = self.weight.shape[0] - self.offset
         if positions.ndim == 1 and len(positions) > rows:  # shapes only: reading a value would wait for the device
             raise IndexError(
                 f"{len(positions)} positions, but the model learned {rows}; "
                 "use a scheme that extrapolates, such as alibi"
             )
-        return self.weight[positions]
+        return self.weight[positions + self.offset]
 
 
 class Sinusoidal(Position, name="sinusoidal"):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastlm.checks import finite, positive
+from fastlm.checks import finite, one_of, positive
 
 Scaling = Callable[[float, int], tuple[Tensor, float]]
 
@@ -129,6 +129,27 @@ def llama3(factor: float, original_context: int, low: float = 1, high: float = 4
         return plain * smooth + plain / factor * (1 - smooth), 1.0
 
     return scale
+
+
+SCALINGS: dict[str, Callable[..., Scaling]] = {"interpolate": interpolate, "ntk": ntk, "yarn": yarn, "llama3": llama3}
+
+
+def named(kind: str, **options: float) -> Scaling:
+    """The scaling called `kind`, for configs that are data: named("yarn", factor=8.0, original_context=4096).
+
+    Args:
+        kind: a key of SCALINGS.
+        options: its arguments.
+
+    Returns:
+        A scaling for `RoPE`.
+
+    Raises:
+        ValueError: for a kind that is not in SCALINGS, and as the scaling itself does.
+        TypeError: for arguments that it does not take.
+    """
+    one_of(SCALINGS, kind=kind)
+    return SCALINGS[kind](**options)
 
 
 def _check(name: str, factor: float, original_context: int = 1) -> None:

@@ -1,0 +1,170 @@
+"""A stack of layers: what an encoder and a decoder are. A layer's sublayers are residual branches, each normed before
+it is read (pre) or after it is added (post):
+
+    embedded tokens (+ position.embed + type) → [norm] → [project] → layers → [norm]
+    layer: attention → [attention to the encoder's states] → feed-forward layer
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlm.models.config import ModelConfig
+from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
+from fastlm.positions import Terms
+
+
+class Memory(NamedTuple):
+    """What a decoder attends to besides its own tokens.
+
+    Args:
+        states: [B, S, dim], the encoder's output.
+        real: [B, S] bool, which of them are no padding; None for all.
+        segments: [B, S] int, the packed document of each; None for one a row.
+    """
+
+    states: Tensor
+    real: Tensor | None = None
+    segments: Tensor | None = None
+
+
+class LayerInputs(NamedTuple):
+    """What every layer of a stack is given besides its states and its cache.
+
+    Args:
+        terms: the part of the scheme that the stack's layers share; None where each has its own, or none.
+        masks: arguments of `fastlm.attention` that hide keys of the stack's own tokens.
+        memory: the encoder's states; None where there is no encoder.
+        memory_masks: arguments of `fastlm.attention` that hide some of those.
+    """
+
+    terms: Terms | None = None
+    masks: dict = {}  # noqa: RUF012
+    memory: Tensor | None = None
+    memory_masks: dict = {}  # noqa: RUF012
+
+
+class Block(nn.Module):
+    """Self-attention, attention to the encoder where there is one, and feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, causal: bool, cross: bool, window: int | None):
+        super().__init__()
+        shape = dict(
+            dim=config.dim, heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim,
+            dropout=config.attention_dropout, scale=config.attention_scale,
+        )  # fmt: skip
+        self.attention_norm = make_norm(config, config.dim)
+        self.attention = Attention(
+            **shape,
+            position=config.make_position(causal) if config.position_per_layer else None,
+            causal=causal,
+            bias=config.bias if config.qkv_bias is None else config.qkv_bias,
+            out_bias=config.bias,
+            window=window,
+        )
+        self.cross_norm = make_norm(config, config.dim) if cross else None
+        self.cross = CrossAttention(**shape, bias=config.bias) if cross else None
+        self.mlp_norm = make_norm(config, config.dim)
+        self.mlp = MLP(
+            config.dim,
+            config.mlp_width,
+            activation=config.activation,
+            gated=config.gated,
+            bias=config.bias,
+            dropout=config.activation_dropout,
+        )
+        self.pre, self.dropout = config.norm_place == "pre", config.dropout
+
+    def forward(self, x: Tensor, inputs: LayerInputs, cache: KVCache | None) -> Tensor:
+        attend = lambda x: self.attention(x, position=inputs.terms, cache=cache, **inputs.masks)
+        x = self._branch(x, self.attention_norm, attend)
+        if self.cross is not None:
+            recall = lambda x: self.cross(x, inputs.memory, cache=cache, **inputs.memory_masks)
+            x = self._branch(x, self.cross_norm, recall)
+        return self._branch(x, self.mlp_norm, self.mlp)
+
+    def _branch(self, x: Tensor, norm: nn.Module, sublayer) -> Tensor:
+        drop = lambda x: F.dropout(x, self.dropout, self.training)
+        return x + drop(sublayer(norm(x))) if self.pre else norm(x + drop(sublayer(x)))
+
+
+class Stack(nn.Module):
+    """An encoder or a decoder: embedded tokens [B, L, embedding_dim] → states [B, L, dim].
+
+    Args:
+        config: the model's shape.
+        layers: how many it has.
+        causal: whether later tokens are hidden.
+        cross: whether layers attend to an encoder's states too.
+    """
+
+    def __init__(self, config: ModelConfig, layers: int, causal: bool, cross: bool = False):
+        super().__init__()
+        self.config, self.causal, self.layers = config, causal, layers
+        self.position = None if config.position_per_layer else config.make_position(causal)
+        self.types = nn.Embedding(config.token_types, config.embedding_width) if config.token_types else None
+        self.embedding_norm = make_norm(config, config.embedding_width) if config.embedding_norm else None
+        narrow = config.embedding_width != config.dim
+        self.project = nn.Linear(config.embedding_width, config.dim) if narrow else None
+        groups = layers if config.shared_groups is None else config.shared_groups
+        window = lambda group: config.windows[group % len(config.windows)] if config.windows else None
+        self.blocks = nn.ModuleList(
+            Block(config, causal, cross, window(group)) for group in range(groups) for _ in range(config.group_blocks)
+        )
+        final = config.norm_place == "pre" if config.final_norm is None else config.final_norm
+        self.norm = make_norm(config, config.dim) if final else None
+
+    def order(self) -> list[Block]:
+        """The blocks in the order in which states pass them, shared ones more than once."""
+        groups, each = len(self.blocks) // self.config.group_blocks, self.config.group_blocks
+        firsts = (layer * groups // self.layers * each for layer in range(self.layers))
+        return [self.blocks[first + i] for first in firsts for i in range(each)]
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        types: Tensor | None,
+        masks: dict,
+        memory: Memory | None = None,
+        memory_masks: dict | None = None,
+        caches: list[KVCache] | None = None,
+    ) -> Tensor:
+        """States of embedded tokens.
+
+        Args:
+            x: [B, L, embedding_dim], token embeddings.
+            positions: [L] or [B, L] int64, for schemes that add to them.
+            types: [B, L] int64, each token's type; None for 0.
+            masks: arguments of `fastlm.attention` that hide keys.
+            memory: an encoder's states.
+            memory_masks: arguments of `fastlm.attention` that hide some of memory's.
+            caches: one for each of `order()`; x then continues what they hold, and joins it.
+
+        Returns:
+            [B, L, dim].
+        """
+        inputs = LayerInputs(None, masks, None if memory is None else memory.states, memory_masks or {})
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        if self.position is not None:
+            embedded = self.position.embed(positions)
+            x = x if embedded is None else x + embedded.to(x.dtype)
+            L = x.shape[1]
+            inputs = inputs._replace(
+                terms=self.position.terms(L, L + (len(caches[0]) if caches else 0), device=x.device)
+            )
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
+        x = F.dropout(x, self.config.dropout, self.training)
+        x = x if self.project is None else self.project(x)
+        for i, block in enumerate(self.order()):
+            x = block(x, inputs, caches[i] if caches else None)
+        x = x if self.norm is None else self.norm(x)
+        return F.dropout(x, self.config.final_dropout, self.training)
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    bias = config.bias if config.norm_bias is None else config.norm_bias
+    options = {"bias": bias} if config.norm == "layernorm" else {}
+    return NORMS[config.norm](width, eps=config.norm_eps, **options)
