@@ -85,7 +85,7 @@ SIZES: dict[str, ModelConfig] = {
         gpt2=(12, 768, 12, 1024, 50257), gpt2_medium=(24, 1024, 16, 1024, 50257),
         gpt2_large=(36, 1280, 20, 1024, 50257), gpt2_xl=(48, 1600, 25, 1024, 50257),
     ),
-    # Brown et al. 2020, table 2.1, where 1.3B says 24 heads and 13B a width of 5140: the heads' widths do not fill those
+    # Brown et al. 2020, table 2.1, whose 24 heads of 128 at 1.3B and width of 5140 at 13B are 16 and 5120 here
     **_rows(
         "gpt3", "layers dim heads head_dim context vocab_size",
         gpt3_125m=(12, 768, 12, 64, 2048, 50257), gpt3_350m=(24, 1024, 16, 64, 2048, 50257),

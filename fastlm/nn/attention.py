@@ -157,7 +157,7 @@ class Attention(_Heads):
 
 
 class CrossAttention(_Heads):
-    """Multi-head attention of a sequence to another one, as a decoder attends to its encoder: [B, L, dim] → [B, L, dim].
+    """Multi-head attention of a sequence to another one, as a decoder's to its encoder's: [B, L, dim] → [B, L, dim].
 
     Args:
         dim: width of both sequences; heads must divide it unless head_dim is given.
