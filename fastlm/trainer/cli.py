@@ -154,11 +154,16 @@ def sample(argv: list[str]) -> int:
 
     with _machine():
         model, tokenizer = _open(asked.folder, asked.plugin)
-        from fastlm.trainer.data.tokenizer import EOS
+        if model.decoder is None:
+            raise Refusal(
+                f"{asked.folder} holds an encoder, which writes no text; its sample.txt shows what it fills in"
+            )
+        from fastlm.trainer.data.tokenizer import EOS, PAD
 
         prompt = tokenizer.encode(asked.prompt).ids or [EOS]
         generator = torch.Generator().manual_seed(asked.seed)
-        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator)
+        ends = {} if model.encoder is None else dict(eos=EOS, pad=PAD, start=PAD)  # a decoder alone begins another text
+        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator, **ends)
         print(tokenizer.decode(tokens[0].tolist()))
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastlm.trainer.signals import awake
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
-EOS = SPECIALS.index("<eos>")
+PAD, EOS, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<mask>"))
 LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
     import torch
 
     from fastlm.models import ModelConfig
+    from fastlm.objectives import Objective
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 AT_LEAST = {
@@ -30,6 +31,7 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
+OBJECTIVES_BY_KIND = {"decoder": "causal", "encoder": "mlm", "encoder-decoder": "span-corruption"}
 
 
 def unset(kind: str, meaning: str) -> arg:
@@ -49,8 +51,8 @@ class Config:
     """Positional scheme."""
     optimizer: Literal[choices("optimizer")] = "adamw"
     """What turns gradients into updates."""
-    objective: Literal[choices("objective")] = "causal"
-    """What is learned; causal predicts each next token."""
+    objective: Annotated[Literal[("preset", *choices("objective"))], unset(None, "the preset's")] = "preset"
+    """What is learned: causal predicts each next token, mlm hidden ones, span-corruption what was cut out."""
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
@@ -114,7 +116,16 @@ class Config:
 
         changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
-        return preset(self.preset, vocab_size=vocab_size, **changes)
+        objective = self.objective_class()
+        return preset(self.preset, vocab_size=vocab_size + objective.extra_ids, **objective.shape | changes)
+
+    def objective_class(self) -> "type[Objective]":
+        """The objective, which the preset's kind of model decides unless it is given."""
+        from fastlm.models.presets import PRESETS
+        from fastlm.objectives import OBJECTIVES
+
+        given = self.objective != "preset"
+        return OBJECTIVES[self.objective if given else OBJECTIVES_BY_KIND[PRESETS[self.preset].kind]]
 
     def sketch(self, vocab_size: int) -> "ModelConfig":
         """The same, without the memory that its positional scheme's parameters would take."""
@@ -152,7 +163,8 @@ class Config:
     def check_values(self) -> None:
         """What of `check` can be said before torch is there."""
         for name in REGISTRIES:
-            value, known = getattr(self, name), (*choices(name), *(["preset"] if name == "position" else []))
+            of_preset = ("preset",) if name in ("position", "objective") else ()
+            value, known = getattr(self, name), (*choices(name), *of_preset)
             if value not in known:
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
@@ -185,6 +197,17 @@ class Config:
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
 
+        kind, objective = PRESETS[self.preset].kind, self.objective_class()
+        if objective.kind != kind:
+            raise Refusal(
+                f"--objective {objective.name} trains a model of kind {objective.kind}, and --preset {self.preset} is "
+                f"of kind {kind}; give --objective {OBJECTIVES_BY_KIND[kind]}, or another --preset"
+            )
+        if PRESETS[self.preset].head == "detection":
+            raise Refusal(
+                f"--preset {self.preset} tells which tokens were replaced, which no objective teaches; "
+                "--preset electra-generator learns the tokens themselves"
+            )
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
         if dim % heads:
             near = max(1, round(dim / heads)) * heads
