@@ -154,7 +154,7 @@ class GradScaler(torch.amp.GradScaler):
             }
             for device, flag in flags.items():
                 unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
-        return {device: sharding.agreed(flag, ranks) for device, flag in flags.items()}
+        return {device: sharding.all_reduce_max(flag, ranks) for device, flag in flags.items()}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Grow or back off the scale by what the steps saw, on the device; or set it to new_scale."""

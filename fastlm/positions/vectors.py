@@ -41,8 +41,8 @@ class Shaw(Position, name="shaw"):
     def vectors(self, distance: Tensor) -> Vectors:
         """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
         rows = distance.clamp(-self.reach, self.reach) + self.reach
-        of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
-        return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
+        key, value = (None if t is None else t[rows].expand(self.heads, -1, -1) for t in (self.key, self.value))
+        return Vectors(query_vectors=key, value_vectors=value)
 
 
 class TransformerXL(Position, name="transformer-xl"):
@@ -182,10 +182,11 @@ class DeBERTa(Position, name="deberta"):
         if self.buckets:
             behind = deberta_bucket(behind, self.buckets, self.span)
         rows = (behind + reach).clamp(0, 2 * reach - 1)
-        of_heads = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
-        return Vectors(
-            query_vectors=of_heads(self.key(self.table)), key_vectors=of_heads(self.query(self.table)), terms=3
+        key, query = (
+            project(self.table).unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
+            for project in (self.key, self.query)
         )
+        return Vectors(query_vectors=key, key_vectors=query, terms=3)
 
 
 def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:

@@ -187,7 +187,7 @@ def _check_finished(folder: Path) -> None:
             )
 
 
-def _open(folder: Path, given: tuple[str, ...]):
+def _open(folder: Path, imported: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
     damaged.
     """
@@ -198,7 +198,7 @@ def _open(folder: Path, given: tuple[str, ...]):
     from fastlm.trainer.plan import Plan
 
     if (folder / "run.json").exists():
-        plugins.require(Plan.read(folder).config.plugin, given, folder)
+        plugins.require(Plan.read(folder).config.plugin, imported, folder)
     with _reading(folder / "config.json"):
         json.loads((folder / "config.json").read_text())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):

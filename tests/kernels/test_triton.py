@@ -234,10 +234,10 @@ def test_strided_inputs(how):
         out, lse = attention(args)
         got, _ = attention(args._replace(**views))
         assert torch.equal(got, out)
-        wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
-        expected = attention_backward(out, None, out, lse, args, wanted)
+        needs_grad = [name in ("q", "k", "v", "table") for name in LEARNED]
+        expected = attention_backward(out, None, out, lse, args, needs_grad)
         for a, b in zip(
-            attention_backward(strided(out)[how], None, out, lse, args._replace(**views), wanted),
+            attention_backward(strided(out)[how], None, out, lse, args._replace(**views), needs_grad),
             expected,
             strict=True,
         ):
@@ -257,8 +257,8 @@ def test_offsets_beyond_32_bits():
         assert torch.equal(rotate(x, angles, angles, "half"), rotate(near, angles, angles, "half"))
         out, lse = attention(Arguments.of(near, near, near))
         assert torch.equal(attention(Arguments.of(x, x, x))[0], out)
-        wanted = [name in ("q", "k", "v") for name in LEARNED]
-        grads = [attention_backward(out, None, out, lse, Arguments.of(t, t, t), wanted)[:3] for t in (x, near)]
+        needs_grad = [name in ("q", "k", "v") for name in LEARNED]
+        grads = [attention_backward(out, None, out, lse, Arguments.of(t, t, t), needs_grad)[:3] for t in (x, near)]
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)
 
@@ -350,9 +350,9 @@ def test_ops_are_proper_operators():
         torch.library.opcheck(attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS)
         torch.library.opcheck(rotate.torch_op, (x.requires_grad_(), *angles, layout), test_utils=OPERATOR_TESTS)
         out, lse = attention(args)
-        wanted = [name in ("q", "k", "v", "table") for name in LEARNED]
+        needs_grad = [name in ("q", "k", "v", "table") for name in LEARNED]
         torch.library.opcheck(
-            attention_backward.torch_op, (out, None, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]
+            attention_backward.torch_op, (out, None, out, lse, *args, needs_grad), test_utils=OPERATOR_TESTS[:2]
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from bits import assert_same_bits, lists_of, tensors
-from cases import KEPT, OPTIMIZERS
+from cases import OPTIMIZERS
 from formulas import CHOICES, KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +20,7 @@ from fastlm import optim
 from fastlm.backends import dispatch, native
 from fastlm.ops.precision import Parameter, philox, split, stochastic_round
 from fastlm.ops.unscale import grad_stats, unscale
+from fastlm.optim.states import MASTERS
 
 BACKENDS = ("cpp", "reference")
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -91,8 +92,8 @@ def test_masters_and_remainders_are_fp32_training(choice, master):
         new_grads(), share_grads(params, wide)
         ours.step(), theirs.step()
     for p, q in zip(params, wide, strict=True):
-        kept = ours.state[p]["master" if master == "fp32" else "remainder"]
-        assert torch.equal(Parameter(p.detach(), kept, None).read(), q)
+        rest = ours.state[p]["master" if master == "fp32" else "remainder"]
+        assert torch.equal(Parameter(p.detach(), rest, None).read(), q)
         assert (p.float() - q).abs().max() <= 2**-8 * q.abs().max()
 
 
@@ -200,13 +201,13 @@ def test_momentum_that_is_switched_on_later_starts_from_the_gradient():
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("choice", KINDS, ids=str)
 def test_a_state_dict_continues_with_the_same_bits(choice, precision):
-    dtype, kept = PRECISIONS[precision]
+    dtype, options = PRECISIONS[precision]
     params, new_grads = params_and_grads(choice.shapes, dtype)
-    ours = make(choice, params, **kept)
+    ours = make(choice, params, **options)
     for _ in range(2):
         new_grads(), ours.step()
     copies = twins(params)
-    again = make(choice, copies, **kept)
+    again = make(choice, copies, **options)
     again.load_state_dict(copy.deepcopy(ours.state_dict()))
     assert_same_bits([ours.state[p] for p in params], [again.state[p] for p in copies])
     new_grads(), share_grads(params, copies)
@@ -258,11 +259,11 @@ def test_every_instruction_set_rounds_as_torch_does(dtype):
     try:
         for isa in native.cpu().available():
             native.cpu().use(isa)
-            p, kept = masters.to(dtype), masters.clone()
+            p, master = masters.to(dtype), masters.clone()
             rounded, number = p.clone(), masters.isfinite()  # 0 · inf is NaN
             with fastlm.use_backend("cpp"):
-                dispatch.OPS["sgd"]([p], [kept], [], [torch.zeros_like(p)], [], [torch.zeros(())], None, None, *rule)
-            assert torch.equal(kept[number].view(torch.int32), patterns[number])
+                dispatch.OPS["sgd"]([p], [master], [], [torch.zeros_like(p)], [], [torch.zeros(())], None, None, *rule)
+            assert torch.equal(master[number].view(torch.int32), patterns[number])
             assert (
                 torch.equal(p[number].view(torch.int16), rounded[number].view(torch.int16)) and p[~number].isnan().all()
             )
@@ -384,7 +385,7 @@ def test_remainders_are_exact():
     assert ((high.float() - x).abs()[near] <= 2**-8 * x.abs()[near] + 1e-40).all()
 
 
-@pytest.mark.parametrize("master", KEPT)
+@pytest.mark.parametrize("master", MASTERS)
 def test_fp32_parameters_need_no_master(master):
     p = nn.Parameter(torch.randn(5))
     optimizer = optim.AdamW([p], master=master)
@@ -483,9 +484,9 @@ def test_clipping_is_global_and_reported(backend):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("choice", KINDS, ids=str)
 def test_a_step_that_is_skipped_changes_no_bit(choice, precision, backend, bad):
-    dtype, kept = PRECISIONS[precision]
+    dtype, options = PRECISIONS[precision]
     params, new_grads = params_and_grads(dtype=dtype)
-    optimizer = make(choice, params, max_grad_norm=1.0, **kept)
+    optimizer = make(choice, params, max_grad_norm=1.0, **options)
     new_grads(), optimizer.step()
     before = copy.deepcopy([list(params), optimizer.state_dict()["state"]])
     new_grads()
@@ -513,7 +514,7 @@ def test_any_mix_of_parameters_follows_the_definition(choice, precision, shapes,
     """Empty, scalar, transposed, strided, frozen, added later, without a gradient at times: C++ and definition
     agree.
     """
-    dtype, kept = PRECISIONS[precision]
+    dtype, options = PRECISIONS[precision]
     layouts = [data.draw(st.sampled_from(["plain", "transposed", "strided"])) for _ in shapes]
     frozen = [data.draw(st.booleans()) and i > 0 for i, _ in enumerate(shapes)]
     missing = [[data.draw(st.booleans()) for _ in shapes] for _ in range(3)]
@@ -524,7 +525,7 @@ def test_any_mix_of_parameters_follows_the_definition(choice, precision, shapes,
             nn.Parameter(laid_out(torch.randn(s, generator=g).to(dtype), how), requires_grad=not f)
             for s, how, f in zip(shapes, layouts, frozen, strict=True)
         ]
-        optimizer = make(choice, params[:1], max_grad_norm=10.0, **kept)
+        optimizer = make(choice, params[:1], max_grad_norm=10.0, **options)
         for step in range(3):
             if step == 1 and params[1:]:
                 optimizer.add_param_group({"params": params[1:]})
@@ -784,7 +785,9 @@ def test_memory_table_says_what_a_step_makes():
     """The table's bytes are those of the state after a step; for a matrix Adafactor keeps n + m numbers."""
     model = nn.Sequential(nn.Linear(256, 192), nn.Linear(192, 130)).to(BF16)
     table = optim.memory_table(model)
-    assert {(r.optimizer, r.master) for r in table} == {(name, master) for name in optim.OPTIMIZERS for master in KEPT}
+    assert {(r.optimizer, r.master) for r in table} == {
+        (name, master) for name in optim.OPTIMIZERS for master in MASTERS
+    }
     size = lambda state, names: sum(
         t.numel() * t.element_size() for values in state.values() for name, t in values.items() if names(name)
     )

@@ -124,13 +124,13 @@ def test_every_optimizer_on_a_mesh_of_two_dimensions(ranks, placements):
 def precisions_equal(rank, world):
     mesh = mesh_of(world)
     for choice in KINDS:
-        for kept in (dict(master="fp32"), dict(master="remainder"), dict(), dict(state_dtype="bf16")):
-            dtype = torch.float32 if "state_dtype" in kept else torch.bfloat16
+        for options in (dict(master="fp32"), dict(master="remainder"), dict(), dict(state_dtype="bf16")):
+            dtype = torch.float32 if "state_dtype" in options else torch.bfloat16
             whole, divided, new_grads = pairs(mesh, (Shard(0),), dtype=dtype)
-            a, b = make(choice, whole, **kept), make(choice, divided, **kept)
+            a, b = make(choice, whole, **options), make(choice, divided, **options)
             for _ in range(3):
                 new_grads(), a.step(), b.step()
-            name = {"fp32": "master", "remainder": "remainder"}.get(kept.get("master"))
+            name = {"fp32": "master", "remainder": "remainder"}.get(options.get("master"))
             if name is None:  # a state that is rounded may fall to the other side
                 assert_same(whole, divided, a, b, rtol=2**-7, atol=1e-3)
             else:
@@ -427,7 +427,7 @@ def test_zero_redundancy_optimizer(ranks):
 # Checkpoints
 
 
-KEPT = ({}, dict(master="remainder"), dict(master="fp32"))
+PRECISIONS = ({}, dict(master="remainder"), dict(master="fp32"))
 ONE_EACH = list({choice.optimizer: i for i, choice in enumerate(CHOICES)}.values())
 
 
@@ -436,24 +436,24 @@ def saved_and_loaded(rank, world, folder, choices):
     one.
     """
     for i in choices:
-        for kept in KEPT:
-            build = partial(new_training, CHOICES[i], kept, world)
+        for options in PRECISIONS:
+            build = partial(new_training, CHOICES[i], options, world)
             one, other = build(), build()
             train(*one, rank, world, range(3))
             for p in one[0].parameters():  # torch's helpers want a state for every parameter
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             one[1].step(), one[1].zero_grad()
-            through_a_file(one, other, f"{folder}/{i}{kept}")
+            through_a_file(one, other, f"{folder}/{i}{options}")
             assert_same_bits(*one, *other)
             train(*one, rank, world, range(3, 5)), train(*other, rank, world, range(3, 5))
             assert_same_bits(*one, *other)
-            if kept != KEPT[1]:  # neither gloo nor NCCL carries int16, so remainders are saved in shards alone
-                whole_on_the_first_rank(one, new_training(CHOICES[i], kept, 1), rank)
+            if options != PRECISIONS[1]:  # neither gloo nor NCCL carries int16, so remainders are saved in shards alone
+                whole_on_the_first_rank(one, new_training(CHOICES[i], options, 1), rank)
 
 
-def new_training(choice, kept, world):
-    model = (fsdp(mesh_of(world)) if world > 1 else Model()).to(torch.bfloat16 if kept else torch.float32)
-    return model, make(choice, model.parameters(), max_grad_norm=1.0, **kept)
+def new_training(choice, options, world):
+    model = (fsdp(mesh_of(world)) if world > 1 else Model()).to(torch.bfloat16 if options else torch.float32)
+    return model, make(choice, model.parameters(), max_grad_norm=1.0, **options)
 
 
 def through_a_file(saved, loaded, path):
