@@ -28,6 +28,11 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   sample DIR    let a trained model write
   info          what this machine can run, what is missing, and the cure
 """
+INFO = """usage: fastlm info [--presets [NAME...]]
+
+What this machine can run, what is missing, and the cure. With --presets: the parameters of each preset, or of those that
+are named, and the memory that training it in fp32 takes with each optimizer, activations aside.
+"""
 EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib")
 
 
@@ -219,16 +224,31 @@ def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
 
 def info(argv: list[str]) -> int:
     if argv and set(argv) <= {"-h", "--help"}:
-        print("usage: fastlm info\n\nWhat this machine can run, what is missing, and the cure.")
+        print(INFO)
         return 0
+    if argv[:1] == ["--presets"]:
+        return _presets(argv[1:])
     if argv:
-        raise Refusal(f"info takes no arguments; got {' '.join(argv)}")
+        raise Refusal(f"info takes no arguments but --presets; got {' '.join(argv)}")
     import fastlm.ops  # noqa: F401 (all of them register)
     from fastlm.backends.info import describe
 
     with _machine():
         for line in describe():
             say(*line)
+    return 0
+
+
+def _presets(names: list[str]) -> int:
+    from fastlm.trainer.options.choices import choices
+
+    for name in names:
+        if name not in choices("preset"):
+            raise Refusal(f"--presets {name} is unknown{did_you_mean(name, choices('preset'))}")
+    from fastlm.trainer.outputs.sizes import of_presets
+
+    for line in of_presets(tuple(names)):
+        print(line, flush=True)
     return 0
 
 

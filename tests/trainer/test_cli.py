@@ -143,6 +143,17 @@ def test_no_command_shows_the_usage(capsys):
     assert cli.main([]) == 2 and "pretrain" in capsys.readouterr().out
 
 
+def test_info_of_presets(capsys):
+    """BERT-base's 110,106,428 parameters; AdamW keeps four numbers of four bytes for each, and a step for each tensor."""
+    assert cli.main(["info", "--presets", "bert-base", "albert"]) == 0
+    _, heading, bert, albert = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["preset", "kind", "parameters"] and "adamw" in heading
+    assert bert.split()[:3] == ["bert-base", "encoder", "110M"] and "1.76 GB" in bert
+    assert albert.startswith("albert ")
+    assert cli.main(["info", "--presets", "bret-base"]) == 2
+    assert "--presets bret-base is unknown; did you mean bert-base?" in capsys.readouterr().err
+
+
 def test_info_needs_torch_alone_and_names_every_op():
     extra = ("tokenizers", "safetensors", "tyro", "matplotlib", "transformers")
     hide = f"import sys; [sys.modules.__setitem__(m, None) for m in {extra}]; "
