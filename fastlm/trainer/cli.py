@@ -30,8 +30,8 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
 
-What this machine can run, what is missing, and the cure. With --presets: the parameters of each preset, or of those that
-are named, and the memory that training it in fp32 takes with each optimizer, activations aside.
+What this machine can run, what is missing, and the cure. With --presets: the parameters of each preset, or of those
+that are named, and the memory that training it in fp32 takes with each optimizer, activations aside.
 """
 EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib")
 

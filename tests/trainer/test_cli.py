@@ -144,7 +144,7 @@ def test_no_command_shows_the_usage(capsys):
 
 
 def test_info_of_presets(capsys):
-    """BERT-base's 110,106,428 parameters; AdamW keeps four numbers of four bytes for each, and a step for each tensor."""
+    """BERT-base has 110,106,428 parameters; training by AdamW keeps four numbers of four bytes for each."""
     assert cli.main(["info", "--presets", "bert-base", "albert"]) == 0
     _, heading, bert, albert = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["preset", "kind", "parameters"] and "adamw" in heading

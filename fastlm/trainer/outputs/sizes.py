@@ -13,8 +13,8 @@ from fastlm.trainer.words import count, size
 
 
 def of_presets(names: tuple[str, ...] = ()) -> Iterator[str]:
-    """A line of headings, and one for each preset, all of them unless some are named. In fp32: parameters, gradients and
-    the optimizer's states.
+    """A line of headings, and one for each preset, all of them unless some are named. The bytes are those of parameters,
+    gradients and states in fp32.
     """
     columns: list[str] | None = None
     for name in names or PRESETS:
