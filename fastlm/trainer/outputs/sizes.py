@@ -13,7 +13,7 @@ from fastlm.trainer.words import count, size
 
 
 def of_presets(names: tuple[str, ...] = ()) -> Iterator[str]:
-    """A line of headings, and one for each preset, all of them unless some are named. The bytes are those of parameters,
+    """A line of headings, and one for each preset, all of them unless some are named. Bytes are those of parameters,
     gradients and states in fp32.
     """
     columns: list[str] | None = None
