@@ -188,7 +188,7 @@ def _open(folder: Path, given: tuple[str, ...]):
     """
     from safetensors import SafetensorError
 
-    from fastlm.interop import load_pretrained
+    from fastlm.interop import from_huggingface
     from fastlm.trainer.data.tokenizer import load_tokenizer
     from fastlm.trainer.plan import Plan
 
@@ -197,7 +197,7 @@ def _open(folder: Path, given: tuple[str, ...]):
     with _reading(folder / "config.json"):
         json.loads((folder / "config.json").read_text())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
-        model = load_pretrained(folder)
+        model = from_huggingface(folder)
     with _reading(folder / "tokenizer.json", Exception):  # tokenizers raises nothing narrower
         return model, load_tokenizer(folder / "tokenizer.json")
 
