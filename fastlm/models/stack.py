@@ -156,7 +156,8 @@ class Stack(nn.Module):
                 terms=self.position.terms(L, L + (len(caches[0]) if caches else 0), device=x.device)
             )
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        x = F.dropout(x, self.config.dropout, self.training)
+        dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
+        x = F.dropout(x, dropout, self.training)
         x = x if self.project is None else self.project(x)
         for i, block in enumerate(self.order()):
             x = block(x, inputs, caches[i] if caches else None)

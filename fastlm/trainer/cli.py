@@ -198,7 +198,7 @@ def _open(folder: Path, imported: tuple[str, ...]):
     """
     from safetensors import SafetensorError
 
-    from fastlm.interop import load_pretrained
+    from fastlm.interop import from_huggingface
     from fastlm.trainer.data.tokenizer import load_tokenizer
     from fastlm.trainer.plan import Plan
 
@@ -207,7 +207,7 @@ def _open(folder: Path, imported: tuple[str, ...]):
     with _reading(folder / "config.json"):
         json.loads((folder / "config.json").read_text())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
-        model = load_pretrained(folder)
+        model = from_huggingface(folder)
     with _reading(folder / "tokenizer.json", Exception):  # tokenizers raises nothing narrower
         return model, load_tokenizer(folder / "tokenizer.json")
 

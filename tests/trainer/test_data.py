@@ -129,6 +129,29 @@ def test_every_kind_of_file(tmp_path):
     assert not found.skipped.counts
 
 
+@pytest.mark.parametrize("content, held, told", [
+    ('[{"text": "one"}, "two", {"body": "x"}, 7]', ["one", "two"], ["rows.json:3 (has body)", "rows.json:4"]),
+    ('[\n  {"text": "one",\n   "id": 1}\n]\n', ["one"], []),
+    ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"], []),  # lines, whatever the name says
+    ('{"text": "one"}\n', ["one"], []),
+    ('{"text": "one"}\n{"text": "tw', ["one"], ["no JSON in a line: rows.json:2"]),
+])  # fmt: skip
+def test_a_json_array_is_rows(tmp_path, content, held, told):
+    (tmp_path / "rows.json").write_text(content)
+    for path in (tmp_path, tmp_path / "rows.json"):
+        found = corpus.find((path,))
+        assert documents(found.sources[0].path) == held
+        lines = "\n".join(found.skipped.lines())
+        assert all(words in lines for words in told) and bool(lines) == bool(told)
+
+
+@pytest.mark.parametrize("content", ('{"a": 1,\n "b": 2}', "[]", "[[1, 2]]", "null"))
+def test_json_without_text_is_refused(tmp_path, content):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(Refusal, match=r"no text in it: rows\.json"):
+        corpus.find((tmp_path / "rows.json",))
+
+
 def test_what_is_not_taken_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "good.txt").write_text("some text")
     (tmp_path / "empty.txt").write_text("")
@@ -274,6 +297,28 @@ def test_pieces_have_the_ids_of_their_text(words, longest):
     if all(len(piece) < longest for piece in cut[:-1]):
         ids = [i for each in round_trip_tokenizer().encode_batch_fast(cut) for i in each.ids]
         assert ids == round_trip_tokenizer().encode(some).ids
+
+
+def test_a_small_text_is_learned_from_whole():
+    assert tokenizer.learned_share(iter(()), tokenizer.LEARNED) == 1.0
+    assert list(tokenizer.evenly(iter(["one two", "", "three"]), 1.0)) == ["one two", "", "three"]
+
+
+def test_a_large_text_is_learned_from_evenly():
+    some = [f"{i:04} {'x' * (i % 50)}" for i in range(10_000)]
+    sizes = [sum(map(len, tokenizer.evenly(iter(part), 0.3))) / sum(map(len, part)) for part in (some, some[5000:])]
+    assert all(0.29 < size <= 0.3 for size in sizes)
+    quarters = [sum(int(piece[:4]) // 2500 == i for piece in tokenizer.evenly(iter(some), 0.3)) for i in range(4)]
+    assert min(quarters) > 0.9 * max(quarters)
+
+
+def test_different_words_are_learned_from_as_far_as_they_fit(monkeypatch):
+    monkeypatch.setattr(tokenizer, "LEARNED", 10_000)
+    monkeypatch.setattr(tokenizer, "DISTINCT", 1_000)
+    draw = random.Random(0)
+    different = ["".join(draw.choices("abcdef", k=100)) for _ in range(200)]
+    assert tokenizer.learned_share(iter(different), 20_000) == pytest.approx(0.05)  # of 10,000 different bytes
+    assert tokenizer.learned_share(iter(["the same words"] * 2000), 28_000) == pytest.approx(10 / 28)
 
 
 def test_a_text_without_a_space_takes_no_longer(tmp_path):

@@ -286,11 +286,25 @@ def test_minutes_fix_the_steps(tokens, text):
 
 def test_looks_leave_time_for_the_steps(tokens, text, monkeypatch):
     """On a busy machine, evaluations that take longer than all the minutes leave more than one step."""
+    Trainer(config(text), tokens, 1).update()  # the first of a process takes as long as what it loads
     evaluate, sample = Trainer.evaluate, Trainer.sample
     monkeypatch.setattr(Trainer, "evaluate", lambda self, n: time.sleep(0.1 * n) or evaluate(self, n))
     monkeypatch.setattr(Trainer, "sample", lambda self, n: time.sleep(0.02 * n) or sample(self, n))
     budget = measure(replace(config(text), steps=None, minutes=0.1, evaluations=12), tokens)
     assert budget.fits and budget.steps > 1 and budget.looks.seconds(0.1, 0.02) < 0.1 * 60 * 0.31
+
+
+def test_measuring_leaves_time_for_the_steps(tokens, text, monkeypatch):
+    """On a busy machine an update takes half a second, and what is measured is measured within a share of 6 seconds."""
+    Trainer(config(text), tokens, 1).update()
+    update, updates = Trainer.update, []
+    monkeypatch.setattr(Trainer, "update", lambda self: time.sleep(0.5) or updates.append(1) or update(self))
+    evaluate, windows = Trainer.evaluate, []
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, n: windows.append(n) or evaluate(self, n))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    budget = measure(replace(config(text), steps=None, minutes=0.1, threads=None), tokens)
+    assert len(updates) <= 4 and sum(windows) <= 8
+    assert budget.fits and budget.steps >= 4
 
 
 @pytest.mark.parametrize("seconds, looks", [

@@ -56,9 +56,9 @@ class Config:
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, .csv, .tsv, each also as .gz."""
+    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
     text_key: str = "text"
-    """The field that holds the text in a row of a .jsonl, .csv or .tsv."""
+    """The field that holds the text in a row of a .jsonl, .json, .csv or .tsv."""
     minutes: float = 2.0
     """Wall time to train for. The first seconds are measured and fix the number of steps."""
     steps: Annotated[int | None, unset("INT", "what fits in the minutes")] = None

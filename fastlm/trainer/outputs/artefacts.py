@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from fastlm.interop import model_type, save_pretrained
+from fastlm.interop import model_type, to_huggingface
 from fastlm.models import ModelConfig
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
@@ -36,7 +36,7 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
-    save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
+    to_huggingface(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": trainer.train.context,
@@ -51,7 +51,7 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
 def opened_by(model: ModelConfig, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
     opener = (
-        "fastlm.interop.load_pretrained"
+        "fastlm.interop.from_huggingface"
         if model_type(model) == "fastlm"
         else "transformers.AutoModelForCausalLM.from_pretrained"
     )
