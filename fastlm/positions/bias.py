@@ -138,7 +138,7 @@ def _check_t5(causal: bool, buckets: int, max_distance: int) -> None:
 
 
 class Kerple(Position, name="kerple"):
-    """Kernelised relative bias, logarithmic form (Chi et al. 2022, eq. 5): -r₁ · log(1 + r₂ · |distance|).
+    """Kernelised relative bias, logarithmic form (Chi et al. 2022): -r₁ · log(1 + r₂ · |distance|).
 
     Its parameters are r1 and r2, [heads] each, kept at 0.01 or above where they are used.
 

@@ -153,7 +153,7 @@ class DeBERTa(Position, name="deberta"):
         heads: number of heads.
         head_dim: channels of a head, D.
         span: the farthest distance told apart, in tokens; at least 1. Default 512.
-        buckets: v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023), see
+        buckets: v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span, see
             `deberta_bucket`. Default 0: every distance by itself, as in v1.
 
     Raises:

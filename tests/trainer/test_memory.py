@@ -68,7 +68,7 @@ print(peak() - before)
 
 @counted
 def test_a_vocabulary_takes_the_memory_of_what_it_is_learned_from(tmp_path):
-    """Learned from all 4 MB it takes 350 MB."""
+    """Learned from all 4 MB it takes 300 MB."""
     done = python(VOCABULARY, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 160e6

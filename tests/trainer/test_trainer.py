@@ -280,7 +280,7 @@ def test_a_run_that_learns_succeeds(text, tmp_path):
 
 
 def test_minutes_fix_the_steps(tokens, text):
-    short, long = (measure(replace(config(text), steps=None, minutes=m), tokens) for m in (0.001, 0.3))
+    short, long = (measure(replace(config(text), steps=None, minutes=m), tokens) for m in (1e-5, 0.3))
     assert short.steps == 1 and not short.fits and long.steps > 50 and long.fits
 
 
@@ -330,8 +330,8 @@ def test_looks_are_counted():
 
 
 def test_a_budget_that_is_too_small_is_said(text, tmp_path, capsys):
-    train(text, tmp_path / "run", steps=None, minutes=0.001)
-    assert "--minutes 0.001 is too short for one step" in capsys.readouterr().out
+    train(text, tmp_path / "run", steps=None, minutes=1e-5)
+    assert "--minutes 1e-05 is too short for one step" in capsys.readouterr().out
 
 
 def test_rate_and_decay_are_the_optimizers_unless_asked(text):
