@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +16,7 @@ from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
 from fastlm.trainer.options.config import Config
-from fastlm.trainer.step import autocast, vocabulary
+from fastlm.trainer.step import autocast
 from fastlm.trainer.words import Refusal, size
 
 # Linux keeps a container's limit, what it uses, and how much of that are files that may be dropped; versions 2 and 1
@@ -82,8 +81,7 @@ def reckon(config: Config, vocab_size: int) -> Need:
     fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
     shape = config.sketch(vocab_size)
-    tokens = np.zeros(2 * shape.context + 2, np.uint16)  # a row of any objective
-    objective = config.objective_class()(tokens, shape.context, vocabulary(vocab_size))
+    objective = config.objective_on_rows(shape.context, vocab_size)
     row = objective.batch(config.seed, 0, 1)
     with FakeTensorMode():
         one, two = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (1, 2))

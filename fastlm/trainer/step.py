@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Transformer
-from fastlm.objectives import Batch, Objective, Vocabulary, noise
+from fastlm.objectives import Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
-from fastlm.trainer.data.tokenizer import EOS, MASK, PAD, SPECIALS, load_tokenizer
+from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.options.config import DTYPES, Config
 from fastlm.trainer.words import Refusal
@@ -180,11 +180,6 @@ def make_objective(config: Config, side: str, ids: np.ndarray, context: int, voc
         return config.objective_class()(ids, context, vocabulary(vocab_size))
     except ValueError as error:
         raise Refusal(f"the {side} side of the text has {error}") from error
-
-
-def vocabulary(size: int) -> Vocabulary:
-    """What objectives know of a tokenizer of so many ids."""
-    return Vocabulary(size, specials=len(SPECIALS), pad=PAD, eos=EOS, mask=MASK)
 
 
 def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:

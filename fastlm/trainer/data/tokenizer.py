@@ -9,10 +9,14 @@ import threading
 from collections.abc import Iterator
 from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlm.trainer.signals import awake
+
+if TYPE_CHECKING:
+    from fastlm.objectives import Vocabulary
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
 PAD, EOS, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<mask>"))
@@ -74,6 +78,13 @@ def evenly(documents: Iterator[str], share: float) -> Iterator[str]:
 def most_ids(vocab: int, size: int) -> int:
     """How many ids of `vocab` a text of `size` bytes can make: each merge leaves it shorter."""
     return min(vocab, LEAST + size)
+
+
+def vocabulary(size: int) -> "Vocabulary":
+    """What objectives know of a tokenizer of so many ids."""
+    from fastlm.objectives import Vocabulary
+
+    return Vocabulary(size, specials=len(SPECIALS), pad=PAD, eos=EOS, mask=MASK)
 
 
 def load_tokenizer(path: Path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokenizer import LEAST
+from fastlm.trainer.data.tokenizer import LEAST, PAD, vocabulary
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
@@ -112,11 +112,15 @@ class Config:
 
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
-        from fastlm.models.presets import preset
+        from fastlm.models.presets import PRESETS, preset
 
         changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
-        objective = self.objective_class()
+        objective, row = self.objective_class(), PRESETS[self.preset]
+        if changes.get("position", row.position) != row.position:
+            changes["position_options"] = {}  # the preset's are of its own scheme
+        elif row.skip_padding:  # positions begin after padding's id, as RoBERTa's
+            changes["position_options"] = row.position_options | {"offset": PAD + 1}
         return preset(self.preset, vocab_size=vocab_size + objective.extra_ids, **objective.shape | changes)
 
     def objective_class(self) -> "type[Objective]":
@@ -213,10 +217,20 @@ class Config:
             near = max(1, round(dim / heads)) * heads
             raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
-            self.sketch(self.vocab)
+            shape = self.sketch(self.vocab)
         except ValueError as error:
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error
+        try:
+            self.objective_on_rows(shape.context, self.vocab)
+        except ValueError as error:
+            raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
+
+    def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
+        """The objective over a text of a few empty rows, which says what it cannot be made for."""
+        import numpy as np
+
+        return self.objective_class()(np.zeros(2 * context + 2, np.uint16), context, vocabulary(vocab_size))
 
     def to_json(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
