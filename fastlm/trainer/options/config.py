@@ -70,15 +70,15 @@ class Config:
 
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
-    context: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Tokens in a row."""
-    dim: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    dim: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Width of the model; a multiple of --heads."""
-    layers: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    layers: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Blocks of attention and feed-forward layer."""
-    heads: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    heads: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Attention heads, each --dim / --heads wide."""
-    dropout: Annotated[float | None, unset("FLOAT", "the preset's, 0.0")] = None
+    dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
     """Share of activations left out in training."""
 
     batch: int = 8
