@@ -113,10 +113,13 @@ class Config:
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
         from fastlm.models.presets import preset
+        from fastlm.trainer.data.tokenizer import PAD
 
         changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
         objective = self.objective_class()
+        if preset(self.preset).skip_padding and "position" not in changes:
+            changes["position_options"] = {"offset": PAD + 1}  # transformers' RoBERTa counts from behind padding's id
         return preset(self.preset, vocab_size=vocab_size + objective.extra_ids, **objective.shape | changes)
 
     def objective_class(self) -> "type[Objective]":
