@@ -168,7 +168,7 @@ class Family:
         if (config.head, config.pair_labels) not in self.architectures:
             return False
         try:
-            return resolved(self.config(self.entries(config))) == resolved(config)
+            return resolved(self.config(self.entries(config))) == resolved(config) and bool([*self.parts(config)])
         except (TypeError, ValueError):  # there is nothing that says it in their config
             return False
 

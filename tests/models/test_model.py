@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastlm
-from fastlm import interop
 from fastlm.backends.dispatch import record_choices
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.init import INITS
@@ -280,54 +279,6 @@ def test_calls_that_do_not_fit_are_refused(name, call, message):
 def test_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="preset 'bret' is unknown; choose from albert"):
         preset("bret")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face
-
-SHAPES = [
-    ("llama", {}, "llama"),
-    ("llama", dict(kv_heads=2, tie_embeddings=False), "llama"),
-    ("gpt", {}, "gpt2"),
-    ("gpt", dict(position="t5"), "fastlm"),
-]
-
-
-@pytest.mark.parametrize("name, changes, kind", SHAPES, ids=str)
-def test_saved_models_come_back(tmp_path, name, changes, kind):
-    model = make(name, **changes)
-    assert interop.save_pretrained(model, tmp_path) == kind
-    assert torch.equal(interop.load_pretrained(tmp_path)(tokens()), model(tokens()))
-
-
-@pytest.mark.parametrize("implementation", ["eager", "fastlm"])
-@pytest.mark.parametrize("name, changes, kind", SHAPES[:3], ids=str)
-def test_transformers_opens_them_and_agrees(tmp_path, name, changes, kind, implementation):
-    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
-    interop.register()
-    model = make(name, **changes)
-    interop.save_pretrained(model, tmp_path)
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation=implementation, output_loading_info=True
-    )
-    assert not any(report.values())
-    transformers.AutoModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(theirs(tokens()).logits, model(tokens()), rtol=1e-5, atol=1e-5)
-    padded = torch.ones(2, 24, dtype=torch.long)
-    padded[1, 15:] = 0
-    torch.testing.assert_close(
-        theirs(tokens(), attention_mask=padded).logits[1, :15], model(tokens())[1, :15], rtol=1e-5, atol=1e-5
-    )
-    generated = theirs.generate(tokens()[:, :6], max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert torch.equal(generated, model.generate(tokens()[:, :6], 5, temperature=0.0))
-
-
-def test_a_folder_that_is_not_ours_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no config.json"):
-        interop.load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="has no 'fastlm' entry"):
-        interop.load_pretrained(tmp_path)
 
 
 def test_schemes_belong_to_the_model_or_to_each_layer():

@@ -128,7 +128,9 @@ CHECKPOINTS = [
     Checkpoint("RobertaModel", dict(hidden_dropout_prob=0.0)),
     Checkpoint("AlbertForPreTraining", dict(num_hidden_layers=3)),
     Checkpoint("AlbertForPreTraining", dict(num_hidden_layers=4, num_hidden_groups=2, inner_group_num=2)),
-    Checkpoint("AlbertForMaskedLM", dict(inner_group_num=3, hidden_act="gelu", tie_word_embeddings=False)),
+    Checkpoint(
+        "AlbertForMaskedLM", dict(num_hidden_layers=3, inner_group_num=2, hidden_act="gelu", tie_word_embeddings=False)
+    ),
     Checkpoint("AlbertForMaskedLM", dict(num_hidden_groups=2, embedding_size=30, type_vocab_size=4)),
     Checkpoint("AlbertModel", dict(hidden_dropout_prob=0.1)),
     Checkpoint("ElectraForPreTraining", {}),

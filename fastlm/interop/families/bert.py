@@ -42,8 +42,8 @@ def layers(c: ModelConfig, base: str) -> Parts:
 
 
 def lm_head(c: ModelConfig, dense: str, norm: str, bias: str, matrix: str) -> Parts:
-    """Under these names, where c has one. Beside a matrix of its own transformers 5 has a bias of its own, and the
-    other bias is idle.
+    """Under these names, where c has one. In transformers 5 a matrix of its own comes with a bias of its own, and the
+    first bias is idle then.
     """
     if c.head == "lm":
         yield from affine(dense, "head.transform.linear")

@@ -36,8 +36,9 @@ def read_rope(entries: dict) -> dict:
         options["scaling"] = {"kind": ours} | {name: value for name, value in given.items() if value is not None}
         if kind == "yarn":
             _yarn_as_published(rope, options["scaling"]["factor"])
-    if entries.pop("partial_rotary_factor", rope.pop("partial_rotary_factor", 1.0)) != 1.0:
-        raise LLAMA.refusal("partial_rotary_factor", "below 1", "Llama turns all channels of a head")
+    fraction = rope.pop("partial_rotary_factor", entries.pop("partial_rotary_factor", 1.0))
+    if fraction != 1.0:
+        raise LLAMA.refusal("partial_rotary_factor", fraction, "its heads turn all their channels")
     for name, value in rope.items():
         raise LLAMA.refusal(f"rope_parameters[{name!r}]", value, "no rotary scaling of ours has it")
     return {"position_options": options}

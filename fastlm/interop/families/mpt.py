@@ -24,7 +24,8 @@ def read(entries: dict) -> dict:
 
 
 def write(c: ModelConfig) -> dict:
-    return {"d_model": c.dim, "attn_config": {"attn_pdrop": c.dropout, "softmax_scale": c.attention_scale}}
+    dropout = c.dropout or 0  # transformers 5 wants an int
+    return {"d_model": c.dim, "attn_config": {"attn_pdrop": dropout, "softmax_scale": c.attention_scale}}
 
 
 def parts(c: ModelConfig) -> Parts:

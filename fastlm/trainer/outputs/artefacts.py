@@ -36,7 +36,10 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
-    to_huggingface(trainer.model, folder, eos_token_id=EOS, pad_token_id=PAD)
+    tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
+    if trainer.model.config.kind == "encoder-decoder":
+        tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
+    to_huggingface(trainer.model, folder, **tokens)
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": trainer.train.context,
@@ -44,15 +47,14 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
         "eos_token": "<eos>",
         "pad_token": "<pad>",
         "unk_token": "<unk>",
-        "mask_token": "<mask>",
     }
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
 def opened_by(model: ModelConfig, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
-    task = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
-    theirs = f"transformers.AutoModelFor{task}.from_pretrained"
+    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
+    theirs = f"transformers.AutoModelFor{head}.from_pretrained"
     opener = "fastlm.interop.from_huggingface" if model_type(model) == "fastlm" else theirs
     return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
 
