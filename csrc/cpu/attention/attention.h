@@ -1,8 +1,8 @@
 /*
 What the launcher of attention (launch.cpp) hands to the kernels of each instruction set.
 
-The table comes as diagonals of each head, turned round: diagonals[i - j + Lk - 1] is the bias of key j for query i, with PAD
-entries before and after, so that 64 queries and one key read one run of it, whatever their place.
+The table comes as diagonals of each head, turned round: diagonals[i - j + Lk - 1] is the bias of key j for query i,
+with PAD entries before and after, so that 64 queries and one key read one run of it, whatever their place.
 */
 #pragma once
 

@@ -2,7 +2,8 @@
 Tiles of attention: how rows are laid out for the products, which keys a tile of queries sees, and what a score is.
 
 Queries are the lanes of vectors, keys are rows: Sᵀ = K · Qᵀ [keys, queries]. So the softmax runs down a column without
-a sum across lanes, keys and values enter as they lie in memory, and one key's bias is one unaligned load of the diagonals.
+a sum across lanes, keys and values enter as they lie in memory, and one key's bias is one unaligned load of the
+diagonals.
 */
 #pragma once
 
