@@ -93,17 +93,17 @@ def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 # Kernels
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "first"])
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "B", "first", "n_diagonals", "batch_splits", "row_splits"])
 def distances_kernel(
     q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits,
     diagonals, 2·BLOCK, D].
     """
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # which block diagonal of which head, and which share of the batch and of the diagonal's tiles
     split = tl.program_id(0) % (batch_splits * row_splits)
     i_diagonal = tl.program_id(0) // (batch_splits * row_splits) % n_diagonals
@@ -162,7 +162,7 @@ def distances_kernel(
         store_rows(dvalue * dropout_scale, p_value + partial * D, 0, 2 * BLOCK, D, 2 * BLOCK, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["n_distances", "first", "n_diagonals", "splits", "n_rows"])
+@triton.jit(do_not_specialize=["n_distances", "first", "n_diagonals", "splits", "n_rows", "Lq"])
 def distances_sum_kernel(
     p_partial, p_out, n_distances, first, n_diagonals, splits, n_rows, Lq,
     W: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,

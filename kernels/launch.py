@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 from fastlm.backends.philox import threshold
-from fastlm.kernels.terms import Bias, Floats, Integers, Numbers, TermPointers, Vectors
-from fastlm.kernels.tile import INTERPRETED, Matrix, Rows
+from fastlm.kernels.terms import Bias, Floats, Integers, Numbers, Table, TermPointers, Vectors
+from fastlm.kernels.tile import INTERPRETED, Rows
 from fastlm.kernels.tiles import LARGEST, Tiles, tiles
 
 # name → kind of what kernels are given
@@ -61,7 +61,7 @@ def terms(a: tuple) -> TermPointers:
         Rows: lambda x: strided(x.to(a.q.dtype)),
         Vectors: lambda x: x.to(a.q.dtype).contiguous(),
         Integers: lambda x: (x if x.dtype in (torch.int32, torch.int64) else x.int()).contiguous(),
-        Matrix: lambda x: _with_margins(x.float(), a.q.shape[2], a.k.shape[2]),
+        Table: lambda x: _with_margins(x.float(), _margin(a)),
         Bias: lambda x: Rows(x, broadcast_strides(x)),
         Floats: lambda x: x.float().contiguous(),
     }
@@ -81,8 +81,8 @@ def numbers(a: tuple) -> Numbers:
     (_, H, Lq, _), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     seed, limit = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
     return Numbers(
-        H=H, group=H // Hk, Lq=Lq, Lk=Lk, left=a.left, right=a.right, offset=a.offset, scale=a.scale,
-        seed=seed, threshold=limit, dropout_scale=1 / (1 - a.dropout),
+        H=H, group=H // Hk, Lq=Lq, Lk=Lk, table_stride=Lq + Lk - 1 + 2 * _margin(a), left=a.left, right=a.right,
+        offset=a.offset, scale=a.scale, seed=seed, threshold=limit, dropout_scale=1 / (1 - a.dropout),
     )  # fmt: skip
 
 
@@ -96,15 +96,17 @@ def architecture() -> int:
     return 90 if INTERPRETED.value else triton.runtime.driver.active.get_current_target().arch
 
 
-def _with_margins(table: Tensor, Lq: int, Lk: int) -> Matrix:
-    """table [H, Lq + Lk - 1], such that tiles hanging over the end may read past both ends of a row.
+def _margin(a: tuple) -> int:
+    """How far tiles that hang over the end may read past both ends of a row of the table; 0 where none does."""
+    return 0 if a.q.shape[2] % LARGEST == 0 and a.k.shape[2] % LARGEST == 0 else LARGEST
 
-    What they find there is the score of no query or no key. Only where tiles do hang over does this make a copy.
+
+def _with_margins(table: Tensor, margin: int) -> Tensor:
+    """table [H, Lq + Lk - 1] with so many elements before and after each row, which hold the score of no query or key.
+
+    Rows lie Numbers.table_stride apart. Only where tiles do hang over does this make a copy.
     """
-    if Lq % LARGEST == 0 and Lk % LARGEST == 0:
-        return Matrix(table.contiguous(), table.shape[1])
-    table = torch.nn.functional.pad(table, (LARGEST, LARGEST))
-    return Matrix(table[:, LARGEST:], table.stride(0))
+    return torch.nn.functional.pad(table, (margin, margin))[:, margin:] if margin else table.contiguous()
 
 
 def _bounds(segments: Tensor, block: int) -> Tensor:

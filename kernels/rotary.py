@@ -17,7 +17,7 @@ from fastlm.kernels.tile import cast, fma
 # Kernel
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["H", "L"])
 def rotate_kernel(
     rows, p_cos, p_sin, p_y, angle_stride, H, L,
     D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
