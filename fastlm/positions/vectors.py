@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastlm.checks import flag, whole
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, Projection, Vectors, wide
+from fastlm.positions.rows import rows_of
 
 
 class Shaw(Position, name="shaw"):
@@ -41,7 +42,7 @@ class Shaw(Position, name="shaw"):
     def vectors(self, distance: Tensor) -> Vectors:
         """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
         rows = distance.clamp(-self.reach, self.reach) + self.reach
-        of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
+        of_heads = lambda t: None if t is None else rows_of(t, rows).expand(self.heads, -1, -1)
         return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
 
 
@@ -182,7 +183,7 @@ class DeBERTa(Position, name="deberta"):
         if self.buckets:
             behind = deberta_bucket(behind, self.buckets, self.span)
         rows = (behind + reach).clamp(0, 2 * reach - 1)
-        of_heads = lambda x: x.unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
+        of_heads = lambda x: rows_of(x, rows).unflatten(-1, (self.heads, -1)).transpose(0, 1)
         return Vectors(
             query_vectors=of_heads(self.key(self.table)), key_vectors=of_heads(self.query(self.table)), terms=3
         )
