@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import text
 
 import fastlm
 from fastlm.backends import native
@@ -14,8 +13,6 @@ from fastlm.backends import native
 os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's interpreter; before anything imports a kernel
-
-__all__ = ["text"]
 
 
 def pytest_addoption(parser):
@@ -31,6 +28,17 @@ def pytest_collection_modifyitems(config, items):
     i, n = map(int, config.getoption("--part").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
     items[:] = items[i::n]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch) -> Path:
+    """A text to train on (runs.write_text); the cache is the test's own."""
+    from runs import write_text  # and with it the trainer, whose packages the library's tests do without
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    write_text(path, seed=0)
+    return path
 
 
 @pytest.fixture(autouse=True)
