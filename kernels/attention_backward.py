@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastlm.kernels.bias_gradient import bias_gradient
 from fastlm.kernels.distance_gradients import distance_gradients
-from fastlm.kernels.launch import Saved, numbers, strided, terms, tiles_for, with_bounds
+from fastlm.kernels.launch import Saved, launch, numbers, signature, strided, terms, tiles_for, with_bounds
 from fastlm.kernels.masks import edge_tile, key_count, tiles_of_keys, tiles_of_queries
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
@@ -34,7 +34,7 @@ from fastlm.kernels.terms import (
     units,
 )
 from fastlm.kernels.tile import LOG2E, Matrix, cast, dot, head_of, load_position, load_rows, store_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -227,19 +227,21 @@ def backward(
         if getattr(a, name) is not None
     }
     lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
-    t, n = terms(a), numbers(a)
+    t, n, seen = terms(a), numbers(a), signature(a, grad, grad_lse, out, lse)
     with torch.cuda.device_of(grad):
         chosen = tiles_for("dq", a)
-        dq_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
+        launch(
+            dq_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, seen,
             q, k, v, grad, grad_lse, out, lse, lse_unit, delta, made["q"], made.get("q_position"), made.get("same"),
-            with_bounds(t, chosen), *n, D, BLOCK_D=block_d(D), **chosen._asdict(),
+            with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         chosen = tiles_for("dkdv", a)
-        dkdv_kernel[(triton.cdiv(Lk, chosen.BLOCK_N) * Hk * B,)](
+        launch(
+            dkdv_kernel, cdiv(Lk, chosen.BLOCK_N) * Hk * B, chosen, seen,
             q, k, v, grad, lse_unit, delta, made["k"], made["v"], made.get("k_position"),
-            with_bounds(t, chosen), *n, D, BLOCK_D=block_d(D), **chosen._asdict(),
+            with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         saved = Saved(q, k, v, grad, lse_unit, delta)
         if "bias" in wanted:
-            made["bias"] = bias_gradient(saved, t, a)
-        return made | distance_gradients(saved, t, a, wanted)
+            made["bias"] = bias_gradient(saved, t, a, seen)
+        return made | distance_gradients(saved, t, a, wanted, seen)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import Saved, numbers, tiles_for, with_bounds
+from fastlm.kernels.launch import Saved, launch, numbers, tiles_for, with_bounds
 from fastlm.kernels.masks import key_count, tiles_of_keys
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
@@ -20,7 +20,7 @@ from fastlm.kernels.terms import (
     scores,
 )
 from fastlm.kernels.tile import Matrix, cast, fma, head_of, load_position, load_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel
@@ -86,16 +86,18 @@ def bias_kernel(
 # Launcher
 
 
-def bias_gradient(s: Saved, t: TermPointers, a: tuple) -> Tensor:
-    """Σ dS over what the bias is broadcast over, in the bias's shape and dtype."""
+def bias_gradient(s: Saved, t: TermPointers, a: tuple, seen: tuple) -> Tensor:
+    """Σ dS over what the bias is broadcast over, in the bias's shape and dtype. seen: the call's signature."""
     (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("bias", a)
     of_batch, of_heads, of_queries, of_keys = a.bias.shape
-    rows = 1 if of_queries == 1 else triton.cdiv(Lq, chosen.BLOCK_M)
-    columns = 1 if of_keys == 1 else triton.cdiv(Lk, chosen.BLOCK_N)
+    rows = 1 if of_queries == 1 else cdiv(Lq, chosen.BLOCK_M)
+    columns = 1 if of_keys == 1 else cdiv(Lk, chosen.BLOCK_N)
     out = torch.empty_like(a.bias, memory_format=torch.contiguous_format)
-    bias_kernel[(of_batch * of_heads * rows * columns,)](
+    launch(
+        bias_kernel, of_batch * of_heads * rows * columns, chosen, seen,
         *s, out, with_bounds(t, chosen), *numbers(a), B // max(of_batch, 1), H // max(of_heads, 1),
-        of_queries == 1, of_keys == 1, D, BLOCK_D=block_d(D), **chosen._asdict(),
+        of_queries == 1, of_keys == 1,
+        D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
     )  # fmt: skip
     return out

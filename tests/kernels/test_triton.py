@@ -265,6 +265,22 @@ def test_offsets_beyond_32_bits():
         assert torch.equal(a, b)
 
 
+def test_a_launch_is_known_by_all_that_kernels_are_compiled_for():
+    """Another seed is the same launch; another dtype, length, stride, alignment, term or band is not."""
+    q, table = torch.zeros(1, 2, 8, 16), torch.zeros(2, 15)
+    far, unaligned = torch.zeros(1, 2, 8, 32)[..., :16], torch.zeros(257)[1:].view(1, 2, 8, 16)
+    first = Arguments.of(q, q, q, dropout=0.1)
+    known = launch.signature(first)
+    hash(known)
+    assert launch.signature(first._replace(q=torch.ones_like(q), seed=7)) == known
+    changes = [
+        dict(q=q.bfloat16()), dict(k=q[:, :, :4]), dict(q=far), dict(q=unaligned), dict(table=table), dict(right=0),
+        dict(seed=2**40), dict(dropout=0.2),
+    ]  # fmt: skip
+    assert all(launch.signature(first._replace(**change)) != known for change in changes)
+    assert launch.signature(first, q) != launch.signature(first, far)
+
+
 def test_rows_too_far_apart_for_32_bits_are_copied():
     reachable, far = (torch.empty_strided((1, 1, 3, 8), (0, 0, step, 1), device="meta") for step in (2**22 - 8, 2**22))
     assert launch.rows(reachable) is reachable and launch.rows(far).stride(2) == 8

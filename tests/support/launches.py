@@ -100,10 +100,11 @@ class Driver(CudaDriver):
 def main() -> None:
     driver.set_active(Driver())
     resources.L, resources.empty = 256, torch.zeros  # with addresses, which tensors without storage lack
-    for term in (None, "table", *resources.FEW):
-        resources.attention_case(torch.bfloat16, 64, term)()
     x, angle = torch.zeros(2, 8, 256, 128), torch.zeros(256, 64)
-    rotary.rotate(x, angle, angle, "half")
+    for _ in range(2):  # through Triton's own launcher, and as a launch that was seen before
+        for term in (None, "table", *resources.FEW):
+            resources.attention_case(torch.bfloat16, 64, term)()
+        rotary.rotate(x, angle, angle, "half")
     print(*sorted(LAUNCHED))
     print(json.dumps(ragged_compilations()))
 
