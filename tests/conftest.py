@@ -10,7 +10,6 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
-from runs import text
 
 import fastlm
 from fastlm.backends import native
@@ -19,8 +18,6 @@ from fastlm.backends import native
 os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's interpreter; before anything imports a kernel
-
-__all__ = ["text"]
 
 
 def pytest_addoption(parser):
@@ -61,6 +58,17 @@ def _shares(item) -> bool:
     """Whether a test uses a fixture that outlives it."""
     made = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures)
     return any(fixture.scope in ("module", "session") and fixture.baseid.startswith("tests") for fixture in made)
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch) -> Path:
+    """A text to train on (runs.write_text); the cache is the test's own."""
+    from runs import write_text  # and with it the trainer, whose packages the library's tests do without
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    write_text(path, seed=0)
+    return path
 
 
 @pytest.fixture(autouse=True)

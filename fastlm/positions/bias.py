@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastlm.checks import flag, whole
 from fastlm.positions.base import Position, constants_device, wide
+from fastlm.positions.rows import rows_of
 
 
 class ALiBi(Position, name="alibi"):
@@ -98,7 +99,7 @@ class T5Bias(Position, name="t5"):
 
     def bias(self, distance: Tensor) -> Tensor:
         """The bucket's bias: distance [n] int64 → [heads, n] in weight's dtype."""
-        return self.weight[t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)].T
+        return rows_of(self.weight, t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)).T
 
 
 def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastlm.checks import flag, whole
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, Projection, Vectors, wide
+from fastlm.positions.rows import rows_of
 
 
 class Shaw(Position, name="shaw"):
@@ -41,7 +42,9 @@ class Shaw(Position, name="shaw"):
     def vectors(self, distance: Tensor) -> Vectors:
         """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
         rows = distance.clamp(-self.reach, self.reach) + self.reach
-        key, value = (None if t is None else t[rows].expand(self.heads, -1, -1) for t in (self.key, self.value))
+        key, value = (
+            None if t is None else rows_of(t, rows).expand(self.heads, -1, -1) for t in (self.key, self.value)
+        )
         return Vectors(query_vectors=key, value_vectors=value)
 
 
@@ -183,7 +186,7 @@ class DeBERTa(Position, name="deberta"):
             behind = deberta_bucket(behind, self.buckets, self.span)
         rows = (behind + reach).clamp(0, 2 * reach - 1)
         key, query = (
-            project(self.table).unflatten(-1, (self.heads, -1)).transpose(0, 1)[:, rows]
+            rows_of(project(self.table), rows).unflatten(-1, (self.heads, -1)).transpose(0, 1)
             for project in (self.key, self.query)
         )
         return Vectors(query_vectors=key, key_vectors=query, terms=3)
