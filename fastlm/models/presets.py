@@ -12,6 +12,8 @@ _ENCODER = dict(
     kind="encoder", position="learned", embedding_norm=True, norm_eps=1e-12, head_transform=True, head_bias=True,
     dropout=0.1, attention_dropout=0.1, init="bert", **_ORIGINAL,
 )  # fmt: skip
+_DEBERTA = _ENCODER | dict(position="deberta", norm_eps=1e-7, init="normal")
+_DEBERTA_V3 = {"span": 512, "buckets": 256, "share_att_key": True, "norm_eps": 1e-7, "dropout": 0.1}
 _GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
 
 FAMILIES: dict[str, ModelConfig] = {
@@ -42,6 +44,21 @@ FAMILIES: dict[str, ModelConfig] = {
     # Clark et al. 2020: the discriminator, and the generator beside it
     "electra": ModelConfig(token_types=2, embedding_dim=64, head="detection", **_ENCODER),
     "electra-generator": ModelConfig(token_types=2, embedding_dim=64, heads=1, **_ENCODER | dict(dim=32)),
+    # He et al. 2021: content and distance in separate vectors, absolute positions in the mask decoder alone
+    "deberta": ModelConfig(
+        mask_decoder=True, key_bias=False, position_options={"span": 128, "dropout": 0.1}, **_DEBERTA
+    ),
+    # its release of v2: buckets of distance, projections shared with content, a convolution
+    "deberta-v2": ModelConfig(
+        mask_decoder=True, conv_width=3, position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
+    # He et al. 2023: v2 without the convolution, trained as ELECTRA; the generator has half the layers
+    "deberta-v3": ModelConfig(
+        head="detection", position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
+    "deberta-v3-generator": ModelConfig(
+        layers=2, mask_decoder=True, position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
     # Lewis et al. 2020: learned positions from 2 on, a norm after each stack's embedding
     "bart": ModelConfig(
         kind="encoder-decoder", position="learned", position_options={"offset": 2}, embedding_norm=True,
@@ -154,6 +171,29 @@ SIZES: dict[str, ModelConfig] = {
         "electra-generator", "layers dim heads embedding_dim context vocab_size",
         electra_small_generator=(12, 64, 1, 128, 512, 30522), electra_base_generator=(12, 256, 4, 768, 512, 30522),
         electra_large_generator=(24, 256, 4, 1024, 512, 30522),
+    ),
+    **_rows(
+        "deberta", "layers dim heads context vocab_size position_options",
+        deberta_base=(12, 768, 12, 512, 50265, {"span": 512, "dropout": 0.1}),
+        deberta_large=(24, 1024, 16, 512, 50265, {"span": 512, "dropout": 0.1}),
+        deberta_xlarge=(48, 1024, 16, 512, 50265, {"span": 512, "dropout": 0.1}),
+    ),
+    **_rows(
+        "deberta-v2", "layers dim heads context vocab_size position_options",
+        deberta_v2_xlarge=(24, 1536, 24, 512, 128100, _DEBERTA_V3),
+        deberta_v2_xxlarge=(48, 1536, 24, 512, 128100, _DEBERTA_V3),
+    ),
+    **_rows(
+        "deberta-v3", "layers dim heads context vocab_size position_options",
+        deberta_v3_xsmall=(12, 384, 6, 512, 128100, _DEBERTA_V3),
+        deberta_v3_small=(6, 768, 12, 512, 128100, _DEBERTA_V3),
+        deberta_v3_base=(12, 768, 12, 512, 128100, _DEBERTA_V3),
+        deberta_v3_large=(24, 1024, 16, 512, 128100, _DEBERTA_V3),
+    ),
+    **_rows(
+        "deberta-v3-generator", "layers dim heads context vocab_size position_options",
+        deberta_v3_base_generator=(6, 768, 12, 512, 128100, _DEBERTA_V3),
+        deberta_v3_large_generator=(12, 1024, 16, 512, 128100, _DEBERTA_V3),
     ),
     **_rows(
         "bart", "encoder_layers layers dim heads context vocab_size",

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.models.config import ModelConfig
+from fastlm.models.deberta import Convolution, MaskDecoder
 from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
-from fastlm.positions import Terms
+from fastlm.positions import Learned, SharedTerms, Terms
 
 
 class Memory(NamedTuple):
@@ -33,13 +34,13 @@ class LayerInputs(NamedTuple):
     """What every layer of a stack is given besides its states and its cache.
 
     Args:
-        terms: the part of the scheme that the stack's layers share; None where each has its own, or none.
+        terms: the scheme, or the part of it, that the stack's layers share; None where each has its own, or none.
         masks: arguments of `fastlm.attention` that hide keys of the stack's own tokens.
         memory: the encoder's states; None where there is no encoder.
         memory_masks: arguments of `fastlm.attention` that hide some of those.
     """
 
-    terms: Terms | None = None
+    terms: Terms | SharedTerms | None = None
     masks: dict = {}  # noqa: RUF012
     memory: Tensor | None = None
     memory_masks: dict = {}  # noqa: RUF012
@@ -61,6 +62,7 @@ class Block(nn.Module):
             causal=causal,
             bias=config.bias if config.qkv_bias is None else config.qkv_bias,
             out_bias=config.bias,
+            key_bias=config.key_bias,
             window=window,
         )
         self.cross_norm = make_norm(config, config.dim) if cross else None
@@ -76,8 +78,13 @@ class Block(nn.Module):
         )
         self.pre, self.dropout = config.norm_place == "pre", config.dropout
 
-    def forward(self, x: Tensor, inputs: LayerInputs, cache: KVCache | None) -> Tensor:
-        attend = lambda x: self.attention(x, position=inputs.terms, cache=cache, **inputs.masks)
+    def forward(
+        self, x: Tensor, inputs: LayerInputs, cache: KVCache | None = None, source: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, dim] → [B, L, dim]; keys and values are made of source [B, Lk, dim] where it is given."""
+        if source is not None and self.pre:
+            source = self.attention_norm(source)
+        attend = lambda x: self.attention(x, source=source, position=inputs.terms, cache=cache, **inputs.masks)
         x = self._branch(x, self.attention_norm, attend)
         if self.cross is not None:
             recall = lambda x: self.cross(x, inputs.memory, cache=cache, **inputs.memory_masks)
@@ -102,7 +109,9 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig, layers: int, causal: bool, cross: bool = False):
         super().__init__()
         self.config, self.causal, self.layers = config, causal, layers
-        self.position = None if config.position_per_layer else config.make_position(causal)
+        per_layer = config.position_per_layer
+        self.position = config.make_shared_position() if per_layer else config.make_position(causal)
+        self.absolute_position = Learned(config.context, config.embedding_width) if config.absolute_positions else None
         self.types = nn.Embedding(config.token_types, config.embedding_width) if config.token_types else None
         self.embedding_norm = make_norm(config, config.embedding_width) if config.embedding_norm else None
         narrow = config.embedding_width != config.dim
@@ -112,6 +121,8 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, causal, cross, window(group)) for group in range(groups) for _ in range(config.group_blocks)
         )
+        self.convolution = Convolution(config, make_norm(config, config.dim)) if config.conv_width else None
+        self.mask_decoder = MaskDecoder(config) if config.mask_decoder else None
         final = config.norm_place == "pre" if config.final_norm is None else config.final_norm
         self.norm = make_norm(config, config.dim) if final else None
 
@@ -127,6 +138,7 @@ class Stack(nn.Module):
         positions: Tensor,
         types: Tensor | None,
         masks: dict,
+        real: Tensor | None = None,
         memory: Memory | None = None,
         memory_masks: dict | None = None,
         caches: list[KVCache] | None = None,
@@ -138,6 +150,7 @@ class Stack(nn.Module):
             positions: [L] or [B, L] int64, for schemes that add to them.
             types: [B, L] int64, each token's type; None for 0.
             masks: arguments of `fastlm.attention` that hide keys.
+            real: [B, L] bool, which tokens are no padding, for a convolution; None for all.
             memory: an encoder's states.
             memory_masks: arguments of `fastlm.attention` that hide some of memory's.
             caches: one for each of `order()`; x then continues what they hold, and joins it.
@@ -148,9 +161,11 @@ class Stack(nn.Module):
         inputs = LayerInputs(None, masks, None if memory is None else memory.states, memory_masks or {})
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
+        if self.absolute_position is not None:
+            x = x + self.absolute_position.embed(positions).to(x.dtype)
         if self.position is not None:
-            embedded = self.position.embed(positions)
-            x = x if embedded is None else x + embedded.to(x.dtype)
+            added = self.position.embed(positions)
+            x = x if added is None else x + added.to(x.dtype)
             L = x.shape[1]
             inputs = inputs._replace(
                 terms=self.position.terms(L, L + (len(caches[0]) if caches else 0), device=x.device)
@@ -158,8 +173,13 @@ class Stack(nn.Module):
         x = x if self.embedding_norm is None else self.embedding_norm(x)
         x = F.dropout(x, self.config.dropout, self.training)
         x = x if self.project is None else self.project(x)
-        for i, block in enumerate(self.order()):
+        blocks, embedded = self.order(), x
+        for i, block in enumerate(blocks if self.mask_decoder is None else blocks[:-1]):
             x = block(x, inputs, caches[i] if caches else None)
+            if i == 0 and self.convolution is not None:
+                x = self.convolution(embedded, x, real)
+        if self.mask_decoder is not None:
+            x = self.mask_decoder(x, positions, blocks[-1], inputs)
         x = x if self.norm is None else self.norm(x)
         return F.dropout(x, self.config.final_dropout, self.training)
 

@@ -177,7 +177,10 @@ class Transformer(nn.Module):
         x = x * self.config.dim**0.5 if self.config.scale_embedding else x
         positions = self._positions(seen, L, real, segments, tokens.device) if positions is None else positions
         recalled = {} if memory is None else _visible_memory(memory, segments, L)
-        return stack(x, positions, types, hidden, memory, recalled, caches)
+        if segments is not None and self.config.conv_width:
+            raise ValueError("a convolution would mix the documents of a packed row; give rows without segments")
+        real = None if real is None else real.bool()
+        return stack(x, positions, types, hidden, real, memory, recalled, caches)
 
     def _positions(
         self, seen: int, L: int, real: Tensor | None, segments: Tensor | None, device: torch.device

@@ -1,12 +1,14 @@
 """Multi-head attention with any positional scheme: of a sequence to itself, and to another one."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import masks
 from fastlm.checks import below_one, flag, whole
 from fastlm.nn.cache import KVCache
 from fastlm.nn.functional import attention
-from fastlm.positions import SCHEMES, Position, Terms, make
+from fastlm.positions import SCHEMES, Position, SharedTerms, Terms, make
 
 
 class _Heads(nn.Module):
@@ -68,6 +70,7 @@ class Attention(_Heads):
         causal: whether later keys are hidden. Default True.
         bias: whether the linear layers have a bias. Default False.
         out_bias: whether the last of them has one. None: as bias says.
+        key_bias: whether keys have one where queries and values do; not in DeBERTa v1. Default True.
         window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
         scale: of the products of queries and keys. None: `fastlm.attention`'s, 1/√D; T5 has 1.
@@ -91,15 +94,18 @@ class Attention(_Heads):
         causal: bool = True,
         bias: bool = False,
         out_bias: bool | None = None,
+        key_bias: bool = True,
         window: tuple[int | None, int | None] | int | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
     ):
         super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale)
-        flag(causal=causal)
+        flag(causal=causal, key_bias=key_bias)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
         self.causal, self.window = causal, window
-        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias and key_bias)
+        no_key = bias and not key_bias
+        self.qv_bias = nn.Parameter(torch.zeros((heads + self.kv_heads) * self.head_dim)) if no_key else None
         if isinstance(position, str):
             if position in SCHEMES and SCHEMES[position].embeds():
                 raise ValueError(
@@ -117,7 +123,8 @@ class Attention(_Heads):
         self,
         x: Tensor,
         *,
-        position: Position | Terms | None = None,
+        source: Tensor | None = None,
+        position: Position | Terms | SharedTerms | None = None,
         bias: Tensor | None = None,
         key_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
@@ -129,7 +136,10 @@ class Attention(_Heads):
 
         Args:
             x: [B, L, dim] floats.
-            position: a scheme or its `Terms`, instead of the module's own.
+            source: [B, Lk, dim] floats, what keys and values are made of: a memory before x, or another stream of the
+                same tokens. None: x.
+            position: a scheme or its `Terms`, instead of the module's own; or what the module's own scheme goes on
+                from, which layers share.
             bias: [1|B, 1|H, 1|L, 1|Lk] floats, added to the scores.
             key_lengths: [B] int; keys past a row's length are padding.
             prefix: [B] int; keys before it are visible to every query.
@@ -146,14 +156,40 @@ class Attention(_Heads):
             ValueError: for shapes and types that do not fit.
         """
         self.check_input("x", x)
-        q, k, v = self.split(self.qkv(x)).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if source is not None:
+            self.check_input("source", source)
+        q, k, v = self.project(x, source)
         if cache is not None:
             _check_cache(cache)
             k, v = cache.extend(k, v)
         return self.attend(
-            q, k, v, position=self.position if position is None else position, bias=bias, causal=self.causal,
-            window=self.window, prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
+            q, k, v, position=self.terms(position), bias=bias, causal=self.causal, window=self.window, prefix=prefix,
+            segments=segments, key_lengths=key_lengths, order=order,
         )  # fmt: skip
+
+    def project(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x [B, L, dim]: [B, H, L, D]; keys and values of source [B, Lk, dim] or x: [B, Hk, Lk, D] each."""
+        q, kv, bias = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.qkv.bias
+        if self.qv_bias is not None:
+            bias = torch.cat((self.qv_bias[:q], self.qv_bias.new_zeros(kv), self.qv_bias[q:]))
+        if source is None:
+            rows = self.qkv(x) if bias is self.qkv.bias else F.linear(x, self.qkv.weight, bias)
+            return self.split(rows).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        of_rows = lambda x, rows: self.split(F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]))
+        return of_rows(x, slice(q)), *of_rows(source, slice(q, None)).chunk(2, dim=1)
+
+    def terms(self, position: Position | Terms | SharedTerms | None) -> Position | Terms | None:
+        """What `fastlm.attention` takes as this layer's position."""
+        if not isinstance(position, SharedTerms):
+            return self.position if position is None else position
+        return self.position.finish(position, self._project_rows)
+
+    def _project_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, dim] → what queries' and keys' projections make of them, [H, n, D] and [Hk, n, D]."""
+        some = slice((self.heads + self.kv_heads) * self.head_dim)
+        bias = None if self.qkv.bias is None else self.qkv.bias[some]
+        made = self.split(F.linear(rows, self.qkv.weight[some], bias)[None])[0]
+        return made.split((self.heads, self.kv_heads))
 
 
 class CrossAttention(_Heads):
