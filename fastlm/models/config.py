@@ -52,6 +52,9 @@ class ModelConfig:
     "yarn", "factor": 8.0, "original_context": 4096}}."""
     absolute_positions: bool = False
     """Whether learned positions are added to the embeddings besides (DeBERTa's position_biased_input)."""
+    relative_segments: bool = False
+    """Whether attention tells tokens of one type from those of another, by XLNet's scheme in place of "transformer-xl";
+    token types are then as many as one likes, and have no embedding."""
     skip_padding: bool = False
     """Whether positions count real tokens alone where a mask says which are (RoBERTa)."""
 
@@ -65,6 +68,8 @@ class ModelConfig:
     """Biases in the linear layers and LayerNorms."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; None for as bias says."""
+    out_bias: bool | None = None
+    """A bias of attention's output; None for as bias says."""
     key_bias: bool = True
     """Whether keys have a bias where queries and values do (not in DeBERTa v1)."""
 
@@ -92,6 +97,12 @@ class ModelConfig:
     group_blocks: int = 1
     """Blocks of a layer, each with its own weights (ALBERT's inner_group_num)."""
 
+    memory: int = 0
+    """Tokens of the segments before that each layer attends to too (Transformer-XL, XLNet), in `new_recurrence`."""
+    memory_reuse: int | None = None
+    """How many of a segment's first tokens join the memory (XLNet's reuse_len); None for all."""
+    two_streams: bool = False
+    """Whether a second stream predicts tokens from their places (XLNet)."""
     conv_width: int = 0
     """Tokens that a convolution beside the first layer reads (DeBERTa v2: 3), an odd number; 0 for none."""
     conv_groups: int = 1
@@ -159,6 +170,13 @@ class ModelConfig:
             raise ValueError(f"shared_groups must divide layers; got {self.shared_groups} groups, {self.layers} layers")
         if self.kind != "encoder" and (self.conv_width or self.mask_decoder):
             raise ValueError(f"conv_width and mask_decoder are an encoder's, and kind is {self.kind!r}")
+        if self.two_streams and (self.kind != "encoder" or self.mask_decoder):
+            raise ValueError("two_streams are an encoder's without mask_decoder; give kind='encoder'")
+        if self.relative_segments and (self.position != "transformer-xl" or self.token_types):
+            raise ValueError(
+                "relative_segments are for position 'transformer-xl' without token_types; "
+                f"got {self.position!r} with {self.token_types}"
+            )
         if self.conv_width and self.conv_width % 2 == 0:
             raise ValueError(f"conv_width is {self.conv_width}; give an odd number, as many tokens on either side")
         if self.mask_decoder and self.absolute_positions:
@@ -201,6 +219,8 @@ class ModelConfig:
             options["scaling"] = frequencies.named(**options["scaling"])
         if issubclass(positions.SCHEMES[self.position], positions.LayerPosition):
             options["shared"] = True
+        if self.relative_segments:
+            return positions.XLNet(dim=self.dim, heads=self.heads, head_dim=self.head_width, **options)
         return positions.make(self.position, causal=causal, **self._facts() | options)
 
     def _facts(self) -> dict[str, int]:

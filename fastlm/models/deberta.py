@@ -33,15 +33,14 @@ class MaskDecoder(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, block: "Block", inputs: "LayerInputs") -> Tensor:
         """x [B, L, dim], the states before the last block → [B, L, dim]."""
-        queries = x + self.position.embed(positions).to(x.dtype)
+        queries, keys = x + self.position.embed(positions).to(x.dtype), block.keys(x)
         for _ in range(self.STEPS):
-            queries = block(queries, inputs, source=x)
+            queries = block(queries, inputs, keys=keys)
         return queries
 
 
 class Convolution(nn.Module):
-    """norm(states + activation(conv(embedded))), after the first layer: n-grams for DeBERTa v2 (He et al. 2021, released
-    code).
+    """norm(states + activation(conv(embedded))), after the first layer: n-grams, in the released code of DeBERTa v2.
 
     Args:
         config: the model's shape.

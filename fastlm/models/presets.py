@@ -14,6 +14,10 @@ _ENCODER = dict(
 )  # fmt: skip
 _DEBERTA = _ENCODER | dict(position="deberta", norm_eps=1e-7, init="normal")
 _DEBERTA_V3 = {"span": 512, "buckets": 256, "share_att_key": True, "norm_eps": 1e-7, "dropout": 0.1}
+_XL = dict(
+    norm="layernorm", norm_place="post", gated=False, bias=True, qkv_bias=False, out_bias=False, head_bias=True,
+    position="transformer-xl", dropout=0.1, final_dropout=0.1, init="normal",
+)  # fmt: skip
 _GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
 
 FAMILIES: dict[str, ModelConfig] = {
@@ -25,6 +29,16 @@ FAMILIES: dict[str, ModelConfig] = {
     "llama": ModelConfig(),
     # Jiang et al. 2023: Llama with grouped heads and a window of 4096 tokens
     "mistral": ModelConfig(kv_heads=2, windows=(4095,), tie_embeddings=False),
+    # Dai et al. 2019: distances in sines, and the segment before as memory; a plain head in place of an adaptive one
+    "transformer-xl": ModelConfig(
+        activation="relu", scale_embedding=True, memory=128, position_options={"dropout": 0.1}, **_XL
+    ),
+    # Yang et al. 2019b: tokens in any order, predicted from their places; relative segments; memory
+    "xlnet": ModelConfig(
+        kind="encoder", activation="gelu", norm_eps=1e-12, attention_dropout=0.1, activation_dropout=0.1, memory=96,
+        memory_reuse=64, two_streams=True, relative_segments=True,
+        position_options={"untie": True, "dropout": 0.1}, **_XL,
+    ),
     # Yang et al. 2024: Llama with grouped heads, biases on queries, keys and values, and a larger rotary base
     "qwen2": ModelConfig(kv_heads=2, qkv_bias=True, norm_eps=1e-6, position_options={"base": 1e6}),
     # Le Scao et al. 2022: ALiBi, a norm after the embedding
@@ -127,6 +141,18 @@ SIZES: dict[str, ModelConfig] = {
         llama3_70b=(80, 8192, 64, 8, 28672, 8192, 128256, False, {"base": 5e5}),
         **{"llama3.1_8b": (32, 4096, 32, 8, 14336, 131072, 128256, False, _llama3(8.0)),
            "llama3.2_1b": (16, 2048, 32, 8, 8192, 131072, 128256, True, _llama3(32.0))},
+    ),
+    # Dai et al. 2019's released scripts: WikiText-103 and enwik8
+    **_rows(
+        "transformer-xl", "layers dim heads head_dim hidden context memory vocab_size",
+        transformer_xl_wt103_base=(16, 410, 10, 41, 2100, 150, 150, 267735),
+        transformer_xl_wt103_large=(18, 1024, 16, 64, 4096, 384, 384, 267735),
+        transformer_xl_enwik8_base=(12, 512, 8, 64, 2048, 512, 512, 204),
+        transformer_xl_enwik8_large=(24, 1024, 8, 128, 3072, 768, 768, 204),
+    ),
+    **_rows(
+        "xlnet", "layers dim heads context vocab_size memory memory_reuse",
+        xlnet_base=(12, 768, 12, 512, 32000, 384, 256), xlnet_large=(24, 1024, 16, 512, 32000, 384, 256),
     ),
     **_rows(
         "mistral", "layers dim heads kv_heads hidden context vocab_size",

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.models import two_stream
 from fastlm.models.config import ModelConfig
 from fastlm.models.deberta import Convolution, MaskDecoder
+from fastlm.models.recurrence import Recurrence
 from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
 from fastlm.positions import Learned, SharedTerms, Terms
 
@@ -61,7 +63,7 @@ class Block(nn.Module):
             position=config.make_position(causal) if config.position_per_layer else None,
             causal=causal,
             bias=config.bias if config.qkv_bias is None else config.qkv_bias,
-            out_bias=config.bias,
+            out_bias=config.bias if config.out_bias is None else config.out_bias,
             key_bias=config.key_bias,
             window=window,
         )
@@ -79,17 +81,23 @@ class Block(nn.Module):
         self.pre, self.dropout = config.norm_place == "pre", config.dropout
 
     def forward(
-        self, x: Tensor, inputs: LayerInputs, cache: KVCache | None = None, source: Tensor | None = None
+        self,
+        x: Tensor,
+        inputs: LayerInputs,
+        cache: KVCache | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x [B, L, dim] → [B, L, dim]; keys and values are made of source [B, Lk, dim] where it is given."""
-        if source is not None and self.pre:
-            source = self.attention_norm(source)
-        attend = lambda x: self.attention(x, source=source, position=inputs.terms, cache=cache, **inputs.masks)
+        """x [B, L, dim] → [B, L, dim]; with keys, which `keys` made, x's tokens attend to those instead."""
+        attend = lambda x: self.attention(x, keys=keys, position=inputs.terms, cache=cache, **inputs.masks)
         x = self._branch(x, self.attention_norm, attend)
         if self.cross is not None:
             recall = lambda x: self.cross(x, inputs.memory, cache=cache, **inputs.memory_masks)
             x = self._branch(x, self.cross_norm, recall)
         return self._branch(x, self.mlp_norm, self.mlp)
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [B, Lk, dim], for `forward`."""
+        return self.attention.keys(self.attention_norm(x) if self.pre else x)
 
     def _branch(self, x: Tensor, norm: nn.Module, sublayer) -> Tensor:
         drop = lambda x: F.dropout(x, self.dropout, self.training)
@@ -123,6 +131,7 @@ class Stack(nn.Module):
         )
         self.convolution = Convolution(config, make_norm(config, config.dim)) if config.conv_width else None
         self.mask_decoder = MaskDecoder(config) if config.mask_decoder else None
+        self.queries = two_stream.QueryStream(config) if config.two_streams else None
         final = config.norm_place == "pre" if config.final_norm is None else config.final_norm
         self.norm = make_norm(config, config.dim) if final else None
 
@@ -142,6 +151,9 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         memory_masks: dict | None = None,
         caches: list[KVCache] | None = None,
+        recurrence: Recurrence | None = None,
+        ranks: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
         """States of embedded tokens.
 
@@ -154,10 +166,18 @@ class Stack(nn.Module):
             memory: an encoder's states.
             memory_masks: arguments of `fastlm.attention` that hide some of memory's.
             caches: one for each of `order()`; x then continues what they hold, and joins it.
+            recurrence: the segments before, likewise.
+            ranks: [B, L] int; tokens see those that rank no higher.
+            predicted: [B, P] int64, the tokens of which the query stream's states are returned.
 
         Returns:
-            [B, L, dim].
+            [B, L, dim], or [B, P, dim] with predicted.
         """
+        seen = len(caches[0]) if caches else 0 if recurrence is None else len(recurrence)
+        if ranks is not None:
+            masks = masks | {"order": two_stream.order(ranks, seen)}
+        if self.config.relative_segments and types is not None:
+            masks = masks | {"groups": two_stream.groups(types, seen)}
         inputs = LayerInputs(None, masks, None if memory is None else memory.states, memory_masks or {})
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
@@ -167,21 +187,41 @@ class Stack(nn.Module):
             added = self.position.embed(positions)
             x = x if added is None else x + added.to(x.dtype)
             L = x.shape[1]
-            inputs = inputs._replace(
-                terms=self.position.terms(L, L + (len(caches[0]) if caches else 0), device=x.device)
-            )
+            inputs = inputs._replace(terms=self.position.terms(L, seen + L, device=x.device))
         x = x if self.embedding_norm is None else self.embedding_norm(x)
         x = F.dropout(x, self.config.dropout, self.training)
         x = x if self.project is None else self.project(x)
-        blocks, embedded = self.order(), x
+        x = self._layers(x, inputs, positions, real, caches, recurrence, predicted)
+        x = x if self.norm is None else self.norm(x)
+        return F.dropout(x, self.config.final_dropout, self.training)
+
+    def _layers(
+        self,
+        x: Tensor,
+        inputs: LayerInputs,
+        positions: Tensor,
+        real: Tensor | None,
+        caches: list[KVCache] | None,
+        recurrence: Recurrence | None,
+        predicted: Tensor | None,
+    ) -> Tensor:
+        """`forward` from the first block to the last."""
+        blocks, embedded, queries = self.order(), x, None
+        if predicted is not None:
+            queries, of_queries = self.queries(predicted), self.queries.inputs(inputs, predicted)
+            queries = F.dropout(queries, self.config.dropout, self.training)
         for i, block in enumerate(blocks if self.mask_decoder is None else blocks[:-1]):
-            x = block(x, inputs, caches[i] if caches else None)
+            keys = None
+            if recurrence is not None or queries is not None:
+                keys = block.keys(x if recurrence is None else recurrence.extend(i, x))
+            queries = None if queries is None else block(queries, of_queries, keys=keys)
+            if queries is None or i < len(blocks) - 1:  # queries need no content after the last block
+                x = block(x, inputs, caches[i] if caches else None, keys)
             if i == 0 and self.convolution is not None:
                 x = self.convolution(embedded, x, real)
         if self.mask_decoder is not None:
-            x = self.mask_decoder(x, positions, blocks[-1], inputs)
-        x = x if self.norm is None else self.norm(x)
-        return F.dropout(x, self.config.final_dropout, self.training)
+            return self.mask_decoder(x, positions, blocks[-1], inputs)
+        return x if queries is None else queries
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:

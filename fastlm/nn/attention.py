@@ -45,10 +45,13 @@ class _Heads(nn.Module):
         """[B, L, n · head_dim] → [B, n, L, head_dim]."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
-        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None, **options) -> Tensor:
+        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives: of all queries,
+        or of those at rows [B, P].
+        """
         dropout = self.dropout if self.training else 0.0
         o = attention(q, k, v, scale=self.scale, dropout=dropout, **options)
+        o = o if rows is None else o.gather(2, _of_heads(rows, o))
         return self.out(o.transpose(1, 2).flatten(2))
 
     def check_input(self, name: str, x: Tensor) -> None:
@@ -123,21 +126,23 @@ class Attention(_Heads):
         self,
         x: Tensor,
         *,
-        source: Tensor | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
         position: Position | Terms | SharedTerms | None = None,
         bias: Tensor | None = None,
         key_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
+        groups: tuple[Tensor, Tensor] | None = None,
+        rows: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Self-attention of x, or of x and the tokens in a cache: Lk = L keys, or len(cache) + L with one.
 
         Args:
             x: [B, L, dim] floats.
-            source: [B, Lk, dim] floats, what keys and values are made of: a memory before x, or another stream of the
-                same tokens. None: x.
+            keys: keys and values instead of x's, which `keys` made of a memory and x, or of another stream of the same
+                tokens.
             position: a scheme or its `Terms`, instead of the module's own; or what the module's own scheme goes on
                 from, which layers share.
             bias: [1|B, 1|H, 1|L, 1|Lk] floats, added to the scores.
@@ -145,38 +150,49 @@ class Attention(_Heads):
             prefix: [B] int; keys before it are visible to every query.
             segments: [B, L] int, or (of queries [B, L], of keys [B, Lk]); queries see keys of their own segment.
             order: (ranks of queries [B, L], ranks of keys [B, Lk]) int; queries see keys that rank no higher.
+            groups: (of queries [B, L], of keys [B, Lk]) int, XLNet's relative segments; its scheme is the module's.
+            rows: [B, P] int64, where x's P rows stand, different places in each row of the batch, among the L queries
+                that order has. None: x are all of them.
             cache: keys and values of the tokens before; the L new tokens attend to them and join them.
 
-        All but x and cache are as in `fastlm.attention`.
+        All but x, keys, rows and cache are as in `fastlm.attention`.
 
         Returns:
-            [B, L, dim] in the dtype of the linear layers' output.
+            [B, L, dim], or [B, P, dim] with rows, in the dtype of the linear layers' output.
 
         Raises:
             ValueError: for shapes and types that do not fit.
         """
         self.check_input("x", x)
-        if source is not None:
-            self.check_input("source", source)
-        q, k, v = self.project(x, source)
+        if keys is None:
+            q, k, v = self._linear(x).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        else:
+            q, (k, v) = self._linear(x, slice(self.heads * self.head_dim)), keys
         if cache is not None:
             _check_cache(cache)
             k, v = cache.extend(k, v)
+        if rows is not None:
+            q = q.new_zeros(*q.shape[:2], order[0].shape[1], self.head_dim).scatter(2, _of_heads(rows, q), q)
         return self.attend(
-            q, k, v, position=self.terms(position), bias=bias, causal=self.causal, window=self.window, prefix=prefix,
-            segments=segments, key_lengths=key_lengths, order=order,
+            q, k, v, rows, position=self.terms(position), bias=bias, causal=self.causal, window=self.window,
+            prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
+            group_bias=None if groups is None else self.position.group_bias(q, groups),
         )  # fmt: skip
 
-    def project(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x [B, L, dim]: [B, H, L, D]; keys and values of source [B, Lk, dim] or x: [B, Hk, Lk, D] each."""
-        q, kv, bias = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.qkv.bias
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [B, Lk, dim], for `forward`: [B, Hk, Lk, D] each."""
+        self.check_input("x", x)
+        return self._linear(x, slice(self.heads * self.head_dim, None)).chunk(2, dim=1)
+
+    def _linear(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """Queries, keys and values of x, or those that some rows of qkv make: [B, L, dim] → [B, n, L, D]."""
+        bias = self.qkv.bias
         if self.qv_bias is not None:
-            bias = torch.cat((self.qv_bias[:q], self.qv_bias.new_zeros(kv), self.qv_bias[q:]))
-        if source is None:
-            rows = self.qkv(x) if bias is self.qkv.bias else F.linear(x, self.qkv.weight, bias)
-            return self.split(rows).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        of_rows = lambda x, rows: self.split(F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]))
-        return of_rows(x, slice(q)), *of_rows(source, slice(q, None)).chunk(2, dim=1)
+            of_queries, of_values = self.qv_bias.split((self.heads * self.head_dim, self.kv_heads * self.head_dim))
+            bias = torch.cat((of_queries, torch.zeros_like(of_values), of_values))
+        if rows is None:
+            return self.split(self.qkv(x) if bias is self.qkv.bias else F.linear(x, self.qkv.weight, bias))
+        return self.split(F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]))
 
     def terms(self, position: Position | Terms | SharedTerms | None) -> Position | Terms | None:
         """What `fastlm.attention` takes as this layer's position."""
@@ -186,9 +202,7 @@ class Attention(_Heads):
 
     def _project_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[n, dim] → what queries' and keys' projections make of them, [H, n, D] and [Hk, n, D]."""
-        some = slice((self.heads + self.kv_heads) * self.head_dim)
-        bias = None if self.qkv.bias is None else self.qkv.bias[some]
-        made = self.split(F.linear(rows, self.qkv.weight[some], bias)[None])[0]
+        made = self._linear(rows[None], slice((self.heads + self.kv_heads) * self.head_dim))[0]
         return made.split((self.heads, self.kv_heads))
 
 
@@ -265,3 +279,8 @@ class CrossAttention(_Heads):
 def _check_cache(cache: object) -> None:
     if not isinstance(cache, KVCache):
         raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
+
+
+def _of_heads(rows: Tensor, x: Tensor) -> Tensor:
+    """[B, P] → [B, H, P, D], an index along L of x [B, H, L, D]."""
+    return rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
