@@ -13,7 +13,8 @@ training. To add a model, add a row to presets.py.
 """
 
 from fastlm.models.config import ModelConfig
+from fastlm.models.recurrence import Recurrence
 from fastlm.models.stack import Memory
 from fastlm.models.transformer import Transformer
 
-__all__ = ["Memory", "ModelConfig", "Transformer"]
+__all__ = ["Memory", "ModelConfig", "Recurrence", "Transformer"]

@@ -50,6 +50,11 @@ class ModelConfig:
     position_options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the scheme, such as {"base": 500000.0}. A rotary scaling is data here too: {"scaling": {"kind":
     "yarn", "factor": 8.0, "original_context": 4096}}."""
+    absolute_positions: bool = False
+    """Whether learned positions are added to the embeddings besides (DeBERTa's position_biased_input)."""
+    relative_segments: bool = False
+    """Whether attention tells tokens of one type from those of another, by XLNet's scheme in place of "transformer-xl";
+    token types are then as many as one likes, and have no embedding."""
     skip_padding: bool = False
     """Whether positions count real tokens alone where a mask says which are (RoBERTa)."""
 
@@ -63,6 +68,10 @@ class ModelConfig:
     """Biases in the linear layers and LayerNorms."""
     qkv_bias: bool | None = None
     """Biases of queries, keys and values; None for as bias says."""
+    out_bias: bool | None = None
+    """A bias of attention's output; None for as bias says."""
+    key_bias: bool = True
+    """Whether keys have a bias where queries and values do (not in DeBERTa v1)."""
 
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     """Kind of every norm."""
@@ -88,6 +97,19 @@ class ModelConfig:
     group_blocks: int = 1
     """Blocks of a layer, each with its own weights (ALBERT's inner_group_num)."""
 
+    memory: int = 0
+    """Tokens of the segments before that each layer attends to too (Transformer-XL, XLNet), in `new_recurrence`."""
+    memory_reuse: int | None = None
+    """How many of a segment's first tokens join the memory (XLNet's reuse_len); None for all."""
+    two_streams: bool = False
+    """Whether a second stream predicts tokens from their places (XLNet)."""
+    conv_width: int = 0
+    """Tokens that a convolution beside the first layer reads (DeBERTa v2: 3), an odd number; 0 for none."""
+    conv_groups: int = 1
+    """Groups of its channels."""
+    conv_activation: str = "gelu"
+    """Of what it gives, by its name in fastlm.nn.ACTIVATIONS."""
+
     head: Literal[HEADS] = "lm"
     """A token's probabilities, whether each token was replaced (ELECTRA's discriminator), or none."""
     head_transform: bool = False
@@ -98,6 +120,9 @@ class ModelConfig:
     """Whether the head's matrix is the embedding's."""
     scale_logits: bool = False
     """Whether the head reads states times 1/√dim (T5, with tied embeddings)."""
+    mask_decoder: bool = False
+    """Whether states end with DeBERTa's enhanced mask decoder, in which absolute positions enter: for pretraining. A
+    model to fine-tune is the one without."""
     pair_labels: int = 0
     """Labels of the head that reads the first token (BERT's next sentence, ALBERT's sentence order: 2); 0 for none."""
 
@@ -117,7 +142,7 @@ class ModelConfig:
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
         for name in ("vocab_size", "context", "dim", "layers", "encoder_layers", "heads", "kv_heads", "head_dim",
-                     "hidden", "embedding_dim", "shared_groups", "group_blocks"):  # fmt: skip
+                     "hidden", "embedding_dim", "shared_groups", "group_blocks", "conv_groups"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -146,6 +171,19 @@ class ModelConfig:
             raise ValueError(f"encoder_layers is for an encoder-decoder, and kind is {self.kind!r}; give layers alone")
         if self.shared_groups is not None and self.layers % self.shared_groups:
             raise ValueError(f"shared_groups must divide layers; got {self.shared_groups} groups, {self.layers} layers")
+        if self.kind != "encoder" and (self.conv_width or self.mask_decoder):
+            raise ValueError(f"conv_width and mask_decoder are an encoder's, and kind is {self.kind!r}")
+        if self.two_streams and (self.kind != "encoder" or self.mask_decoder):
+            raise ValueError("two_streams are an encoder's without mask_decoder; give kind='encoder'")
+        if self.relative_segments and (self.position != "transformer-xl" or self.token_types):
+            raise ValueError(
+                "relative_segments are for position 'transformer-xl' without token_types; "
+                f"got {self.position!r} with {self.token_types}"
+            )
+        if self.conv_width and self.conv_width % 2 == 0:
+            raise ValueError(f"conv_width is {self.conv_width}; give an odd number, as many tokens on either side")
+        if self.mask_decoder and self.absolute_positions:
+            raise ValueError("absolute_positions are in the embeddings already; give mask_decoder=False")
         if self.kind == "encoder-decoder" and (self.pair_labels or self.head == "detection"):
             raise ValueError("pair_labels and head='detection' read an encoder's states; give kind='encoder'")
 
@@ -171,19 +209,32 @@ class ModelConfig:
         """Whether each layer has a scheme of its own."""
         return positions.SCHEMES[self.position].per_layer
 
+    def make_shared_position(self) -> positions.SharedPart | None:
+        """A new part of this config's position that the layers of a stack share; None where they share none."""
+        return positions.make_shared(self.position, **self._facts() | self.position_options)
+
     def make_position(self, causal: bool) -> positions.Position:
-        """A new scheme of this config's position, for a stack that hides later tokens or does not."""
+        """A new scheme of this config's position, for a stack that hides later tokens or does not, or for one of its
+        layers.
+        """
         options = dict(self.position_options)
         if isinstance(options.get("scaling"), dict):
             options["scaling"] = frequencies.named(**options["scaling"])
+        if issubclass(positions.SCHEMES[self.position], positions.LayerPosition):
+            options["shared"] = True
+        if self.relative_segments:
+            return positions.XLNet(dim=self.dim, heads=self.heads, head_dim=self.head_width, **options)
+        return positions.make(self.position, causal=causal, **self._facts() | options)
+
+    def _facts(self) -> dict[str, int]:
+        """What schemes are made from."""
         width = self.embedding_width if positions.SCHEMES[self.position].embeds() else self.dim
-        facts = dict(dim=width, heads=self.heads, head_dim=self.head_width, context=self.context, causal=causal)
-        return positions.make(self.position, **facts | options)
+        return dict(dim=width, heads=self.heads, head_dim=self.head_width, context=self.context)
 
 
 def _known() -> dict[str, object]:
     """Field → the values it may have."""
     return dict(
-        kind=KINDS, norm=NORMS, norm_place=("pre", "post"), activation=ACTIVATIONS, position=positions.SCHEMES,
-        head=HEADS, init=INITS,
+        kind=KINDS, norm=NORMS, norm_place=("pre", "post"), activation=ACTIVATIONS, conv_activation=ACTIVATIONS,
+        position=positions.SCHEMES, head=HEADS, init=INITS,
     )  # fmt: skip

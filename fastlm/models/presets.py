@@ -14,6 +14,15 @@ _ENCODER = dict(
 )  # fmt: skip
 _GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
 
+_DEBERTA = _ENCODER | dict(position="deberta", norm_eps=1e-7, init="normal")
+_DEBERTA_V1 = {"span": 512, "dropout": 0.1}
+_DEBERTA_V3 = {"span": 512, "buckets": 256, "share_att_key": True, "norm_eps": 1e-7, "dropout": 0.1}
+_XL = dict(
+    norm="layernorm", norm_place="post", gated=False, bias=True, qkv_bias=False, out_bias=False, head_bias=True,
+    position="transformer-xl", dropout=0.1, final_dropout=0.1, init="normal",
+)  # fmt: skip
+_GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
+
 FAMILIES: dict[str, ModelConfig] = {
     # Radford et al. 2019: LayerNorm, GELU, learned positions, biases, tied head
     "gpt": ModelConfig(**_GPT),
@@ -29,6 +38,10 @@ FAMILIES: dict[str, ModelConfig] = {
     "bloom": ModelConfig(**_GPT | dict(position="alibi", embedding_norm=True, init="normal")),
     # MosaicML 2023: ALiBi, no biases
     "mpt": ModelConfig(norm="layernorm", activation="gelu", gated=False, position="alibi", init="normal"),
+    # Dai et al. 2019: distances in sines, and the segment before as memory; a plain head in place of an adaptive one
+    "transformer-xl": ModelConfig(
+        activation="relu", scale_embedding=True, memory=128, position_options={"dropout": 0.1}, **_XL
+    ),
     # Devlin et al. 2019
     "bert": ModelConfig(token_types=2, pair_labels=2, **_ENCODER),
     # Liu et al. 2019: BERT without sentence pairs; positions from 2 on, which count real tokens
@@ -42,6 +55,27 @@ FAMILIES: dict[str, ModelConfig] = {
     # Clark et al. 2020: the discriminator, and the generator beside it
     "electra": ModelConfig(token_types=2, embedding_dim=64, head="detection", **_ENCODER),
     "electra-generator": ModelConfig(token_types=2, embedding_dim=64, heads=1, **_ENCODER | dict(dim=32)),
+    # Yang et al. 2019b: tokens in any order, predicted from their places; relative segments; memory
+    "xlnet": ModelConfig(
+        kind="encoder", activation="gelu", norm_eps=1e-12, attention_dropout=0.1, activation_dropout=0.1, memory=96,
+        memory_reuse=64, two_streams=True, relative_segments=True,
+        position_options={"untie": True, "dropout": 0.1}, **_XL,
+    ),
+    # He et al. 2021: content and distance in separate vectors, absolute positions in the mask decoder alone
+    "deberta": ModelConfig(
+        mask_decoder=True, key_bias=False, position_options={"span": 128, "dropout": 0.1}, **_DEBERTA
+    ),
+    # its release of v2: buckets of distance, projections shared with content, a convolution
+    "deberta-v2": ModelConfig(
+        mask_decoder=True, conv_width=3, position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
+    # He et al. 2023: v2 without the convolution, trained as ELECTRA; the generator has half the layers
+    "deberta-v3": ModelConfig(
+        head="detection", position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
+    "deberta-v3-generator": ModelConfig(
+        layers=2, mask_decoder=True, position_options=_DEBERTA_V3 | {"span": 128, "buckets": 64}, **_DEBERTA
+    ),
     # Lewis et al. 2020: learned positions from 2 on, a norm after each stack's embedding
     "bart": ModelConfig(
         kind="encoder-decoder", position="learned", position_options={"offset": 2}, embedding_norm=True,
@@ -143,6 +177,30 @@ SIZES: dict[str, ModelConfig] = {
     "electra-small-generator": _size("electra-generator", 12, 64, 1, 512, 30522, embedding_dim=128),
     "electra-base-generator": _size("electra-generator", 12, 256, 4, 512, 30522, embedding_dim=768),
     "electra-large-generator": _size("electra-generator", 24, 256, 4, 512, 30522, embedding_dim=1024),
+    # Dai et al. 2019's released scripts: WikiText-103 and enwik8
+    "transformer-xl-wt103-base": _size(
+        "transformer-xl", 16, 410, 10, 150, 267735, head_dim=41, hidden=2100, memory=150
+    ),
+    "transformer-xl-wt103-large": _size("transformer-xl", 18, 1024, 16, 384, 267735, hidden=4096, memory=384),
+    "transformer-xl-enwik8-base": _size("transformer-xl", 12, 512, 8, 512, 204, hidden=2048, memory=512),
+    "transformer-xl-enwik8-large": _size("transformer-xl", 24, 1024, 8, 768, 204, hidden=3072, memory=768),
+    "xlnet-base": _size("xlnet", 12, 768, 12, 512, 32000, memory=384, memory_reuse=256),
+    "xlnet-large": _size("xlnet", 24, 1024, 16, 512, 32000, memory=384, memory_reuse=256),
+    "deberta-base": _size("deberta", 12, 768, 12, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-large": _size("deberta", 24, 1024, 16, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-xlarge": _size("deberta", 48, 1024, 16, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-v2-xlarge": _size("deberta-v2", 24, 1536, 24, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v2-xxlarge": _size("deberta-v2", 48, 1536, 24, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-xsmall": _size("deberta-v3", 12, 384, 6, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-small": _size("deberta-v3", 6, 768, 12, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-base": _size("deberta-v3", 12, 768, 12, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-large": _size("deberta-v3", 24, 1024, 16, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-base-generator": _size(
+        "deberta-v3-generator", 6, 768, 12, 512, 128100, position_options=_DEBERTA_V3
+    ),
+    "deberta-v3-large-generator": _size(
+        "deberta-v3-generator", 12, 1024, 16, 512, 128100, position_options=_DEBERTA_V3
+    ),
     "bart-base": _size("bart", 6, 768, 12, 1024, 50265),
     "bart-large": _size("bart", 12, 1024, 16, 1024, 50265),
     "mass-base": _size("mass", 6, 1024, 8, 512, 30522),

@@ -10,9 +10,12 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.models import two_stream
 from fastlm.models.config import ModelConfig
+from fastlm.models.deberta import Convolution, MaskDecoder
+from fastlm.models.recurrence import Recurrence
 from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
-from fastlm.positions import Terms
+from fastlm.positions import Learned, SharedTerms, Terms
 
 
 class Memory(NamedTuple):
@@ -33,13 +36,13 @@ class LayerInputs(NamedTuple):
     """What every layer of a stack is given besides its states and its cache.
 
     Args:
-        terms: the part of the scheme that the stack's layers share; None where each has its own, or none.
+        terms: the scheme, or the part of it, that the stack's layers share; None where each has its own, or none.
         masks: arguments of `fastlm.attention` that hide keys of the stack's own tokens.
         memory: the encoder's states; None where there is no encoder.
         memory_masks: arguments of `fastlm.attention` that hide some of those.
     """
 
-    terms: Terms | None = None
+    terms: Terms | SharedTerms | None = None
     masks: dict = {}  # noqa: RUF012
     memory: Tensor | None = None
     memory_masks: dict = {}  # noqa: RUF012
@@ -60,7 +63,8 @@ class Block(nn.Module):
             position=config.make_position(causal) if config.position_per_layer else None,
             causal=causal,
             bias=config.bias if config.qkv_bias is None else config.qkv_bias,
-            out_bias=config.bias,
+            out_bias=config.bias if config.out_bias is None else config.out_bias,
+            key_bias=config.key_bias,
             window=window,
         )
         self.cross_norm = make_norm(config, config.dim) if cross else None
@@ -76,13 +80,24 @@ class Block(nn.Module):
         )
         self.pre, self.dropout = config.norm_place == "pre", config.dropout
 
-    def forward(self, x: Tensor, inputs: LayerInputs, cache: KVCache | None) -> Tensor:
-        attend = lambda x: self.attention(x, position=inputs.terms, cache=cache, **inputs.masks)
+    def forward(
+        self,
+        x: Tensor,
+        inputs: LayerInputs,
+        cache: KVCache | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x [B, L, dim] → [B, L, dim]; with keys, which `keys` made, x's tokens attend to those instead."""
+        attend = lambda x: self.attention(x, keys=keys, position=inputs.terms, cache=cache, **inputs.masks)
         x = self._branch(x, self.attention_norm, attend)
         if self.cross is not None:
             recall = lambda x: self.cross(x, inputs.memory, cache=cache, **inputs.memory_masks)
             x = self._branch(x, self.cross_norm, recall)
         return self._branch(x, self.mlp_norm, self.mlp)
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [B, Lk, dim], for `forward`."""
+        return self.attention.keys(self.attention_norm(x) if self.pre else x)
 
     def _branch(self, x: Tensor, norm: nn.Module, sublayer) -> Tensor:
         drop = lambda x: F.dropout(x, self.dropout, self.training)
@@ -102,7 +117,9 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig, layers: int, causal: bool, cross: bool = False):
         super().__init__()
         self.config, self.causal, self.layers = config, causal, layers
-        self.position = None if config.position_per_layer else config.make_position(causal)
+        per_layer = config.position_per_layer
+        self.position = config.make_shared_position() if per_layer else config.make_position(causal)
+        self.absolute_position = Learned(config.context, config.embedding_width) if config.absolute_positions else None
         self.types = nn.Embedding(config.token_types, config.embedding_width) if config.token_types else None
         self.embedding_norm = make_norm(config, config.embedding_width) if config.embedding_norm else None
         narrow = config.embedding_width != config.dim
@@ -112,6 +129,9 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, causal, cross, window(group)) for group in range(groups) for _ in range(config.group_blocks)
         )
+        self.convolution = Convolution(config, make_norm(config, config.dim)) if config.conv_width else None
+        self.mask_decoder = MaskDecoder(config) if config.mask_decoder else None
+        self.queries = two_stream.QueryStream(config) if config.two_streams else None
         final = config.norm_place == "pre" if config.final_norm is None else config.final_norm
         self.norm = make_norm(config, config.dim) if final else None
 
@@ -127,9 +147,13 @@ class Stack(nn.Module):
         positions: Tensor,
         types: Tensor | None,
         masks: dict,
+        real: Tensor | None = None,
         memory: Memory | None = None,
         memory_masks: dict | None = None,
         caches: list[KVCache] | None = None,
+        recurrence: Recurrence | None = None,
+        ranks: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
         """States of embedded tokens.
 
@@ -138,31 +162,67 @@ class Stack(nn.Module):
             positions: [L] or [B, L] int64, for schemes that add to them.
             types: [B, L] int64, each token's type; None for 0.
             masks: arguments of `fastlm.attention` that hide keys.
+            real: [B, L] bool, which tokens are no padding, for a convolution; None for all.
             memory: an encoder's states.
             memory_masks: arguments of `fastlm.attention` that hide some of memory's.
             caches: one for each of `order()`; x then continues what they hold, and joins it.
+            recurrence: the segments before, likewise.
+            ranks: [B, L] int; tokens see those that rank no higher.
+            predicted: [B, P] int64, the tokens of which the query stream's states are returned.
 
         Returns:
-            [B, L, dim].
+            [B, L, dim], or [B, P, dim] with predicted.
         """
+        seen = len(caches[0]) if caches else 0 if recurrence is None else len(recurrence)
+        if ranks is not None:
+            masks = masks | {"order": two_stream.order(ranks, seen)}
+        if self.config.relative_segments and types is not None:
+            masks = masks | {"groups": two_stream.groups(types, seen)}
         inputs = LayerInputs(None, masks, None if memory is None else memory.states, memory_masks or {})
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
+        if self.absolute_position is not None:
+            x = x + self.absolute_position.embed(positions).to(x.dtype)
         if self.position is not None:
-            embedded = self.position.embed(positions)
-            x = x if embedded is None else x + embedded.to(x.dtype)
+            added = self.position.embed(positions)
+            x = x if added is None else x + added.to(x.dtype)
             L = x.shape[1]
-            inputs = inputs._replace(
-                terms=self.position.terms(L, L + (len(caches[0]) if caches else 0), device=x.device)
-            )
+            inputs = inputs._replace(terms=self.position.terms(L, seen + L, device=x.device))
         x = x if self.embedding_norm is None else self.embedding_norm(x)
         dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
         x = F.dropout(x, dropout, self.training)
         x = x if self.project is None else self.project(x)
-        for i, block in enumerate(self.order()):
-            x = block(x, inputs, caches[i] if caches else None)
+        x = self._layers(x, inputs, positions, real, caches, recurrence, predicted)
         x = x if self.norm is None else self.norm(x)
         return F.dropout(x, self.config.final_dropout, self.training)
+
+    def _layers(
+        self,
+        x: Tensor,
+        inputs: LayerInputs,
+        positions: Tensor,
+        real: Tensor | None,
+        caches: list[KVCache] | None,
+        recurrence: Recurrence | None,
+        predicted: Tensor | None,
+    ) -> Tensor:
+        """`forward` from the first block to the last."""
+        blocks, embedded, queries = self.order(), x, None
+        if predicted is not None:
+            queries, of_queries = self.queries(predicted), self.queries.inputs(inputs, predicted)
+            queries = F.dropout(queries, self.config.dropout, self.training)
+        for i, block in enumerate(blocks if self.mask_decoder is None else blocks[:-1]):
+            keys = None
+            if recurrence is not None or queries is not None:
+                keys = block.keys(x if recurrence is None else recurrence.extend(i, x))
+            queries = None if queries is None else block(queries, of_queries, keys=keys)
+            if queries is None or i < len(blocks) - 1:  # queries need no content after the last block
+                x = block(x, inputs, caches[i] if caches else None, keys)
+            if i == 0 and self.convolution is not None:
+                x = self.convolution(embedded, x, real)
+        if self.mask_decoder is not None:
+            return self.mask_decoder(x, positions, blocks[-1], inputs)
+        return x if queries is None else queries
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:

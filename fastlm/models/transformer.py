@@ -17,6 +17,7 @@ from fastlm.models.config import ModelConfig
 from fastlm.models.generation import generate
 from fastlm.models.heads import DetectionHead, LMHead, PairHead
 from fastlm.models.init import init_weights
+from fastlm.models.recurrence import Recurrence
 from fastlm.models.stack import Memory, Stack
 from fastlm.nn import KVCache
 
@@ -86,6 +87,9 @@ class Transformer(nn.Module):
         prefix: Tensor | None = None,
         memory: Memory | None = None,
         caches: list[KVCache] | None = None,
+        recurrence: Recurrence | None = None,
+        ranks: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
         """The last states, which heads read.
 
@@ -105,9 +109,13 @@ class Transformer(nn.Module):
             memory: what `encode` made of tokens, to use it again.
             caches: one `KVCache` for each of the decoder's layers, from `new_caches`; its tokens then continue what
                 they hold, and join it.
+            recurrence: the segments before, from `new_recurrence`, of a decoder or an encoder that stands alone; its
+                tokens then continue what it holds, and join it. attention_mask is then [B, len(recurrence) + L].
+            ranks: [B, L] int, of a lone encoder; tokens see those that rank no higher (two_stream.py).
+            predicted: [B, P] int64, with ranks: the tokens to predict, of which the query stream's states are returned.
 
         Returns:
-            [B, L, dim], or [B, T, dim] with decoder_tokens.
+            [B, L, dim], [B, T, dim] with decoder_tokens, or [B, P, dim] with predicted.
 
         Raises:
             IndexError, ValueError: as `forward`.
@@ -120,7 +128,7 @@ class Transformer(nn.Module):
         if decoder_tokens is None:
             return self._run(
                 self.decoder or self.encoder, tokens, attention_mask, segments, caches=caches, types=token_types,
-                positions=positions, prefix=prefix,
+                positions=positions, prefix=prefix, recurrence=recurrence, ranks=ranks, predicted=predicted,
             )  # fmt: skip
         memory = self.encode(tokens, attention_mask, segments, token_types) if memory is None else memory
         return self._run(
@@ -153,6 +161,23 @@ class Transformer(nn.Module):
         """Write up to n tokens after texts [B, L], or in answer to them: `fastlm.models.generation.generate`."""
         return generate(self, tokens, n, temperature, generator, **options)
 
+    def new_recurrence(self, length: int | None = None) -> Recurrence:
+        """An empty memory of segments, for `states` and `forward`.
+
+        Args:
+            length: tokens it holds at most; None for config.memory. Evaluation may hold more than training did.
+
+        Raises:
+            ValueError: for an encoder–decoder, whose texts do not continue one another, and where length is 0.
+        """
+        length = self.config.memory if length is None else length
+        if self.config.kind == "encoder-decoder" or length < 1:
+            raise ValueError(
+                f"the model is of kind {self.config.kind!r} and the length is {length}; a recurrence is for a decoder "
+                "or an encoder alone, with memory in its config or a length of at least 1"
+            )
+        return Recurrence(length, self.config.memory_reuse)
+
     def parameter_count(self) -> int:
         """Numbers trained, a tied matrix counted once."""
         return sum(p.numel() for p in self.parameters())
@@ -168,11 +193,18 @@ class Transformer(nn.Module):
         types: Tensor | None = None,
         positions: Tensor | None = None,
         prefix: Tensor | None = None,
+        recurrence: Recurrence | None = None,
+        ranks: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Tensor:
         B, L = tokens.shape
-        seen = len(caches[0]) if caches else 0
-        if caches and segments is not None:
-            raise ValueError("segments are for rows without caches; a cache continues one text a row")
+        seen = len(caches[0]) if caches else 0 if recurrence is None else len(recurrence)
+        if (caches or recurrence is not None) and segments is not None:
+            raise ValueError("segments are for rows that continue nothing; caches and a recurrence have one text a row")
+        if caches and recurrence is not None:
+            raise ValueError("caches and a recurrence both hold the tokens before; give one of them")
+        if predicted is not None and (ranks is None or not self.config.two_streams):
+            raise ValueError("predicted tokens need ranks, and a model with two_streams=True")
         if real is not None and real.shape != (B, seen + L):
             raise ValueError(
                 f"the attention mask must be {[B, seen + L]}, of all tokens so far; got {list(real.shape)}"
@@ -182,7 +214,10 @@ class Transformer(nn.Module):
         x = x * self.config.dim**0.5 if self.config.scale_embedding else x
         positions = self._positions(seen, L, real, segments, tokens.device) if positions is None else positions
         recalled = {} if memory is None else _visible_memory(memory, segments, L)
-        return stack(x, positions, types, hidden, memory, recalled, caches)
+        if segments is not None and self.config.conv_width:
+            raise ValueError("a convolution would mix the documents of a packed row; give rows without segments")
+        real = None if real is None else real.bool()
+        return stack(x, positions, types, hidden, real, memory, recalled, caches, recurrence, ranks, predicted)
 
     def _positions(
         self, seen: int, L: int, real: Tensor | None, segments: Tensor | None, device: torch.device

@@ -1,12 +1,14 @@
 """Multi-head attention with any positional scheme: of a sequence to itself, and to another one."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import masks
 from fastlm.checks import below_one, flag, whole
 from fastlm.nn.cache import KVCache
 from fastlm.nn.functional import attention
-from fastlm.positions import SCHEMES, Position, Terms, make
+from fastlm.positions import SCHEMES, Position, SharedTerms, Terms, make
 
 
 class _Heads(nn.Module):
@@ -43,10 +45,13 @@ class _Heads(nn.Module):
         """[B, L, n · head_dim] → [B, n, L, head_dim]."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, **options) -> Tensor:
-        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None, **options) -> Tensor:
+        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives: of all queries,
+        or of those at rows [B, P].
+        """
         dropout = self.dropout if self.training else 0.0
         o = attention(q, k, v, scale=self.scale, dropout=dropout, **options)
+        o = o if rows is None else o.gather(2, _of_heads(rows, o))
         return self.out(o.transpose(1, 2).flatten(2))
 
     def check_input(self, name: str, x: Tensor) -> None:
@@ -68,6 +73,7 @@ class Attention(_Heads):
         causal: whether later keys are hidden. Default True.
         bias: whether the linear layers have a bias. Default False.
         out_bias: whether the last of them has one. None: as bias says.
+        key_bias: whether keys have one where queries and values do; not in DeBERTa v1. Default True.
         window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
         scale: of the products of queries and keys. None: `fastlm.attention`'s, 1/√D; T5 has 1.
@@ -91,15 +97,18 @@ class Attention(_Heads):
         causal: bool = True,
         bias: bool = False,
         out_bias: bool | None = None,
+        key_bias: bool = True,
         window: tuple[int | None, int | None] | int | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
     ):
         super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale)
-        flag(causal=causal)
+        flag(causal=causal, key_bias=key_bias)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
         self.causal, self.window = causal, window
-        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias and key_bias)
+        no_key = bias and not key_bias
+        self.qv_bias = nn.Parameter(torch.zeros((heads + self.kv_heads) * self.head_dim)) if no_key else None
         if isinstance(position, str):
             if position in SCHEMES and SCHEMES[position].embeds():
                 raise ValueError(
@@ -120,43 +129,84 @@ class Attention(_Heads):
         self,
         x: Tensor,
         *,
-        position: Position | Terms | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
+        position: Position | Terms | SharedTerms | None = None,
         bias: Tensor | None = None,
         key_lengths: Tensor | None = None,
         prefix: Tensor | None = None,
         segments: Tensor | tuple[Tensor, Tensor] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
+        groups: tuple[Tensor, Tensor] | None = None,
+        rows: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Self-attention of x, or of x and the tokens in a cache: Lk = L keys, or len(cache) + L with one.
 
         Args:
             x: [B, L, dim] floats.
-            position: a scheme or its `Terms`, instead of the module's own.
+            keys: keys and values instead of x's, which `keys` made of a memory and x, or of another stream of the same
+                tokens.
+            position: a scheme or its `Terms`, instead of the module's own; or what the module's own scheme goes on
+                from, which layers share.
             bias: [1|B, 1|H, 1|L, 1|Lk] floats, added to the scores.
             key_lengths: [B] int; keys past a row's length are padding.
             prefix: [B] int; keys before it are visible to every query.
             segments: [B, L] int, or (of queries [B, L], of keys [B, Lk]); queries see keys of their own segment.
             order: (ranks of queries [B, L], ranks of keys [B, Lk]) int; queries see keys that rank no higher.
+            groups: (of queries [B, L], of keys [B, Lk]) int, XLNet's relative segments; its scheme is the module's.
+            rows: [B, P] int64, where x's P rows stand, different places in each row of the batch, among the L queries
+                that order has. None: x are all of them.
             cache: keys and values of the tokens before; the L new tokens attend to them and join them.
 
-        All but x and cache are as in `fastlm.attention`.
+        All but x, keys, rows and cache are as in `fastlm.attention`.
 
         Returns:
-            [B, L, dim] in the dtype of the linear layers' output.
+            [B, L, dim], or [B, P, dim] with rows, in the dtype of the linear layers' output.
 
         Raises:
             ValueError: for shapes and types that do not fit.
         """
         self.check_input("x", x)
-        q, k, v = self.split(self.qkv(x)).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if keys is None:
+            q, k, v = self._linear(x).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        else:
+            q, (k, v) = self._linear(x, slice(self.heads * self.head_dim)), keys
         if cache is not None:
             _check_cache(cache)
             k, v = cache.extend(k, v)
+        if rows is not None:
+            q = q.new_zeros(*q.shape[:2], order[0].shape[1], self.head_dim).scatter(2, _of_heads(rows, q), q)
         return self.attend(
-            q, k, v, position=self.position if position is None else position, bias=bias, causal=self.causal,
-            window=self.window, prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
+            q, k, v, rows, position=self.terms(position), bias=bias, causal=self.causal, window=self.window,
+            prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
+            group_bias=None if groups is None else self.position.group_bias(q, groups),
         )  # fmt: skip
+
+    def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of x [B, Lk, dim], for `forward`: [B, Hk, Lk, D] each."""
+        self.check_input("x", x)
+        return self._linear(x, slice(self.heads * self.head_dim, None)).chunk(2, dim=1)
+
+    def _linear(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """Queries, keys and values of x, or those that some rows of qkv make: [B, L, dim] → [B, n, L, D]."""
+        bias = self.qkv.bias
+        if self.qv_bias is not None:
+            of_queries, of_values = self.qv_bias.split((self.heads * self.head_dim, self.kv_heads * self.head_dim))
+            bias = torch.cat((of_queries, torch.zeros_like(of_values), of_values))
+        if rows is None:
+            return self.split(self.qkv(x) if bias is self.qkv.bias else F.linear(x, self.qkv.weight, bias))
+        return self.split(F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]))
+
+    def terms(self, position: Position | Terms | SharedTerms | None) -> Position | Terms | None:
+        """What `fastlm.attention` takes as this layer's position."""
+        if not isinstance(position, SharedTerms):
+            return self.position if position is None else position
+        return self.position.finish(position, self._project_rows)
+
+    def _project_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, dim] → what queries' and keys' projections make of them, [H, n, D] and [Hk, n, D]."""
+        made = self._linear(rows[None], slice((self.heads + self.kv_heads) * self.head_dim))[0]
+        return made.split((self.heads, self.kv_heads))
 
 
 class CrossAttention(_Heads):
@@ -232,3 +282,8 @@ class CrossAttention(_Heads):
 def _check_cache(cache: object) -> None:
     if not isinstance(cache, KVCache):
         raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
+
+
+def _of_heads(rows: Tensor, x: Tensor) -> Tensor:
+    """[B, P] → [B, H, P, D], an index along L of x [B, H, L, D]."""
+    return rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])

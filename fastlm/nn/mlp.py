@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # its approximation, as in GPT-2
     "relu": F.relu,
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 
 
@@ -22,7 +24,7 @@ class MLP(nn.Module):
     Args:
         dim: width of the input and the output.
         hidden: width between the two linear layers. A gated layer's `inner` is [2·hidden, dim], gate first.
-        activation: f, by its name in ACTIVATIONS: "gelu", "gelu_tanh", "relu" or "silu". Default "gelu".
+        activation: f, by its name in ACTIVATIONS: "gelu", "gelu_tanh", "relu", "silu" or "tanh". Default "gelu".
         gated: whether it is gated. With "silu" that is Llama's SwiGLU, with "gelu_tanh" T5 v1.1's GEGLU.
         bias: whether the linear layers have a bias. Default True.
         dropout: share of what `out` reads that is dropped while training, in [0, 1). Default 0.

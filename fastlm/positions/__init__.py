@@ -4,7 +4,9 @@
     absolute.py      none, learned, sinusoidal: added to the token embeddings
     rotary.py        RoPE; frequencies.py has its scalings (PI, NTK, YaRN, Llama 3)
     bias.py          ALiBi, T5, KERPLE: a number a head and distance, added to scores
-    vectors.py       Shaw, Transformer-XL, XLNet, DeBERTa: a vector a head and distance
+    vectors.py       Shaw, Transformer-XL, XLNet: a vector a head and distance
+    deberta.py       DeBERTa: likewise, from a table
+    shared.py        what the layers of a stack share of such a scheme
 
 In go a model's facts (its heads, its width) and the lengths of a call; out come O(L) rows and tables that attention's
 kernels read, differentiable with respect to what the scheme learns. To add one, subclass `Position` with a name, here
@@ -20,10 +22,13 @@ Models, the command line, tests and benchmarks then find it in SCHEMES.
 from fastlm.positions.absolute import Learned, NoPosition, Sinusoidal
 from fastlm.positions.base import FACTS, SCHEMES, Position, Terms, Vectors, make
 from fastlm.positions.bias import ALiBi, Kerple, T5Bias, alibi_slopes, t5_bucket
+from fastlm.positions.deberta import DeBERTa, deberta_bucket
 from fastlm.positions.rotary import RoPE
-from fastlm.positions.vectors import DeBERTa, Shaw, TransformerXL, XLNet, deberta_bucket
+from fastlm.positions.shared import LayerPosition, SharedPart, SharedTerms, make_shared
+from fastlm.positions.vectors import Shaw, TransformerXL, XLNet
 
 __all__ = [
-    "FACTS", "SCHEMES", "ALiBi", "DeBERTa", "Kerple", "Learned", "NoPosition", "Position", "RoPE", "Shaw", "Sinusoidal",
-    "T5Bias", "Terms", "TransformerXL", "Vectors", "XLNet", "alibi_slopes", "deberta_bucket", "make", "t5_bucket",
+    "FACTS", "SCHEMES", "ALiBi", "DeBERTa", "Kerple", "LayerPosition", "Learned", "NoPosition", "Position", "RoPE",
+    "SharedPart", "SharedTerms", "Shaw", "Sinusoidal", "T5Bias", "Terms", "TransformerXL", "Vectors", "XLNet",
+    "alibi_slopes", "deberta_bucket", "make", "make_shared", "t5_bucket",
 ]  # fmt: skip

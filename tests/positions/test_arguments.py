@@ -22,7 +22,7 @@ ARGUMENTS = [
 @pytest.mark.parametrize("value", ["4", None, math.nan, math.inf, -3, 2.5, [2]], ids=repr)
 @pytest.mark.parametrize("cls, name", ARGUMENTS, ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_no_constructor_takes_what_is_no_number(cls, name, value):
-    if (name, value) == ("base", 2.5):
+    if (name, value) == ("base", 2.5) or (name, value) == ("norm_eps", 2.5):
         return
     fitting = {fact: FITTING[fact] for fact in inspect.signature(cls).parameters.keys() & FITTING.keys()}
     with pytest.raises(ValueError, match=rf"{name}( is|; got) {value!r}".replace("[", r"\[")):

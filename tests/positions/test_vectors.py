@@ -38,13 +38,13 @@ def test_deberta_v1_matches_transformers():
     )  # fmt: skip
     theirs, ours = v1.DisentangledSelfAttention(config), DeBERTa(32, 4, 8, span=20)
     with torch.no_grad():
-        ours.table.normal_(), theirs.q_bias.normal_(), theirs.v_bias.normal_()
+        ours.table.weight.normal_(), theirs.q_bias.normal_(), theirs.v_bias.normal_()
     ours.key.load_state_dict(theirs.pos_proj.state_dict())
     ours.query.load_state_dict(theirs.pos_q_proj.state_dict())
     for L in (13, 50):  # within the span and beyond
         x = torch.randn(2, L, 32)
         distance = (torch.arange(L)[:, None] - torch.arange(L))[None]
-        expected, _ = theirs(x, torch.ones(2, 1, L, L), relative_pos=distance, rel_embeddings=ours.table)
+        expected, _ = theirs(x, torch.ones(2, 1, L, L), relative_pos=distance, rel_embeddings=ours.table.weight)
         q, k, v = theirs.in_proj(x).unflatten(-1, (4, 24)).transpose(1, 2).chunk(3, -1)
         q, v = (t + b.view(4, 1, 8) for t, b in ((q, theirs.q_bias), (v, theirs.v_bias)))
         got = fastlm.attention(q, k, v, position=ours).transpose(1, 2).flatten(2)
@@ -64,7 +64,7 @@ def test_deberta_matches_transformers(buckets, shared):
     theirs = v2.DisentangledSelfAttention(config)
     ours = DeBERTa(32, 4, 8, span=40, buckets=buckets)
     with torch.no_grad():
-        ours.table.normal_()
+        ours.table.weight.normal_()
     if shared:
         ours.key, ours.query = theirs.key_proj, theirs.query_proj
     else:
@@ -74,7 +74,7 @@ def test_deberta_matches_transformers(buckets, shared):
         project(x).unflatten(-1, (4, 8)).transpose(1, 2)
         for project in (theirs.query_proj, theirs.key_proj, theirs.value_proj)
     )
-    expected, _ = theirs(x, torch.ones(2, 1, 60, 60), rel_embeddings=ours.table)
+    expected, _ = theirs(x, torch.ones(2, 1, 60, 60), rel_embeddings=ours.table.weight)
     got = fastlm.attention(q, k, v, position=ours).transpose(1, 2).flatten(2)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
