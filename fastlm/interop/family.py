@@ -19,6 +19,7 @@ ACTIVATIONS = {
     "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "relu": ("relu",),
     "silu": ("silu", "swish"),
+    "tanh": ("tanh",),
 }
 # What any family's config may ask for and no model of ours does.
 UNSERVED = {"quantization_config": None, "is_decoder": False, "add_cross_attention": False,
@@ -198,7 +199,8 @@ def resolved(c: ModelConfig) -> ModelConfig:
     said = lambda value, default: default if value is None else value
     changes = dict(
         kv_heads=said(c.kv_heads, c.heads), head_dim=c.head_width, hidden=c.mlp_width, embedding_dim=c.embedding_width,
-        qkv_bias=said(c.qkv_bias, c.bias), norm_bias=c.norm == "layernorm" and said(c.norm_bias, c.bias),
+        qkv_bias=said(c.qkv_bias, c.bias), out_bias=said(c.out_bias, c.bias),
+        norm_bias=c.norm == "layernorm" and said(c.norm_bias, c.bias),
         final_norm=said(c.final_norm, c.norm_place == "pre"), embedding_dropout=said(c.embedding_dropout, c.dropout),
         attention_scale=None if c.attention_scale == c.head_width**-0.5 else c.attention_scale,
         shared_groups=None if c.shared_groups == c.layers else c.shared_groups,

@@ -187,10 +187,9 @@ def test_an_unknown_entry_is_named_once(tmp_path):
     [
         ("GPT2LMHeadModel", dict(model_type="gpt5"), "model_type 'gpt5'; fastlm knows albert, bart, bert, bloom"),
         ("GPT2LMHeadModel", dict(scale_attn_by_inverse_layer_idx=True), "gpt2's config has scale_attn_by_inverse_lay"),
-        ("GPT2LMHeadModel", dict(activation_function="tanh"), "activation_function 'tanh', which .*: the activations"),
+        ("GPT2LMHeadModel", dict(activation_function="mish"), "activation_function 'mish', which .*: the activations"),
         ("GPT2LMHeadModel", dict(quantization_config={"bits": 4}), r"quantization_config {'bits': 4}"),
         ("LlamaForCausalLM", dict(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rope_type 'dynamic'"),
-        ("LlamaForCausalLM", dict(attention_bias=True), "attention_bias True"),
         ("LlamaForCausalLM", dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
         (
             "LlamaForCausalLM",
@@ -204,7 +203,7 @@ def test_an_unknown_entry_is_named_once(tmp_path):
         ("AlbertForPreTraining", dict(embedding_size=24), "embedding_size 24"),
         ("BartForConditionalGeneration", dict(decoder_ffn_dim=44), "decoder_ffn_dim 44"),
         ("BartForConditionalGeneration", dict(decoder_layerdrop=0.1), "decoder_layerdrop 0.1"),
-        ("T5ForConditionalGeneration", dict(feed_forward_proj="gated-tanh"), "feed_forward_proj 'gated-tanh'"),
+        ("T5ForConditionalGeneration", dict(feed_forward_proj="gated-mish"), "feed_forward_proj 'gated-mish'"),
         ("BertForPreTraining", dict(vocab_size=62), r"word_embeddings.weight' is \[61, 24\], .* calls for \[62, 24\]"),
         ("BertForPreTraining", dict(num_hidden_layers=3), "lacks 'bert.encoder.layer.2.attention.self.query.weight'"),
         ("BertForPreTraining", dict(num_hidden_layers=1), "has 'bert.encoder.layer.1.attention.output.LayerNorm.bias'"),

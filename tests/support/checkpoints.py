@@ -93,6 +93,8 @@ CHECKPOINTS = [
     Checkpoint("LlamaForCausalLM", {}),
     Checkpoint("LlamaForCausalLM", dict(num_key_value_heads=2, tie_word_embeddings=True, head_dim=10)),
     Checkpoint("LlamaForCausalLM", dict(attention_bias=True, mlp_bias=True, hidden_act="gelu", rope_theta=500.0)),
+    Checkpoint("LlamaForCausalLM", dict(attention_bias=True, num_key_value_heads=2)),
+    Checkpoint("LlamaForCausalLM", dict(mlp_bias=True, hidden_act="tanh")),
     Checkpoint("LlamaForCausalLM", dict(rope_scaling={"rope_type": "linear", "factor": 2.0}, num_key_value_heads=1)),
     Checkpoint("LlamaForCausalLM", dict(rope_scaling=YARN, rms_norm_eps=1e-4)),
     Checkpoint("LlamaForCausalLM", dict(rope_scaling=YARN | dict(beta_fast=16.0, beta_slow=2.0))),

@@ -66,16 +66,16 @@ def write_rope(c: ModelConfig) -> dict:
 
 
 def read(entries: dict) -> dict:
-    attention, mlp = entries.pop("attention_bias", False), entries.pop("mlp_bias", False)
-    if attention != mlp:
-        raise LLAMA.refusal("attention_bias", attention, f"it has one field, bias, for that and mlp_bias, {mlp}")
-    return {"bias": bool(mlp)} | read_rope(entries)
+    attention = bool(entries.pop("attention_bias", False))
+    return {
+        "bias": bool(entries.pop("mlp_bias", False)), "qkv_bias": attention, "out_bias": attention,
+    } | read_rope(entries)  # fmt: skip
 
 
 def write(c: ModelConfig) -> dict:
     if c.dim % c.heads:  # transformers 5 checks it, whatever head_dim says
         raise ValueError(f"Llama's heads divide its width; got {c.heads} and {c.dim}")
-    return {"attention_bias": c.bias, "mlp_bias": c.bias} | write_rope(c)
+    return {"attention_bias": c.qkv_bias, "mlp_bias": c.bias} | write_rope(c)
 
 
 def parts(c: ModelConfig) -> Parts:
@@ -86,7 +86,7 @@ def parts(c: ModelConfig) -> Parts:
         attention = f"{theirs}.self_attn"
         names = f"{attention}.q_proj {attention}.k_proj {attention}.v_proj"
         yield from heads(c, names, f"{ours}.attention.qkv", c.bias if c.qkv_bias is None else c.qkv_bias)
-        yield from affine(f"{attention}.o_proj", f"{ours}.attention.out", c.bias)
+        yield from affine(f"{attention}.o_proj", f"{ours}.attention.out", c.bias if c.out_bias is None else c.out_bias)
         yield from affine(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", bias=False)
         inner = dict.fromkeys((f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj"), c.mlp_width)
         yield from stacked(inner, f"{ours}.mlp.inner", c.bias)

@@ -21,7 +21,7 @@ def read_shape(entries: dict) -> dict:
     entries.pop("dense_act_fn", None), entries.pop("is_gated_act", None)  # say the same
     activation = next((ours for ours, names in ACTIVATIONS.items() if name in names), None)
     if activation is None or gated not in ([], ["gated"]):
-        raise T5.refusal("feed_forward_proj", "-".join([*gated, name]), "its activations are relu, gelu, silu")
+        raise T5.refusal("feed_forward_proj", "-".join([*gated, name]), f"its activations are {', '.join(ACTIVATIONS)}")
     layers = entries.pop("num_layers", 6)
     buckets = {"buckets": entries.pop("relative_attention_num_buckets", 32)}
     return {
