@@ -218,9 +218,12 @@ def compiles(compiler: list[str], flags: list[str]) -> bool:
 
 
 def nvcc() -> tuple[str, str]:
-    """The CUDA compiler from CUDA_HOME or PATH, and its version. Raises Missing if there is none."""
+    """The CUDA compiler from CUDA_HOME, PATH or where CUDA's installer puts it, and its version. Raises Missing if
+    there is none.
+    """
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+    found = found or (None if home else shutil.which("nvcc", path="/usr/local/cuda/bin"))
     if found is None:
         raise Missing(
             "nvcc was not found",

@@ -5,6 +5,7 @@
     dense bias …      scaled_dot_product_attention with the bias as a ready-made [H, L, L] tensor, its gradient dense:
                       less work than a model has to do
     flex              compiled FlexAttention; the bias is computed in score_mod, a learned table is a captured buffer
+    flex max-autotune the same with the tiles that its compiler finds best by trying them
     eager             the formula in plain PyTorch
 
 A distance table that is learned (T5, KERPLE) gets its gradient in "backward" and "both"; fixed slopes (ALiBi) do not.
@@ -137,7 +138,7 @@ def eager(x: Inputs) -> Contestant:
     return Contestant(run, x.leaves + [bias] * x.learned)
 
 
-def flex(x: Inputs) -> Contestant:
+def flex(x: Inputs, mode: str | None = None) -> Contestant:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch._dynamo.config.recompile_limit = 1000
@@ -147,14 +148,17 @@ def flex(x: Inputs) -> Contestant:
     by_slope = lambda score, b, h, i, j: score - slopes[h] * (i - j)
     score_mod = {"none": None, "alibi": by_slope}.get(x.problem.scheme, by_table)
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, L, L, device=x.q.device)
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled = torch.compile(flex_attention, dynamic=False, mode=mode)
     return Contestant(
         lambda: compiled(x.q, x.k, x.v, score_mod=score_mod, block_mask=mask), x.leaves + [table] * x.learned
     )
 
 
-def contestants(x: Inputs) -> dict[str, Callable[[], Contestant]]:
-    """{name: how to set the contestant up}, ours first. Setting up may fail, for want of memory or of a kernel."""
+def contestants(x: Inputs, tuned: bool = False) -> dict[str, Callable[[], Contestant]]:
+    """{name: how to set the contestant up}, ours first. Setting up may fail, for want of memory or of a kernel.
+
+    tuned: whether FlexAttention takes part as max-autotune chooses too, on GPUs.
+    """
     biased, on_gpu = x.terms.table is not None, x.q.device.type == "cuda"
     field = {"fastlm": lambda: ours(x)}
     if on_gpu:
@@ -167,6 +171,8 @@ def contestants(x: Inputs) -> dict[str, Callable[[], Contestant]]:
             }
         if x.terms.rotate_q is None:
             field["flex"] = lambda: flex(x)
+            if tuned:
+                field["flex max-autotune"] = lambda: flex(x, "max-autotune-no-cudagraphs")
     else:
         field["sdpa"] = lambda: sdpa(x)
         if biased:

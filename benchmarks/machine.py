@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -77,10 +78,10 @@ def peak_growth(work) -> int | None:
 
 
 def rate(work, amount: float, device: torch.device) -> float:
-    """Best of ten: amount per second. A ceiling is what the machine can do, so the fastest run counts."""
+    """Median of ten: amount per second. What is compared with it is a median too."""
     work(), work()
     once = (lambda: between_events(work)) if device.type == "cuda" else clock([work])
-    return amount / min(once() for _ in range(10))
+    return amount / statistics.median(once() for _ in range(10))
 
 
 def copy_rate(device: torch.device, size: int = 2**30) -> float:

@@ -80,7 +80,8 @@ def markdown(rows: list[dict]) -> str:
     parts = []
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
-        line = attention_line if kind == "attention" else optimizer_line
+        group = list(group)
+        line = attention_line if "flops" in group[0] else optimizer_line
         parts += [
             f"\n### {kind} on {device}\n",
             "| | fastlm | rate | peers' time over ours |",
@@ -144,12 +145,15 @@ def draw(rows: list[dict], folder: Path) -> None:
     by_plot = lambda row: (row["kind"], row["device"], row.get("dtype", ""), row.get("D", 0))
     for (kind, device, dtype, D), group in groupby(sorted(rows, key=by_plot), by_plot):
         machine = "".join(c if c.isalnum() else "-" for c in device.lower())
+        group = list(group)
+        if kind.startswith("tiles"):  # one size each
+            continue
         if kind == "attention":
             draw_attention(
-                list(group), f"attention, {dtype}, D {D}, {device}", folder / f"attention-{dtype}-d{D}-{machine}.png"
+                group, f"attention, {dtype}, D {D}, {device}", folder / f"attention-{dtype}-d{D}-{machine}.png"
             )
         else:
-            draw_optimizer(list(group), f"{kind}, {device}", folder / f"{kind}-{machine}.png")
+            draw_optimizer(group, f"{kind}, {device}", folder / f"{kind}-{machine}.png")
 
 
 def main() -> None:

@@ -162,8 +162,11 @@ TERMS = {  # name → what gives the arguments beside q, k, v
 }  # fmt: skip
 
 
-def attention_case(dtype: torch.dtype, D: int, term: str | None = None) -> Callable:
-    """Launch forward and backward, causal, for 8 heads on 4 key heads at 4096 positions."""
+def attention_case(dtype: torch.dtype, D: int, term: str | None = None, wanted: set[str] | None = None) -> Callable:
+    """Launch forward and backward, causal, for 8 heads on 4 key heads at 4096 positions.
+
+    wanted: which gradients; None for those of all that is given.
+    """
 
     def launch() -> None:
         given = {}
@@ -172,7 +175,8 @@ def attention_case(dtype: torch.dtype, D: int, term: str | None = None) -> Calla
         q, k, v = (empty(B, heads, L, D, dtype=dtype) for heads in (H, HK, HK))
         a = Arguments.of(q, k, v, right=0, **given)
         out, lse = attention.forward(a)
-        attention_backward.backward(out, None, out, lse, a, {name for name in LEARNED if getattr(a, name) is not None})
+        given = {name for name in LEARNED if getattr(a, name) is not None}
+        attention_backward.backward(out, None, out, lse, a, given if wanted is None else wanted)
 
     return launch
 

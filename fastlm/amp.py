@@ -11,7 +11,7 @@
   as by torch's scaler.
 * fp16 gradients are allowed; there are hysteresis and a floor for the scale; overflow is shared with other ranks.
 
-Dynamic scaling after Micikevicius et al. 2018.
+Loss scaling is of Micikevicius et al. 2018.
 """
 
 import functools
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict] = {
 
 
 class GradScaler(torch.amp.GradScaler):
-    """Dynamic loss scaling (Micikevicius et al. 2018, sec. 3.2); a drop-in for torch.amp.GradScaler.
+    """Loss scaling (Micikevicius et al. 2018, sec. 3.2) by a factor that adapts; a drop-in for torch.amp.GradScaler.
 
     Args:
         device: device type of the scale. Default "cuda".
@@ -154,7 +154,7 @@ class GradScaler(torch.amp.GradScaler):
             }
             for device, flag in flags.items():
                 unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
-        return {device: sharding.agreed(flag, ranks) for device, flag in flags.items()}
+        return {device: sharding.all_reduce_max(flag, ranks) for device, flag in flags.items()}
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Grow or back off the scale by what the steps saw, on the device; or set it to new_scale."""

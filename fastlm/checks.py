@@ -34,7 +34,9 @@ def below_one(**values: object) -> None:
 
 
 def whole(least: int, cure: str | None = None, **values: object) -> None:
-    fits = lambda x: isinstance(x, Integral) and not isinstance(x, bool) and x >= least
+    def fits(x: object) -> bool:
+        return isinstance(x, Integral) and not isinstance(x, bool) and x >= least
+
     numbers(values, fits, f"give a whole number of at least {least}" if cure is None else cure)
 
 

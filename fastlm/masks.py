@@ -33,8 +33,7 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
     if window is None:
         return UNBOUNDED, 0 if causal else UNBOUNDED
     both = (window, window) if isinstance(window, int) else window
-    is_bound = lambda x: x is None or (isinstance(x, int) and not isinstance(x, bool))
-    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(map(is_bound, both)):
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(map(_is_bound, both)):
         raise ValueError(
             f"window is {window!r}; give (left, right) in keys, None for no bound on a side, or one int for both"
         )
@@ -43,6 +42,10 @@ def band(causal: bool, window: tuple[int | None, int | None] | int | None) -> tu
             raise ValueError(f"window {side} bound is {bound}; give a count of keys ≥ 0, or None for no bound")
     left, right = (UNBOUNDED if bound is None else min(bound, UNBOUNDED) for bound in both)
     return left, 0 if causal else right
+
+
+def _is_bound(x: object) -> bool:
+    return x is None or (isinstance(x, int) and not isinstance(x, bool))
 
 
 def segments_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:

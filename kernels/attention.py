@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import numbers, strided, terms, tiles_for, with_bounds
+from fastlm.kernels.launch import launch, numbers, signature, strided, terms, tiles_for, with_bounds
 from fastlm.kernels.masks import edge_tile, key_count, tiles_of_keys
 from fastlm.kernels.terms import UNSPECIALIZED, Head, Numbers, add_values, apply_dropout, scores, units
 from fastlm.kernels.tile import LOG2E, cast, fma, head_of, load_position, load_rows, store_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv
 
 # running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
 NOTHING = tl.constexpr(-3.4028234663852886e38)
@@ -60,10 +60,10 @@ def forward_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     q_rows, k_rows, v_rows, p_out, p_lse, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # which queries of which head; under a causal mask the last ones have most to do, so they begin
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = tl.program_id(0) // n_tiles
@@ -114,7 +114,8 @@ def forward(a: tuple) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(a.q):
         chosen = tiles_for("forward", a)
         t = with_bounds(terms(a), chosen)
-        forward_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
-            q, k, v, out, lse, t, *numbers(a), D, BLOCK_D=block_d(D), **chosen._asdict()
-        )
+        launch(
+            forward_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, signature(a),
+            q, k, v, out, lse, t, *numbers(a), D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
+        )  # fmt: skip
     return out, lse

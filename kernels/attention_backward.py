@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastlm.kernels.bias_gradient import bias_gradient
 from fastlm.kernels.distance_gradients import distance_gradients
-from fastlm.kernels.launch import Saved, numbers, strided, terms, tiles_for, with_bounds
+from fastlm.kernels.launch import Saved, launch, numbers, signature, strided, terms, tiles_for, with_bounds
 from fastlm.kernels.masks import edge_tile, key_count, tiles_of_keys, tiles_of_queries
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
@@ -34,7 +34,7 @@ from fastlm.kernels.terms import (
     units,
 )
 from fastlm.kernels.tile import LOG2E, Matrix, cast, dot, head_of, load_position, load_rows, store_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -107,10 +107,10 @@ def dkdv_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
     q_rows, k_rows, v_rows, p_grad, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # which queries of which head, in the order of the forward pass
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -163,10 +163,10 @@ def dq_kernel(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
     q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # which keys of which key/value head; under a causal mask the first ones have most to do, so they begin
     n_tiles, Hk = tl.cdiv(Lk, BLOCK_N), H // group
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -227,19 +227,21 @@ def backward(
         if getattr(a, name) is not None
     }
     lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
-    t, n = terms(a), numbers(a)
+    t, n, seen = terms(a), numbers(a), signature(a, grad, grad_lse, out, lse)
     with torch.cuda.device_of(grad):
         chosen = tiles_for("dq", a)
-        dq_kernel[(triton.cdiv(Lq, chosen.BLOCK_M) * H * B,)](
+        launch(
+            dq_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, seen,
             q, k, v, grad, grad_lse, out, lse, lse_unit, delta, made["q"], made.get("q_position"), made.get("same"),
-            with_bounds(t, chosen), *n, D, BLOCK_D=block_d(D), **chosen._asdict(),
+            with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         chosen = tiles_for("dkdv", a)
-        dkdv_kernel[(triton.cdiv(Lk, chosen.BLOCK_N) * Hk * B,)](
+        launch(
+            dkdv_kernel, cdiv(Lk, chosen.BLOCK_N) * Hk * B, chosen, seen,
             q, k, v, grad, lse_unit, delta, made["k"], made["v"], made.get("k_position"),
-            with_bounds(t, chosen), *n, D, BLOCK_D=block_d(D), **chosen._asdict(),
+            with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         saved = Saved(q, k, v, grad, lse_unit, delta)
         if "bias" in wanted:
-            made["bias"] = bias_gradient(saved, t, a)
-        return made | distance_gradients(saved, t, a, wanted)
+            made["bias"] = bias_gradient(saved, t, a, seen)
+        return made | distance_gradients(saved, t, a, wanted, seen)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import Saved, numbers, tiles_for, with_bounds
+from fastlm.kernels.launch import Saved, launch, numbers, tiles_for, with_bounds
 from fastlm.kernels.masks import key_count, tiles_of_keys
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
@@ -20,32 +20,31 @@ from fastlm.kernels.terms import (
     scores,
 )
 from fastlm.kernels.tile import Matrix, cast, fma, head_of, load_position, load_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "walked_b", "walked_h"])
 def bias_kernel(
     q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_out, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
-    B, OVER_B: tl.constexpr, OVER_H: tl.constexpr, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    walked_b, walked_h, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out, of the bias's shape, = Σ dS over what it is broadcast over: OVER_B rows of the batch, OVER_H heads, queries,
-    keys.
+    """out, of the bias's shape, = Σ dS over what it is broadcast over: rows of the batch and heads, of which there are
+    walked_b and walked_h for each of its own; OVER_Q queries, OVER_K keys.
     """
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # the tile of the gradient that this program owns
-    n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), 1 if OVER_H else H
+    n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), H // walked_h
     i_tile, j_tile = tl.program_id(0) // n_j % n_i, tl.program_id(0) % n_j
     i_h, i_b = tl.program_id(0) // (n_j * n_i) % n_h, tl.program_id(0) // (n_j * n_i * n_h)
     # every row of the batch, head, tile of queries and of keys that it is broadcast over
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range((B if OVER_B else 1) * (H if OVER_H else 1)):
-        b = tl.cast(step // (H if OVER_H else 1) if OVER_B else i_b, tl.int64)
-        h = tl.cast(step % H if OVER_H else i_h, tl.int64)
+    for step in range(walked_b * walked_h):
+        b, h = tl.cast(i_b + step // walked_h, tl.int64), tl.cast(i_h + step % walked_h, tl.int64)
         head, i_row = Head(b, h, key_count(t, b, Lk)), (b * H + h) * Lq
         for i_walk in range(0 if OVER_Q else i_tile, tl.cdiv(Lq, BLOCK_M) if OVER_Q else i_tile + 1):
             i0 = i_walk * BLOCK_M
@@ -87,16 +86,18 @@ def bias_kernel(
 # Launcher
 
 
-def bias_gradient(s: Saved, t: TermPointers, a: tuple) -> Tensor:
-    """Σ dS over what the bias is broadcast over, in the bias's shape and dtype."""
-    (B, _, Lq, D), Lk = a.q.shape, a.k.shape[2]
+def bias_gradient(s: Saved, t: TermPointers, a: tuple, seen: tuple) -> Tensor:
+    """Σ dS over what the bias is broadcast over, in the bias's shape and dtype. seen: the call's signature."""
+    (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("bias", a)
     of_batch, of_heads, of_queries, of_keys = a.bias.shape
-    rows = 1 if of_queries == 1 else triton.cdiv(Lq, chosen.BLOCK_M)
-    columns = 1 if of_keys == 1 else triton.cdiv(Lk, chosen.BLOCK_N)
+    rows = 1 if of_queries == 1 else cdiv(Lq, chosen.BLOCK_M)
+    columns = 1 if of_keys == 1 else cdiv(Lk, chosen.BLOCK_N)
     out = torch.empty_like(a.bias, memory_format=torch.contiguous_format)
-    bias_kernel[(of_batch * of_heads * rows * columns,)](
-        *s, out, with_bounds(t, chosen), *numbers(a), B, of_batch == 1, of_heads == 1, of_queries == 1, of_keys == 1,
-        D, BLOCK_D=block_d(D), **chosen._asdict(),
+    launch(
+        bias_kernel, of_batch * of_heads * rows * columns, chosen, seen,
+        *s, out, with_bounds(t, chosen), *numbers(a), B // max(of_batch, 1), H // max(of_heads, 1),
+        of_queries == 1, of_keys == 1,
+        D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
     )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import VECTORS, Saved, numbers, tiles_for, with_bounds
+from fastlm.kernels.launch import VECTORS, Saved, launch, numbers, tiles_for, with_bounds
 from fastlm.kernels.masks import key_count, tiles_meet
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
@@ -29,7 +29,7 @@ from fastlm.kernels.terms import (
     table_at,
 )
 from fastlm.kernels.tile import Matrix, cast, dot, fma, head_of, load_position, load_rows, store_rows
-from fastlm.kernels.tiles import block_d
+from fastlm.kernels.tiles import block_d, cdiv, power_of_two
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Device
@@ -93,17 +93,17 @@ def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 # Kernels
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "first"])
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "B", "first", "n_diagonals", "batch_splits", "row_splits"])
 def distances_kernel(
     q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
-    H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of this program's tiles: of the table [H, splits, diagonals, 2·BLOCK], of rows [H, splits,
     diagonals, 2·BLOCK, D].
     """
-    n = Numbers(H, group, Lq, Lk, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
     # which block diagonal of which head, and which share of the batch and of the diagonal's tiles
     split = tl.program_id(0) % (batch_splits * row_splits)
     i_diagonal = tl.program_id(0) // (batch_splits * row_splits) % n_diagonals
@@ -162,7 +162,7 @@ def distances_kernel(
         store_rows(dvalue * dropout_scale, p_value + partial * D, 0, 2 * BLOCK, D, 2 * BLOCK, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["n_distances", "first", "n_diagonals", "splits", "n_rows"])
+@triton.jit(do_not_specialize=["n_distances", "first", "n_diagonals", "splits", "n_rows", "Lq"])
 def distances_sum_kernel(
     p_partial, p_out, n_distances, first, n_diagonals, splits, n_rows, Lq,
     W: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
@@ -193,9 +193,9 @@ def distances_sum_kernel(
 # Launchers
 
 
-def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str]) -> dict[str, Tensor]:
+def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str], seen: tuple) -> dict[str, Tensor]:
     """Those of table [H, Lq + Lk - 1] and of the rows by distance [H, Lq + Lk - 1, D] that are wanted, summed over the
-    batch.
+    batch. seen: the call's signature.
     """
     names = [name for name in ("table", *VECTORS) if name in wanted]
     if not names:
@@ -203,10 +203,10 @@ def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str]) ->
     (B, H, Lq, D), Lk = a.q.shape, a.k.shape[2]
     chosen = tiles_for("table", a)
     block = chosen.BLOCK_M
-    n_rows, n_columns = triton.cdiv(Lq, block), triton.cdiv(Lk, block)
+    n_rows, n_columns = cdiv(Lq, block), cdiv(Lk, block)
     first, n_diagonals = 1 - n_rows, n_rows + n_columns - 1
     if a.prefix is None:  # the block diagonals that hold a visible distance, numbered by column - row of their tiles
-        first = max(first, triton.cdiv(a.offset - a.left - (block - 1), block))
+        first = max(first, cdiv(a.offset - a.left - (block - 1), block))
         n_diagonals = max(0, min(n_columns, (a.offset + a.right + block - 1) // block + 1) - first)
     batch_splits, row_splits = splits_of(
         B, min(n_rows, n_columns), H * n_diagonals, len(names) == 1 and names[0] == "table"
@@ -214,16 +214,18 @@ def distance_gradients(s: Saved, t: TermPointers, a: tuple, wanted: set[str]) ->
     splits = batch_splits * row_splits
     widths = {name: 1 if name == "table" else D for name in names}
     partials = {name: s.delta.new_empty(H, splits, n_diagonals, 2 * block, width) for name, width in widths.items()}
-    distances_kernel[(H * n_diagonals * splits,)](
+    launch(
+        distances_kernel, H * n_diagonals * splits, chosen, (*seen, *names),
         *s, *(partials.get(name) for name in ("table", *VECTORS)), with_bounds(t, chosen), *numbers(a),
-        B, first, n_diagonals, batch_splits, row_splits, D, BLOCK=block, BLOCK_D=block_d(D), **chosen.options,
+        B, first, n_diagonals, batch_splits, row_splits, D, block, block_d(D),
     )  # fmt: skip
-    made = {}
+    made, summed = {}, chosen._replace(num_warps=4, num_stages=3, maxnreg=None)
     for name, width in widths.items():
         made[name] = torch.empty_like(getattr(a, name), memory_format=torch.contiguous_format)
-        distances_sum_kernel[(H * (n_rows + n_columns),)](
+        launch(
+            distances_sum_kernel, H * (n_rows + n_columns), summed, (*seen, width),
             partials[name], made[name], Lq + Lk - 1, first, n_diagonals, splits, n_rows, Lq, width,
-            BLOCK=block, BLOCK_W=triton.next_power_of_2(width),
+            block, power_of_two(width),
         )  # fmt: skip
     return made
 
@@ -234,7 +236,7 @@ def splits_of(B: int, rows: int, programs: int, table_alone: bool) -> tuple[int,
     About 16 tiles for each on the longest one, but no more than fill a GPU, since every one writes partial sums of its
     own.
     """
-    enough = triton.cdiv(4096 if table_alone else 1024, max(1, programs))
+    enough = cdiv(4096 if table_alone else 1024, max(1, programs))
     splits = max(1, min(16, B * rows // 16, enough))
     batch_splits = max(1, min(B, splits))
     return batch_splits, splits // batch_splits

@@ -10,14 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.launch import strided
+from fastlm.kernels.launch import launch, looks, strided
 from fastlm.kernels.tile import cast, fma
+from fastlm.kernels.tiles import Tiles, cdiv, power_of_two
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel
 
 
-@triton.jit(do_not_specialize=["L"])
+@triton.jit(do_not_specialize=["H", "L"])
 def rotate_kernel(
     rows, p_cos, p_sin, p_y, angle_stride, H, L,
     D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -70,13 +71,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> Tensor:
     """Launch the kernel. Arguments and result: the op `rotate`."""
     B, H, L, D = x.shape
     R = 2 * cos.shape[-1]
+    seen = looks(x, cos, sin, layout)
     rows, cos, sin = strided(x), cos.contiguous(), sin.contiguous()
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    block_r = triton.next_power_of_2(max(R // 2, 1))
+    block_r = power_of_two(max(R // 2, 1))
     block_l = max(1, 512 // block_r)  # a few hundred pairs keep 4 warps busy with 16-byte loads
     with torch.cuda.device_of(x):
-        rotate_kernel[(triton.cdiv(L, block_l) * B,)](
+        launch(
+            rotate_kernel, cdiv(L, block_l) * B, Tiles(block_l, block_r, num_warps=4, num_stages=3), seen,
             rows, cos, sin, y, cos.stride(0) if cos.ndim == 3 else 0, H, L, D, R, layout == "interleaved",
-            block_l, block_r, triton.next_power_of_2(max(D - R, 1)), num_warps=4,
+            block_l, block_r, power_of_two(max(D - R, 1)),
         )  # fmt: skip
     return y

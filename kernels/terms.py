@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fastlm.kernels.masks import of_row, visible
-from fastlm.kernels.tile import LOG2E, Matrix, Rows, dot, fma, load_readonly
+from fastlm.kernels.tile import LOG2E, Rows, dot, fma, load_readonly
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What kernels are given
@@ -25,6 +25,7 @@ from fastlm.kernels.tile import LOG2E, Matrix, Rows, dot, fma, load_readonly
 Vectors = Annotated[Any, "[H, Lq + Lk - 1, D] in q's dtype, without gaps"]
 Integers = Annotated[Any, "int32 or int64, without gaps"]
 Floats = Annotated[Any, "fp32, without gaps"]
+Table = Annotated[Any, "[H, Lq + Lk - 1] fp32, rows Numbers.table_stride apart"]
 Bias = Annotated[Rows, "with a stride of keys as well, 0 where one element serves all"]
 
 
@@ -34,7 +35,7 @@ class TermPointers(NamedTuple):
     q_bounds, k_bounds [B, 2, tiles]: the least and the largest segment in each tile of queries, of keys.
     """
 
-    table: Matrix
+    table: Table
     bias: Bias
     q_position: Rows
     query_vectors: Vectors
@@ -55,8 +56,8 @@ class TermPointers(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A call's numbers. threshold: of dropout (fastlm/backends/philox.py), None for none; dropout_scale: 1/(1 -
-    dropout).
+    """A call's numbers. table_stride: from one head's row of the table to the next; threshold: of dropout
+    (fastlm/backends/philox.py), None for none; dropout_scale: 1/(1 - dropout).
 
     Kernels take the fields one by one, in this order, and put them together at once: in a tuple Triton would compile
     anew for numbers that are 1 or multiples of 16, and do_not_specialize, which goes by a parameter's name, does not
@@ -67,6 +68,7 @@ class Numbers(NamedTuple):
     group: Any
     Lq: Any
     Lk: Any
+    table_stride: Any
     left: Any
     right: Any
     offset: Any
@@ -84,8 +86,8 @@ class Head(NamedTuple):
     n_keys: Any
 
 
-# compiled kernels do not depend on these numbers, which change from call to call
-UNSPECIALIZED = ["Lq", "Lk", "left", "right", "offset", "seed", "threshold"]
+# compiled kernels do not depend on these numbers, which change from call to call and from model to model
+UNSPECIALIZED = ["H", "group", "Lq", "Lk", "table_stride", "left", "right", "offset", "seed", "threshold"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -136,7 +138,7 @@ def relative_shift(
 @triton.jit
 def table_at(t, h, first, o_i, o_j, n):
     """The table's score of each pair of a tile, given j0 - i0."""
-    return load_readonly(t.table.p + (h * t.table.stride + (first + n.Lq - 1)) + (o_j - o_i))
+    return load_readonly(t.table + (h * n.table_stride + (first + n.Lq - 1)) + (o_j - o_i))
 
 
 @triton.jit

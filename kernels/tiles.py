@@ -9,7 +9,6 @@ backward kernels little), then as many warps on a multiprocessor as that allows,
 from typing import NamedTuple
 
 import torch
-import triton
 
 LARGEST = 128  # rows
 
@@ -94,4 +93,17 @@ def tiles(kernel: str, D: int, dtype: torch.dtype, architecture: int) -> Tiles:
 
 def block_d(D: int) -> int:
     """The power of two that holds D channels; 16 is the least that a tensor core takes."""
-    return max(16, triton.next_power_of_2(D))
+    return max(16, power_of_two(D))
+
+
+# Triton's own are functions of kernels too, and take 10 µs on the host.
+
+
+def power_of_two(n: int) -> int:
+    """The least that is no smaller than n ≥ 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def cdiv(n: int, block: int) -> int:
+    """How many blocks hold n."""
+    return -(-n // block)

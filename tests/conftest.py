@@ -1,11 +1,15 @@
-"""Fixtures that several test files use; which fastlm the tests' own processes import; where Triton's kernels run."""
+"""Fixtures that several test files use; which fastlm the tests' own processes import; where Triton's kernels run; how
+the suite is shared by the workers of `pytest -n`, and which of its files are slow.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
-from runs import text
 
 import fastlm
 from fastlm.backends import native
@@ -14,8 +18,6 @@ from fastlm.backends import native
 os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's interpreter; before anything imports a kernel
-
-__all__ = ["text"]
 
 
 def pytest_addoption(parser):
@@ -27,10 +29,46 @@ def pytest_addoption(parser):
     )
 
 
+# in the order of their time; left out by -m "not slow"
+SLOW = [
+    "kernels/test_triton.py", "csrc/test_sanitizers.py", "kernels/test_triton_compile.py", "csrc/test_cuda_on_host.py",
+    "trainer/test_interruptions.py", "trainer/test_checkpoint.py", "trainer/test_trainer.py",
+    "ops/test_lesser_processors.py", "ops/test_transforms.py", "ops/test_combinations.py", "interop/test_families.py",
+    "csrc/test_cuda_compile.py", "trainer/test_memory.py", "house/test_types.py",
+]  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
     i, n = map(int, config.getoption("--part").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
     items[:] = items[i::n]
+    for item in items:
+        if _file(item) in SLOW or item.get_closest_marker("sweep"):
+            item.add_marker(pytest.mark.slow)
+        if _shares(item):  # what a file makes once is made by one worker
+            item.add_marker(pytest.mark.xdist_group(_file(item)))
+    items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
+
+
+def _file(item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
+
+
+def _shares(item) -> bool:
+    """Whether a test uses a fixture that outlives it."""
+    made = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures)
+    return any(fixture.scope in ("module", "session") and fixture.baseid.startswith("tests") for fixture in made)
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch) -> Path:
+    """A text to train on (runs.write_text); the cache is the test's own."""
+    from runs import write_text  # and with it the trainer, whose packages the library's tests do without
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    write_text(path, seed=0)
+    return path
 
 
 @pytest.fixture(autouse=True)

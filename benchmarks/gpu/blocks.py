@@ -9,10 +9,9 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -23,10 +22,12 @@ import adamw  # noqa: E402
 import attention  # noqa: E402
 import machine  # noqa: E402
 import optim  # noqa: E402
-from shapes import PARAMETERS, SMOKE_PARAMETERS, Attention, gpu_attention  # noqa: E402
+from plan import LIMITS, SPARE_LENGTHS, TILES, TUNED_LENGTH, attention_problems, smoke_problems, tile_problems  # noqa: E402
+from shapes import PARAMETERS, SMOKE_PARAMETERS, Attention  # noqa: E402
+from timing import compare  # noqa: E402
 
 from fastlm import use_backend  # noqa: E402
-from fastlm.ops.attention import attention as attention_op  # noqa: E402
+from fastlm.kernels import tiles  # noqa: E402
 
 
 class Run:
@@ -35,7 +36,7 @@ class Run:
     def __init__(self, out: Path, seconds: float, smoke: bool):
         self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         self.smoke, self._out, self._end = smoke, out / "results.jsonl", time.monotonic() + seconds
-        self.limits = {"rounds": 2, "budget": 1.0, "batch": 0.0} if smoke else {"rounds": 30, "budget": 4.0}
+        self.limits = {"rounds": 2, "budget": 1.0, "batch": 0.0} if smoke else LIMITS
         self.clocks = ("graph", "events") if self.device.type == "cuda" else ("clock",)
         self.failures = 0
 
@@ -80,19 +81,14 @@ def describe(run: Run) -> None:
     )
 
 
-def time_adamw(run: Run) -> None:
-    time_steps(run, adamw, adamw.BYTES)
-
-
-def time_optim(run: Run) -> None:
-    time_steps(run, optim, optim.STEPS)
-
-
-def time_steps(run: Run, room: ModuleType, kinds: Iterable[str]) -> None:
-    """room: adamw or optim, which check and measure alike."""
+def time_optimizers(run: Run) -> None:
+    """Every kind of step at each list of parameters, the largest second: it shows what memory allows."""
     copy = run.copy_rate()
     parameters = SMOKE_PARAMETERS if run.smoke else PARAMETERS
-    for name, kind in run.while_time_lasts([(name, kind) for name in parameters for kind in kinds]):
+    # of other libraries' AdamW none is on a borrowed machine but torch's, which is adamw's opponent
+    steps = [(room, kind) for room, kinds in ((adamw, adamw.BYTES), (optim, optim.STEPS)) for kind in kinds]
+    steps = [(room, kind) for room, kind in steps if kind != "libraries"]
+    for name, (room, kind) in run.while_time_lasts([(name, step) for name in parameters for step in steps]):
         with run.attempt((name, kind)):
             error = room.check(parameters[name], kind, run.device)
             for clock in run.clocks:
@@ -102,29 +98,23 @@ def time_steps(run: Run, room: ModuleType, kinds: Iterable[str]) -> None:
 
 
 def time_attention(run: Run) -> None:
-    """By value: the lengths people train at first, biased before plain."""
-    if run.smoke:
-        problems = [Attention(scheme, 2, 2, 32, 16, torch.float32) for scheme in ("t5", "alibi", "none")]
-    else:
-        lengths, schemes = (2048, 512, 8192, 1024, 4096, 16384), ("t5", "alibi", "none")
-        problems = [gpu_attention(scheme, L, D) for L in lengths for D in (64, 128) for scheme in schemes]
-    # Plain attention is torch's by default; what is measured here is ours.
-    ours = (
-        {"attention": "triton", "attention_backward": "triton"}
-        if run.device.type == "cuda" and "triton" in attention_op.names()
-        else {}
-    )
-    with use_backend(**ours):
+    problems = smoke_problems() if run.smoke else [*attention_problems(), *attention_problems(SPARE_LENGTHS)]
+    with use_backend(**ours(run)):
         for problem in run.while_time_lasts(problems):
             run.release()
             with run.attempt(problem):
                 time_one_attention(run, problem)
 
 
+def ours(run: Run) -> dict[str, str]:
+    """Plain attention is torch's by default; what is measured here is ours."""
+    return {"attention": "triton", "attention_backward": "triton"} if run.device.type == "cuda" else {}
+
+
 def time_one_attention(run: Run, problem: Attention) -> None:
     x = attention.make_inputs(problem, run.device)
     errors = attention.check(x, gradients=True)
-    field = attention.contestants(x)
+    field = attention.contestants(x, tuned=problem.L == TUNED_LENGTH and problem.scheme != "none")
     for direction in ("forward", "backward"):
         run.keep(attention.measure(x, field, direction, run.clocks[0], **run.limits))
     print(
@@ -133,7 +123,39 @@ def time_one_attention(run: Run, problem: Attention) -> None:
     )
 
 
-BLOCKS = {"machine": describe, "adamw": time_adamw, "optim": time_optim, "attention": time_attention}
+def time_tiles(run: Run) -> None:
+    """Each kernel by the tiles of kernels/tiles.py and by others, within the whole forward or backward pass."""
+    if run.smoke or torch.cuda.get_device_capability() != (9, 0):
+        print("the tiles to try are for sm_90")
+        return
+    with use_backend(**ours(run)):
+        for kernel, problem in run.while_time_lasts(tile_problems()):
+            run.release()
+            with run.attempt((kernel, problem)):
+                time_one_kernel(run, kernel, problem)
+
+
+def time_one_kernel(run: Run, kernel: str, problem: Attention) -> None:
+    x = attention.make_inputs(problem, run.device)
+    direction = "forward" if kernel == "forward" else "backward"
+    call, row = attention.ours(x).call(direction, x.grad), tiles.TABLE[kernel][90]
+    shipped = row[problem.D]
+
+    def by(candidate: tiles.Tiles) -> None:
+        row[problem.D] = candidate
+        call()
+        row[problem.D] = shipped
+
+    candidates = {str(tuple(candidate)): candidate for candidate in TILES[kernel][problem.D]}
+    calls = {"fastlm": shipped, **candidates}
+    calls = {name: lambda chosen=chosen: [lambda: by(chosen)] for name, chosen in calls.items()}
+    facts = {"D": problem.D, "direction": direction, "flops": problem.flops(direction)}
+    facts |= {"scheme": problem.scheme, "B": problem.B, "H": problem.H, "L": problem.L, "dtype": "bfloat16"}
+    run.keep(compare(calls, run.clocks[0], **run.limits).row(kind=f"tiles of {kernel}", shipped=str(shipped), **facts))
+    print(f"tiles of {kernel}, D {problem.D}: timed {', '.join(candidates)} beside {tuple(shipped)}")
+
+
+BLOCKS = {"machine": describe, "optimizers": time_optimizers, "attention": time_attention, "tiles": time_tiles}
 
 
 def main() -> int:

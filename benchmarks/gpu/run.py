@@ -1,56 +1,28 @@
-"""Everything that needs a GPU, in one command of under ten minutes:
+"""Everything that needs a GPU, in three calls of under ten minutes, each complete by itself:
 
-    python benchmarks/gpu/run.py [--out FOLDER] [--smoke]
+    python benchmarks/gpu/run.py correctness    the GPU tests
+    python benchmarks/gpu/run.py attention      attention against PyTorch's and FlexAttention
+    python benchmarks/gpu/run.py optimizers     optimizers against torch's, then attention's tiles against others
 
-builds the extensions in place, runs the GPU tests, measures the machine, times the optimizers and attention, and prints
-one table. FOLDER, else $OUT, else benchmarks/results, receives results.jsonl, report.md, plots and a log for each
-block. Blocks are processes with a time cap each: one that fails or is cut short leaves the others alone. --smoke: tiny
-sizes on whatever device there is, to try it all.
+Each builds the extensions in place, measures the machine, and prints one table. --out FOLDER, else $OUT, else
+benchmarks/results, receives a folder of the call's name: results.jsonl, report.md, plots and a log for each block.
+Blocks (plan.py) are processes with a time cap each: one that fails or is cut short leaves the others alone, and one
+that is cut short is asked to stop before it is ended, so that it says what it knows. --smoke: tiny sizes on whatever
+device there is, to try it all.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import report  # noqa: E402
-
-TOTAL = 570  # seconds
-TESTERS = 12  # processes that share the tests, most of whose time goes into compiling kernels
-
-
-@dataclass(frozen=True)
-class Block:
-    """Commands that run beside one another, within `cap` seconds; `tail` lines of each one's log are shown."""
-
-    name: str
-    cap: int
-    commands: list[list[str]]
-    tail: int
-
-
-def plan(out: Path, smoke: bool) -> list[Block]:
-    """In order of worth: what cannot be had anywhere but on a GPU comes before what a plot would be nicer with."""
-    python, blocks = sys.executable, str(ROOT / "benchmarks" / "gpu" / "blocks.py")
-    tests = [
-        str(ROOT / "tests" / name)
-        for name in ("csrc/test_cuda.py", "kernels/test_triton.py")
-        if (ROOT / "tests" / name).exists()
-    ]
-    extra = ["--smoke"] * smoke
-    timed = lambda name, cap, tail: Block(name, cap, [[python, blocks, name, str(out), str(cap - 15), *extra]], tail)
-    build = Block("build", 90, [[python, "setup.py", "build_ext", "--inplace"]], 3)
-    pytest = [python, "-m", "pytest", "-q", "--maxfail=4", "-p", "no:cacheprovider", *tests]
-    # their time is the compiler's
-    check = Block("tests", 120, [[*pytest, "--part", f"{i}/{TESTERS}"] for i in range(TESTERS)], 6)
-    measured = timed("attention", 200, 20), timed("adamw", 80, 10), timed("optim", 100, 20)
-    return [*([] if smoke else [build]), timed("machine", 60, 20), *([] if smoke else [check]), *measured]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import report
+from plan import GRACE, ROOT, TOTAL, Block, calls
 
 
 def run(block: Block, logs: list[Path], cap: float) -> str:
@@ -64,55 +36,73 @@ def run(block: Block, logs: list[Path], cap: float) -> str:
                     command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment()
                 )
             )
-    codes = []
-    for process in processes:
-        try:
-            codes.append(process.wait(max(0.0, begin + cap - time.monotonic())))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            codes.append(None)
-    failed = [code for code in codes if code]
-    how = f"CUT at its {cap:.0f} s" if None in codes else f"FAILED with code {failed[0]}" if failed else "done"
+    late = wait(processes, begin + cap - GRACE)
+    for process in late:
+        os.killpg(process.pid, signal.SIGINT)
+    for process in wait(late, begin + cap):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    failed = [process.returncode for process in processes if process.returncode and process not in late]
+    how = f"CUT at its {cap:.0f} s" if late else f"FAILED with code {failed[0]}" if failed else "done"
     return f"{how} in {time.monotonic() - begin:.0f} s"
 
 
+def wait(processes: list[subprocess.Popen], until: float) -> list[subprocess.Popen]:
+    """Those that have not ended by then."""
+    late = []
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late.append(process)
+    return late
+
+
 def environment() -> dict[str, str]:
+    """One OpenMP thread for each of the processes that share the machine."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
-        "PYTHONPATH": path,
-        "PYTHONUNBUFFERED": "1",
-    }
+        "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def missing() -> str | None:
+    """Why an extension was not built, and the cure. Without it a block would time the definitions."""
+    built = json.loads((ROOT / "fastlm" / "build.json").read_text())
+    return next(
+        (f"_{name} was not built: {x['why']}; cure: {x['cure']}" for name, x in built.items() if not x["built"]), None
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Build, test and measure on a GPU.")
+    parser = argparse.ArgumentParser(
+        description="Build, test and measure on a GPU, in three calls.", epilog="See the top of this file."
+    )
+    parser.add_argument("call", choices=list(calls(Path(), False)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on a CPU too; neither builds nor tests")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = arguments.out / "results.jsonl"
+    out = arguments.out / arguments.call
+    out.mkdir(parents=True, exist_ok=True)
+    results = out / "results.jsonl"
     results.unlink(missing_ok=True)
     end, good = time.monotonic() + TOTAL, True
-    for block in plan(arguments.out, arguments.smoke):
+    for block in calls(out, arguments.smoke)[arguments.call]:
         left = end - time.monotonic()
-        logs = [
-            arguments.out / f"{block.name}{f'-{i}' if len(block.commands) > 1 else ''}.log"
-            for i in range(len(block.commands))
-        ]
-        how = run(block, logs, min(block.cap, left)) if left > 5 else "SKIPPED: no time left"
+        many = len(block.commands) > 1
+        logs = [out / f"{block.name}{f'-{i}' if many else ''}.log" for i in range(len(block.commands))]
+        how = run(block, logs, min(block.cap, left)) if left > 2 * GRACE else "SKIPPED: no time left"
         good &= how.startswith("done")
-        print(
-            f"\n== {block.name}: {how}",
-            *(line for log in logs if log.exists() for line in log.read_text().splitlines()[-block.tail :]),
-            sep="\n",
-            flush=True,
-        )
+        lines = (line for log in logs if log.exists() for line in log.read_text().splitlines()[-block.tail :])
+        print(f"\n== {block.name}: {how}", *lines, sep="\n", flush=True)
+        if block.name == "build" and (why := missing()):
+            print(f"stopped: {why}")
+            return 1
     rows = report.load([results]) if results.exists() else []
-    (arguments.out / "report.md").write_text(report.markdown(rows))
+    (out / "report.md").write_text(report.markdown(rows))
     print(report.markdown(rows))
     if rows:
-        report.draw(rows, arguments.out)
+        report.draw(rows, out)
     return 0 if good else 1
 
 

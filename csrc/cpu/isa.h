@@ -94,8 +94,14 @@ static inline double squares(const float* x, int n, float factor = 1.0f) {
         Lanes a, b, c, d;
         __builtin_memcpy(&a, x + i, 64), __builtin_memcpy(&b, x + i + W, 64), __builtin_memcpy(&c, x + i + 2 * W, 64),
             __builtin_memcpy(&d, x + i + 3 * W, 64);
-        a *= factor, b *= factor, c *= factor, d *= factor;
-        s0 += a * a, s1 += b * b, s2 += c * c, s3 += d * d;
+        a *= factor;
+        b *= factor;
+        c *= factor;
+        d *= factor;
+        s0 += a * a;
+        s1 += b * b;
+        s2 += c * c;
+        s3 += d * d;
     }
     const Lanes all = (s0 + s1) + (s2 + s3);
     float sums[W];

@@ -18,7 +18,7 @@ void use(const std::string& name);  // throws std::invalid_argument for a set it
 // (address, shape, strides in elements) of a tensor
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;
 // (view, dtype) by the names of fastlm/ops/attention.py
-using GivenTerms = std::map<std::string, std::pair<View, int>>;
+using TermViews = std::map<std::string, std::pair<View, int>>;
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
@@ -59,14 +59,14 @@ void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>
 // fp32, both dense, the rest lie as their strides say. Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense
 // where no strides are given. D is at most 256.
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
-    const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
     int threads);
 
 // The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq +
 // Lk - 1] fp32 or 0; term_gradients: dense, by the names of those wanted, in their terms' dtypes and shapes, zeros
 // before.
 void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
-    int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout, const Band& band,
+    int dtype, Address table, Address key_lengths, const TermViews& terms, const Dropout& dropout, const Band& band,
     double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
     const std::map<std::string, Address>& term_gradients, int threads);
 

@@ -22,7 +22,7 @@ struct Scratch {
     int* may_bind;        // one for each tensor
 };
 
-template <Kept KEPT>
+template <Precision PRECISION>
 __global__ void __launch_bounds__(THREADS, 3)
     adafactor_measure(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
     __shared__ float inverse[MOST_ROWS];
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     }
     if (threadIdx.x == 0) sums.u = u;
     __syncthreads();
-    if (c.scaled) p = block_sum<THREADS>(parameter_squares<KEPT>(x, panel, threadIdx.x));
+    if (c.scaled) p = block_sum<THREADS>(parameter_squares<PRECISION>(x, panel, threadIdx.x));
     if (threadIdx.x == 0) sums.p = p;
 }
 
@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 // The last piece first: of a group that the cache does not hold, it has what was measured last.
-template <Kept KEPT, bool MOMENTUM>
+template <Precision PRECISION, bool MOMENTUM>
 __global__ void __launch_bounds__(THREADS)
     adafactor_apply(const __grid_constant__ Items items, const Scratch scratch, const Flags flags) {
     if (flags.skip()) return;
     const Piece piece = piece_at(items, gridDim.x - 1 - blockIdx.x);
     const Now<Adafactor> now = scratch.now[piece.item];
-    apply_piece<KEPT, MOMENTUM>(items.item[piece.item], piece, flags.factor(), now, threadIdx.x);
+    apply_piece<PRECISION, MOMENTUM>(items.item[piece.item], piece, flags.factor(), now, threadIdx.x);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -161,14 +161,14 @@ int64_t adafactor_workspace(const Shapes& shapes) {
     return int64_t(shapes.size() * sizeof(Now<Adafactor>)) + most;
 }
 
-template <Kept KEPT>
+template <Precision PRECISION>
 static void launch_group(const Items& items, const Counts& counts, const Scratch& scratch,
     const AdafactorOptions& options, const Flags& flags, bool momentum, cudaStream_t queue) {
     const unsigned panels = unsigned(counts.panels), strips = unsigned(counts.strips), chunks = unsigned(counts.chunks);
     const unsigned tensors = unsigned(items.tensors);
     if (chunks == 0) return;
     // R, Σ θ², and the column sums of every panel; C and Σ U² from them; then each tensor's α / max(1, RMS(U)/d)
-    adafactor_measure<KEPT><<<panels, THREADS, 0, queue>>>(items, scratch, flags);
+    adafactor_measure<PRECISION><<<panels, THREADS, 0, queue>>>(items, scratch, flags);
     if (strips > 0) adafactor_columns<<<strips, THREADS, 0, queue>>>(items, scratch, options, flags);
     adafactor_finish<<<tensors, THREADS, 0, queue>>>(items, scratch, options, flags, false);
     // torch's bound on 1/√V may make Σ U² another: those tensors measure U itself
@@ -177,8 +177,8 @@ static void launch_group(const Items& items, const Counts& counts, const Scratch
         adafactor_finish<<<tensors, THREADS, 0, queue>>>(items, scratch, options, flags, true);
     }
     // θ ← decay · θ - α U / max(1, RMS(U)/d), through the momentum if there is one
-    if (momentum) adafactor_apply<KEPT, true><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
-    else adafactor_apply<KEPT, false><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
+    if (momentum) adafactor_apply<PRECISION, true><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
+    else adafactor_apply<PRECISION, false><<<chunks, THREADS, 0, queue>>>(items, scratch, flags);
     check(cudaGetLastError(), "launch adafactor");
 }
 

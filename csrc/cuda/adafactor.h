@@ -91,14 +91,14 @@ FASTLM_RULE void sum_rows(const Item& x, const Panel& panel, const float* invers
 }
 
 // One thread's part of Σ θ².
-template <Kept KEPT>
+template <Precision PRECISION>
 FASTLM_RULE double parameter_squares(const Item& x, const Panel& panel, int thread) {
-    const Chunk<REST<KEPT>> chunk = parameter_run<KEPT>(x, panel.begin, int(panel.n));
+    const Chunk<REST<PRECISION>> chunk = parameter_run<PRECISION>(x, panel.begin, int(panel.n));
     double sum = 0.0;
-    map<0, 2>(chunk, thread, [&](float (&p)[REST<KEPT>][VECTOR], int) {
+    map<0, 2>(chunk, thread, [&](float (&p)[REST<PRECISION>][VECTOR], int) {
         float theta[VECTOR];
 #pragma unroll
-        for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(p, e, chunk.dtype);
+        for (int e = 0; e < VECTOR; e++) theta[e] = read<PRECISION>(p, e, chunk.dtype);
         sum += sum_of_squares(theta);
     });
     return sum;
@@ -195,28 +195,29 @@ FASTLM_RULE double bounded_squares(
 }
 
 // One thread's part of the update of a piece.
-template <Kept KEPT, bool MOMENTUM>
+template <Precision PRECISION, bool MOMENTUM>
 FASTLM_RULE void apply_piece(
     const Item& x, const Piece& piece, float coefficient, const Now<Adafactor>& now, int thread) {
-    constexpr int GRAD = REST<KEPT>, BUFFER = GRAD + 1, ALL = GRAD + 1 + MOMENTUM;
+    constexpr int GRAD = REST<PRECISION>, BUFFER = GRAD + 1, ALL = GRAD + 1 + MOMENTUM;
     const Place first = place_of(x, piece.begin);
     const Adafactor& c = now.rule;
     const float s = c.step_size * coefficient;
     const auto update = [&](const auto& chunk) {
-        map<WRITTEN<KEPT, MOMENTUM ? 0b10 : 0>, ALL <= 2 ? 2 : 1>(chunk, thread, [&](float (&v)[ALL][VECTOR], int i) {
-            float theta[VECTOR];
+        map<WRITTEN<PRECISION, MOMENTUM ? 0b10 : 0>, ALL <= 2 ? 2 : 1>(
+            chunk, thread, [&](float (&v)[ALL][VECTOR], int i) {
+                float theta[VECTOR];
 #pragma unroll
-            for (int e = 0; e < VECTOR; e++) {
-                const float u = s * v[GRAD][e] * rate_of(x, piece, first, VECTOR * i + e, c);
-                theta[e] = read<KEPT>(v, e, chunk.dtype) * c.decay;
-                if constexpr (MOMENTUM) theta[e] -= v[BUFFER][e] = c.beta1 * v[BUFFER][e] + c.one_beta1 * u;
-                else theta[e] -= u;
-            }
-            write<KEPT>(theta, v, chunk.dtype[1], piece.begin + VECTOR * i, now.step, now.key);
-        });
+                for (int e = 0; e < VECTOR; e++) {
+                    const float u = s * v[GRAD][e] * rate_of(x, piece, first, VECTOR * i + e, c);
+                    theta[e] = read<PRECISION>(v, e, chunk.dtype) * c.decay;
+                    if constexpr (MOMENTUM) theta[e] -= v[BUFFER][e] = c.beta1 * v[BUFFER][e] + c.one_beta1 * u;
+                    else theta[e] -= u;
+                }
+                write<PRECISION>(theta, v, chunk.dtype[1], piece.begin + VECTOR * i, now.step, now.key);
+            });
     };
-    if constexpr (MOMENTUM) update(parameter_run<KEPT, G, M>(x, piece.begin, piece.n));
-    else update(parameter_run<KEPT, G>(x, piece.begin, piece.n));
+    if constexpr (MOMENTUM) update(parameter_run<PRECISION, G, M>(x, piece.begin, piece.n));
+    else update(parameter_run<PRECISION, G>(x, piece.begin, piece.n));
 }
 
 }  // namespace fastlm

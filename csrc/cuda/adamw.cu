@@ -3,24 +3,24 @@
 
 namespace fastlm {
 
-template <Kept KEPT>
+template <Precision PRECISION>
 struct ApplyAdamW {
     const Now<Adam>* now;  // one for each tensor
     Flags flags;
 
-    __device__ void operator()(const Chunk<REST<KEPT> + 3>& chunk) const {
-        constexpr int G = REST<KEPT>, M = G + 1, V = G + 2;
+    __device__ void operator()(const Chunk<REST<PRECISION> + 3>& chunk) const {
+        constexpr int G = REST<PRECISION>, M = G + 1, V = G + 2;
         if (flags.skip()) return;
         const float factor = flags.factor();
         const Now<Adam> c = now[chunk.tensor];
-        map<WRITTEN<KEPT, 0b110>, 1>(chunk, threadIdx.x, [&](float (&x)[V + 1][VECTOR], int i) {
+        map<WRITTEN<PRECISION, 0b110>, 1>(chunk, threadIdx.x, [&](float (&x)[V + 1][VECTOR], int i) {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype);
+                theta[e] = read<PRECISION>(x, e, chunk.dtype);
                 adam(theta[e], factor * x[G][e], x[M][e], x[V][e], c.rule);
             }
-            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+            write<PRECISION>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }
 };

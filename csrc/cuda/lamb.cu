@@ -13,14 +13,14 @@ struct Squares {
     double p, r;
 };  // of one chunk
 
-template <Kept KEPT>
+template <Precision PRECISION>
 struct LambMoments {
     const Now<Adam>* now;
     Squares* sums;
     Flags flags;
 
-    __device__ void operator()(const Chunk<REST<KEPT> + 3>& chunk) const {
-        constexpr int G = REST<KEPT>, M = G + 1, V = G + 2;
+    __device__ void operator()(const Chunk<REST<PRECISION> + 3>& chunk) const {
+        constexpr int G = REST<PRECISION>, M = G + 1, V = G + 2;
         if (flags.skip()) return;
         const float factor = flags.factor();
         const Adam c = now[chunk.tensor].rule;
@@ -29,7 +29,7 @@ struct LambMoments {
             float theta[VECTOR], r[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype);
+                theta[e] = read<PRECISION>(x, e, chunk.dtype);
                 adam_moments(theta[e], factor * x[G][e], x[M][e], x[V][e], c);
                 // as the second pass will find them
                 x[M][e] = stored(x[M][e], chunk.dtype[M]);
@@ -67,21 +67,21 @@ __global__ void __launch_bounds__(THREADS) lamb_ratio(const __grid_constant__ Ra
     if (threadIdx.x == 0) now[t].rule = with_ratio(now[t].rule, mine.p, mine.r, double(ranges.size[t]), options);
 }
 
-template <Kept KEPT>
+template <Precision PRECISION>
 struct LambApply {
     const Now<Adam>* now;
     Flags flags;
 
-    __device__ void operator()(const Chunk<REST<KEPT> + 2>& chunk) const {
-        constexpr int M = REST<KEPT>, V = M + 1;
+    __device__ void operator()(const Chunk<REST<PRECISION> + 2>& chunk) const {
+        constexpr int M = REST<PRECISION>, V = M + 1;
         if (flags.skip()) return;
         const Now<Adam> c = now[chunk.tensor];
-        map<WRITTEN<KEPT, 0>, 1>(chunk, threadIdx.x, [&](float (&x)[V + 1][VECTOR], int i) {
+        map<WRITTEN<PRECISION, 0>, 1>(chunk, threadIdx.x, [&](float (&x)[V + 1][VECTOR], int i) {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++)
-                theta[e] = adam_apply(read<KEPT>(x, e, chunk.dtype), x[M][e], x[V][e], c.rule);
-            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+                theta[e] = adam_apply(read<PRECISION>(x, e, chunk.dtype), x[M][e], x[V][e], c.rule);
+            write<PRECISION>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }
 };

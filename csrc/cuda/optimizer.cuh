@@ -72,7 +72,7 @@ void launch_advance(const Update& update, const Options& options, Now<Rule>* now
 }
 
 // Launch RULE<how parameters are kept>{arguments…} over parameters, their masters if they have any, and other lists.
-template <template <Kept> class RULE, int OTHERS, typename... Arguments>
+template <template <Precision> class RULE, int OTHERS, typename... Arguments>
 void launch_kept(const char* name, const Update& update, const Tensors* const (&others)[OTHERS], const Sizes& sizes,
     cudaStream_t stream, const Arguments&... arguments) {
     if (update.masters.empty()) {

@@ -103,9 +103,9 @@ FASTLM_RULE Chunk<sizeof...(NAMES)> run_of(const Item& x, int64_t begin, int n) 
 }
 
 // The parameter as it is kept, and other lists after it.
-template <Kept KEPT, int... NAMES>
-FASTLM_RULE Chunk<REST<KEPT> + sizeof...(NAMES)> parameter_run(const Item& x, int64_t begin, int n) {
-    if constexpr (KEPT == MASTER) return run_of<P, MASTERS, NAMES...>(x, begin, n);
+template <Precision PRECISION, int... NAMES>
+FASTLM_RULE Chunk<REST<PRECISION> + sizeof...(NAMES)> parameter_run(const Item& x, int64_t begin, int n) {
+    if constexpr (PRECISION == MASTER) return run_of<P, MASTERS, NAMES...>(x, begin, n);
     else return run_of<P, NAMES...>(x, begin, n);
 }
 
@@ -176,8 +176,10 @@ static inline void describe(const Adafactors& lists, const Group& group, float* 
         x.b = x.a + matrices * rows;
         x.sums = x.b + matrices * columns;
         const Counts one = counts_of(lists.shapes[t]);
-        before.panels += one.panels, before.strips += one.strips, before.chunks += one.chunks,
-            before.floats += one.floats;
+        before.panels += one.panels;
+        before.strips += one.strips;
+        before.chunks += one.chunks;
+        before.floats += one.floats;
     }
 }
 

@@ -10,7 +10,7 @@ its master, fp32 or a 16-bit remainder, as list 1 besides. A remainder travels a
 
 namespace fastlm {
 
-enum Kept { OWN, STOCHASTIC, MASTER };
+enum Precision { OWN, STOCHASTIC, MASTER };
 
 template <typename Rule>
 struct Now {  // what a step is for one tensor
@@ -20,12 +20,12 @@ struct Now {  // what a step is for one tensor
 };
 
 // What comes after the parameter: list 1, or list 2 where list 1 is a master.
-template <Kept KEPT>
-constexpr int REST = KEPT == MASTER ? 2 : 1;
+template <Precision PRECISION>
+constexpr int REST = PRECISION == MASTER ? 2 : 1;
 
 // The lists that are written when the parameter is, and those of OTHERS, a mask that begins after it.
-template <Kept KEPT, unsigned OTHERS>
-constexpr unsigned WRITTEN = KEPT == MASTER ? 0b11 | OTHERS << 2 : 0b1 | OTHERS << 1;
+template <Precision PRECISION, unsigned OTHERS>
+constexpr unsigned WRITTEN = PRECISION == MASTER ? 0b11 | OTHERS << 2 : 0b1 | OTHERS << 1;
 
 // x as a tensor of this dtype will hold it.
 FASTLM_RULE float stored(float x, int dtype) {
@@ -35,18 +35,18 @@ FASTLM_RULE float stored(float x, int dtype) {
 }
 
 // The parameter in fp32; dtype: of the lists. A master counts wherever the model's own bits are it, rounded.
-template <Kept KEPT, int LISTS>
+template <Precision PRECISION, int LISTS>
 FASTLM_RULE float read(const float (&x)[LISTS][VECTOR], int e, const int* dtype) {
-    if constexpr (KEPT != MASTER) return x[0][e];
+    if constexpr (PRECISION != MASTER) return x[0][e];
     else if (dtype[1] == F32) return stored(x[1][e], dtype[0]) == x[0][e] ? x[1][e] : x[0][e];
     else return join(bf16{uint16_t(as_bits(x[0][e]) >> 16)}, int16_t(uint16_t(as_bits(x[1][e]))));
 }
 
 // Put theta where `map` stores it from. element: the number of theta[0] in its tensor, a multiple of VECTOR.
-template <Kept KEPT, int LISTS>
+template <Precision PRECISION, int LISTS>
 FASTLM_RULE void write(const float (&theta)[VECTOR], float (&x)[LISTS][VECTOR], int master_dtype, int64_t element,
     uint32_t step, uint64_t key) {
-    if constexpr (KEPT == STOCHASTIC) {
+    if constexpr (PRECISION == STOCHASTIC) {
         const Philox w = noise(uint64_t(element) / DRAWS, step, key);
         const bool second = element % DRAWS != 0;  // half of the eight draws
         const uint32_t low = second ? w.x[2] : w.x[0], high = second ? w.x[3] : w.x[1];
@@ -56,7 +56,7 @@ FASTLM_RULE void write(const float (&theta)[VECTOR], float (&x)[LISTS][VECTOR], 
             stochastic_round(theta[e], half_word(e < 2 ? low : high, e), rounded);
             x[0][e] = widen(rounded);
         }
-    } else if constexpr (KEPT == MASTER) {
+    } else if constexpr (PRECISION == MASTER) {
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) {
             bf16 high;

@@ -3,46 +3,46 @@
 
 namespace fastlm {
 
-template <Kept KEPT>
+template <Precision PRECISION>
 struct ApplySgd {
     const Now<Sgd>* now;
     Flags flags;
 
-    __device__ void operator()(const Chunk<REST<KEPT> + 1>& chunk) const {
-        constexpr int G = REST<KEPT>;
+    __device__ void operator()(const Chunk<REST<PRECISION> + 1>& chunk) const {
+        constexpr int G = REST<PRECISION>;
         if (flags.skip()) return;
         const float factor = flags.factor();
         const Now<Sgd> c = now[chunk.tensor];
-        map<WRITTEN<KEPT, 0>, 2>(chunk, threadIdx.x, [&](float (&x)[G + 1][VECTOR], int i) {
+        map<WRITTEN<PRECISION, 0>, 2>(chunk, threadIdx.x, [&](float (&x)[G + 1][VECTOR], int i) {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype);
+                theta[e] = read<PRECISION>(x, e, chunk.dtype);
                 sgd(theta[e], factor * x[G][e], c.rule);
             }
-            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+            write<PRECISION>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }
 };
 
-template <Kept KEPT>
+template <Precision PRECISION>
 struct ApplyMomentum {
     const Now<Sgd>* now;
     Flags flags;
 
-    __device__ void operator()(const Chunk<REST<KEPT> + 2>& chunk) const {
-        constexpr int G = REST<KEPT>, B = G + 1;
+    __device__ void operator()(const Chunk<REST<PRECISION> + 2>& chunk) const {
+        constexpr int G = REST<PRECISION>, B = G + 1;
         if (flags.skip()) return;
         const float factor = flags.factor();
         const Now<Sgd> c = now[chunk.tensor];
-        map<WRITTEN<KEPT, 0b10>, 1>(chunk, threadIdx.x, [&](float (&x)[B + 1][VECTOR], int i) {
+        map<WRITTEN<PRECISION, 0b10>, 1>(chunk, threadIdx.x, [&](float (&x)[B + 1][VECTOR], int i) {
             float theta[VECTOR];
 #pragma unroll
             for (int e = 0; e < VECTOR; e++) {
-                theta[e] = read<KEPT>(x, e, chunk.dtype);
+                theta[e] = read<PRECISION>(x, e, chunk.dtype);
                 sgd(theta[e], factor * x[G][e], x[B][e], c.rule);
             }
-            write<KEPT>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
+            write<PRECISION>(theta, x, chunk.dtype[1], chunk.begin + VECTOR * i, c.step, c.key);
         });
     }
 };

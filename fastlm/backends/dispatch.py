@@ -86,15 +86,15 @@ def use_backend(name: str | None = None, **ops: str) -> Iterator[None]:
     The innermost block wins; in it, an op's own choice goes before its forward's, and that before the one for every op.
     It holds in all threads, for backward passes have their own. FASTLM_BACKEND in the environment is the outermost.
     """
-    wanted = ({"": name} if name is not None else {}) | ops
-    for op_name, backend_name in wanted.items():
+    choice = ({"": name} if name is not None else {}) | ops
+    for op_name, backend_name in choice.items():
         _check_known(op_name, backend_name)
-    _forced.append(wanted)
+    _forced.append(choice)
     try:
         yield
     finally:
         # not always the last: another thread may be inside
-        _forced[:] = [choice for choice in _forced if choice is not wanted]
+        _forced[:] = [other for other in _forced if other is not choice]
 
 
 @contextmanager

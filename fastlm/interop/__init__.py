@@ -1,19 +1,19 @@
-"""Doors to Hugging Face: fastlm's attention in their models, and fastlm's weights in their format.
+"""Doors to Hugging Face: fastlm's attention in their models, their models as ours, and ours in their format.
 
     register()                              AutoModel.from_pretrained(..., attn_implementation="fastlm")
-    save_pretrained(model, folder)          config.json + model.safetensors, for AutoModel where such a model exists
-    load_pretrained(folder)                 the way back
+    from_huggingface(source)                a directory, or a model of transformers → Transformer
+    to_huggingface(model, directory)        config.json + model.safetensors, for AutoModel where such a model exists
 
     attention.py     their attention and mask calls, answered by ours
-    weights.py       saving and loading; which of their model types a model is
-    llama.py  gpt2.py    one file a family: its config, and its tensors as rows of ours
+    weights.py       the way there and back
+    family.py        what a family is: its options and its tensors, in our terms
+    families/        a file a family
 
-A Llama-shaped config is saved as "llama" and a GPT-2-shaped one as "gpt2". Other combinations of norm, MLP and position
-have no Hugging Face model: they are saved as "fastlm", with fastlm's own names, for `load_pretrained`. To add a family,
-write its file and name it in weights.FAMILIES.
+A config that none of their families has, such as GPT-2 with T5's bias, is saved as model_type "fastlm", with fastlm's
+own names, for `from_huggingface`.
 """
 
 from fastlm.interop.attention import register
-from fastlm.interop.weights import load_pretrained, model_type, save_pretrained
+from fastlm.interop.weights import from_huggingface, model_type, to_huggingface
 
-__all__ = ["load_pretrained", "model_type", "register", "save_pretrained"]
+__all__ = ["from_huggingface", "model_type", "register", "to_huggingface"]

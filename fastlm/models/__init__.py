@@ -2,7 +2,11 @@
 
     config.py         ModelConfig: every field of a model's shape, checked
     presets.py        rows of data that shape it, by name
-    transformer.py    the model: tokens in, logits out; caches and sampling
+    transformer.py    the model: tokens in, logits out
+    stack.py          what an encoder and a decoder are: embeddings' sum, layers, norms
+    heads.py          what reads the states: tokens' probabilities, detection, pairs
+    init.py           how weights are drawn, by name
+    generation.py     writing text: greedily, by sampling, by beam search
 
 A model takes everything it computes with from the library below (`fastlm.nn`, `fastlm.positions`) and knows nothing of
 training. To add a model, add a row to presets.py.

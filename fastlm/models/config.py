@@ -128,6 +128,8 @@ class ModelConfig:
 
     dropout: float = 0.0
     """On the embeddings and on each residual branch while training; in [0, 1)."""
+    embedding_dropout: float | None = None
+    """On the embeddings; None for as dropout says."""
     attention_dropout: float = 0.0
     """On the attention's probabilities."""
     activation_dropout: float = 0.0
@@ -144,9 +146,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "final_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        for name in ("dropout", "embedding_dropout", "attention_dropout", "activation_dropout", "final_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; it must lie in [0, 1)")
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"heads must divide dim; got dim {self.dim}, heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:

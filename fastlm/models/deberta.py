@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MaskDecoder(nn.Module):
-    """The enhanced mask decoder (He et al. 2021, sec. 3.2): the last block twice, absolute positions in its queries.
+    """The enhanced mask decoder (He et al. 2021): the last block twice, with absolute positions in its queries.
 
     Its queries start as the states before the last block plus a learned vector of each position; keys and values are
     those states, both times. What the head of masked tokens reads is the second one's output, in place of the block's.

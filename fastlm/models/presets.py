@@ -12,7 +12,10 @@ _ENCODER = dict(
     kind="encoder", position="learned", embedding_norm=True, norm_eps=1e-12, head_transform=True, head_bias=True,
     dropout=0.1, attention_dropout=0.1, init="bert", **_ORIGINAL,
 )  # fmt: skip
+_GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
+
 _DEBERTA = _ENCODER | dict(position="deberta", norm_eps=1e-7, init="normal")
+_DEBERTA_V1 = {"span": 512, "dropout": 0.1}
 _DEBERTA_V3 = {"span": 512, "buckets": 256, "share_att_key": True, "norm_eps": 1e-7, "dropout": 0.1}
 _XL = dict(
     norm="layernorm", norm_place="post", gated=False, bias=True, qkv_bias=False, out_bias=False, head_bias=True,
@@ -29,22 +32,16 @@ FAMILIES: dict[str, ModelConfig] = {
     "llama": ModelConfig(),
     # Jiang et al. 2023: Llama with grouped heads and a window of 4096 tokens
     "mistral": ModelConfig(kv_heads=2, windows=(4095,), tie_embeddings=False),
-    # Dai et al. 2019: distances in sines, and the segment before as memory; a plain head in place of an adaptive one
-    "transformer-xl": ModelConfig(
-        activation="relu", scale_embedding=True, memory=128, position_options={"dropout": 0.1}, **_XL
-    ),
-    # Yang et al. 2019b: tokens in any order, predicted from their places; relative segments; memory
-    "xlnet": ModelConfig(
-        kind="encoder", activation="gelu", norm_eps=1e-12, attention_dropout=0.1, activation_dropout=0.1, memory=96,
-        memory_reuse=64, two_streams=True, relative_segments=True,
-        position_options={"untie": True, "dropout": 0.1}, **_XL,
-    ),
     # Yang et al. 2024: Llama with grouped heads, biases on queries, keys and values, and a larger rotary base
     "qwen2": ModelConfig(kv_heads=2, qkv_bias=True, norm_eps=1e-6, position_options={"base": 1e6}),
     # Le Scao et al. 2022: ALiBi, a norm after the embedding
     "bloom": ModelConfig(**_GPT | dict(position="alibi", embedding_norm=True, init="normal")),
     # MosaicML 2023: ALiBi, no biases
     "mpt": ModelConfig(norm="layernorm", activation="gelu", gated=False, position="alibi", init="normal"),
+    # Dai et al. 2019: distances in sines, and the segment before as memory; a plain head in place of an adaptive one
+    "transformer-xl": ModelConfig(
+        activation="relu", scale_embedding=True, memory=128, position_options={"dropout": 0.1}, **_XL
+    ),
     # Devlin et al. 2019
     "bert": ModelConfig(token_types=2, pair_labels=2, **_ENCODER),
     # Liu et al. 2019: BERT without sentence pairs; positions from 2 on, which count real tokens
@@ -58,6 +55,12 @@ FAMILIES: dict[str, ModelConfig] = {
     # Clark et al. 2020: the discriminator, and the generator beside it
     "electra": ModelConfig(token_types=2, embedding_dim=64, head="detection", **_ENCODER),
     "electra-generator": ModelConfig(token_types=2, embedding_dim=64, heads=1, **_ENCODER | dict(dim=32)),
+    # Yang et al. 2019b: tokens in any order, predicted from their places; relative segments; memory
+    "xlnet": ModelConfig(
+        kind="encoder", activation="gelu", norm_eps=1e-12, attention_dropout=0.1, activation_dropout=0.1, memory=96,
+        memory_reuse=64, two_streams=True, relative_segments=True,
+        position_options={"untie": True, "dropout": 0.1}, **_XL,
+    ),
     # He et al. 2021: content and distance in separate vectors, absolute positions in the mask decoder alone
     "deberta": ModelConfig(
         mask_decoder=True, key_bias=False, position_options={"span": 128, "dropout": 0.1}, **_DEBERTA
@@ -96,13 +99,11 @@ FAMILIES: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
-def _rows(family: str, columns: str, **rows: tuple) -> dict[str, ModelConfig]:
-    """Sizes of one family: name with _ for - → the values of `columns`."""
-    names = columns.split()
-    return {
-        name.replace("_", "-"): replace(FAMILIES[family], **dict(zip(names, row, strict=True)))
-        for name, row in rows.items()
-    }
+def _size(
+    family: str, layers: int, dim: int, heads: int, context: int, vocab_size: int, **changes: object
+) -> ModelConfig:
+    sizes = dict(layers=layers, dim=dim, heads=heads, context=context, vocab_size=vocab_size)
+    return replace(FAMILIES[family], **sizes, **changes)
 
 
 def _llama3(factor: float) -> dict:
@@ -110,136 +111,112 @@ def _llama3(factor: float) -> dict:
     return {"base": 5e5, "scaling": {"kind": "llama3", "factor": factor, "original_context": 8192}}
 
 
+_LLAMA = dict(norm_eps=1e-6, tie_embeddings=False)
+_V2 = dict(dropout=0.0, attention_dropout=0.0)  # ALBERT's second version
+
 SIZES: dict[str, ModelConfig] = {
-    **_rows(
-        "gpt", "layers dim heads context vocab_size",
-        gpt2=(12, 768, 12, 1024, 50257), gpt2_medium=(24, 1024, 16, 1024, 50257),
-        gpt2_large=(36, 1280, 20, 1024, 50257), gpt2_xl=(48, 1600, 25, 1024, 50257),
+    # family, layers, dim, heads, context, vocab_size
+    "gpt2": _size("gpt", 12, 768, 12, 1024, 50257),
+    "gpt2-medium": _size("gpt", 24, 1024, 16, 1024, 50257),
+    "gpt2-large": _size("gpt", 36, 1280, 20, 1024, 50257),
+    "gpt2-xl": _size("gpt", 48, 1600, 25, 1024, 50257),
+    # table 2.1, whose 24 heads of 128 at 1.3B and width of 5140 at 13B are 16 and 5120 here
+    "gpt3-125m": _size("gpt3", 12, 768, 12, 2048, 50257),
+    "gpt3-350m": _size("gpt3", 24, 1024, 16, 2048, 50257),
+    "gpt3-760m": _size("gpt3", 24, 1536, 16, 2048, 50257),
+    "gpt3-1.3b": _size("gpt3", 24, 2048, 16, 2048, 50257),
+    "gpt3-2.7b": _size("gpt3", 32, 2560, 32, 2048, 50257),
+    "gpt3-6.7b": _size("gpt3", 32, 4096, 32, 2048, 50257),
+    "gpt3-13b": _size("gpt3", 40, 5120, 40, 2048, 50257),
+    "gpt3-175b": _size("gpt3", 96, 12288, 96, 2048, 50257),
+    # Touvron et al. 2023 and 2023b, Grattafiori et al. 2024
+    "llama-7b": _size("llama", 32, 4096, 32, 2048, 32000, hidden=11008, **_LLAMA),
+    "llama-13b": _size("llama", 40, 5120, 40, 2048, 32000, hidden=13824, **_LLAMA),
+    "llama-33b": _size("llama", 60, 6656, 52, 2048, 32000, hidden=17920, **_LLAMA),
+    "llama-65b": _size("llama", 80, 8192, 64, 2048, 32000, hidden=22016, **_LLAMA),
+    "llama2-7b": _size("llama", 32, 4096, 32, 4096, 32000, hidden=11008, tie_embeddings=False),
+    "llama2-13b": _size("llama", 40, 5120, 40, 4096, 32000, hidden=13824, tie_embeddings=False),
+    "llama2-70b": _size("llama", 80, 8192, 64, 4096, 32000, kv_heads=8, hidden=28672, tie_embeddings=False),
+    "llama3-8b": _size(
+        "llama", 32, 4096, 32, 8192, 128256, kv_heads=8, hidden=14336, tie_embeddings=False,
+        position_options={"base": 5e5},
     ),
-    # Brown et al. 2020, table 2.1, whose 24 heads of 128 at 1.3B and width of 5140 at 13B are 16 and 5120 here
-    **_rows(
-        "gpt3", "layers dim heads head_dim context vocab_size",
-        gpt3_125m=(12, 768, 12, 64, 2048, 50257), gpt3_350m=(24, 1024, 16, 64, 2048, 50257),
-        gpt3_760m=(24, 1536, 16, 96, 2048, 50257), **{"gpt3_1.3b": (24, 2048, 16, 128, 2048, 50257)},
-        **{"gpt3_2.7b": (32, 2560, 32, 80, 2048, 50257), "gpt3_6.7b": (32, 4096, 32, 128, 2048, 50257)},
-        gpt3_13b=(40, 5120, 40, 128, 2048, 50257), gpt3_175b=(96, 12288, 96, 128, 2048, 50257),
+    "llama3-70b": _size(
+        "llama", 80, 8192, 64, 8192, 128256, kv_heads=8, hidden=28672, tie_embeddings=False,
+        position_options={"base": 5e5},
     ),
-    # Touvron et al. 2023, Touvron et al. 2023b, Grattafiori et al. 2024
-    **_rows(
-        "llama", "layers dim heads kv_heads hidden context vocab_size norm_eps tie_embeddings",
-        llama_7b=(32, 4096, 32, None, 11008, 2048, 32000, 1e-6, False),
-        llama_13b=(40, 5120, 40, None, 13824, 2048, 32000, 1e-6, False),
-        llama_33b=(60, 6656, 52, None, 17920, 2048, 32000, 1e-6, False),
-        llama_65b=(80, 8192, 64, None, 22016, 2048, 32000, 1e-6, False),
-        llama2_7b=(32, 4096, 32, None, 11008, 4096, 32000, 1e-5, False),
-        llama2_13b=(40, 5120, 40, None, 13824, 4096, 32000, 1e-5, False),
-        llama2_70b=(80, 8192, 64, 8, 28672, 4096, 32000, 1e-5, False),
+    "llama3.1-8b": _size(
+        "llama", 32, 4096, 32, 131072, 128256, kv_heads=8, hidden=14336, tie_embeddings=False,
+        position_options=_llama3(8.0),
     ),
-    **_rows(
-        "llama", "layers dim heads kv_heads hidden context vocab_size tie_embeddings position_options",
-        llama3_8b=(32, 4096, 32, 8, 14336, 8192, 128256, False, {"base": 5e5}),
-        llama3_70b=(80, 8192, 64, 8, 28672, 8192, 128256, False, {"base": 5e5}),
-        **{"llama3.1_8b": (32, 4096, 32, 8, 14336, 131072, 128256, False, _llama3(8.0)),
-           "llama3.2_1b": (16, 2048, 32, 8, 8192, 131072, 128256, True, _llama3(32.0))},
+    "llama3.2-1b": _size(
+        "llama", 16, 2048, 32, 131072, 128256, kv_heads=8, hidden=8192, position_options=_llama3(32.0)
     ),
+    "mistral-7b": _size("mistral", 32, 4096, 32, 32768, 32000, kv_heads=8, hidden=14336),
+    "qwen2-0.5b": _size("qwen2", 24, 896, 14, 32768, 151936, hidden=4864),
+    "qwen2-7b": _size("qwen2", 28, 3584, 28, 32768, 152064, kv_heads=4, hidden=18944, tie_embeddings=False),
+    "bloom-560m": _size("bloom", 24, 1024, 16, 2048, 250880),
+    "bloom-1.1b": _size("bloom", 24, 1536, 16, 2048, 250880),
+    "bloom-176b": _size("bloom", 70, 14336, 112, 2048, 250880),
+    "mpt-7b": _size("mpt", 32, 4096, 32, 2048, 50432),
+    "bert-base": _size("bert", 12, 768, 12, 512, 30522),
+    "bert-large": _size("bert", 24, 1024, 16, 512, 30522),
+    "roberta-base": _size("roberta", 12, 768, 12, 512, 50265),
+    "roberta-large": _size("roberta", 24, 1024, 16, 512, 50265),
+    "albert-base": _size("albert", 12, 768, 12, 512, 30000, embedding_dim=128),
+    "albert-large": _size("albert", 24, 1024, 16, 512, 30000, embedding_dim=128),
+    "albert-xlarge": _size("albert", 24, 2048, 16, 512, 30000, embedding_dim=128),
+    "albert-xxlarge": _size("albert", 12, 4096, 64, 512, 30000, embedding_dim=128),
+    "albert-base-v2": _size("albert", 12, 768, 12, 512, 30000, embedding_dim=128, **_V2),
+    "albert-large-v2": _size("albert", 24, 1024, 16, 512, 30000, embedding_dim=128, **_V2),
+    "albert-xlarge-v2": _size("albert", 24, 2048, 16, 512, 30000, embedding_dim=128, **_V2),
+    "albert-xxlarge-v2": _size("albert", 12, 4096, 64, 512, 30000, embedding_dim=128, **_V2),
+    "electra-small": _size("electra", 12, 256, 4, 512, 30522, embedding_dim=128),
+    "electra-base": _size("electra", 12, 768, 12, 512, 30522, embedding_dim=None),
+    "electra-large": _size("electra", 24, 1024, 16, 512, 30522, embedding_dim=None),
+    "electra-small-generator": _size("electra-generator", 12, 64, 1, 512, 30522, embedding_dim=128),
+    "electra-base-generator": _size("electra-generator", 12, 256, 4, 512, 30522, embedding_dim=768),
+    "electra-large-generator": _size("electra-generator", 24, 256, 4, 512, 30522, embedding_dim=1024),
     # Dai et al. 2019's released scripts: WikiText-103 and enwik8
-    **_rows(
-        "transformer-xl", "layers dim heads head_dim hidden context memory vocab_size",
-        transformer_xl_wt103_base=(16, 410, 10, 41, 2100, 150, 150, 267735),
-        transformer_xl_wt103_large=(18, 1024, 16, 64, 4096, 384, 384, 267735),
-        transformer_xl_enwik8_base=(12, 512, 8, 64, 2048, 512, 512, 204),
-        transformer_xl_enwik8_large=(24, 1024, 8, 128, 3072, 768, 768, 204),
+    "transformer-xl-wt103-base": _size(
+        "transformer-xl", 16, 410, 10, 150, 267735, head_dim=41, hidden=2100, memory=150
     ),
-    **_rows(
-        "xlnet", "layers dim heads context vocab_size memory memory_reuse",
-        xlnet_base=(12, 768, 12, 512, 32000, 384, 256), xlnet_large=(24, 1024, 16, 512, 32000, 384, 256),
+    "transformer-xl-wt103-large": _size("transformer-xl", 18, 1024, 16, 384, 267735, hidden=4096, memory=384),
+    "transformer-xl-enwik8-base": _size("transformer-xl", 12, 512, 8, 512, 204, hidden=2048, memory=512),
+    "transformer-xl-enwik8-large": _size("transformer-xl", 24, 1024, 8, 768, 204, hidden=3072, memory=768),
+    "xlnet-base": _size("xlnet", 12, 768, 12, 512, 32000, memory=384, memory_reuse=256),
+    "xlnet-large": _size("xlnet", 24, 1024, 16, 512, 32000, memory=384, memory_reuse=256),
+    "deberta-base": _size("deberta", 12, 768, 12, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-large": _size("deberta", 24, 1024, 16, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-xlarge": _size("deberta", 48, 1024, 16, 512, 50265, position_options=_DEBERTA_V1),
+    "deberta-v2-xlarge": _size("deberta-v2", 24, 1536, 24, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v2-xxlarge": _size("deberta-v2", 48, 1536, 24, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-xsmall": _size("deberta-v3", 12, 384, 6, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-small": _size("deberta-v3", 6, 768, 12, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-base": _size("deberta-v3", 12, 768, 12, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-large": _size("deberta-v3", 24, 1024, 16, 512, 128100, position_options=_DEBERTA_V3),
+    "deberta-v3-base-generator": _size(
+        "deberta-v3-generator", 6, 768, 12, 512, 128100, position_options=_DEBERTA_V3
     ),
-    **_rows(
-        "mistral", "layers dim heads kv_heads hidden context vocab_size",
-        mistral_7b=(32, 4096, 32, 8, 14336, 32768, 32000),
+    "deberta-v3-large-generator": _size(
+        "deberta-v3-generator", 12, 1024, 16, 512, 128100, position_options=_DEBERTA_V3
     ),
-    **_rows(
-        "qwen2", "layers dim heads kv_heads hidden context vocab_size tie_embeddings",
-        **{"qwen2_0.5b": (24, 896, 14, 2, 4864, 32768, 151936, True),
-           "qwen2_7b": (28, 3584, 28, 4, 18944, 32768, 152064, False)},
-    ),
-    **_rows(
-        "bloom", "layers dim heads context vocab_size",
-        bloom_560m=(24, 1024, 16, 2048, 250880), **{"bloom_1.1b": (24, 1536, 16, 2048, 250880)},
-        bloom_176b=(70, 14336, 112, 2048, 250880),
-    ),
-    **_rows("mpt", "layers dim heads context vocab_size", mpt_7b=(32, 4096, 32, 2048, 50432)),
-    **_rows(
-        "bert", "layers dim heads context vocab_size",
-        bert_base=(12, 768, 12, 512, 30522), bert_large=(24, 1024, 16, 512, 30522),
-    ),
-    **_rows(
-        "roberta", "layers dim heads context vocab_size",
-        roberta_base=(12, 768, 12, 512, 50265), roberta_large=(24, 1024, 16, 512, 50265),
-    ),
-    **_rows(
-        "albert", "layers dim heads hidden embedding_dim context vocab_size dropout attention_dropout",
-        albert_base=(12, 768, 12, 3072, 128, 512, 30000, 0.1, 0.1),
-        albert_large=(24, 1024, 16, 4096, 128, 512, 30000, 0.1, 0.1),
-        albert_xlarge=(24, 2048, 16, 8192, 128, 512, 30000, 0.1, 0.1),
-        albert_xxlarge=(12, 4096, 64, 16384, 128, 512, 30000, 0.0, 0.0),
-        albert_base_v2=(12, 768, 12, 3072, 128, 512, 30000, 0.0, 0.0),
-        albert_large_v2=(24, 1024, 16, 4096, 128, 512, 30000, 0.0, 0.0),
-        albert_xlarge_v2=(24, 2048, 16, 8192, 128, 512, 30000, 0.0, 0.0),
-        albert_xxlarge_v2=(12, 4096, 64, 16384, 128, 512, 30000, 0.0, 0.0),
-    ),
-    **_rows(
-        "electra", "layers dim heads embedding_dim context vocab_size",
-        electra_small=(12, 256, 4, 128, 512, 30522), electra_base=(12, 768, 12, 768, 512, 30522),
-        electra_large=(24, 1024, 16, 1024, 512, 30522),
-    ),
-    **_rows(
-        "electra-generator", "layers dim heads embedding_dim context vocab_size",
-        electra_small_generator=(12, 64, 1, 128, 512, 30522), electra_base_generator=(12, 256, 4, 768, 512, 30522),
-        electra_large_generator=(24, 256, 4, 1024, 512, 30522),
-    ),
-    **_rows(
-        "deberta", "layers dim heads context vocab_size position_options",
-        deberta_base=(12, 768, 12, 512, 50265, {"span": 512, "dropout": 0.1}),
-        deberta_large=(24, 1024, 16, 512, 50265, {"span": 512, "dropout": 0.1}),
-        deberta_xlarge=(48, 1024, 16, 512, 50265, {"span": 512, "dropout": 0.1}),
-    ),
-    **_rows(
-        "deberta-v2", "layers dim heads context vocab_size position_options",
-        deberta_v2_xlarge=(24, 1536, 24, 512, 128100, _DEBERTA_V3),
-        deberta_v2_xxlarge=(48, 1536, 24, 512, 128100, _DEBERTA_V3),
-    ),
-    **_rows(
-        "deberta-v3", "layers dim heads context vocab_size position_options",
-        deberta_v3_xsmall=(12, 384, 6, 512, 128100, _DEBERTA_V3),
-        deberta_v3_small=(6, 768, 12, 512, 128100, _DEBERTA_V3),
-        deberta_v3_base=(12, 768, 12, 512, 128100, _DEBERTA_V3),
-        deberta_v3_large=(24, 1024, 16, 512, 128100, _DEBERTA_V3),
-    ),
-    **_rows(
-        "deberta-v3-generator", "layers dim heads context vocab_size position_options",
-        deberta_v3_base_generator=(6, 768, 12, 512, 128100, _DEBERTA_V3),
-        deberta_v3_large_generator=(12, 1024, 16, 512, 128100, _DEBERTA_V3),
-    ),
-    **_rows(
-        "bart", "encoder_layers layers dim heads context vocab_size",
-        bart_base=(6, 6, 768, 12, 1024, 50265), bart_large=(12, 12, 1024, 16, 1024, 50265),
-    ),
-    **_rows("mass", "encoder_layers layers dim heads context vocab_size", mass_base=(6, 6, 1024, 8, 512, 30522)),
-    **_rows(
-        "t5", "layers dim heads head_dim hidden context vocab_size",
-        t5_small=(6, 512, 8, 64, 2048, 512, 32128), t5_base=(12, 768, 12, 64, 3072, 512, 32128),
-        t5_large=(24, 1024, 16, 64, 4096, 512, 32128), t5_3b=(24, 1024, 32, 128, 16384, 512, 32128),
-        t5_11b=(24, 1024, 128, 128, 65536, 512, 32128),
-    ),
-    **_rows(
-        "t5-v1.1", "layers dim heads head_dim hidden context vocab_size",
-        **{"t5_v1.1_small": (8, 512, 6, 64, 1024, 512, 32128), "t5_v1.1_base": (12, 768, 12, 64, 2048, 512, 32128),
-           "t5_v1.1_large": (24, 1024, 16, 64, 2816, 512, 32128), "t5_v1.1_xl": (24, 2048, 32, 64, 5120, 512, 32128),
-           "t5_v1.1_xxl": (24, 4096, 64, 64, 10240, 512, 32128)},
-        mt5_small=(8, 512, 6, 64, 1024, 1024, 250112), mt5_base=(12, 768, 12, 64, 2048, 1024, 250112),
-        mt5_large=(24, 1024, 16, 64, 2816, 1024, 250112),
-    ),
+    "bart-base": _size("bart", 6, 768, 12, 1024, 50265),
+    "bart-large": _size("bart", 12, 1024, 16, 1024, 50265),
+    "mass-base": _size("mass", 6, 1024, 8, 512, 30522),
+    "t5-small": _size("t5", 6, 512, 8, 512, 32128),
+    "t5-base": _size("t5", 12, 768, 12, 512, 32128),
+    "t5-large": _size("t5", 24, 1024, 16, 512, 32128),
+    "t5-3b": _size("t5", 24, 1024, 32, 512, 32128, head_dim=128, hidden=16384),
+    "t5-11b": _size("t5", 24, 1024, 128, 512, 32128, head_dim=128, hidden=65536),
+    "t5-v1.1-small": _size("t5-v1.1", 8, 512, 6, 512, 32128, head_dim=64, hidden=1024),
+    "t5-v1.1-base": _size("t5-v1.1", 12, 768, 12, 512, 32128),
+    "t5-v1.1-large": _size("t5-v1.1", 24, 1024, 16, 512, 32128, hidden=2816),
+    "t5-v1.1-xl": _size("t5-v1.1", 24, 2048, 32, 512, 32128, hidden=5120),
+    "t5-v1.1-xxl": _size("t5-v1.1", 24, 4096, 64, 512, 32128, hidden=10240),
+    "mt5-small": _size("t5-v1.1", 8, 512, 6, 1024, 250112, head_dim=64, hidden=1024),
+    "mt5-base": _size("t5-v1.1", 12, 768, 12, 1024, 250112),
+    "mt5-large": _size("t5-v1.1", 24, 1024, 16, 1024, 250112, hidden=2816),
 }  # fmt: skip
 
 PRESETS: dict[str, ModelConfig] = FAMILIES | SIZES

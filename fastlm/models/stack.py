@@ -189,7 +189,8 @@ class Stack(nn.Module):
             L = x.shape[1]
             inputs = inputs._replace(terms=self.position.terms(L, seen + L, device=x.device))
         x = x if self.embedding_norm is None else self.embedding_norm(x)
-        x = F.dropout(x, self.config.dropout, self.training)
+        dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
+        x = F.dropout(x, dropout, self.training)
         x = x if self.project is None else self.project(x)
         x = self._layers(x, inputs, positions, real, caches, recurrence, predicted)
         x = x if self.norm is None else self.norm(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlm import masks
 from fastlm.models.config import ModelConfig
+from fastlm.models.generation import generate
 from fastlm.models.heads import DetectionHead, LMHead, PairHead
 from fastlm.models.init import init_weights
 from fastlm.models.recurrence import Recurrence
@@ -155,6 +156,10 @@ class Transformer(nn.Module):
         if self.decoder is None:
             raise ValueError("an encoder sees all tokens at once and keeps no caches")
         return [KVCache(capacity) for _ in self.decoder.order()]
+
+    def generate(self, tokens: Tensor, n: int, temperature: float = 1.0, generator=None, **options) -> Tensor:
+        """Write up to n tokens after texts [B, L], or in answer to them: `fastlm.models.generation.generate`."""
+        return generate(self, tokens, n, temperature, generator, **options)
 
     def new_recurrence(self, length: int | None = None) -> Recurrence:
         """An empty memory of segments, for `states` and `forward`.

@@ -122,6 +122,9 @@ class Attention(_Heads):
             )
         self.position = position
 
+    def __prepare_scriptable__(self):  # torch.jit.script asks this of every module in a model
+        raise RuntimeError("fastlm.nn.Attention is not for torch.jit.script; use torch.compile or torch.export")
+
     def forward(
         self,
         x: Tensor,

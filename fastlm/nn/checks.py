@@ -66,8 +66,8 @@ def no_tracing(name: str) -> None:
         )
 
 
-def tensors(**given: Tensor) -> None:
-    for name, x in given.items():
+def tensors(**values: object) -> None:
+    for name, x in values.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} is of type {type(x).__name__}; give a tensor, torch.as_tensor({name})")
 
@@ -114,20 +114,14 @@ def _is_int(x: object) -> bool:
     return isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool)
 
 
-def flags(**given: bool) -> None:
-    for name, value in given.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}; give True or False")
-
-
-def members(name: str, given: tuple | None, *what: str) -> tuple:
+def members(name: str, value: tuple | None, *what: str) -> tuple:
     """The members of an argument that is a tuple, or as many None."""
-    if given is None:
+    if value is None:
         return (None,) * len(what)
-    if not isinstance(given, (tuple, list)) or len(given) != len(what) or not all(isinstance(x, Tensor) for x in given):
-        got = [type(x).__name__ for x in given] if isinstance(given, (tuple, list)) else type(given).__name__
+    if not isinstance(value, (tuple, list)) or len(value) != len(what) or not all(isinstance(x, Tensor) for x in value):
+        got = [type(x).__name__ for x in value] if isinstance(value, (tuple, list)) else type(value).__name__
         raise ValueError(f"{name} must be a tuple of tensors ({', '.join(what)}); got {got}")
-    return tuple(given)
+    return tuple(value)
 
 
 def integers(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -151,9 +145,8 @@ def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
     last, own = (x[:, x.shape[1] - n :] for x in (of_queries, of_keys))
     if last.dtype == own.dtype and torch.equal(last, own):
         return
-    of_rows = torch.arange(len(last), device=last.device)[:, None]
-    known = lambda x: x.long() * len(last) + of_rows  # a document's number in the whole batch
-    astray = torch.isin(known(last), known(of_keys)) & torch.isin(known(own), known(of_queries)) & (last != own)
+    has_keys, has_queries = _in_same_row(last, of_keys), _in_same_row(own, of_queries)
+    astray = has_keys & has_queries & (last != own)
     if astray.any():
         row = int(astray.any(1).nonzero()[0])
         raise ValueError(
@@ -163,6 +156,13 @@ def packed_alike(of_queries: Tensor, of_keys: Tensor) -> None:
         )
 
 
+def _in_same_row(documents: Tensor, others: Tensor) -> Tensor:
+    """Which of documents [B, n] are among the others [B, m] of their row."""
+    B = len(documents)
+    rows = torch.arange(B, device=documents.device)[:, None]
+    return torch.isin(documents.long() * B + rows, others.long() * B + rows)
+
+
 def group_bias(same: Tensor | None, shape: tuple[int, int, int]) -> None:
     if same is not None and (same.shape != shape or not same.is_floating_point()):
         raise ValueError(
@@ -170,15 +170,15 @@ def group_bias(same: Tensor | None, shape: tuple[int, int, int]) -> None:
         )
 
 
-def bias(given: Tensor | None, full: tuple[int, ...]) -> None:
-    if given is None:
+def bias(value: Tensor | None, full: tuple[int, ...]) -> None:
+    if value is None:
         return
-    tensors(bias=given)
-    if given.ndim != 4 or any(n not in (1, whole) for n, whole in zip(given.shape, full, strict=True)):
-        raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(given.shape)}")
-    if not given.is_floating_point():
+    tensors(bias=value)
+    if value.ndim != 4 or any(n not in (1, whole) for n, whole in zip(value.shape, full, strict=True)):
+        raise ValueError(f"bias must be [B, H, Lq, Lk] = {list(full)}, each 1 to broadcast; got {list(value.shape)}")
+    if not value.is_floating_point():
         raise ValueError(
-            f"bias is {given.dtype}, and it is added to scores; "
+            f"bias is {value.dtype}, and it is added to scores; "
             "make a mask a bias by torch.where(mask, 0.0, -torch.inf)"
         )
 
@@ -228,9 +228,9 @@ def rotation(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
 
 
 def devices(first: Tensor, **others: Tensor | tuple | None) -> None:
-    for name, given in others.items():
-        if given is None:
+    for name, value in others.items():
+        if value is None:
             continue
-        for x in given if isinstance(given, tuple) else (given,):
+        for x in value if isinstance(value, tuple) else (value,):
             if x is not None and x.device != first.device:
                 raise ValueError(f"{name} is on {x.device} and query or x on {first.device}; move it there")

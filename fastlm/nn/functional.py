@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlm import masks
 from fastlm.backends.dispatch import BackendError, transformed
+from fastlm.checks import flag
 from fastlm.nn import checks
 from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.attention import attention as attention_op
@@ -121,7 +122,7 @@ def attention(
     B, H, Lq, D = query.shape
     Lk = key.shape[2]
     at_the_end, offset = offset is None, Lk - Lq if offset is None else offset
-    checks.flags(causal=causal, return_lse=return_lse)
+    flag(causal=causal, return_lse=return_lse)
     checks.numbers(scale, dropout, seed, offset, Lq + Lk)
     left, right = masks.band(causal, window)
     terms = _terms(position, Lq, Lk, offset, query)

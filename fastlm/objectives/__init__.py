@@ -1,7 +1,10 @@
 """What a model is trained to do: each objective a pure function of (seed, epoch, index).
 
-    base.py      Objective, what one defines; OBJECTIVES, name → class
+    base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
+    masked.py    hide some tokens, and predict them from all the others
+    spans.py     cut spans out, and have them written in order
+    windows.py   a stream of tokens cut into rows
     noise.py     the random numbers of batches, weights, dropout and samples, without a state
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
@@ -9,7 +12,9 @@ one, subclass `Objective` with a name and define its methods, here or in your ow
 find it.
 """
 
-from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective
+from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
 from fastlm.objectives.causal import Causal
+from fastlm.objectives.masked import Masked
+from fastlm.objectives.spans import SpanCorruption
 
-__all__ = ["IGNORED", "OBJECTIVES", "Batch", "Causal", "Objective"]
+__all__ = ["IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "SpanCorruption", "Vocabulary"]

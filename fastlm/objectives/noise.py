@@ -26,10 +26,10 @@ class Purpose(IntEnum):
     SAMPLE = 5  # the seed of a text the model makes
 
 
-def draw(seed: int, purpose: Purpose, epoch: int, index: int | Tensor, n: int) -> Tensor:
-    """index [...] int64 → [..., n] int64: the first n 32-bit words that belong to each index."""
-    index = torch.as_tensor(index)[..., None]
-    block, last = torch.arange(-(-n // 4)), torch.tensor(purpose << 24 | epoch & 0xFFFFFF)
+def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, n: int) -> Tensor:
+    """epoch, index [...] int64 → [..., n] int64: the first n 32-bit words that belong to each pair of them."""
+    epoch, index = torch.as_tensor(epoch)[..., None], torch.as_tensor(index)[..., None]
+    block, last = torch.arange(-(-n // 4)), purpose << 24 | epoch & 0xFFFFFF
     words = philox((block, index & LOW, index >> 32, last), seed)
     return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]
 

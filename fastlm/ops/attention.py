@@ -73,12 +73,12 @@ class Arguments(NamedTuple):
     return_lse: bool
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, **given) -> "Arguments":
-        """Plain attention, with what is given changed."""
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, **changes) -> "Arguments":
+        """Plain attention, with these changes."""
         numbers = dict(
             left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False
         )
-        return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | given)
+        return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | changes)
 
 
 def _names(*kinds: type) -> tuple[str, ...]:
@@ -111,11 +111,11 @@ def attention(a: Arguments) -> tuple[Tensor, Tensor]:
 
 @op(gradient_of=attention)
 def attention_backward(
-    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: Arguments, wanted: list[bool]
+    grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, a: Arguments, needs_grad: list[bool]
 ) -> list[Tensor]:
     """Gradients of the arguments in LEARNED, in their order and shapes, for grad = dL/dout and grad_lse = dL/dlse.
 
-    wanted: which of them; the others come back empty. With δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
+    needs_grad: which of them; the others come back empty. With δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
 
         dp̂[i, j] = ⟨grad[i], v[j] + value_vectors[d]⟩     dS = p ∘ (dp̂ ∘ keep/(1 - dropout) - δ)
         dq = scale · dS k    dk = scale · dSᵀ q    dv = p̂ᵀ grad    dtable[d] = Σ over b and (i, j) at d of dS
@@ -153,17 +153,17 @@ def attention_backward(
         made["value_vectors"] = (_by_distance(dropped).mT @ grad).sum(0)
     if a.same is not None:
         made["same"] = (ds * _equal(a.q_groups, a.k_groups)).sum(-1)
-    return in_order(made, a, wanted, lse)
+    return in_order(made, a, needs_grad, lse)
 
 
-def wanted_of(a: Arguments, wanted: list[bool]) -> list[str]:
-    """Names of the arguments that are given and want a gradient."""
-    return [name for name, want in zip(LEARNED, wanted, strict=True) if want and getattr(a, name) is not None]
+def names_needing_grad(a: Arguments, needs_grad: list[bool]) -> list[str]:
+    """The arguments in LEARNED that the call has and whose gradient is needed."""
+    return [name for name, needs in zip(LEARNED, needs_grad, strict=True) if needs and getattr(a, name) is not None]
 
 
-def in_order(made: dict[str, Tensor], a: Arguments, wanted: list[bool], like: Tensor) -> list[Tensor]:
+def in_order(made: dict[str, Tensor], a: Arguments, needs_grad: list[bool], like: Tensor) -> list[Tensor]:
     """attention_backward's result from gradients by name, in their arguments' dtypes; the others empty like `like`."""
-    made = {name: made[name].to(getattr(a, name).dtype) for name in wanted_of(a, wanted) if name in made}
+    made = {name: made[name].to(getattr(a, name).dtype) for name in names_needing_grad(a, needs_grad) if name in made}
     return [made[name] if name in made else like.new_empty(0) for name in LEARNED]
 
 
@@ -280,9 +280,8 @@ def _save(ctx, inputs, output):
 def _(ctx, grad, grad_lse):
     out, lse, *tensors = ctx.saved_tensors
     a = ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
-    needed = Arguments(*ctx.needs_input_grad)
-    wanted = [getattr(needed, name) for name in LEARNED]
+    needs_grad = [getattr(Arguments(*ctx.needs_input_grad), name) for name in LEARNED]
     grad = torch.zeros_like(out) if grad is None else grad.contiguous()
-    grads = attention_backward(grad, grad_lse, out, lse, a, wanted)
-    made = {name: g for name, g, want in zip(LEARNED, grads, wanted, strict=True) if want}
+    grads = attention_backward(grad, grad_lse, out, lse, a, needs_grad)
+    made = {name: g for name, g, needs in zip(LEARNED, grads, needs_grad, strict=True) if needs}
     return (Arguments(**dict.fromkeys(Arguments._fields) | made),)

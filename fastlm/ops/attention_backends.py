@@ -18,7 +18,7 @@ from fastlm.ops.attention import (
     attention,
     attention_backward,
     in_order,
-    wanted_of,
+    names_needing_grad,
 )
 
 
@@ -108,7 +108,7 @@ def _triton_refuses(a: Arguments) -> str | None:
     return reason
 
 
-def _triton_backward_refuses(grad, grad_lse, out, lse, a, wanted) -> str | None:
+def _triton_backward_refuses(grad, grad_lse, out, lse, a, needs_grad) -> str | None:
     return _triton_refuses(a)
 
 
@@ -122,10 +122,10 @@ def _(a):
 @attention_backward.backend(
     "triton", devices=("cuda",), unavailable=_triton_unavailable, refuses=_triton_backward_refuses
 )
-def _(grad, grad_lse, out, lse, a, wanted):
+def _(grad, grad_lse, out, lse, a, needs_grad):
     from fastlm.kernels.attention_backward import backward
 
-    return in_order(backward(grad, grad_lse, out, lse, a, set(wanted_of(a, wanted))), a, wanted, lse)
+    return in_order(backward(grad, grad_lse, out, lse, a, set(names_needing_grad(a, needs_grad))), a, needs_grad, lse)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def _cpp_refuses(a: Arguments) -> str | None:
     return None
 
 
-def _cpp_backward_refuses(grad, grad_lse, out, lse, a, wanted) -> str | None:
+def _cpp_backward_refuses(grad, grad_lse, out, lse, a, needs_grad) -> str | None:
     return _cpp_refuses(a)
 
 
@@ -175,13 +175,13 @@ def _(a):
 
 
 @attention_backward.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_cpp_backward_refuses)
-def _(grad, grad_lse, out, lse, given, wanted):
+def _(grad, grad_lse, out, lse, arguments, needs_grad):
     """Memory as ahead, with 0.8 MiB a thread, 1.2 MiB with terms (backward_space); and sums that become gradients: of k
     and v in fp32, twice B · Hk · Lk · D, of vectors like the vectors, of a 16-bit bias that rows of the batch or heads
     share like the bias, and of a table or a bias of keys or queries one for each row of the batch and head, B · H · L.
     Every sum has one order, so that bits do not depend on the number of threads.
     """
-    a, names = _for_cpp(given), wanted_of(given, wanted)
+    a, names = _for_cpp(arguments), names_needing_grad(arguments, needs_grad)
     grad, out, lse = native.side_by_side(grad), out.contiguous(), lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.float().contiguous()
     made = {name: torch.empty_like(getattr(a, name), memory_format=torch.contiguous_format) for name in ("q", "k", "v")}
@@ -200,20 +200,20 @@ def _(grad, grad_lse, out, lse, given, wanted):
         *(native.address(made.get(name)) for name in ("q", "k", "v", "table")),
         {name: x.data_ptr() for name, x in sums.items()}, torch.get_num_threads(),
     )  # fmt: skip
-    return in_order(made | sums, given, wanted, lse)
+    return in_order(made | sums, arguments, needs_grad, lse)
 
 
 def _for_cpp(a: Arguments) -> Arguments:
     """Dtypes and layouts as its kernels take them."""
-    given = ((name, getattr(a, name)) for name in TENSORS)
-    return a._replace(**{name: CPP_LAYOUTS[name](x, a.q.dtype) for name, x in given if x is not None})
+    tensors = ((name, getattr(a, name)) for name in TENSORS)
+    return a._replace(**{name: CPP_LAYOUTS[name](x, a.q.dtype) for name, x in tensors if x is not None})
 
 
 def _terms_for_cpp(a: Arguments) -> tuple[dict, tuple[float, int, int]]:
     """The rest of the terms by name, and dropout as its kernels take it."""
-    given = {
+    terms = {
         name: (native.view(x), native.DTYPES.get(x.dtype, -1))
         for name in CPP_BY_NAME
         if (x := getattr(a, name)) is not None
     }
-    return given, (a.dropout, threshold(a.dropout), a.seed % 2**64)
+    return terms, (a.dropout, threshold(a.dropout), a.seed % 2**64)

@@ -13,7 +13,7 @@ ONCE = 'attention is differentiable once, and more often under fastlm.use_backen
 
 
 def _save(ctx, inputs, output):
-    *first, a, ctx.wanted = inputs
+    *first, a, ctx.needs_grad = inputs
     ctx.save_for_backward(*first, *(getattr(a, name) for name in TENSORS))
     ctx.numbers = a._replace(**dict.fromkeys(TENSORS))
 
@@ -24,7 +24,7 @@ def _(ctx, grads):
         raise BackendError(ONCE)
     with torch.enable_grad():  # views, so that gradients stop at these tensors and not at what they were made from
         tensors = [None if x is None else x.view_as(x) for x in ctx.saved_tensors]
-        made = attention_backward.definition(*_inputs(tensors, ctx.numbers), ctx.wanted)
+        made = attention_backward.definition(*_inputs(tensors, ctx.numbers), ctx.needs_grad)
     made, grads = zip(*((x, grad) for x, grad in zip(made, grads, strict=True) if x.requires_grad), strict=True)
     leaves = [x for x in tensors if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(made, leaves, grads, create_graph=torch.is_grad_enabled(), allow_unused=True))

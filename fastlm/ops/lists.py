@@ -66,10 +66,10 @@ def with_shapes(name: str, tensors: list[Tensor], shapes: list[tuple[int, ...]])
     """The tensors. Raises ValueError where one has another shape: a launcher is given addresses, and would read past
     its end.
     """
-    given = [x.shape for x in tensors]
-    if given != shapes:
-        i = next(i for i, (x, y) in enumerate(zip(given, shapes, strict=True)) if x != y)
-        raise ValueError(f"{name}[{i}] has shape {list(given[i])}, and its parameter needs {list(shapes[i])}")
+    found = [x.shape for x in tensors]
+    if found != shapes:
+        i = next(i for i, (x, y) in enumerate(zip(found, shapes, strict=True)) if x != y)
+        raise ValueError(f"{name}[{i}] has shape {list(found[i])}, and its parameter needs {list(shapes[i])}")
     return tensors
 
 

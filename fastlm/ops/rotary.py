@@ -91,5 +91,6 @@ def _(ctx, grad):
         return dx, None, None, None
     # for schemes that learn their angles
     (g1, g2), (x1, x2) = (_pairs(t, cos.shape[-1], ctx.layout) for t in (grad, x))
-    per_angle = lambda t: t.sum((0, 1) if cos.ndim == 2 else 1).to(cos.dtype)
-    return dx, per_angle(g1 * x1 + g2 * x2), per_angle(g2 * x1 - g1 * x2), None
+    turned_alike = (0, 1) if cos.ndim == 2 else 1  # rows of the batch and heads, or heads alone
+    dcos, dsin = ((g1 * x1 + g2 * x2).sum(turned_alike), (g2 * x1 - g1 * x2).sum(turned_alike))
+    return dx, dcos.to(cos.dtype), dsin.to(cos.dtype), None

@@ -96,9 +96,9 @@ class UpdateOp(Op):
         """The update by this op's launcher in `module` (csrc/cpu/launch.h, csrc/cuda/launch.h). where: the number of
         threads, or the workspace, device and stream.
         """
-        given, *options = self.named(args)
-        sizes = self.sizes(given)
-        update = self._laid_out(given, sizes)
+        original, *options = self.named(args)
+        sizes = self.sizes(original)
+        update = self._laid_out(original, sizes)
         head = module.Update(
             cpp_list(update.params), cpp_list(update.masters), update.keys, cpp_list(update.grads),
             addresses(update.steps), address(update.coefficient), address(update.found_inf),
@@ -107,7 +107,7 @@ class UpdateOp(Op):
         structs = [getattr(module, type(each).__name__)(*each) for each in options]
         getattr(module, self.name)(head, sizes, *states, *structs, *where)
         for name in ("params", "masters", *self.states):
-            write_back(getattr(given, name), getattr(update, name))
+            write_back(getattr(original, name), getattr(update, name))
 
     def _laid_out(self, update: Any, sizes: list) -> Any:
         """The update with the elements of a parameter and of what belongs to it in one order without gaps: each

@@ -12,14 +12,14 @@ from fastlm.optim.adafactor_variants import (
     VARIANTS,
     factor_last,
     factored_dims,
-    meant,
     moved_last,
     moved_order,
     named,
-    theirs,
+    variant_of,
+    variant_of_group,
 )
 from fastlm.optim.base import Optimizer, Part
-from fastlm.optim.states import STATE_DTYPES, Kept
+from fastlm.optim.states import STATE_DTYPES, StateSpec
 
 RELATIVE_BOUND = 1e-2  # of the step that depends on time alone
 T5_UNSCALED = 0.05  # mesh TensorFlow's factor where parameters do not scale the step
@@ -78,7 +78,7 @@ class Adafactor(Optimizer, name="adafactor"):
         maximize: bool = False,
         **common,
     ):
-        told = dict(
+        arguments = dict(
             clip_threshold=clip_threshold,
             decay_rate=decay_rate,
             beta1=beta1,
@@ -91,9 +91,11 @@ class Adafactor(Optimizer, name="adafactor"):
             foreach=common.get("foreach"),
         )
         for one, other in (("d", "clip_threshold"), ("beta2_decay", "decay_rate")):
-            if None not in (told[one], told[other]) and told[one] != told[other]:
-                raise ValueError(f"{one}={told[one]} and {other}={told[other]} are one option; give one of them")
-        variant = meant(told) if variant is None else variant
+            if None not in (arguments[one], arguments[other]) and arguments[one] != arguments[other]:
+                raise ValueError(
+                    f"{one}={arguments[one]} and {other}={arguments[other]} are one option; give one of them"
+                )
+        variant = variant_of(arguments) if variant is None else variant
         checks.one_of(VARIANTS, variant=variant)
         if relative_step is not None and variant == "torch":
             raise ValueError(
@@ -104,19 +106,18 @@ class Adafactor(Optimizer, name="adafactor"):
                 f"relative_step={relative_step} and lr={lr} do not go together: "
                 "lr=None is the relative step, a number is the step"
             )
-        first = lambda *values: next((value for value in values if value is not None), None)
-        theirs = VARIANTS[variant].defaults
+        own = VARIANTS[variant].defaults
         defaults = dict(
-            lr=first(lr, theirs["lr"]),
-            eps=first(eps, theirs["eps"]),
-            clip_threshold=first(d, clip_threshold, 1.0),
-            decay_rate=first(beta2_decay, decay_rate, -0.8),
+            lr=_first(lr, own["lr"]),
+            eps=_first(eps, own["eps"]),
+            clip_threshold=_first(d, clip_threshold, 1.0),
+            decay_rate=_first(beta2_decay, decay_rate, -0.8),
             beta1=beta1,
             weight_decay=weight_decay,
-            scale_parameter=first(scale_parameter, True),
-            warmup_init=first(warmup_init, False),
+            scale_parameter=_first(scale_parameter, True),
+            warmup_init=_first(warmup_init, False),
             variant=variant,
-            min_dim_size_to_factor=first(min_dim_size_to_factor, theirs["min_dim_size_to_factor"]),
+            min_dim_size_to_factor=_first(min_dim_size_to_factor, own["min_dim_size_to_factor"]),
             decay_offset=decay_offset,
             maximize=maximize,
             relative_step=None,
@@ -166,29 +167,30 @@ class Adafactor(Optimizer, name="adafactor"):
                 'variant "t5" has no weight decay; "huggingface" decays by the parameter\'s step, "torch" by lr'
             )
 
-    def layout(self, p, group):
+    def state_specs(self, p, group):
         variant, dims = VARIANTS[group["variant"]], factored_dims(p.shape, group)
         if dims is None:
-            layout = {variant.names.whole: Kept(p.shape, torch.float32)}
+            specs = {variant.names.whole: StateSpec(p.shape, torch.float32)}
         else:
             n, m = dims
             size_lost = (1,) if variant.keeps_dims else ()
             rows, cols = (torch.Size((*p.shape[:lost], *size_lost, *p.shape[lost + 1 :])) for lost in (m, n))
-            layout = {
-                variant.names.row: Kept(rows, torch.float32, m),
-                variant.names.col: Kept(cols, torch.float32, n),
+            specs = {
+                variant.names.row: StateSpec(rows, torch.float32, m),
+                variant.names.col: StateSpec(cols, torch.float32, n),
             }
-        momentum = {"exp_avg": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])}
-        return layout if group["beta1"] is None else layout | momentum
+        momentum = {"exp_avg": StateSpec(p.shape, STATE_DTYPES[group["state_dtype"]])}
+        return specs if group["beta1"] is None else specs | momentum
 
     def translate(self, state_dict):
         """Raises ValueError for a namesake that computes otherwise than the group that is here."""
         # their number is checked later
         for saved, here in zip(state_dict["param_groups"], self.param_groups, strict=False):
-            if "variant" not in saved and here["variant"] != theirs(saved):
+            variant = variant_of_group(saved)
+            if "variant" not in saved and here["variant"] != variant:
                 raise ValueError(
-                    f"the state is that of {CLASSES[theirs(saved)]}, and this is variant {here['variant']!r}; "
-                    f"build it with variant={theirs(saved)!r}"
+                    f"the state is that of {CLASSES[variant]}, and this is variant {here['variant']!r}; "
+                    f"build it with variant={variant!r}"
                 )
         groups = [
             {"relative_step": group["lr"] is None, **group} if "lr" in group else group
@@ -277,6 +279,10 @@ class Adafactor(Optimizer, name="adafactor"):
             return rho * (T5_UNSCALED if group["variant"] == "t5" and group["relative_step"] else 1.0)
         square = next(p for p in group["params"] if self.state.get(p) is state).detach().float().square().mean()
         return rho * max(group["eps"][1], float(square.full_tensor() if sharding.is_dtensor(square) else square) ** 0.5)
+
+
+def _first(*values: object) -> object:
+    return next((value for value in values if value is not None), None)
 
 
 def _are_eps(first: float | None, second: float) -> bool:

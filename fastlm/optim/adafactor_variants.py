@@ -51,16 +51,16 @@ TELLING = {  # arguments that one of these classes has, and the other has not
 }
 
 
-def meant(given: dict) -> str:
+def variant_of(arguments: dict) -> str:
     """The variant of the class that has these arguments; "huggingface", with a warning, if both have them all. Raises
-    ValueError if they are of both. given: None is not given.
+    ValueError if they are of both. An argument that is None counts as left out.
     """
-    told = {variant: name for variant, names in TELLING.items() for name in names if given.get(name) is not None}
-    if len(told) == 2:
-        theirs = " and ".join(f"{told[variant]} is an argument of {CLASSES[variant]}" for variant in TELLING)
+    telling = {variant: name for variant, names in TELLING.items() for name in names if arguments.get(name) is not None}
+    if len(telling) == 2:
+        theirs = " and ".join(f"{telling[variant]} is an argument of {CLASSES[variant]}" for variant in TELLING)
         raise ValueError(f'{theirs}; say which is meant, variant="torch" or variant="huggingface"')
-    if told:
-        return next(iter(told))
+    if telling:
+        return next(iter(telling))
     warnings.warn(
         'Adafactor computes as transformers.Adafactor does, variant="huggingface": no argument says that '
         'torch.optim.Adafactor (variant="torch") or T5\'s own ("t5") is meant; give variant= to silence this',
@@ -77,7 +77,7 @@ def named(options: dict, variant: str) -> dict:
     return {words.get(name, name): value for name, value in options.items()}
 
 
-def theirs(group: dict) -> str:
+def variant_of_group(group: dict) -> str:
     """The variant whose class has such a group in its state dicts."""
     return group.get("variant") or ("torch" if "beta2_decay" in group else "huggingface")
 

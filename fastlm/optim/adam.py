@@ -12,7 +12,7 @@ from fastlm.ops.adamw import CORRECTIONS, AdamOptions, AdamUpdate, adamw
 from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.base import Optimizer, Part
-from fastlm.optim.states import moments_layout
+from fastlm.optim.states import moments_specs
 
 VARIANTS = {"torch": True, "bert": False}  # whether moments are corrected for bias
 RMS_FLOOR = 1e-3
@@ -76,8 +76,8 @@ class Adam(Optimizer, name="adam"):
         corrected, decoupled = dict(bias_correction=True, correct_bias=True), group["decoupled_weight_decay"]
         return super().fixed(group) | corrected | dict(variant="torch", scale_by_rms=False, adam_w_mode=decoupled)
 
-    def layout(self, p, group):
-        return moments_layout(p, group)
+    def state_specs(self, p, group):
+        return moments_specs(p, group)
 
     def update(self, group, part, coefficient, found_inf):
         options = adam_options(group, CORRECTIONS["moments"], group["decoupled_weight_decay"])
@@ -86,9 +86,9 @@ class Adam(Optimizer, name="adam"):
 
 def moments_update(part: Part, coefficient: Tensor | None, found_inf: Tensor | None) -> AdamUpdate:
     """What the ops of Adam's family take of a part."""
-    kept = part.params, part.masters, part.keys, part.grads
+    params = part.params, part.masters, part.keys, part.grads
     states = part.states["exp_avg"], part.states["exp_avg_sq"]
-    return AdamUpdate(*kept, *states, part.steps, coefficient, found_inf)
+    return AdamUpdate(*params, *states, part.steps, coefficient, found_inf)
 
 
 def adam_options(group: dict, correction: int, decoupled: bool) -> AdamOptions:

@@ -15,7 +15,7 @@ from fastlm.ops.sums import Shards
 from fastlm.ops.unscale import grad_stats
 from fastlm.optim import checks, loading, namesakes, sharding
 from fastlm.optim.loading import OF_ALL_GROUPS
-from fastlm.optim.states import MASTER_STATES, MASTERS, STATE_DTYPES, Kept, Layout, master_of, zeros
+from fastlm.optim.states import MASTER_STATES, MASTERS, STATE_DTYPES, StateSpec, StateSpecs, master_of, zeros
 
 # by name; a plugin may add any class of torch.optim.Optimizer, for which the trainer clips
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {}
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """A torch.optim.Optimizer whose step also unscales and clips. Subclasses define `layout` and `update`.
+    """A torch.optim.Optimizer whose step also unscales and clips. Subclasses define `state_specs` and `update`.
 
     Args:
         params: parameters in fp32, bf16 or fp16, or groups of them, as torch.optim takes them; DTensors too, sharded or
@@ -166,8 +166,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        members_of = lambda group: [(p, _grad(p)) for p in group["params"] if p.grad is not None]
-        groups = [(group, members_of(group)) for group in self.param_groups]
+        groups = [(group, _with_grads(group["params"])) for group in self.param_groups]
         params = [p for group in self.param_groups for p in group["params"]]
         pairs = [pair for _, members in groups for pair in members]
         self.grad_norm = self.overflow = None
@@ -195,7 +194,7 @@ class Optimizer(torch.optim.Optimizer):
         A scaler hands over grad_scale (what the loss was multiplied by) and, if it looked already, found_inf.
         """
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        found_inf = None if found_inf is None else sharding.agreed(found_inf, ranks)
+        found_inf = None if found_inf is None else sharding.all_reduce_max(found_inf, ranks)
         if self.max_grad_norm is None and (scale is None or found_inf is not None):
             return (None if scale is None else scale.reciprocal()), found_inf
         apart = ranks or len({grad.device for _, grad in pairs}) > 1
@@ -208,12 +207,12 @@ class Optimizer(torch.optim.Optimizer):
     def _parts(self, group: dict, pairs: list[Pair]) -> list[Part]:
         """The parameters by how they are kept: master, device, states; whether they are DTensors, and divided."""
         kinds: dict[tuple, list[Pair]] = {}
-        layouts: dict[tuple, Layout] = {}  # a model has few shapes
+        specs: dict[tuple, StateSpecs] = {}  # a model has few shapes
         for p, grad in pairs:
             shape = p.shape, p.dtype
-            if shape not in layouts:
-                layouts[shape] = self.full_layout(p, group)
-            names = self._state(p, layouts[shape])
+            if shape not in specs:
+                specs[shape] = self.full_state_specs(p, group)
+            names = self._state(p, specs[shape])
             mesh = sharding.is_dtensor(p)
             kinds.setdefault(
                 (master_of(p, group), mesh, mesh and bool(sharding.shards(p)), p.device, *names), []
@@ -225,8 +224,7 @@ class Optimizer(torch.optim.Optimizer):
             return [sharding.local(x) for x in xs] if mesh else xs
 
         params = [p for p, _ in pairs]
-        kept = [self.state[p] for p in params]
-        states = {name: here([state[name] for state in kept]) for name in names}
+        states = {name: here([self.state[p][name] for p in params]) for name in names}
         masters = states.pop(MASTER_STATES[master][0]) if master in MASTER_STATES else []
         keys = self._keys(params) if master == "stochastic" else []
         shards = [sharding.shards(p) for p in params] if mesh else [()] * len(params)
@@ -241,26 +239,26 @@ class Optimizer(torch.optim.Optimizer):
     # -----------------------------------------------------------------------------------------------------------------
     # State
 
-    def layout(self, p: Tensor, group: dict) -> Layout:
-        """Each state of a parameter of p's shape and dtype, besides its step and what keeps it exact."""
+    def state_specs(self, p: Tensor, group: dict) -> StateSpecs:
+        """Each state of a parameter of p's shape and dtype, besides its step and its master."""
         raise NotImplementedError
 
-    def full_layout(self, p: Tensor, group: dict) -> Layout:
-        """Everything that is kept for a parameter."""
-        kept = {"step": Kept(torch.Size(), torch.float32), **self.layout(p, group)}
+    def full_state_specs(self, p: Tensor, group: dict) -> StateSpecs:
+        """Each state of a parameter, with its step and its master."""
+        specs = {"step": StateSpec(torch.Size(), torch.float32), **self.state_specs(p, group)}
         master = master_of(p, group)
         if master in MASTER_STATES:
             name, dtype = MASTER_STATES[master]
-            kept[name] = Kept(p.shape, dtype)
-        return kept
+            specs[name] = StateSpec(p.shape, dtype)
+        return specs
 
-    def _state(self, p: Tensor, layout: Layout) -> tuple[str, ...]:
+    def _state(self, p: Tensor, specs: StateSpecs) -> tuple[str, ...]:
         """Make what is missing of a parameter's state: zeros, or a master copy of it. Returns the names."""
         state = self.state[p]
-        for name, kept in layout.items():
+        for name, spec in specs.items():
             if name not in state:
-                state[name] = p.detach().to(kept.dtype, copy=True) if name == "master" else zeros(p, kept)
-        return tuple(layout)
+                state[name] = p.detach().to(spec.dtype, copy=True) if name == "master" else zeros(p, spec)
+        return tuple(specs)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a state dict of this optimizer or of a namesake; options that a namesake's groups lack stay as they are.
@@ -278,7 +276,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, saved in zip(groups, state_dict["param_groups"], strict=True):
             self._check(group)
             namesakes.check_options(saved, {"max_grad_norm": self.max_grad_norm or 0.0})
-        state = loading.states(state_dict, groups, self.full_layout, type(self).__name__)
+        state = loading.states(state_dict, groups, self.full_state_specs, type(self).__name__)
         self.__setstate__({"state": state, "param_groups": groups})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
@@ -286,6 +284,10 @@ class Optimizer(torch.optim.Optimizer):
     def translate(self, state_dict: dict) -> dict:
         """A state dict of a namesake in this optimizer's names; others as they are."""
         return state_dict
+
+
+def _with_grads(params: list[Tensor]) -> list[Pair]:
+    return [(p, _grad(p)) for p in params if p.grad is not None]
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -19,8 +19,10 @@ SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def betas(value: object) -> None:
-    fits = lambda x: finite(plain(x)) and 0 <= x < 1
-    pair(lambda *both: all(map(fits, both)), "give two, each in [0, 1)", betas=value)
+    def fit(*both: object) -> bool:
+        return all(finite(plain(x)) and 0 <= x < 1 for x in both)
+
+    pair(fit, "give two, each in [0, 1)", betas=value)
 
 
 def plain(x: object) -> object:

@@ -12,7 +12,7 @@ from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.adam import adam_options, moments_update
 from fastlm.optim.base import Optimizer
-from fastlm.optim.states import moments_layout
+from fastlm.optim.states import moments_specs
 
 
 class Variant(NamedTuple):
@@ -116,8 +116,8 @@ class LAMB(Optimizer, name="lamb"):
             max_coeff=high,
         )
 
-    def layout(self, p, group):
-        return moments_layout(p, group)
+    def state_specs(self, p, group):
+        return moments_specs(p, group)
 
     def update(self, group, part, coefficient, found_inf):
         variant = VARIANTS[group["variant"]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlm.optim import namesakes, sharding
-from fastlm.optim.states import MASTERED, Kept, Layout, zeros
+from fastlm.optim.states import MASTERED, StateSpec, StateSpecs, zeros
 
 OF_ALL_GROUPS = ("max_grad_norm", "seed")  # an optimizer's defaults that are no group's options
 
@@ -39,24 +39,26 @@ def merged(here: list[dict], saved: list[dict]) -> list[dict]:
     return [{**group, **theirs} for group, theirs in zip(here, options, strict=True)]
 
 
-def states(state_dict: dict, groups: list[dict], layout: Callable[[Tensor, dict], Layout], name: str) -> defaultdict:
-    """The saved states of the parameters in groups, as layout(p, group) has them here; torch would cast them to the
+def states(
+    state_dict: dict, groups: list[dict], specs_of: Callable[[Tensor, dict], StateSpecs], name: str
+) -> defaultdict:
+    """The saved states of the parameters in groups, as specs_of(p, group) has them here; torch would cast them to the
     parameter's dtype, which loses bits in bf16. Raises ValueError if one is another's than that of the class `name`.
     """
     saved = [i for group in state_dict["param_groups"] for i in group["params"]]
     owners = [(p, group) for group in groups for p in group["params"]]
     made = defaultdict(dict)
     for i, (p, group) in zip(saved, owners, strict=True):
-        values, kept = state_dict["state"].get(i, {}), layout(p, group)
-        namesakes.check_state(name, values, [each for each in kept if each not in MASTERED])
+        values, specs = state_dict["state"].get(i, {}), specs_of(p, group)
+        namesakes.check_state(name, values, [each for each in specs if each not in MASTERED])
         if values:
-            made[p] = {each: loaded(torch.as_tensor(values[each]), p, kept[each]) for each in kept if each in values}
+            made[p] = {each: loaded(torch.as_tensor(values[each]), p, specs[each]) for each in specs if each in values}
     return made
 
 
-def loaded(value: Tensor, p: Tensor, kept: Kept) -> Tensor:
-    """A copy of a saved state, laid out as it is kept here."""
-    out, value = zeros(p, kept), value.detach()
+def loaded(value: Tensor, p: Tensor, spec: StateSpec) -> Tensor:
+    """A copy of a saved state, laid out as it is here."""
+    out, value = zeros(p, spec), value.detach()
     if value.numel() == out.numel() == 1:  # apex's counts have a dimension
         value = value.reshape(out.shape)
     if value.shape != out.shape:

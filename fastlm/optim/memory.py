@@ -103,8 +103,8 @@ def _of_defaults(name: str, params: list, master: str | None) -> Optimizer:
 
 
 def _choice(optimizer: torch.optim.Optimizer) -> tuple[str, str | None] | None:
-    """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and how its first
-    parameter is kept; None for one that is not of fastlm.
+    """The name of an optimizer's class, or of the one that a trainer's wrapper derives from, and the
+    `master` of its first parameter; None for one that is not of fastlm.
     """
     if not isinstance(optimizer, Optimizer):
         return None
@@ -127,8 +127,7 @@ def _state_bytes(optimizer: Optimizer | None) -> tuple[int, int]:
     """(masters, states) from what each parameter's state will look like; nothing is allocated."""
     if optimizer is None:
         return 0, 0
-    layouts = [optimizer.full_layout(p, group) for group in optimizer.param_groups for p in group["params"]]
-    kept = [(name, x.shape.numel() * x.dtype.itemsize) for layout in layouts for name, x in layout.items()]
-    return sum(size for name, size in kept if name in MASTERED), sum(
-        size for name, size in kept if name not in MASTERED
-    )
+    specs = [optimizer.full_state_specs(p, group) for group in optimizer.param_groups for p in group["params"]]
+    sizes = [(name, x.shape.numel() * x.dtype.itemsize) for each in specs for name, x in each.items()]
+    masters = sum(size for name, size in sizes if name in MASTERED)
+    return masters, sum(size for _, size in sizes) - masters

@@ -40,9 +40,9 @@ OWNERS = {  # whose an option in a saved group is
 }
 
 
-def check_arguments(name: str, given: Iterable[str], fixed: dict) -> None:
+def check_arguments(name: str, arguments: Iterable[str], fixed: dict) -> None:
     """Raise TypeError for an argument that an optimizer of this name and its namesakes lack."""
-    for argument in given:
+    for argument in arguments:
         if argument not in HARMLESS and argument not in fixed:
             cure = f": {CURES[argument]}" if argument in CURES else ""
             raise TypeError(f"{name} has no argument {argument!r}{cure}")

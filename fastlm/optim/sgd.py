@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlm.ops.sgd import SgdOptions, SgdUpdate, sgd
 from fastlm.optim import checks
 from fastlm.optim.base import Optimizer
-from fastlm.optim.states import STATE_DTYPES, Kept
+from fastlm.optim.states import STATE_DTYPES, StateSpec
 
 
 class SGD(Optimizer, name="sgd"):
@@ -72,19 +72,19 @@ class SGD(Optimizer, name="sgd"):
     def fixed(self, group):
         return super().fixed(group) | dict(wd_after_momentum=False)
 
-    def layout(self, p, group):
-        return {"momentum_buffer": Kept(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
+    def state_specs(self, p, group):
+        return {"momentum_buffer": StateSpec(p.shape, STATE_DTYPES[group["state_dtype"]])} if group["momentum"] else {}
 
-    def _state(self, p, layout):
+    def _state(self, p, specs):
         """A buffer begins with a whole gradient, as torch's does: `step` counts from there where momentum is switched
         on later.
         """
-        if "momentum_buffer" in layout and "momentum_buffer" not in self.state[p]:
+        if "momentum_buffer" in specs and "momentum_buffer" not in self.state[p]:
             self.state[p].pop("step", None)
-        return super()._state(p, layout)
+        return super()._state(p, specs)
 
     def update(self, group, part, coefficient, found_inf):
-        kept, buffers = (part.params, part.masters, part.keys, part.grads), part.states.get("momentum_buffer", [])
+        params = part.params, part.masters, part.keys, part.grads
         options = SgdOptions(
             lr=checks.number(group["lr"]),
             momentum=float(group["momentum"]),
@@ -92,7 +92,8 @@ class SGD(Optimizer, name="sgd"):
             weight_decay=float(group["weight_decay"]),
             nesterov=group["nesterov"],
         )
-        sgd(*SgdUpdate(*kept, buffers, part.steps, coefficient, found_inf), *options)
+        buffers = part.states.get("momentum_buffer", [])
+        sgd(*SgdUpdate(*params, buffers, part.steps, coefficient, found_inf), *options)
 
     def translate(self, state_dict):
         """torch's SGD counts no steps, and a buffer that is there has seen at least one."""

@@ -96,19 +96,23 @@ def zeros(p: Tensor, shape: torch.Size, dtype: torch.dtype, lost: int) -> Tensor
     """
     if not is_dtensor(p):
         return torch.zeros(shape, dtype=dtype, device=p.device)
-    from torch.distributed.tensor import DTensor, Replicate
+    from torch.distributed.tensor import DTensor
 
     here, keeps = local(p), len(shape) == p.ndim
     sizes = [1 if dim == lost else size for dim, size in enumerate(here.shape) if keeps or dim != lost]
     part = torch.zeros(sizes, dtype=dtype, device=here.device)
-    kept = lambda each: each if keeps else _without(each, lost)
-    placements = [Replicate() if divides(each) and each.dim == lost else kept(each) for each in p.placements]
+    placements = [_averaged(placement, lost, keeps) for placement in p.placements]
     whole = torch.empty(shape, device="meta")
     return DTensor.from_local(part, p.device_mesh, placements, run_check=False, shape=shape, stride=whole.stride())
 
 
-def _without(placement, lost: int):
-    if not divides(placement) or placement.dim < lost:
+def _averaged(placement, lost: int, keeps: bool):
+    """A parameter's placement for its average over the dimension `lost`, which is of size 1 (keeps) or gone."""
+    from torch.distributed.tensor import Replicate
+
+    if divides(placement) and placement.dim == lost:
+        return Replicate()
+    if keeps or not divides(placement) or placement.dim < lost:
         return placement
     options = {"split_factor": placement.split_factor} if hasattr(placement, "split_factor") else {}
     return type(placement)(placement.dim - 1, **options)
@@ -172,7 +176,7 @@ def _square(grads: list[Tensor], device: torch.device) -> Tensor:
     return sum(each, start=torch.zeros((), dtype=torch.float64, device=device))
 
 
-def agreed(flag: Tensor, groups: tuple) -> Tensor:
+def all_reduce_max(flag: Tensor, groups: tuple) -> Tensor:
     """1 if the flag is set on any rank of the groups, else 0."""
     whole = flag.full_tensor() if is_dtensor(flag) else flag
     return all_reduce_sums([whole.reshape(())], [groups])[0].clamp(max=1.0) if groups else whole

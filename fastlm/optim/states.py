@@ -28,15 +28,15 @@ MASTER_STATES = {"fp32": ("master", torch.float32), "remainder": ("remainder", t
 MASTERED = {name for name, _ in MASTER_STATES.values()}
 
 
-class Kept(NamedTuple):
-    """A tensor of a parameter's state. lost: the parameter's dimension that it is an average over."""
+class StateSpec(NamedTuple):
+    """What a tensor of a parameter's state looks like. lost: the parameter's dimension that it is an average over."""
 
     shape: torch.Size
     dtype: torch.dtype
     lost: int | None = None
 
 
-Layout = dict[str, Kept]
+StateSpecs = dict[str, StateSpec]
 
 
 def master_of(p: Tensor, group: dict) -> str | None:
@@ -44,16 +44,16 @@ def master_of(p: Tensor, group: dict) -> str | None:
     return None if p.dtype not in (torch.bfloat16, torch.float16) else group["master"]
 
 
-def moments_layout(p: Tensor, group: dict) -> Layout:
+def moments_specs(p: Tensor, group: dict) -> StateSpecs:
     """exp_avg and exp_avg_sq, shaped like the parameter: Adam's family."""
-    kept = Kept(p.shape, STATE_DTYPES[group["state_dtype"]])
-    return {"exp_avg": kept, "exp_avg_sq": kept}
+    spec = StateSpec(p.shape, STATE_DTYPES[group["state_dtype"]])
+    return {"exp_avg": spec, "exp_avg_sq": spec}
 
 
-def zeros(p: Tensor, kept: Kept) -> Tensor:
+def zeros(p: Tensor, spec: StateSpec) -> Tensor:
     """Zeros in the parameter's memory order and on its mesh, where they have anything of its shape."""
-    if kept.lost is not None:
-        return sharding.zeros(p, *kept)
-    if kept.shape == p.shape:
-        return torch.zeros_like(p, dtype=kept.dtype, memory_format=torch.preserve_format)
-    return torch.zeros(kept.shape, dtype=kept.dtype, device=p.device)
+    if spec.lost is not None:
+        return sharding.zeros(p, *spec)
+    if spec.shape == p.shape:
+        return torch.zeros_like(p, dtype=spec.dtype, memory_format=torch.preserve_format)
+    return torch.zeros(spec.shape, dtype=spec.dtype, device=p.device)

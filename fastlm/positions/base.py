@@ -106,9 +106,9 @@ class Position(nn.Module):
         super().__init_subclass__(**kwargs)
         if name is None:  # a relative of a scheme, for its author's own use
             return
-        place = lambda scheme: f"{scheme.__module__}.{scheme.__qualname__}"
-        if name in SCHEMES and place(SCHEMES[name]) != place(cls):
-            raise ValueError(f"a scheme named {name!r} exists already: {place(SCHEMES[name])}; choose another name")
+        taken = SCHEMES.get(name)
+        if taken is not None and _qualified(taken) != _qualified(cls):
+            raise ValueError(f"a scheme named {name!r} exists already: {_qualified(taken)}; choose another name")
         unknown = set(inspect.signature(cls).parameters) - set(FACTS) - _optional(cls)
         if unknown:
             raise TypeError(
@@ -240,6 +240,10 @@ class Position(nn.Module):
             if angles is None
             else ((self.magnitude * angles.cos()).to(dtype), (self.magnitude * angles.sin()).to(dtype))
         )
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _optional(cls: type) -> set[str]:

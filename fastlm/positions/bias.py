@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastlm.checks import flag, whole
 from fastlm.positions.base import Position, constants_device, wide
+from fastlm.positions.rows import rows_of
 
 
 class ALiBi(Position, name="alibi"):
@@ -98,7 +99,7 @@ class T5Bias(Position, name="t5"):
 
     def bias(self, distance: Tensor) -> Tensor:
         """The bucket's bias: distance [n] int64 → [heads, n] in weight's dtype."""
-        return self.weight[t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)].T
+        return rows_of(self.weight, t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)).T
 
 
 def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
@@ -138,7 +139,7 @@ def _check_t5(causal: bool, buckets: int, max_distance: int) -> None:
 
 
 class Kerple(Position, name="kerple"):
-    """Kernelised relative bias, logarithmic form (Chi et al. 2022, eq. 5): -r₁ · log(1 + r₂ · |distance|).
+    """Kernelised relative bias, logarithmic form (Chi et al. 2022): -r₁ · log(1 + r₂ · |distance|).
 
     Its parameters are r1 and r2, [heads] each, kept at 0.01 or above where they are used.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, below_one, flag, whole
 from fastlm.positions.base import Projection, Vectors
+from fastlm.positions.rows import rows_of
 from fastlm.positions.shared import LayerPosition, Project, SharedPart
 
 C2P, P2C = PRODUCTS = ("c2p", "p2c")  # content to position: queries meet rows; position to content: keys do
@@ -60,8 +61,8 @@ class DeBERTa(LayerPosition, name="deberta"):
         heads: number of heads.
         head_dim: channels of a head, D.
         span: the farthest distance told apart, in tokens; at least 1. Default 512.
-        buckets: v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span (He et al. 2023), see
-            `deberta_bucket`. Default 0: every distance by itself, as in v1.
+        buckets: v2 and v3 count distances exactly up to buckets/2 and logarithmically up to span, see `deberta_bucket`.
+            Default 0: every distance by itself, as in v1.
         pos_att_type: which of the two terms there are: "c2p" for q·K(d), "p2c" for k·Q(d). Default both. The score is
             divided by √((1 + terms)·D).
         share_att_key: whether the layer's own projections of keys and queries make K and Q (v3); of models alone, whose
@@ -123,11 +124,12 @@ class DeBERTa(LayerPosition, name="deberta"):
                 None if own is None else own(table).unflatten(-1, (self.heads, -1)).transpose(0, 1)
                 for own in (self.query, self.key)
             )
-        of_distance = lambda product, x: x[:, rows] if product in self.pos_att_type else None
+        at = lambda x: rows_of(x.transpose(0, 1), rows).transpose(0, 1)
         return Vectors(
-            query_vectors=of_distance(C2P, keys), key_vectors=of_distance(P2C, queries),
+            query_vectors=at(keys) if C2P in self.pos_att_type else None,
+            key_vectors=at(queries) if P2C in self.pos_att_type else None,
             terms=1 + len(self.pos_att_type),
-        )  # fmt: skip
+        )
 
 
 def deberta_bucket(distance: Tensor, buckets: int, span: int) -> Tensor:

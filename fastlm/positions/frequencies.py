@@ -93,8 +93,11 @@ def yarn(factor: float, original_context: int, beta_fast: float = 32, beta_slow:
         )
 
     def scale(base: float, channels: int) -> tuple[Tensor, float]:
-        turns_at = lambda turns: channels * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
-        low, high = max(math.floor(turns_at(beta_fast)), 0), min(math.ceil(turns_at(beta_slow)), channels - 1)
+        fast, slow = (  # the channels that turn so often within the trained context
+            channels * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+            for turns in (beta_fast, beta_slow)
+        )
+        low, high = max(math.floor(fast), 0), min(math.ceil(slow), channels - 1)
         ramp = ((torch.arange(channels // 2, dtype=torch.float64) - low) / max(high - low, 0.001)).clamp(0, 1)
         plain = geometric(base, channels)
         return plain * (1 - ramp) + plain / factor * ramp, 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1

@@ -40,8 +40,11 @@ class RoPE(Position, name="rope"):
         super().__init__()
         whole(1, head_dim=head_dim)
         each(dict(base=base), lambda x: finite(x) and x > 1, "give a number > 1, such as 10000.0")
-        shares = lambda x: number(x) and 0 < x <= 1
-        each(dict(fraction=fraction), shares, "give the share of channels that turn, in (0, 1]")
+        each(
+            dict(fraction=fraction),
+            lambda x: number(x) and 0 < x <= 1,
+            "give the share of channels that turn, in (0, 1]",
+        )
         one_of((*LAYOUTS, "proportional"), layout=layout)
         each(dict(scaling=scaling), callable, "give a function such as fastlm.positions.frequencies.yarn(8.0, 4096)")
         rotated = int(head_dim * fraction)

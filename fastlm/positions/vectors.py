@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from fastlm.checks import below_one, flag, whole
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, Projection, Vectors, wide
+from fastlm.positions.rows import rows_of
 from fastlm.positions.shared import LayerPosition, Project, SharedPart
 
 
@@ -41,8 +42,10 @@ class Shaw(Position, name="shaw"):
     def vectors(self, distance: Tensor) -> Vectors:
         """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
         rows = distance.clamp(-self.reach, self.reach) + self.reach
-        of_heads = lambda t: None if t is None else t[rows].expand(self.heads, -1, -1)
-        return Vectors(query_vectors=of_heads(self.key), value_vectors=of_heads(self.value))
+        key, value = (
+            None if t is None else rows_of(t, rows).expand(self.heads, -1, -1) for t in (self.key, self.value)
+        )
+        return Vectors(query_vectors=key, value_vectors=value)
 
 
 class DistanceSines(SharedPart):

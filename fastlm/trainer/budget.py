@@ -19,6 +19,7 @@ MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoint
 SAMPLES = 4  # on the way, at each quarter
 SAMPLE = 96  # tokens of one, where there is time
 QUICK_EVALUATION = 64  # windows of held-out text looked at on the way, where there is time; at the end, all of them
+MEASURING = 0.25  # of the budget at most goes to trying thread counts, but for one update's time
 LOOKING = 0.3  # of the budget at most goes to evaluations and samples
 
 
@@ -69,21 +70,24 @@ class Budget:
 
 
 def measure(config: Config, tokens: Tokens) -> Budget:
-    """Try the thread counts (one, and all of torch's), then fix the steps that fit in the minutes; nothing is timed if
-    the configuration leaves nothing to decide.
+    """Try the thread counts (one, and all of torch's, while there is time), then fix the steps that fit in the minutes;
+    nothing is timed if the configuration leaves nothing to decide.
     """
     begun = time.perf_counter()
     trainer = Trainer(config, tokens, steps=1000)
     candidates = _thread_counts(config, trainer.device)
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:
-        trainer.update()
+        first = _timed(trainer, 0.0)
     looks = Looks.all_of(config, trainer.held_out.windows)
     if len(candidates) == 1 and config.steps:
         return Budget(candidates[0], config.steps, looks, True, {}, backends)
-    seconds: dict[int, float] = {}
-    for threads in candidates:
-        seconds[threads] = _seconds_per_update(trainer, threads, min(seconds.values(), default=float("inf")))
+    until = begun + MEASURING * 60 * config.minutes if config.steps is None else float("inf")
+    seconds = {candidates[0]: first if time.perf_counter() + first > until else _timed(trainer, PROBE)}
+    for threads in candidates[1:]:
+        best = min(seconds.values())
+        if time.perf_counter() + best <= until:
+            seconds[threads] = _seconds_per_update(trainer, threads, best, until)
     threads = min(seconds, key=seconds.get)
     torch.set_num_threads(threads)
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
@@ -119,13 +123,13 @@ def _thread_counts(config: Config, device: torch.device) -> list[int]:
     return sorted({1, everything}) if device.type == "cpu" else [everything]
 
 
-def _seconds_per_update(trainer: Trainer, threads: int, best: float) -> float:
+def _seconds_per_update(trainer: Trainer, threads: int, best: float, until: float) -> float:
     """The mean over PROBE seconds, after an update that warms up; that one's time if it is hopeless against the best so
-    far, as several threads are on a machine that others keep busy.
+    far, as several threads are on a machine that others keep busy, or if no time is left for another.
     """
     torch.set_num_threads(threads)
     first = _timed(trainer, 0.0)
-    return first if first > 4 * best else _timed(trainer, PROBE)
+    return first if first > 4 * best or time.perf_counter() + first > until else _timed(trainer, PROBE)
 
 
 def _timed(trainer: Trainer, least: float) -> float:
@@ -143,11 +147,12 @@ def _share(trainer: Trainer, seconds_per_update: float, begun: float) -> tuple[i
     """Updates that fit in the minutes beside what measuring took and the looks at the model; below 1 if none does."""
     asked = Looks.all_of(trainer.config, trainer.held_out.windows)
     at = time.perf_counter()
-    trainer.evaluate(asked.windows)
-    window = (time.perf_counter() - at) / asked.windows
+    windows = min(asked.windows, trainer.config.batch)
+    trainer.evaluate(windows)
+    window = (time.perf_counter() - at) / windows
     at = time.perf_counter()
-    trainer.sample(16)
-    token = (time.perf_counter() - at) / 16
+    trainer.sample(4)
+    token = (time.perf_counter() - at) / 4
     left = MARGIN * 60 * trainer.config.minutes - (time.perf_counter() - begun)
     looks = affordable(asked, window, token, LOOKING * left)
     return int((left - looks.seconds(window, token)) / seconds_per_update), looks

@@ -26,8 +26,8 @@ MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
-def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
-    """Write state/step-N. facts: whatever JSON the caller needs to go on. Weights that share memory are written
+def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
+    """Write state/step-N. progress: whatever JSON the caller needs to go on. Weights that share memory are written
     once.
     """
     made, final = state / f"{TEMPORARY}{step}", state / f"step-{step}"
@@ -36,7 +36,7 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     clear_temporary(state)
     made.mkdir(parents=True)
     try:
-        _write(made, model, optimizer, {"step": step, **facts})
+        _write(made, model, optimizer, {"step": step, **progress})
     except OSError:  # a full disk has better use for the room
         clear_temporary(state)
         raise
@@ -50,12 +50,12 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
         shutil.rmtree(doomed)
 
 
-def _write(made: Path, model: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+def _write(made: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
     with tensor_file(made / "model.safetensors") as file:
         save_model(model, str(file))
     with tensor_file(made / "optimizer.safetensors") as file:
         save_file(_optimizer_tensors(optimizer), file)
-    (made / "state.json").write_text(json.dumps(facts))
+    (made / "state.json").write_text(json.dumps(progress))
     manifest = {name: [(made / name).stat().st_size, sha256(made / name)] for name in FILES}
     (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*made.iterdir(), made):
@@ -73,7 +73,7 @@ def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Load weights and optimizer state in place; return the saved facts and `step`."""
+    """Load weights and optimizer state in place; return the saved progress and `step`."""
     load_model(model, str(folder / "model.safetensors"))
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():

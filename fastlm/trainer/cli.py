@@ -28,6 +28,11 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   sample DIR    let a trained model write
   info          what this machine can run, what is missing, and the cure
 """
+INFO = """usage: fastlm info [--presets [NAME...]]
+
+What this machine can run, what is missing, and the cure. With --presets: the parameters of each preset, or of those
+that are named, and the memory that training it in fp32 takes with each optimizer, activations aside.
+"""
 EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib")
 
 
@@ -154,11 +159,16 @@ def sample(argv: list[str]) -> int:
 
     with _machine():
         model, tokenizer = _open(asked.folder, asked.plugin)
-        from fastlm.trainer.data.tokenizer import EOS
+        if model.decoder is None:
+            raise Refusal(
+                f"{asked.folder} holds an encoder, which writes no text; its sample.txt shows what it fills in"
+            )
+        from fastlm.trainer.data.tokenizer import EOS, PAD
 
         prompt = tokenizer.encode(asked.prompt).ids or [EOS]
         generator = torch.Generator().manual_seed(asked.seed)
-        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator)
+        ends = {} if model.encoder is None else dict(eos=EOS, pad=PAD, start=PAD)  # a decoder alone begins another text
+        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator, **ends)
         print(tokenizer.decode(tokens[0].tolist()))
     return 0
 
@@ -182,22 +192,22 @@ def _check_finished(folder: Path) -> None:
             )
 
 
-def _open(folder: Path, given: tuple[str, ...]):
+def _open(folder: Path, imported: tuple[str, ...]):
     """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
     damaged.
     """
     from safetensors import SafetensorError
 
-    from fastlm.interop import load_pretrained
+    from fastlm.interop import from_huggingface
     from fastlm.trainer.data.tokenizer import load_tokenizer
     from fastlm.trainer.plan import Plan
 
     if (folder / "run.json").exists():
-        plugins.require(Plan.read(folder).config.plugin, given, folder)
+        plugins.require(Plan.read(folder).config.plugin, imported, folder)
     with _reading(folder / "config.json"):
         json.loads((folder / "config.json").read_text())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
-        model = load_pretrained(folder)
+        model = from_huggingface(folder)
     with _reading(folder / "tokenizer.json", Exception):  # tokenizers raises nothing narrower
         return model, load_tokenizer(folder / "tokenizer.json")
 
@@ -214,16 +224,31 @@ def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
 
 def info(argv: list[str]) -> int:
     if argv and set(argv) <= {"-h", "--help"}:
-        print("usage: fastlm info\n\nWhat this machine can run, what is missing, and the cure.")
+        print(INFO)
         return 0
+    if argv[:1] == ["--presets"]:
+        return _presets(argv[1:])
     if argv:
-        raise Refusal(f"info takes no arguments; got {' '.join(argv)}")
+        raise Refusal(f"info takes no arguments but --presets; got {' '.join(argv)}")
     import fastlm.ops  # noqa: F401 (all of them register)
     from fastlm.backends.info import describe
 
     with _machine():
         for line in describe():
             say(*line)
+    return 0
+
+
+def _presets(names: list[str]) -> int:
+    from fastlm.trainer.options.choices import choices
+
+    for name in names:
+        if name not in choices("preset"):
+            raise Refusal(f"--presets {name} is unknown{did_you_mean(name, choices('preset'))}")
+    from fastlm.trainer.outputs.sizes import of_presets
+
+    for line in of_presets(tuple(names)):
+        print(line, flush=True)
     return 0
 
 

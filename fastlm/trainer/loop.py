@@ -157,9 +157,11 @@ class Run:
         self._flush(to_disk=True)
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
-        facts = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
+        progress = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
         with self._aside():
-            checkpoint.save(self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, facts)
+            checkpoint.save(
+                self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, progress
+            )
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

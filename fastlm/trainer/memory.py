@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastlm.models import ModelConfig, Transformer
-from fastlm.objectives import OBJECTIVES, Batch, Objective
+from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
 from fastlm.trainer.options.config import Config
@@ -82,7 +81,7 @@ def reckon(config: Config, vocab_size: int) -> Need:
     fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
     shape = config.sketch(vocab_size)
-    objective = OBJECTIVES[config.objective](np.zeros(shape.context + 1, np.uint16), shape.context)
+    objective = config.objective_on_rows(shape.context, vocab_size)
     row = objective.batch(config.seed, 0, 1)
     with FakeTensorMode():
         one, two = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (1, 2))

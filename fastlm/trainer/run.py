@@ -66,10 +66,10 @@ def _begin(folder: Path, config: Config, argv: list[str], console: Console, stop
     return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, 0.0)
 
 
-def resume(folder: Path, given: tuple[str, ...] = ()) -> int:
+def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     """Go on with an interrupted run, exactly as if it had not been; return the exit status. Raises Refusal, Failure.
 
-    given: the plugins that were imported for it.
+    imported: the plugins that were given for it, in this process.
     """
     go_on = f"go on with `{command('resume', folder)}`"
     stops = Stops(f"nothing was changed; {go_on}")
@@ -78,7 +78,7 @@ def resume(folder: Path, given: tuple[str, ...] = ()) -> int:
         finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
         console.say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
         return 0
-    plugins.require(plan.config.plugin, given, folder)
+    plugins.require(plan.config.plugin, imported, folder)
     plan.config.check()
     with stops.heard(), locked(folder), console.warnings():
         try:
@@ -104,9 +104,9 @@ def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops) -> Run:
     trainer, seconds = Trainer(plan.config, tokens, plan.steps, stops.check), 0.0
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
-        facts = checkpoint.restore(last, trainer.model, trainer.optimizer)
-        trainer.step, seconds = facts["step"], facts["seconds"]
-        trainer.scaler.load_state_dict(facts["scaler"])
+        progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+        trainer.step, seconds = progress["step"], progress["seconds"]
+        trainer.scaler.load_state_dict(progress["scaler"])
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
     metrics = Metrics(folder / "metrics.jsonl", trainer.step)
     return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, seconds)

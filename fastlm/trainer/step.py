@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Transformer
-from fastlm.objectives import OBJECTIVES, Batch, Objective, noise
+from fastlm.objectives import Batch, Objective, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
-from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
+from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.options.config import DTYPES, Config
 from fastlm.trainer.words import Refusal
@@ -52,8 +52,8 @@ class Trainer:
         self.config, self.steps, self.step, self.check = config, steps, 0, check
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
-        self.train = make_objective(config, "train", tokens.train, shape.context)
-        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context)
+        self.train = make_objective(config, "train", tokens.train, shape.context, tokens.facts.vocab_size)
+        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, tokens.facts.vocab_size)
         torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.model = Transformer(shape).to(self.device)
         self.optimizer = make_optimizer(config, self.model)
@@ -139,7 +139,8 @@ class Trainer:
             self.check()
             batch = self.held_out.fixed(numbers[first : first + self.config.batch])
             counts.update(self.held_out.targets(batch))
-            size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
+            if self.held_out.reports_bits_per_byte:
+                size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
             for name, value in self._losses(self.held_out, batch).items():
                 if name not in sums:
                     sums[name] = torch.zeros_like(value, dtype=torch.float64)
@@ -151,12 +152,11 @@ class Trainer:
         return found
 
     def sample(self, n: int) -> str:
-        """n tokens that the model makes of nothing, at temperature 0.8; the same at the same step."""
+        """About n tokens of what the model can do, as its objective shows it; the same at the same step."""
         self.model.eval()
         seed = noise.number(self.config.seed, noise.Purpose.SAMPLE, 0, self.step)
         generator = torch.Generator(self.device).manual_seed(seed)
-        tokens = torch.full((1, 1), EOS, device=self.device)
-        return self.tokenizer.decode(self.model.generate(tokens, n, 0.8, generator)[0, 1:].tolist())
+        return self.held_out.sample(self.model, n, generator, self.tokenizer.decode)
 
     def finite(self) -> bool:
         """Whether every parameter is a finite number. The host waits for the device."""
@@ -174,10 +174,10 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
-def make_objective(config: Config, side: str, ids: np.ndarray, context: int) -> Objective:
+def make_objective(config: Config, side: str, ids: np.ndarray, context: int, vocab_size: int) -> Objective:
     """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
     try:
-        return OBJECTIVES[config.objective](ids, context)
+        return config.objective_class()(ids, context, vocabulary(vocab_size))
     except ValueError as error:
         raise Refusal(f"the {side} side of the text has {error}") from error
 

@@ -65,10 +65,12 @@ static void cover() {
 
 static void alignment() {
     Chunk<2> c{};
-    c.dtype[0] = F32, c.dtype[1] = BF16;
+    c.dtype[0] = F32;
+    c.dtype[1] = BF16;
     for (Address a = 0; a < 32; a += 4)
         for (Address b = 0; b < 32; b += 2) {
-            c.data[0] = reinterpret_cast<void*>(BASE + a), c.data[1] = reinterpret_cast<void*>(BASE + b);
+            c.data[0] = reinterpret_cast<void*>(BASE + a);
+            c.data[1] = reinterpret_cast<void*>(BASE + b);
             REQUIRE(aligned(c) == (a % 16 == 0 && b % 8 == 0));
         }
 }
@@ -97,7 +99,11 @@ struct Tensor {
 template <int FLIGHT>
 static void every_element_is_mapped_once(int n, int mix, int shift) {
     Tensor a(n, mix % 3, shift % 4), b(n, mix / 3 % 3, shift / 4 % 4), c(n, mix / 9, shift / 16);
-    for (int i = 0; i < n; i++) a.set(i, i % 50), b.set(i, i % 70), c.set(i, i % 90);
+    for (int i = 0; i < n; i++) {
+        a.set(i, i % 50);
+        b.set(i, i % 70);
+        c.set(i, i % 90);
+    }
     const Chunk<3> chunk{{a.data, b.data, c.data}, {a.dtype, b.dtype, c.dtype}, n, 0, 0, 0};
     for (int thread = 0; thread < THREADS; thread++)
         map<0b101, FLIGHT>(chunk, thread, [](float (&x)[3][VECTOR], int) {
@@ -134,7 +140,7 @@ static void order() {
 }
 
 // A parameter goes up by a third: what is stored is what rules/philox.h makes of each element by itself.
-template <Kept KEPT>
+template <Precision PRECISION>
 static void parameters_are_kept(int n, int dtype, int master_dtype, int64_t begin) {
     Tensor p(n, dtype, 0), master(n, master_dtype, 0);
     const auto low = [&](int i) -> int16_t& { return reinterpret_cast<int16_t*>(master.data)[i]; };
@@ -150,31 +156,31 @@ static void parameters_are_kept(int n, int dtype, int master_dtype, int64_t begi
     };
     std::vector<float> expected;
     for (int i = 0; i < n; i++) {
-        const float theta = KEPT != MASTER        ? p.get(i)
+        const float theta = PRECISION != MASTER   ? p.get(i)
                             : master_dtype == F32 ? (counts(i) ? master.get(i) : p.get(i))
                                                   : join(reinterpret_cast<bf16*>(p.data)[i], low(i));
         expected.push_back(theta + 1.0f / 3);
     }
     const auto step = [&](auto chunk) {
         for (int thread = 0; thread < THREADS; thread++)
-            map<WRITTEN<KEPT, 0>, 2>(chunk, thread, [&](auto& x, int i) {
+            map<WRITTEN<PRECISION, 0>, 2>(chunk, thread, [&](auto& x, int i) {
                 float theta[VECTOR];
-                for (int e = 0; e < VECTOR; e++) theta[e] = read<KEPT>(x, e, chunk.dtype) + 1.0f / 3;
-                write<KEPT>(theta, x, master_dtype, chunk.begin + VECTOR * i, 5, 77);
+                for (int e = 0; e < VECTOR; e++) theta[e] = read<PRECISION>(x, e, chunk.dtype) + 1.0f / 3;
+                write<PRECISION>(theta, x, master_dtype, chunk.begin + VECTOR * i, 5, 77);
             });
     };
-    if constexpr (KEPT == MASTER) step(Chunk<2>{{p.data, master.data}, {dtype, master_dtype}, n, 0, 0, begin});
+    if constexpr (PRECISION == MASTER) step(Chunk<2>{{p.data, master.data}, {dtype, master_dtype}, n, 0, 0, begin});
     else step(Chunk<1>{{p.data}, {dtype}, n, 0, 0, begin});
     for (int i = 0; i < n; i++) {
-        if (KEPT == STOCHASTIC) {
+        if (PRECISION == STOCHASTIC) {
             const int64_t element = begin + i;
             const uint32_t word = noise(element / DRAWS, 5, 77).x[element % DRAWS / 2];
             bf16 exact;
             stochastic_round(expected[i], element % 2 ? word >> 16 : word & 0xffffu, exact);
             REQUIRE(p.get(i) == widen(exact));
-        } else if (master_dtype == I16 && KEPT == MASTER) {
+        } else if (master_dtype == I16 && PRECISION == MASTER) {
             REQUIRE(join(reinterpret_cast<bf16*>(p.data)[i], low(i)) == expected[i]);
-        } else if (KEPT == MASTER) {
+        } else if (PRECISION == MASTER) {
             REQUIRE(master.get(i) == expected[i]);
         } else {
             Tensor rounded(1, dtype, 0);
@@ -201,9 +207,10 @@ static void squares() {
         for (int trial = 0; trial < 100; trial++) {
             float x[VECTOR];
             long double exact = 0;
-            for (float& e : x)
-                e = std::ldexp(normal(random), random() % 2 ? exponent : exponent - int(random() % 40)),
+            for (float& e : x) {
+                e = std::ldexp(normal(random), random() % 2 ? exponent : exponent - int(random() % 40));
                 exact += (long double)e * e;
+            }
             REQUIRE(std::fabs(sum_of_squares(x) - exact) <= exact * 0x1p-22L);
         }
     const float inf = std::numeric_limits<float>::infinity();
@@ -232,4 +239,12 @@ static void stats() {
     }
 }
 
-int main() { cover(), alignment(), mapping(), order(), keeping(), squares(), stats(); }
+int main() {
+    cover();
+    alignment();
+    mapping();
+    order();
+    keeping();
+    squares();
+    stats();
+}

@@ -62,8 +62,11 @@ static void geometry() {
         {{1, 50257, 768}}, {{1, 3, 50257}}, {{4096, 3, 3}}, {{1, int64_t(1) << 32, 0}}, {{1, 2, WIDEST}}};
     for (int trial = 0; trial < 30; trial++) {
         Shapes shapes(random() % 1000);
-        for (auto& [matrices, rows, columns] : shapes)
-            matrices = random() % 3, rows = random() % 200, columns = random() % 4 ? random() % 300 : 0;
+        for (auto& [matrices, rows, columns] : shapes) {
+            matrices = random() % 3;
+            rows = random() % 200;
+            columns = random() % 4 ? random() % 300 : 0;
+        }
         all.push_back(shapes);
     }
     for (const Shapes& shapes : all) {
@@ -85,10 +88,14 @@ struct Matrix {  // one tensor and its state; reading or writing past the end is
         std::mt19937& random)
         : shape(shape), n(sizes_of({shape})[0]), p(n, p_dtype, 0), g(n, g_dtype, shift), m(n, m_dtype, 0) {
         const auto [matrices, rows, columns] = shape;
-        R.resize(matrices * rows), C.resize(matrices * columns);
+        R.resize(matrices * rows);
+        C.resize(matrices * columns);
         std::normal_distribution<float> normal;
-        for (int64_t i = 0; i < n; i++)
-            p.set(i, normal(random)), g.set(i, size * normal(random)), m.set(i, 0.01f * normal(random));
+        for (int64_t i = 0; i < n; i++) {
+            p.set(i, normal(random));
+            g.set(i, size * normal(random));
+            m.set(i, 0.01f * normal(random));
+        }
         for (float& x : R) x = size * size * (1 + std::fabs(normal(random)));
         for (float& x : C) x = size * size * (1 + std::fabs(normal(random)));
     }
@@ -150,7 +157,8 @@ static Expected expected(const Matrix& x, double step, double coefficient, bool 
     }
     for (int64_t i = 0; i < x.n; i++) {
         if (columns == 0) average(e.R[i], G(i) * G(i)), u[i] = G(i) * std::fmin(bound, 1 / std::sqrt(e.R[i]));
-        u_squares += u[i] * u[i], p_squares += double(x.p.get(i)) * x.p.get(i);
+        u_squares += u[i] * u[i];
+        p_squares += double(x.p.get(i)) * x.p.get(i);
     }
     Adafactor finished = c;
     finish_adafactor(finished, step, p_squares, u_squares, double(x.n), o);
@@ -197,18 +205,22 @@ static void step(const Items& items, const Counts& counts, std::vector<Now<Adafa
         const Strip strip = strip_at(items, index);
         const Item& x = items.item[strip.item];
         double R = 0, smallest_R = HUGE_VAL, smallest_C = HUGE_VAL, total = 0;
-        for (uint32_t q = strip.panel; q < strip.panel + strip.panels; q++)
-            R += panels[q].R, smallest_R = std::fmin(smallest_R, panels[q].smallest_R);
+        for (uint32_t q = strip.panel; q < strip.panel + strip.panels; q++) {
+            R += panels[q].R;
+            smallest_R = std::fmin(smallest_R, panels[q].smallest_R);
+        }
         const double mean = mean_of_rows(R, double(x.rows), o);
         for (int j = 0; j < strip.n; j++) {
             Column sum = {0, 0};
             for (int slice = 0; slice < SLICES; slice++) {
                 const Column part = column_of(x, strip, j, slice);
-                sum.c += part.c, sum.w += part.w;
+                sum.c += part.c;
+                sum.w += part.w;
             }
             double u, C;
             finish_column(x, strip, j, sum, mean, now[strip.item].rule, u, C);
-            total += u, smallest_C = std::fmin(smallest_C, C);
+            total += u;
+            smallest_C = std::fmin(smallest_C, C);
         }
         for (int thread = 0; thread < THREADS; thread++) row_factors(x, strip, mean, thread);
         strips[index] = {total, may_bind(smallest_R, smallest_C, mean, o)};
@@ -217,8 +229,14 @@ static void step(const Items& items, const Counts& counts, std::vector<Now<Adafa
         const Item &x = items.item[t], &next = items.item[t + 1];
         double p = 0, u = 0;
         bool bind = false;
-        for (uint32_t i = x.panels; i < next.panels; i++) p += panels[i].p, u += panels[i].u;
-        for (uint32_t i = x.strips; i < next.strips; i++) u += strips[i].u, bind |= strips[i].may_bind;
+        for (uint32_t i = x.panels; i < next.panels; i++) {
+            p += panels[i].p;
+            u += panels[i].u;
+        }
+        for (uint32_t i = x.strips; i < next.strips; i++) {
+            u += strips[i].u;
+            bind |= strips[i].may_bind;
+        }
         if (bind) u = 0;
         for (uint32_t i = x.chunks; i < next.chunks && bind; i++)
             u += sum_of_threads(
@@ -280,7 +298,9 @@ static void updates() {
     // every tensor is clipped
     const AdafactorOptions t5{1e-2, true, HUGE_VAL, 0.8, 0.0, 1e-30, 0.0, 1e-3, true, 1.0, 0.1, 0.9, 0.1, true};
     AdafactorOptions torch = t5;
-    torch.eps_square = 0.0, torch.eps_bound = 0x1p-23, torch.decay_by_step = false;
+    torch.eps_square = 0.0;
+    torch.eps_bound = 0x1p-23;
+    torch.decay_by_step = false;
     for (const AdafactorOptions& o : {t5, torch})
         for (int shift : {0, 1}) {
             an_update_follows_the_formulas<false>(shapes, F32, F32, F32, shift, 1.0f, o);
@@ -290,4 +310,7 @@ static void updates() {
     an_update_follows_the_formulas<false>(shapes, F32, F32, F32, 0, 2e-7f, torch);  // where the bound binds
 }
 
-int main() { geometry(), updates(); }
+int main() {
+    geometry();
+    updates();
+}

@@ -81,10 +81,10 @@ def test_vector_loads_and_stores(library):
     """
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_90a", library))
     names = (
-        "ApplyAdamWILNS_4KeptE0E",
+        "ApplyAdamWILNS_9PrecisionE0E",
         "SumOfSquares",
-        "adafactor_measureILNS_4KeptE0E",
-        "adafactor_applyILNS_4KeptE0ELb0E",
+        "adafactor_measureILNS_9PrecisionE0E",
+        "adafactor_applyILNS_9PrecisionE0ELb0E",
     )
     adamw, squares, measure, apply = (next(f for f in functions if name in f.splitlines()[0]) for name in names)
     count = lambda code, name: len(re.findall(rf"\b{re.escape(name)}\b", code))

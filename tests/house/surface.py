@@ -39,5 +39,5 @@ with fastlm.use_backend("reference"), fastlm.use_backend(attention="cpp"):
 
 model = Transformer(ModelConfig(dim=64, heads=2))
 assert_type(model.generate(torch.zeros(1, 1, dtype=torch.int64), 3), Tensor)
-assert_type(fastlm.interop.load_pretrained("folder"), Transformer)
-assert_type(fastlm.interop.save_pretrained(model, "folder"), str)
+assert_type(fastlm.interop.from_huggingface("folder"), Transformer)
+assert_type(fastlm.interop.to_huggingface(model, "folder"), str)

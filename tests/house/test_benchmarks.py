@@ -36,11 +36,16 @@ def run(*command: str, **environment: str) -> str:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, benchmarks/gpu/run.py itself is the test")
 def test_the_gpu_run(tmp_path):
-    table = run(sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"), "--smoke", OUT=str(tmp_path))
     kinds = tuple(f"### {kind} on" for kind in ("adamw", "adafactor", "lamb", "sgd", "bf16", "masters"))
-    for part in (*kinds, "bare smoke", "chain smoke", "t5 backward", "alibi forward", "none forward", "% of copy"):
-        assert part in table
-    assert {p.suffix for p in tmp_path.iterdir()} == {".jsonl", ".md", ".log", ".png"}
+    parts = {
+        "attention": ("t5 backward", "alibi forward", "none forward"),
+        "optimizers": (*kinds, "bare smoke", "chain smoke", "% of copy"),
+    }
+    command = (sys.executable, str(ROOT / "benchmarks" / "gpu" / "run.py"))
+    for call, said in parts.items():
+        table = run(*command, call, "--smoke", OUT=str(tmp_path))
+        assert all(part in table for part in said)
+        assert {p.suffix for p in (tmp_path / call).iterdir()} == {".jsonl", ".md", ".log", ".png"}
 
 
 def test_pytest_benchmarks_and_their_report(tmp_path):
@@ -159,3 +164,33 @@ def test_every_gpu_contestant_computes_the_same(rooms, monkeypatch, scheme):
         leaf.requires_grad_(False)  # on CPUs FlexAttention takes none
     for peer in peers:
         torch.testing.assert_close(peer.run(), ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_that_is_cut_short_says_what_it_knows(rooms, tmp_path, monkeypatch):
+    """It is asked to stop, has time to answer, and is ended with its whole process group if it does not."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
+    import run as gpu_run
+
+    monkeypatch.setattr(gpu_run, "GRACE", 2)
+    said = "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('one failed')"
+    deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)"
+    quick = "print('done')"
+    commands = [[sys.executable, "-c", code] for code in (said, deaf, quick)]
+    logs = [tmp_path / f"{i}.log" for i in range(3)]
+    how = gpu_run.run(gpu_run.Block("tests", 5, commands, 1), logs, 5.0)
+    assert how.startswith("CUT at its 5 s")
+    assert [log.read_text().strip() for log in logs] == ["one failed", "", "done"]
+
+
+def test_every_block_of_the_gpu_run_has_an_expected_time(rooms, monkeypatch):
+    """And what the blocks time themselves fits, with a quarter to spare; rehearse.py counts the tests' kernels too."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
+    import plan
+    import rehearse
+
+    monkeypatch.setattr(rehearse, "tests", lambda: (0, 0.0))
+    monkeypatch.setattr(rehearse, "ahead", lambda what: (0, 0.0))
+    for call, blocks in plan.calls(Path(), smoke=False).items():
+        assert sum(block.cap for block in blocks) <= plan.TOTAL
+        for block in blocks:
+            assert rehearse.expected(call, block)[1] <= 0.75 * block.cap, (call, block.name)

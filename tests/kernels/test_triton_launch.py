@@ -2,6 +2,7 @@
 on_host/libcuda.c).
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from test_triton_compile import KERNELS, NO_TRITON_36, ROOT
 
 TESTS = Path(__file__).parents[1]
+# compiled apart: heads, and rows, that lie a multiple of 16 elements apart, for these are read 16 bytes at a time
+ROWS_OF_A_BIAS = {"bias of keys": 2, "bias": 3}
 
 
 @pytest.mark.parametrize("version", ["installed", "3.6"])
@@ -45,4 +48,10 @@ def test_the_driver_gets_what_kernels_are_given(version, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert {name.removesuffix("_kernel") for name in done.stdout.split()} == KERNELS
+    names, ragged = done.stdout.splitlines()
+    assert {name.removesuffix("_kernel") for name in names.split()} == KERNELS
+    # a model whose lengths, batches and heads change compiles each kernel once
+    for term, compiled in json.loads(ragged).items():
+        assert set(compiled) >= {"forward", "dq", "dkdv"}
+        for kernel, times in compiled.items():
+            assert times <= ROWS_OF_A_BIAS.get(term, 1), f"{term}: {kernel} is compiled {times} times"

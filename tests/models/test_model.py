@@ -1,94 +1,238 @@
-"""The Transformer: shapes, initialisation, every scheme in every preset, decoding with a cache, and Hugging Face's own
-models.
-"""
+"""The Transformer: every family with every scheme, padding, packing, sharing, initialisation, and no L×L tensor."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastlm
-from fastlm import interop
+from fastlm.backends.dispatch import record_choices
 from fastlm.models import ModelConfig, Transformer
-from fastlm.models.presets import PRESETS, preset
+from fastlm.models.init import INITS
+from fastlm.models.presets import FAMILIES, preset
 from fastlm.positions import SCHEMES
 
 TINY = dict(vocab_size=97, dim=32, layers=2, heads=4, context=24)
+DECODERS = sorted(name for name, c in FAMILIES.items() if c.kind == "decoder")
+ENCODERS = sorted(name for name, c in FAMILIES.items() if c.kind == "encoder")
+BOTH = sorted(name for name, c in FAMILIES.items() if c.kind == "encoder-decoder")
 
 
 def tokens(B=2, L=24, seed=0):
     return torch.randint(97, (B, L), generator=torch.Generator().manual_seed(seed))
 
 
+def tiny(name, **changes):
+    """A family's own shape at its smallest, and what must be smaller with it."""
+    own = FAMILIES[name]
+    small = dict(
+        kv_heads=None if own.kv_heads is None else 2,
+        embedding_dim=None if own.embedding_dim is None else 16,
+        windows=tuple(w and 7 for w in own.windows),
+    )
+    return replace(own, **TINY | small | changes)
+
+
 def make(name="llama", **changes):
     torch.manual_seed(0)
-    return Transformer(preset(name, **TINY | changes)).eval()
+    return Transformer(tiny(name, **changes)).eval()
+
+
+def run(model, x, y=None, **options):
+    """What a model makes of x; an encoder–decoder of x and y, which is x where it is not given."""
+    return model(x, x if y is None else y, **options) if model.config.kind == "encoder-decoder" else model(x, **options)
 
 
 @pytest.mark.parametrize("position", sorted(SCHEMES))
-@pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_preset_runs_with_every_scheme(name, position):
-    model = make(name, position=position, kv_heads=2)
-    full = model(tokens())
-    assert full.shape == (2, 24, 97)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_runs_with_every_scheme(name, position):
+    """Forward and backward: each parameter has a gradient, but for heads that a loss on logits does not reach."""
+    model = make(name, position=position, position_options={}, context=32)
+    out = run(model, tokens())
+    assert out.shape == (2, 24) if model.config.head == "detection" else (2, 24, 97)
+    out.float().square().sum().backward()
+    for name, p in model.named_parameters():
+        assert name.startswith("pair_head") or (p.grad is not None and p.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("position", sorted(SCHEMES))
+@pytest.mark.parametrize("name", DECODERS + BOTH)
+def test_decoding_in_pieces_is_decoding_whole(name, position):
+    model, x = make(name, position=position, position_options={}), tokens()
+    options = {} if model.encoder is None else {"memory": model.encode(tokens(seed=3))}
+    read = lambda y, caches=None: (
+        model(y, caches=caches) if model.encoder is None else model(None, y, caches=caches, **options)
+    )
     caches = model.new_caches()
-    pieces = [model(tokens()[:, a:b], caches) for a, b in ((0, 10), (10, 11), (11, 24))]
-    torch.testing.assert_close(torch.cat(pieces, 1), full, rtol=1e-4, atol=1e-5)
-    F.cross_entropy(full.flatten(0, 1), tokens(seed=1).flatten()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        pieces = [read(x[:, a:b], caches) for a, b in ((0, 10), (10, 11), (11, 24))]
+    torch.testing.assert_close(torch.cat(pieces, 1), read(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS + BOTH)
+def test_the_future_is_invisible(name):
+    model, changed = make(name), tokens()
+    changed[:, 15:] = tokens(seed=9)[:, 15:]
+    read = lambda y: model(y) if model.encoder is None else model(tokens(seed=3), y)
+    assert torch.equal(read(tokens())[:, :15], read(changed)[:, :15])
 
 
 @pytest.mark.parametrize("position", sorted(SCHEMES))
-def test_the_future_is_invisible(position):
-    model = make(position=position)
-    changed = tokens()
+def test_the_future_is_invisible_to_every_scheme(position):
+    model, changed = make(position=position), tokens()
     changed[:, 15:] = tokens(seed=9)[:, 15:]
     assert torch.equal(model(tokens())[:, :15], model(changed)[:, :15])
 
 
-@pytest.mark.parametrize("position", sorted(SCHEMES))
-def test_packed_documents_are_strangers(position):
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_sees_both_ways(name):
+    model, changed = make(name), tokens()
+    changed[:, 20] = (changed[:, 20] + 1) % 97
+    assert not torch.equal(model(tokens())[:, :15], model(changed)[:, :15])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_padding_is_as_if_it_were_not_there(name, side):
+    """But that positions of families that do not skip padding count it."""
+    model, x = make(name), tokens(1)
+    real = torch.ones(1, 24, dtype=torch.bool)
+    seen = slice(0, 17) if side == "right" else slice(7, 24)
+    real[:, : 7 if side == "left" else 0] = False
+    real[:, 17 if side == "right" else 24 :] = False
+    padded = x.masked_fill(~real, 5)
+    absolute = model.config.position == "learned" and not model.config.skip_padding and side == "left"
+    y = tokens(1, 9, seed=4)
+    if model.encoder is not None and model.decoder is not None:
+        alone, both = model(x[:, seen], y), model(padded, y, attention_mask=real)
+        kept = slice(None)
+    else:
+        options = {"positions": torch.arange(24)[seen]} if absolute else {}
+        alone, both, kept = model(x[:, seen], **options), model(padded, attention_mask=real), seen
+        absolute = False
+    if not absolute:
+        torch.testing.assert_close(both[:, kept], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_packed_documents_are_strangers(name):
     """Each as if it were alone, and blind to the other, down to the last bit."""
+    model, packed = make(name), tokens(1, 24)
+    segments = fastlm.masks.segments_from_cu_seqlens(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
+    options = {"segments": segments} | ({"decoder_segments": segments} if name in BOTH else {})
+    out = run(model, packed, **options)
+    for span in (slice(0, 9), slice(9, 24)):
+        torch.testing.assert_close(out[:, span], run(model, packed[:, span]), rtol=1e-4, atol=1e-5)
+        changed = tokens(1, 24, seed=9)
+        changed[:, span] = packed[:, span]
+        assert torch.equal(run(model, changed, **options)[:, span], out[:, span])
+
+
+@pytest.mark.parametrize("position", sorted(SCHEMES))
+def test_packed_documents_are_strangers_to_every_scheme(position):
     model, packed = make(position=position, kv_heads=2), tokens(1, 24)
     segments = fastlm.masks.segments_from_cu_seqlens(torch.tensor([0, 9, 24], dtype=torch.int32), 24)
     logits = model(packed, segments=segments)
     for span in (slice(0, 9), slice(9, 24)):
         torch.testing.assert_close(logits[:, span], model(packed[:, span]), rtol=1e-4, atol=1e-5)
-        changed = tokens(1, 24, seed=9)
-        changed[:, span] = packed[:, span]
-        assert torch.equal(model(changed, segments=segments)[:, span], logits[:, span])
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_prefix_sees_itself():
+    """Tokens of the prefix see one another, those after it see what came before."""
+    model, prefix, changed = make(), torch.tensor([10, 10]), tokens()
+    changed[:, 9] = (changed[:, 9] + 1) % 97
+    assert not torch.equal(model(tokens(), prefix=prefix)[:, :9], model(changed, prefix=prefix)[:, :9])
+    changed = tokens()
+    changed[:, 20] = (changed[:, 20] + 1) % 97
+    assert torch.equal(model(tokens(), prefix=prefix)[:, :20], model(changed, prefix=prefix)[:, :20])
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in FAMILIES.items() if c.head == "lm" and c.init != "t5"))
 def test_initial_loss_is_ln_v(name):
     model = make(name, vocab_size=1024, dim=64)
     x = torch.randint(1024, (8, 25), generator=torch.Generator().manual_seed(0))
-    loss = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+    with torch.no_grad():
+        loss = F.cross_entropy(run(model, x[:, :24]).flatten(0, 1), x[:, 1:].flatten())
     assert abs(loss.item() / math.log(1024) - 1) < 0.02
 
 
 def test_initialisation_is_gpt2s():
-    model = make("gpt", dim=256, layers=8, vocab_size=1000)
-    assert abs(model.blocks[0].mlp.inner.weight.std() / 0.02 - 1) < 0.05
-    assert abs(model.blocks[0].mlp.out.weight.std() / (0.02 / 4) - 1) < 0.05
-    assert not model.blocks[0].attention.qkv.bias.any()
+    blocks = make("gpt", dim=256, layers=8, vocab_size=1000).decoder.blocks
+    assert abs(blocks[0].mlp.inner.weight.std() / 0.02 - 1) < 0.05
+    assert abs(blocks[0].mlp.out.weight.std() / (0.02 / 4) - 1) < 0.05
+    assert not blocks[0].attention.qkv.bias.any()
 
 
-def test_parameter_count_of_gpt2():
-    assert (
-        Transformer(preset("gpt", vocab_size=50257, dim=768, layers=12, heads=12, context=1024)).parameter_count()
-        == 124_439_808
-    )
+def test_initialisation_is_t5s():
+    """Queries have 1/√(dim · head width), for scores are not scaled; keys and values 1/√dim; embeddings 1."""
+    model = make("t5", dim=256, heads=4, vocab_size=1000)
+    q, k, _ = model.decoder.blocks[0].attention.qkv.weight.chunk(3)
+    assert abs(q.std() * (256 * 64) ** 0.5 - 1) < 0.05 and abs(k.std() * 16 - 1) < 0.05
+    assert abs(model.embedding.weight.std() - 1) < 0.05
 
 
-def test_generate():
-    model = make()
-    greedy = model.generate(tokens(1, 5), 40, temperature=0.0)
-    assert greedy.shape == (1, 45) and torch.equal(greedy[:, :5], tokens(1, 5))
-    draw = lambda: model.generate(tokens(1, 5), 10, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(draw(), draw())
-    assert torch.equal(greedy[:, 5], model(tokens(1, 5))[:, -1].argmax(-1))
+@pytest.mark.parametrize("init", sorted(INITS))
+def test_every_initialisation_draws_every_family(init):
+    for name in ("gpt", "albert", "t5"):
+        model = make(name, init=init, layers=4)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert run(model, tokens()).isfinite().all()
+
+
+def test_depth_scaled_weights_shrink_and_t_fixups_shrink_with_all_layers():
+    scaled = make("gpt", init="depth-scaled", dim=128, layers=4).decoder.blocks
+    assert abs(scaled[3].mlp.inner.weight.std() / scaled[0].mlp.inner.weight.std() - 0.5) < 0.02
+    fixed = make("gpt", init="t-fixup", dim=128, layers=4).decoder.blocks[0].mlp.inner.weight.std()
+    plain = make("gpt", init="xavier", dim=128, layers=4).decoder.blocks[0].mlp.inner.weight.std()
+    assert abs(fixed / plain - 36**-0.25) < 0.02
+
+
+def test_shared_layers_are_one_layer():
+    """ALBERT: two groups of two blocks each, which four layers pass in the order 0 0 1 1."""
+    model = make("albert", layers=4, shared_groups=2, group_blocks=2)
+    blocks = model.encoder.blocks
+    assert len(blocks) == 4
+    assert [list(blocks).index(block) for block in model.encoder.order()] == [0, 1, 0, 1, 2, 3, 2, 3]
+
+
+def test_windows_take_turns():
+    blocks = make("gpt3", layers=4, windows=(None, 3)).decoder.blocks
+    assert [block.attention.window for block in blocks] == [None, 3, None, 3]
+
+
+def test_token_types_and_a_pair_head():
+    model = make("bert")
+    types = torch.zeros(2, 24, dtype=torch.long)
+    assert torch.equal(model(tokens()), model(tokens(), token_types=types))
+    assert not torch.equal(model(tokens()), model(tokens(), token_types=types + 1))
+    assert model.pair_head(model.states(tokens())).shape == (2, 2)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a tensor made in the block has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        made = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.elements = max(self.elements, *made, 0)
+        return out
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_nothing_is_l_by_l(name):
+    """Forward and backward at L = 2048 make no tensor of L·L elements, and attention is computed by a fused kernel."""
+    L = 2048
+    model = make(name, context=L).train()
+    with Largest() as largest, record_choices() as chosen:
+        run(model, tokens(1, L)).float().square().sum().backward()
+    assert largest.elements < L * L
+    assert chosen["attention"] in ("cpp", "sdpa"), chosen
 
 
 @pytest.mark.parametrize(
@@ -100,7 +244,13 @@ def test_generate():
         (dict(layers=0), "layers is 0"),
         (dict(dropout=1.0), "dropout is 1.0"),
         (dict(dim=12, heads=4), "head_dim 3"),
-        (dict(mlp="relu"), "mlp 'relu' is unknown; choose from gelu, swiglu"),
+        (dict(activation="swish"), "activation 'swish' is unknown; choose from gelu, gelu_tanh, relu, silu"),
+        (dict(init="he"), "init 'he' is unknown; choose from bert"),
+        (dict(kind="both"), "kind 'both' is unknown"),
+        (dict(encoder_layers=2), "encoder_layers is for an encoder-decoder, and kind is 'decoder'"),
+        (dict(embedding_dim=64), "a tied head reads states of embedding_dim 64, and dim is 128"),
+        (dict(shared_groups=3), "shared_groups must divide layers; got 3 groups, 4 layers"),
+        (dict(position_options={"scaling": {"kind": "linear"}}), "kind is 'linear'; choose from 'interpolate'"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):
@@ -108,63 +258,33 @@ def test_impossible_shapes_are_refused(changes, message):
         ModelConfig(**changes)
 
 
+@pytest.mark.parametrize(
+    "name, call, message",
+    [
+        ("t5", lambda m: m(tokens()), "'encoder-decoder' takes decoder_tokens too"),
+        ("gpt", lambda m: m(tokens(), tokens()), "'decoder' takes no decoder_tokens"),
+        ("gpt", lambda m: m(tokens(), attention_mask=torch.ones(2, 9)), r"must be \[2, 24\]"),
+        ("bert", lambda m: m.new_caches(), "an encoder sees all tokens at once"),
+        ("bert", lambda m: m.generate(tokens(), 3), "an encoder writes no text"),
+        ("gpt", lambda m: m.generate(tokens(), 3, beams=2), "goes past context 24"),
+        ("gpt", lambda m: m.generate(tokens(), 3, top_p=0.0), r"top_p is 0.0; give a share"),
+        ("t5", lambda m: m(tokens(), tokens(), segments=tokens()), "packed rows need segments of the encoder's"),
+    ],
+)
+def test_calls_that_do_not_fit_are_refused(name, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make(name))
+
+
 def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset 'bret' is unknown; choose from gpt, llama"):
+    with pytest.raises(ValueError, match="preset 'bret' is unknown; choose from albert"):
         preset("bret")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Hugging Face
-
-SHAPES = [
-    ("llama", {}, "llama"),
-    ("llama", dict(kv_heads=2, tie_embeddings=False), "llama"),
-    ("gpt", {}, "gpt2"),
-    ("gpt", dict(position="t5"), "fastlm"),
-]
-
-
-@pytest.mark.parametrize("name, changes, kind", SHAPES, ids=str)
-def test_saved_models_come_back(tmp_path, name, changes, kind):
-    model = make(name, **changes)
-    assert interop.save_pretrained(model, tmp_path) == kind
-    assert torch.equal(interop.load_pretrained(tmp_path)(tokens()), model(tokens()))
-
-
-@pytest.mark.parametrize("implementation", ["eager", "fastlm"])
-@pytest.mark.parametrize("name, changes, kind", SHAPES[:3], ids=str)
-def test_transformers_opens_them_and_agrees(tmp_path, name, changes, kind, implementation):
-    transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
-    interop.register()
-    model = make(name, **changes)
-    interop.save_pretrained(model, tmp_path)
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation=implementation, output_loading_info=True
-    )
-    assert not any(report.values())
-    transformers.AutoModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(theirs(tokens()).logits, model(tokens()), rtol=1e-5, atol=1e-5)
-    padded = torch.ones(2, 24, dtype=torch.long)
-    padded[1, 15:] = 0
-    torch.testing.assert_close(
-        theirs(tokens(), attention_mask=padded).logits[1, :15], model(tokens())[1, :15], rtol=1e-5, atol=1e-5
-    )
-    generated = theirs.generate(tokens()[:, :6], max_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert torch.equal(generated, model.generate(tokens()[:, :6], 5, temperature=0.0))
-
-
-def test_a_folder_that_is_not_ours_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no config.json"):
-        interop.load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="has no 'fastlm' entry"):
-        interop.load_pretrained(tmp_path)
-
-
 def test_schemes_belong_to_the_model_or_to_each_layer():
-    assert make(position="t5").blocks[0].attention.position is None
-    model = make(position="shaw")
-    assert model.position is None and model.blocks[0].attention.position is not model.blocks[1].attention.position
+    assert make(position="t5").decoder.blocks[0].attention.position is None
+    stack = make(position="shaw").decoder
+    assert stack.position is None and stack.blocks[0].attention.position is not stack.blocks[1].attention.position
 
 
 def test_the_attention_module_stands_alone():

@@ -76,3 +76,12 @@ def test_a_cache_is_for_one_batch_of_one_layer():
         with pytest.raises(ValueError, match=message):
             layer(x, cache=cache)
     assert len(cache) == 5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_refused_in_any_model():
+    for model in (Attention(16, 2), torch.nn.Sequential(torch.nn.Linear(4, 16), Attention(16, 2))):
+        with pytest.raises(
+            RuntimeError, match=r"fastlm\.nn\.Attention is not for torch\.jit\.script; use torch\.compile"
+        ):
+            torch.jit.script(model)

@@ -108,9 +108,9 @@ def test_attention_is_a_proper_operator(case, backend):
         attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS + symbolic
     )
     out, lse = attention(args)
-    wanted = [getattr(args, name) is not None for name in LEARNED]
+    needs_grad = [getattr(args, name) is not None for name in LEARNED]
     torch.library.opcheck(
-        attention_backward.torch_op, (out, lse, out, lse, *args, wanted), test_utils=OPERATOR_TESTS[:2]
+        attention_backward.torch_op, (out, lse, out, lse, *args, needs_grad), test_utils=OPERATOR_TESTS[:2]
     )
 
 

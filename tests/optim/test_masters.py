@@ -15,7 +15,7 @@ from fastlm import optim
 from fastlm.ops.precision import Parameter, split
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-KEPT = [(BF16, "fp32"), (F16, "fp32"), (BF16, "remainder")]
+CASES = [(BF16, "fp32"), (F16, "fp32"), (BF16, "remainder")]
 ADAMW = dict(lr=1e-2, weight_decay=0.1)
 
 
@@ -82,7 +82,7 @@ def test_training_goes_on_from_what_was_written(dtype, backend, write):
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-@pytest.mark.parametrize("dtype, master", KEPT, ids=str)
+@pytest.mark.parametrize("dtype, master", CASES, ids=str)
 def test_what_was_written_outlives_a_step_that_moves_nothing(dtype, master, backend):
     """Zeros of both signs too, which a remainder from before would turn into NaN."""
     p = parameter(dtype)
@@ -99,7 +99,7 @@ def test_what_was_written_outlives_a_step_that_moves_nothing(dtype, master, back
     assert torch.equal(split(after)[0] if master == "remainder" else after.to(dtype), new)
 
 
-@pytest.mark.parametrize("dtype, master", KEPT, ids=str)
+@pytest.mark.parametrize("dtype, master", CASES, ids=str)
 def test_weights_that_are_swapped_and_put_back_lose_no_bits(dtype, master):
     """As averages of weights are, to evaluate them."""
     ends = []
@@ -116,7 +116,7 @@ def test_weights_that_are_swapped_and_put_back_lose_no_bits(dtype, master):
 
 
 @pytest.mark.parametrize("first", ["model", "optimizer"])
-@pytest.mark.parametrize("dtype, master", KEPT, ids=str)
+@pytest.mark.parametrize("dtype, master", CASES, ids=str)
 def test_a_checkpoint_loads_in_either_order(dtype, master, first):
     p, q = parameter(dtype), parameter(dtype)
     optimizer, again = (optim.AdamW([x], **ADAMW, master=master) for x in (p, q))

@@ -201,25 +201,21 @@ ROTATE = _all(
 )
 
 
-# How a parameter is kept, beside its dtype: nothing, a master copy, 16 more bits, or noise (bf16).
-KEPT = (None, "fp32", "remainder", "stochastic")
-
-
-def _lists(shapes, dtype, device, kept=None, transpose=False, states=2, state_dtype=torch.float32):
-    """[params, masters, keys, grads, *states], steps: what every optimizer's op begins with. Not bf16: kept is for
-    bf16 alone.
+def _lists(shapes, dtype, device, master=None, transpose=False, states=2, state_dtype=torch.float32):
+    """[params, masters, keys, grads, *states], steps: what every optimizer's op begins with. Masters are for bf16
+    alone.
     """
     g = torch.Generator().manual_seed(1)
     draw = lambda shape: torch.randn(shape, generator=g)
-    kept = kept if dtype == torch.bfloat16 else None
+    master = master if dtype == torch.bfloat16 else None
     params = [draw(s).to(device, dtype) for s in shapes]
     masters = {  # they differ from the parameter by more than its rounding: those elements were written since
         "fp32": lambda: [p.float() + 2e-3 * draw(p.shape).to(device) * p.abs().float() for p in params],
         "remainder": lambda: [
             torch.randint(-(2**15), 2**15, p.shape, generator=g).to(device, torch.int16) for p in params
         ],
-    }.get(kept, list)()
-    keys = [7 << 32 | i for i in range(len(shapes))] if kept == "stochastic" else []
+    }.get(master, list)()
+    keys = [7 << 32 | i for i in range(len(shapes))] if master == "stochastic" else []
     grads = [(draw(s[::-1]).T if transpose and len(s) == 2 else draw(s)).to(device, dtype) for s in shapes]
     moments = [
         [0.1 * draw(s).to(device, state_dtype) for s in shapes],
@@ -316,12 +312,13 @@ ODD = dict(
     empty_tensors=dict(shapes=((0,), (3, 0), (0, 3), (5,))),
     long=dict(shapes=((600_001,),)),
     many=dict(shapes=((3,),) * 300),
-    masters=dict(kept="fp32"),
-    remainders=dict(kept="remainder"),
-    by_noise=dict(kept="stochastic", shapes=((64, 33), (7,), (), (2051,))),
+    masters=dict(master="fp32"),
+    remainders=dict(master="remainder"),
+    by_noise=dict(master="stochastic", shapes=((64, 33), (7,), (), (2051,))),
 )
 STATES = dict(
-    bf16_states=dict(state_dtype=torch.bfloat16), bf16_states_and_masters=dict(state_dtype=torch.bfloat16, kept="fp32")
+    bf16_states=dict(state_dtype=torch.bfloat16),
+    bf16_states_and_masters=dict(state_dtype=torch.bfloat16, master="fp32"),
 )
 
 

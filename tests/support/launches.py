@@ -4,30 +4,38 @@ nothing.
     TRITON_LIBCUDA_PATH=FOLDER python tests/support/launches.py    # FOLDER has csrc/on_host/libcuda.c as libcuda.so.1
 
 Each launch must hand the driver what the kernel was called with, number by number: a launcher flattens terms that are
-tuples in tuples, and leaves out what was compiled in. Prints the kernels' names.
+tuples in tuples, and leaves out what was compiled in. Prints the kernels' names; then, for calls of every length from
+1000 to 1100 with ragged batches and heads, how often each kernel was compiled, as JSON.
 """
 
 import ctypes
+import json
 import os
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import resources
 
-from fastlm.kernels import rotary
+from fastlm.kernels import bias_gradient, distance_gradients, rotary
 
 LIBCUDA = ctypes.CDLL(os.path.join(os.environ["TRITON_LIBCUDA_PATH"], "libcuda.so.1"), mode=ctypes.RTLD_GLOBAL)
 MOST = 256
 SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "u8": 1, "u16": 2, "u32": 4, "u64": 8, "fp32": 4, "fp64": 8}
 MOST_BLOCKS = (2**31 - 1, 65_535, 65_535)
+LAUNCHED = set()
+HEADS = ((8, 8), (8, 4), (12, 12), (16, 1), (1, 1))  # of queries, of keys
+RAGGED = (None, "table", "bias of keys", "bias", "segments", "shaw")
 
 
 def given(types, values) -> Iterator[tuple[str, object]]:
@@ -70,7 +78,7 @@ class Launcher(CudaLauncher):
         assert all(1 <= n <= most for n, most in zip(blocks, MOST_BLOCKS, strict=True)), (
             f"{self.name}: a grid of {list(blocks)}"
         )
-        print(self.name)
+        LAUNCHED.add(self.name)
 
 
 class Driver(CudaDriver):
@@ -92,10 +100,32 @@ class Driver(CudaDriver):
 def main() -> None:
     driver.set_active(Driver())
     resources.L, resources.empty = 256, torch.zeros  # with addresses, which tensors without storage lack
-    for term in (None, "table", *resources.FEW):
-        resources.attention_case(torch.bfloat16, 64, term)()
     x, angle = torch.zeros(2, 8, 256, 128), torch.zeros(256, 64)
-    rotary.rotate(x, angle, angle, "half")
+    for _ in range(2):  # through Triton's own launcher, and as a launch that was seen before
+        for term in (None, "table", *resources.FEW):
+            resources.attention_case(torch.bfloat16, 64, term)()
+        rotary.rotate(x, angle, angle, "half")
+    print(*sorted(LAUNCHED))
+    print(json.dumps(ragged_compilations()))
+
+
+def ragged_compilations() -> dict[str, dict[str, int]]:
+    """Term → kernel → how many times it is compiled over lengths, batches and heads that change from call to call."""
+    compiled = Counter()
+    knobs.runtime.jit_cache_hook = lambda fn, **_: compiled.update([fn.name.removesuffix("_kernel")])
+    resources.empty = torch.empty  # nobody reads it
+    counts = {}
+    for term in RAGGED:
+        for file in (resources.attention, resources.attention_backward, bias_gradient, distance_gradients):
+            for kernel in vars(file).values():
+                if isinstance(kernel, JITFunction):
+                    kernel.device_caches.clear()
+        for i, L in enumerate(range(1000, 1101)):
+            resources.L, resources.B, (resources.H, resources.HK) = L, 1 + i % 4, HEADS[i % len(HEADS)]
+            resources.attention_case(torch.bfloat16, 64, term)()
+        counts[term or "plain"] = dict(compiled)
+        compiled.clear()
+    return counts
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -65,3 +66,11 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
             pipe.send("")
         except Exception:
             pipe.send(traceback.format_exc())
+
+
+@pytest.fixture(scope="module")
+def ranks(request):
+    """Ranks for the tests of a module that ask for as many."""
+    ranks = Ranks(request.param)
+    yield ranks
+    ranks.stop()

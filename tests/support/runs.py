@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import fastlm
@@ -32,16 +31,8 @@ TINY = dict(
 CLOCK = ("seconds", "tokens_per_second", "memory")  # fields of a row that a clock or the machine's load makes
 
 
-@pytest.fixture
-def text(tmp_path, monkeypatch) -> Path:
-    """A file of 20 kB in which words follow a simple grammar; the cache is the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "text.txt"
-    write_text(path, seed=0)
-    return path
-
-
 def write_text(path: Path, seed: int, lines: int = 600) -> None:
+    """A file of 20 kB in which words follow a simple grammar."""
     draw = random.Random(seed)
     names, verbs = ["Ada", "Alan", "Grace", "Edsger"], ["proves", "writes", "reads"]
     path.write_text(

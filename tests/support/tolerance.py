@@ -107,8 +107,8 @@ def attention_delta_form(args: Arguments, grad: Tensor, order: Tensor) -> dict[s
     leaves = {name: x.detach() for name, x in leaves_of(args, torch.float32).items()}
     a = _ordered(args._replace(**leaves), order)
     out, lse = attention.definition(a)
-    wanted = [name in leaves for name in LEARNED]
-    grads = attention_backward.definition(grad.float()[..., order], None, out, lse, a, wanted)
+    needs_grad = [name in leaves for name in LEARNED]
+    grads = attention_backward.definition(grad.float()[..., order], None, out, lse, a, needs_grad)
     made = {"out": out} | {name: x for name, x in zip(LEARNED, grads, strict=True) if name in leaves}
     return {name: x[..., order.argsort()] if name in ("out", *CHANNELS) else x for name, x in made.items()}
 

@@ -14,7 +14,7 @@ from runs import config, fail, flags, python
 
 import fastlm
 from fastlm.backends import native
-from fastlm.interop import save_pretrained
+from fastlm.interop import to_huggingface
 from fastlm.models import Transformer
 from fastlm.models.presets import preset
 from fastlm.trainer import cli
@@ -74,7 +74,7 @@ def test_a_prompt_in_another_encoding_is_refused(capsys, tmp_path):
 
 @pytest.mark.parametrize("name", ("config.json", "model.safetensors", "tokenizer.json"))
 def test_what_a_sample_cannot_read_is_named(capsys, tmp_path, name):
-    save_pretrained(Transformer(preset("llama", vocab_size=300, dim=32, layers=1, heads=2, context=16)), tmp_path)
+    to_huggingface(Transformer(preset("llama", vocab_size=300, dim=32, layers=1, heads=2, context=16)), tmp_path)
     assert f"{tmp_path / 'tokenizer.json'} is missing" in fail(capsys, "sample", str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / name).write_text("{")
@@ -141,6 +141,17 @@ def test_a_closed_stream_is_no_error(stream):
 
 def test_no_command_shows_the_usage(capsys):
     assert cli.main([]) == 2 and "pretrain" in capsys.readouterr().out
+
+
+def test_info_of_presets(capsys):
+    """BERT-base has 110,106,428 parameters; training by AdamW keeps four numbers of four bytes for each."""
+    assert cli.main(["info", "--presets", "bert-base", "albert"]) == 0
+    _, heading, bert, albert = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["preset", "kind", "parameters"] and "adamw" in heading
+    assert bert.split()[:3] == ["bert-base", "encoder", "110M"] and "1.76 GB" in bert
+    assert albert.startswith("albert ")
+    assert cli.main(["info", "--presets", "bret-base"]) == 2
+    assert "--presets bret-base is unknown; did you mean bert-base?" in capsys.readouterr().err
 
 
 def test_info_needs_torch_alone_and_names_every_op():
@@ -239,7 +250,7 @@ def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_pa
     ]
     begun = subprocess.run([*command, "pretrain", *asked], **environment)
     assert begun.returncode == 0, begun.stderr
-    assert f'weights open with fastlm.interop.load_pretrained("{tmp_path / "run"}")' in begun.stdout
+    assert f'weights open with fastlm.interop.from_huggingface("{tmp_path / "run"}")' in begun.stdout
     (tmp_path / "run" / "report.md").unlink()
     for again in (["resume", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--tokens", "3"]):
         refused = subprocess.run([*command, *again], **environment)
@@ -290,7 +301,7 @@ def test_a_run_can_be_sampled_and_opens_in_transformers(text, tmp_path, capsys):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     ids = tokenizer("Ada writes 7 lines of code.\n", return_tensors="pt").input_ids
     assert tokenizer.decode(ids[0]) == "Ada writes 7 lines of code.\n" and tokenizer.eos_token_id == 1
-    from fastlm.interop import load_pretrained
+    from fastlm.interop import from_huggingface
 
     with torch.no_grad():
-        torch.testing.assert_close(load_pretrained(tmp_path / "run")(ids), model(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(from_huggingface(tmp_path / "run")(ids), model(ids).logits, rtol=1e-4, atol=1e-4)

@@ -118,8 +118,7 @@ def test_help_says_what_every_flag_is_unless_given():
     assert set(rows) == {name.replace("_", "-") for name in Config.__dataclass_fields__}, shown.stderr
     assert not any("None" in row for row in rows.values())
     for name in ("context", "dim", "layers", "heads", "dropout"):
-        for shape in PRESETS.values():
-            assert f"(default: the preset's, {getattr(shape, name)})" in rows[name]
+        assert f"(default: the preset's; {getattr(PRESETS['llama'], name)} for llama)" in rows[name]
 
 
 def test_lists_may_be_given_in_parts():

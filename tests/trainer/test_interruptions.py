@@ -177,7 +177,7 @@ def test_a_signal_is_heard_while_the_vocabulary_is_built(tmp_path, monkeypatch):
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60  # it would take hours, and a busy machine seconds
     assert process.returncode == 130 and err == "\nfastlm: stopped by SIGINT: nothing was begun\n"
     assert not (tmp_path / "run").exists() and not list((tmp_path / "cache" / "fastlm").iterdir())
 

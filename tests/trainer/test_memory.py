@@ -47,6 +47,33 @@ def test_a_large_text_takes_little_memory(text, tmp_path):
     assert all(peak - small < 150 for peak in large), (small, large)
 
 
+VOCABULARY = f"""
+import random, re, sys
+from fastlm.trainer.data import tokenizer
+from fastlm.trainer.data.corpus import find
+{PEAK}
+folder, tokenizer.LEARNED, tokenizer.DISTINCT = Path(sys.argv[1]), 1_000_000, 200_000
+draw = random.Random(0)
+with (folder / "text.txt").open("w") as file:  # Chinese without spaces, 4 MB
+    for _ in range(1400):
+        file.write("".join(map(chr, draw.choices(range(0x4E00, 0x9FA5), k=1000))))
+found, before = find((folder / "text.txt",)), peak()
+share = tokenizer.learned_share(found.documents(held_out=False), found.bytes)
+tokenizer.train(found.documents(held_out=False), 2048, folder / "tokenizer.json", share)
+encoder = tokenizer.load_tokenizer(folder / "tokenizer.json")
+tokenizer.encode(encoder, found.documents(held_out=False), folder / "train.bin")
+print(peak() - before)
+"""
+
+
+@counted
+def test_a_vocabulary_takes_the_memory_of_what_it_is_learned_from(tmp_path):
+    """Learned from all 4 MB it takes 300 MB."""
+    done = python(VOCABULARY, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 160e6
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The reckoning before a run
 

@@ -1,8 +1,8 @@
 /*
 What the launcher of attention (launch.cpp) hands to the kernels of each instruction set.
 
-The table comes as strips, one a head, turned round: strip[i - j + Lk - 1] is the bias of key j for query i, with PAD
-entries before and after, so that 64 queries and one key read one run of it, whatever their place.
+The table comes as diagonals of each head, turned round: diagonals[i - j + Lk - 1] is the bias of key j for query i,
+with PAD entries before and after, so that 64 queries and one key read one run of it, whatever their place.
 */
 #pragma once
 
@@ -41,8 +41,8 @@ struct Attention {
     int dtype;
     int64_t B, H, Hk, Lq, Lk;
     int D;
-    const float* strips;  // [H, strip_size], or null
-    int64_t strip_size;  // PAD + Lq + Lk - 1 + PAD
+    const float* diagonals;  // [H, diagonals_size], or null
+    int64_t diagonals_size;  // PAD + Lq + Lk - 1 + PAD
     const int64_t* key_lengths;  // [B], or null
     int64_t left, right, offset;
     float scale;
@@ -70,7 +70,7 @@ struct AttentionBackward {
     const float* grad_lse;  // [B, H, Lq], or null
     char *dq, *dk, *dv;  // dense, in dtype
     float *dk_sum, *dv_sum;  // [B, Hk, Lk, padded D]
-    float* dstrips;  // [B, H, strip_size] of zeros, or null
+    float* ddiagonals;  // [B, H, diagonals_size] of zeros, or null
     // [B, Hk, tiles of keys] of zeros: how many units have finished the tile (turns.h)
     int64_t* finished;
     // [units] of zeros: tiles of keys before this one are done; null where no term's sums are shared

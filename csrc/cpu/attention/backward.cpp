@@ -85,13 +85,13 @@ static FASTLM_INLINE void narrow_tiles(const KeyTile& keys, int first, int n, in
 #endif
 }
 
-// strip[x] += Σ dS over the tile's elements with query - key = x, for all x at once in a run of W.
-static inline void add_diagonals(const KeyTile& keys, float* strip) {
+// diagonals[x] += Σ dS over the tile's elements with query - key = x, for all x at once in a run of W.
+static inline void add_diagonals(const KeyTile& keys, float* diagonals) {
     for (int x = -TILE; x < TILE; x += W) {
         const int begin = -x - W + 1 > 0 ? -x - W + 1 : 0, end = TILE - x < keys.n ? TILE - x : keys.n;
         V sum = {};
         for (int j = begin; j < end; j++) sum += load(keys.ds + j * PITCH + x + j);
-        add_to(strip + x, sum);
+        add_to(diagonals + x, sum);
     }
 }
 
@@ -131,19 +131,19 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
 }
 
 template <class Product, bool TERMS>
-static inline void attend(
-    const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores, const TermTile& terms, float* strip) {
+static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores,
+    const TermTile& terms, float* diagonals) {
     if (TERMS || scores.full) {
         attend<Product, false, TERMS, LANES>(a, t, keys, scores, terms, 0, {0, keys.n});
     } else {
-        for (int j = 0; strip && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
+        for (int j = 0; diagonals && j < keys.n; j++)  // the parts below leave out what no query of theirs sees
             for (int i = 0; i < TILE; i++) keys.ds[j * PITCH + i] = 0.0f;
         for (int lane = 0; lane < t.n; lane += EDGE_LANES * W) {
             const Range seen = scores.keys_seen(lane, EDGE_LANES * W, keys.n);
             if (!seen.empty()) attend<Product, true, false, EDGE_LANES>(a, t, keys, scores, terms, lane, seen);
         }
     }
-    if (strip) add_diagonals(keys, strip);
+    if (diagonals) add_diagonals(keys, diagonals);
 }
 
 // n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
@@ -162,8 +162,11 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
 
     Space space{workspace};
     KeyTile keys = {};
-    keys.k = space.take(TILE * words), keys.v = space.take(TILE * words), keys.k_pairs = space.take(TILE * D);
-    keys.p = space.take(TILE * TILE), keys.p_words = space.take(TILE * TILE / 2),
+    keys.k = space.take(TILE * words);
+    keys.v = space.take(TILE * words);
+    keys.k_pairs = space.take(TILE * D);
+    keys.p = space.take(TILE * TILE);
+    keys.p_words = space.take(TILE * TILE / 2);
     keys.ds_words = space.take(TILE * TILE / 2);
     keys.ds_pairs = space.take(TILE * TILE / 2);
     float* ds = space.take((TILE + 1) * PITCH);
@@ -174,9 +177,15 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
     int count = 0;
     for (int64_t i0 = unit.block * most * TILE; count < most && i0 < a.Lq; i0 += TILE) {
         QueryTile& t = tiles[count++];
-        t.q = space.take(TILE * words), t.grad = space.take(TILE * words);
-        t.q_pairs = space.take(TILE * padded), t.grad_pairs = space.take(TILE * padded), t.dq = space.take(TILE * D);
-        t.lse = space.take(TILE), t.delta = space.take(TILE), t.i0 = i0, t.n = int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE);
+        t.q = space.take(TILE * words);
+        t.grad = space.take(TILE * words);
+        t.q_pairs = space.take(TILE * padded);
+        t.grad_pairs = space.take(TILE * padded);
+        t.dq = space.take(TILE * D);
+        t.lse = space.take(TILE);
+        t.delta = space.take(TILE);
+        t.i0 = i0;
+        t.n = int(a.Lq - i0 < TILE ? a.Lq - i0 : TILE);
         begin_queries<Product>(x, t, b, h, staging);
     }
 
@@ -187,13 +196,15 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
     const Range visited = turns.tiles();
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
     for (int64_t tile = visited.begin; tile < visited.end; tile++) {
-        keys.j0 = tile * TILE, keys.n = int(n_keys - keys.j0 < TILE ? n_keys - keys.j0 : TILE);
+        keys.j0 = tile * TILE;
+        keys.n = int(n_keys - keys.j0 < TILE ? n_keys - keys.j0 : TILE);
         load_words<Product>(keys.k, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         load_words<Product>(keys.v, row_at(a.v, b, h_kv, keys.j0), a.v.row, a.dtype, keys.n, D);
         if (Product::PAIR == 2)
             load_channels<Product>(keys.k_pairs, row_at(a.k, b, h_kv, keys.j0), a.k.row, a.dtype, keys.n, D);
         const int64_t first = (b * a.Hk + h_kv) * a.Lk + keys.j0;
-        keys.dk = x.dk_sum + first * padded, keys.dv = x.dv_sum + first * padded;
+        keys.dk = x.dk_sum + first * padded;
+        keys.dv = x.dv_sum + first * padded;
         bool opens, closes;
         turns.begin(tile, opens, closes);
         if (opens)
@@ -204,13 +215,14 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
         for (int t = 0; t < count; t++) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
-            float* strip =
-                x.dstrips ? x.dstrips + (b * a.H + h) * a.strip_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1 : nullptr;
+            float* diagonals =
+                x.ddiagonals ? x.ddiagonals + (b * a.H + h) * a.diagonals_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1
+                             : nullptr;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
             const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
             if (TERMS && !with_terms(a, at, scores)) continue;
             if (TERMS && a.terms->value_vectors) meet_values(a, at, tiles[t].grad);
-            attend<Product, TERMS>(a, tiles[t], keys, scores, at, strip);
+            attend<Product, TERMS>(a, tiles[t], keys, scores, at, diagonals);
             if (!TERMS) continue;
             add_bias_gradient(x, at, keys.ds, PITCH);
             if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);

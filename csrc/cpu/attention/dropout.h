@@ -14,14 +14,16 @@ struct Draws {
 static FASTLM_INLINE void multiply(Words x, uint32_t m, Words& high, Words& low) {
     const Longs factor = (Longs{} + m), low_half = Longs{} + 0xffffffffu;
     const Longs even = multiply_low_halves((Longs)x, factor), odd = multiply_low_halves((Longs)x >> 32, factor);
-    low = (Words)((even & low_half) | odd << 32), high = (Words)(even >> 32 | (odd & ~low_half));
+    low = (Words)((even & low_half) | odd << 32);
+    high = (Words)(even >> 32 | (odd & ~low_half));
 }
 
 static FASTLM_INLINE Draws philox(Draws c, uint64_t key) {
     uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
     for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
         Words high0, low0, high1, low1;
-        multiply(c.word[0], 0xD2511F53u, high0, low0), multiply(c.word[2], 0xCD9E8D57u, high1, low1);
+        multiply(c.word[0], 0xD2511F53u, high0, low0);
+        multiply(c.word[2], 0xCD9E8D57u, high1, low1);
         c = {{high1 ^ c.word[1] ^ k0, low1, high0 ^ c.word[3] ^ k1, low0}};
     }
     return c;

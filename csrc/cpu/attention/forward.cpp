@@ -13,7 +13,7 @@ namespace FASTLM_ISA {
 struct QueryTile {
     float* q;             // [words of D, TILE]
     float* o;             // [D, TILE], relative to the maximum
-    float *top, *sum;     // [TILE] running maximum, and sum of exp(S - maximum)
+    float *row_max, *sum;     // [TILE] running maximum, and sum of exp(S - maximum)
     int64_t i0;
     int n;
 };
@@ -33,21 +33,24 @@ static inline void begin_queries(const Attention& a, QueryTile& t, int64_t b, in
     load_words<Product>(staging, row_at(a.q, b, h, t.i0), a.q.row, a.dtype, t.n, a.D);
     transpose(t.q, TILE, staging, words, TILE, words);
     for (int i = 0; i < a.D * TILE; i++) t.o[i] = 0.0f;
-    for (int i = 0; i < TILE; i++) t.top[i] = -__FLT_MAX__, t.sum[i] = 0.0f;
+    for (int i = 0; i < TILE; i++) {
+        t.row_max[i] = -__FLT_MAX__;
+        t.sum[i] = 0.0f;
+    }
 }
 
-// p ← exp(s - top) for n keys, and its column sums.
+// p ← exp(s - row_max) for n keys, and its column sums.
 template <class Product, int LANES>
-static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const V (&top)[LANES], V (&sum)[LANES]) {
+static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const V (&row_max)[LANES], V (&sum)[LANES]) {
     for (int j = 0; j < n; j += Product::PAIR)
 #pragma GCC unroll 16
         for (int c = 0; c < LANES; c++) {
-            V p = exp(load(s + j * TILE + c * W) - top[c]);
+            V p = exp(load(s + j * TILE + c * W) - row_max[c]);
             sum[c] += p;
 #if defined(__AVX512BF16__)
             if (Product::PAIR == 2) {
                 V next = {};
-                if (j + 1 < n) next = exp(load(s + (j + 1) * TILE + c * W) - top[c]);
+                if (j + 1 < n) next = exp(load(s + (j + 1) * TILE + c * W) - row_max[c]);
                 sum[c] += next;
                 p = interleave(p, next);
             }
@@ -62,19 +65,22 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     const TermTile& terms, int lane, Range seen) {
     const int words = words_in<Product>(a.D), first = int(seen.begin), n = int(seen.end) - first;
     float *s = keys.s + first * TILE + lane, *p = keys.p + first / Product::PAIR * TILE + lane, *o = t.o + lane;
-    V top[LANES], sum[LANES], rescale[LANES];
-    for (int c = 0; c < LANES; c++) top[c] = load(t.top + lane + c * W), sum[c] = V{};
+    V row_max[LANES], sum[LANES], rescale[LANES];
+    for (int c = 0; c < LANES; c++) {
+        row_max[c] = load(t.row_max + lane + c * W);
+        sum[c] = V{};
+    }
     matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words,
         [&](int j, int c, V product) FASTLM_LAMBDA {
             const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
-            top[c] = max(score, top[c]);
+            row_max[c] = max(score, row_max[c]);
             store(s + j * TILE + c * W, score);
         });
     for (int c = 0; c < LANES; c++) {
-        rescale[c] = exp(load(t.top + lane + c * W) - top[c]);
-        store(t.top + lane + c * W, top[c]);
+        rescale[c] = exp(load(t.row_max + lane + c * W) - row_max[c]);
+        store(t.row_max + lane + c * W, row_max[c]);
     }
-    probabilities<Product>(s, p, n, top, sum);
+    probabilities<Product>(s, p, n, row_max, sum);
     if (TERMS) drop<Product>(a, terms.at, terms.space, p);
     for (int c = 0; c < LANES; c++) store(t.sum + lane + c * W, fma(load(t.sum + lane + c * W), rescale[c], sum[c]));
     matmul<Product>(channels<Product>(keys.v, first, a.D), {p, TILE}, a.D, LANES, words_in<Product>(n),
@@ -97,7 +103,8 @@ static inline void attend(
 static inline void end_queries(const Attention& a, const QueryTile& t, int64_t bh, float* staging) {
     for (int i = 0; i < TILE; i++) {
         const bool nothing = t.sum[i] == 0.0f;
-        if (i < t.n) a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : t.top[i] + __builtin_logf(t.sum[i]);
+        if (i < t.n)
+            a.lse[bh * a.Lq + t.i0 + i] = nothing ? -__builtin_inff() : t.row_max[i] + __builtin_logf(t.sum[i]);
         t.sum[i] = nothing ? 0.0f : (a.terms ? a.terms->kept_scale : 1.0f) / t.sum[i];
     }
     for (int d = 0; d < a.D; d++)

@@ -2,7 +2,7 @@
 // units to threads.
 #include <atomic>
 
-#include "given.h"
+#include "term_arguments.h"
 
 namespace fastlm {
 
@@ -25,26 +25,36 @@ static Attention attention(const View& q, const View& k, const View& v, int dtyp
     Attention a = {};
     a.q = rows("q", q, q_shape, size), a.k = rows("k", k, {B, Hk, Lk, D}, size),
     a.v = rows("v", v, {B, Hk, Lk, D}, size);
-    a.dtype = dtype, a.B = B, a.H = H, a.Hk = Hk, a.Lq = Lq, a.Lk = Lk, a.D = int(D);
-    a.strip_size = Lq + Lk - 1 + 2 * PAD;
+    a.dtype = dtype;
+    a.B = B;
+    a.H = H;
+    a.Hk = Hk;
+    a.Lq = Lq;
+    a.Lk = Lk;
+    a.D = int(D);
+    a.diagonals_size = Lq + Lk - 1 + 2 * PAD;
     a.key_lengths = reinterpret_cast<const int64_t*>(key_lengths);
-    a.left = left, a.right = right, a.offset = offset, a.scale = float(scale);
-    a.out = reinterpret_cast<char*>(out), a.lse = reinterpret_cast<float*>(lse);
+    a.left = left;
+    a.right = right;
+    a.offset = offset;
+    a.scale = float(scale);
+    a.out = reinterpret_cast<char*>(out);
+    a.lse = reinterpret_cast<float*>(lse);
     return a;
 }
 
-// The table [H, Lq + Lk - 1] as strips.
-static std::unique_ptr<float[]> make_strips(Attention& a, Address table) {
+// The table [H, Lq + Lk - 1] as diagonals, from the last to the first, with PAD zeros at both ends.
+static std::unique_ptr<float[]> make_diagonals(Attention& a, Address table) {
     if (!table) return nullptr;
-    std::unique_ptr<float[]> strips(new float[a.H * a.strip_size]());
+    std::unique_ptr<float[]> diagonals(new float[a.H * a.diagonals_size]());
     const int64_t n = a.Lq + a.Lk - 1;
     for (int64_t h = 0; h < a.H; h++) {
         const float* from = reinterpret_cast<const float*>(table) + h * n;
-        float* strip = strips.get() + h * a.strip_size + PAD;
-        std::reverse_copy(from, from + n, strip);
+        float* row = diagonals.get() + h * a.diagonals_size + PAD;
+        std::reverse_copy(from, from + n, row);
     }
-    a.strips = strips.get();
-    return strips;
+    a.diagonals = diagonals.get();
+    return diagonals;
 }
 
 // work(unit, workspace) for every unit, begun in order. Each thread has `space` fp32 elements, at the start of a cache
@@ -63,12 +73,12 @@ static void share(int64_t n, int64_t space, int threads, const Work& work) {
 }
 
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
-    const GivenTerms& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
+    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
     int threads) {
     Attention a = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
-    const Given given(a, terms, dropout);
+    const TermArguments arguments(a, terms, dropout);
     if (a.B * a.H * a.Lq == 0) return;
-    const auto strips = make_strips(a, table);
+    const auto diagonals = make_diagonals(a, table);
     const Kernels& kernels = active();
     share(units(a), forward_space(a.D) + terms_space(a), threads,
         [&](int64_t unit, float* space) { kernels.attention_forward(a, unit, space); });
@@ -93,34 +103,39 @@ static void clear_unseen(const AttentionBackward& x) {
 }
 
 void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
-    int dtype, Address table, Address key_lengths, const GivenTerms& terms, const Dropout& dropout, const Band& band,
+    int dtype, Address table, Address key_lengths, const TermViews& terms, const Dropout& dropout, const Band& band,
     double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
     const std::map<std::string, Address>& term_gradients, int threads) {
     AttentionBackward x = {};
     Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
-    const Given given(a, terms, dropout);
-    WantedTerms wanted(x, terms, term_gradients);
+    const TermArguments arguments(a, terms, dropout);
+    TermSums term_sums(x, terms, term_gradients);
     x.grad_lse = reinterpret_cast<const float*>(grad_lse);
     x.grad = rows("grad", grad, std::get<1>(q), dtype == F32 ? 4 : 2);
     check((dq || a.B * a.H * a.Lq == 0) && ((dk && dv) || a.B * a.Hk * a.Lk == 0), "dq, dk and dv must be given");
-    x.dq = reinterpret_cast<char*>(dq), x.dk = reinterpret_cast<char*>(dk), x.dv = reinterpret_cast<char*>(dv);
+    x.dq = reinterpret_cast<char*>(dq);
+    x.dk = reinterpret_cast<char*>(dk);
+    x.dv = reinterpret_cast<char*>(dv);
     clear_unseen(x);
-    const auto strips = make_strips(a, table);
+    const auto diagonals = make_diagonals(a, table);
     const int64_t sums = a.B * a.Hk * a.Lk * pad_channels(a.D), n = a.Lq + a.Lk - 1;
     std::unique_ptr<float[]> dk_sum(new float[sums]), dv_sum(new float[sums]),
-        dstrips(dtable ? new float[a.B * a.H * a.strip_size]() : nullptr);
+        ddiagonals(dtable ? new float[a.B * a.H * a.diagonals_size]() : nullptr);
     std::unique_ptr<int64_t[]> finished(new int64_t[a.B * a.Hk * ceil_div(a.Lk, TILE)]());
-    x.dk_sum = dk_sum.get(), x.dv_sum = dv_sum.get(), x.dstrips = dstrips.get(), x.finished = finished.get();
+    x.dk_sum = dk_sum.get();
+    x.dv_sum = dv_sum.get();
+    x.ddiagonals = ddiagonals.get();
+    x.finished = finished.get();
     const Kernels& kernels = active();
     share(units(a), backward_space(a.D) + terms_space(a), threads,
         [&](int64_t unit, float* space) { kernels.attention_backward(x, unit, space); });
-    wanted.finish(threads);
+    term_sums.finish(threads);
     if (!dtable) return;
     for (int64_t h = 0; h < a.H; h++) {
         float* to = reinterpret_cast<float*>(dtable) + h * n;
         for (int64_t d = 0; d < n; d++) {
             float sum = 0.0f;
-            for (int64_t b = 0; b < a.B; b++) sum += x.dstrips[(b * a.H + h) * a.strip_size + PAD + n - 1 - d];
+            for (int64_t b = 0; b < a.B; b++) sum += x.ddiagonals[(b * a.H + h) * a.diagonals_size + PAD + n - 1 - d];
             to[d] = sum;
         }
     }

@@ -17,9 +17,12 @@ struct TermSpace {              // a thread's tiles
 
 static inline TermSpace term_space(Space& space, int D) {
     TermSpace s = {};
-    s.addend = space.take(TILE * TILE), s.value = space.take(TILE * TILE), s.kept = space.take(TILE * TILE),
+    s.addend = space.take(TILE * TILE);
+    s.value = space.take(TILE * TILE);
+    s.kept = space.take(TILE * TILE);
     s.by_distance = space.take(2 * TILE * TILE);
-    s.k_columns = space.take(TILE * D), s.k_rows = space.take(TILE * pad_channels(D));
+    s.k_columns = space.take(TILE * D);
+    s.k_rows = space.take(TILE * pad_channels(D));
     return s;
 }
 
@@ -48,7 +51,10 @@ struct Span64 {
 
 static inline Span64 span_of(const int64_t* x, int n) {
     Span64 s = {x[0], x[0]};
-    for (int i = 1; i < n; i++) s.least = x[i] < s.least ? x[i] : s.least, s.most = x[i] > s.most ? x[i] : s.most;
+    for (int i = 1; i < n; i++) {
+        s.least = x[i] < s.least ? x[i] : s.least;
+        s.most = x[i] > s.most ? x[i] : s.most;
+    }
     return s;
 }
 
@@ -77,7 +83,8 @@ static FASTLM_INLINE bool hide_unless(
     for (int j = 0; j < at.keys; j++)
         for (int i = 0; i < TILE; i++) {
             const bool kept = keeps(ids[i], k_ids[j]);
-            tile[j * TILE + i] = kept ? tile[j * TILE + i] : -__builtin_inff(), any |= kept;
+            tile[j * TILE + i] = kept ? tile[j * TILE + i] : -__builtin_inff();
+            any |= kept;
         }
     return any;
 }

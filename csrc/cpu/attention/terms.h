@@ -1,7 +1,7 @@
 /* Every term and mask beyond a table, a band and key_lengths. For a tile of keys and a tile of queries they make one
-tile of addends, -∞ where a key is hidden, which enters the scores where the table's strip would (Scores::strip, step
--TILE); the kernels' products stay what they are. Dropout is a tile of bits. This is the place for another term: `add_…`
-on the way forward, and its gradient from the tile of dS beside it. */
+tile of addends, -∞ where a key is hidden, which enters the scores where the table's diagonals would
+(Scores::first_bias, step -TILE); the kernels' products stay what they are. Dropout is a tile of bits. This is the place
+for another term: `add_…` on the way forward, and its gradient from the tile of dS beside it. */
 #pragma once
 
 #include "distances.h"
@@ -112,7 +112,9 @@ static inline bool with_terms(const Attention& a, const TermTile& tile, Scores& 
             a, at, rows_of(a, at, terms.key_vectors, at.h), space.k_columns, a.scale, space.by_distance, space.addend);
     if (!hide(a, at, scores, space.addend)) return false;
     if (terms.threshold) draw_kept(a, at, space.kept);
-    scores.strip = space.addend, scores.step = -TILE, scores.full = true;
+    scores.first_bias = space.addend;
+    scores.step = -TILE;
+    scores.full = true;
     return true;
 }
 

@@ -2,7 +2,8 @@
 Tiles of attention: how rows are laid out for the products, which keys a tile of queries sees, and what a score is.
 
 Queries are the lanes of vectors, keys are rows: Sᵀ = K · Qᵀ [keys, queries]. So the softmax runs down a column without
-a sum across lanes, keys and values enter as they lie in memory, and one key's bias is one unaligned load of the strip.
+a sum across lanes, keys and values enter as they lie in memory, and one key's bias is one unaligned load of the
+diagonals.
 */
 #pragma once
 
@@ -141,7 +142,7 @@ static FASTLM_INLINE Left channels(const float* x, int first, int D) {
 
 struct Scores {
     float scale;
-    const float* strip;  // bias of the tile's first key for its first query; the next key's lies `step` before
+    const float* first_bias;  // bias of the tile's first key for its first query; the next key's lies `step` before
     int64_t step;
     int first, last;  // lanes that see the tile's first key; one more for each further key
     bool full;  // every lane sees every key: nothing to hide
@@ -152,7 +153,7 @@ struct Scores {
         return {begin, end < n ? end : n};
     }
 
-    FASTLM_INLINE V bias(int key, int lane) const { return load(strip - key * step + lane); }
+    FASTLM_INLINE V bias(int key, int lane) const { return load(first_bias - key * step + lane); }
 
     // -∞ where key j of the tile is hidden from the queries at lanes `lane` …
     FASTLM_INLINE V hide(V score, int key, int lane) const {
@@ -178,8 +179,8 @@ static inline Scores scores_of(const Attention& a, int64_t h, int64_t i0, int64_
     const int64_t first = j0 - a.right - a.offset - i0, last = j0 + a.left - a.offset - i0;
     const auto clamp = [](int64_t x) { return int(x < -4 * TILE ? -4 * TILE : x > 4 * TILE ? 4 * TILE : x); };
     const bool full = first + n - 1 <= 0 && last >= i_last - i0;
-    const float* strip = a.strips ? a.strips + h * a.strip_size + PAD + i0 - j0 + a.Lk - 1 : NO_BIAS;
-    return {a.scale, strip, a.strips ? 1 : 0, clamp(first), clamp(last), full};
+    const float* first_bias = a.diagonals ? a.diagonals + h * a.diagonals_size + PAD + i0 - j0 + a.Lk - 1 : NO_BIAS;
+    return {a.scale, first_bias, a.diagonals ? 1 : 0, clamp(first), clamp(last), full};
 }
 
 }  // namespace FASTLM_ISA

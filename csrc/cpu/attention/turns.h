@@ -71,12 +71,15 @@ public:
         for (int64_t other = 0; other < blocks; other++) {
             const Range theirs = turns_of(other);
             const bool takes = theirs.begin <= tile && tile < theirs.end;
-            each += takes, before += takes && other < unit.block;
+            each += takes;
+            before += takes && other < unit.block;
         }
         before += each * unit.g;
-        first = before == 0, last = before + 1 == each * (a.H / a.Hk);
+        first = before == 0;
+        last = before + 1 == each * (a.H / a.Hk);
         while (__atomic_load_n(finished(tile), __ATOMIC_ACQUIRE) != before) sched_yield();
-        wait(bias, tile + 1), wait(vectors, tile + behind);
+        wait(bias, tile + 1);
+        wait(vectors, tile + behind);
     }
 
     void end(int64_t tile) {
@@ -87,7 +90,8 @@ public:
     // The unit adds no more; so that the next in a chain need ask this one alone, all before it must have ended.
     void end() {
         if (!x.progress) return;
-        wait(bias, DONE), wait(vectors, DONE);
+        wait(bias, DONE);
+        wait(vectors, DONE);
         __atomic_store_n(x.progress + unit.number, DONE, __ATOMIC_RELEASE);
     }
 

@@ -99,7 +99,7 @@ class Corpus:
 def find(paths: tuple[Path, ...], text_key: str = "text") -> Corpus:
     """The corpus in the given files and folders, or the default one. Raises Refusal, in words.
 
-    text_key: the field of a .jsonl's, .csv's or .tsv's row that holds its text.
+    text_key: the field of a .jsonl's, .json's, .csv's or .tsv's row that holds its text.
     """
     skipped = Skipped()
     name, files = _given(paths, skipped) if paths else _default()

@@ -1,7 +1,8 @@
 """Which files hold text, and the documents in each. What is not taken is told with its place, never dropped in silence.
 
-A file is one document. Of a .jsonl, .csv or .tsv each row is one: its field `text_key`, or a .jsonl's bare string. Each
-may also be a .gz. A file that was named itself is read whatever its suffix.
+A file is one document. Of a .jsonl, .json, .csv or .tsv each row is one: its field `text_key`, or a string without a
+field. The rows of a .json are its array's members, or its lines if it is a .jsonl in truth. Each may also be a .gz. A
+file that was named itself is read whatever its suffix.
 """
 
 import codecs
@@ -18,7 +19,7 @@ from pathlib import Path
 from fastlm.trainer.words import Refusal, utf8
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", *DELIMITERS)
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".json", *DELIMITERS)
 SHOWN = 3  # places named for each reason
 
 Tell = Callable[[str, str], None]  # takes a reason, and a place: `Skipped.add`
@@ -82,7 +83,7 @@ def read_documents(path: Path, text_key: str, tell: Tell) -> list[str]:
     try:
         text = _decoded(_bytes(path))
         suffix = _suffix(path.name)
-        rows = _rows(text, suffix, text_key, tell) if suffix in (".jsonl", *DELIMITERS) else [text]
+        rows = _rows(text, suffix, text_key, tell) if suffix in (".jsonl", ".json", *DELIMITERS) else [text]
         documents = [document for document in rows if document.strip()]
     except UnicodeDecodeError:
         raise Refusal("not UTF-8; `iconv -t UTF-8` converts it") from None
@@ -121,7 +122,11 @@ def _decoded(data: bytes) -> str:
 
 def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
     """The text of each row that has one."""
-    for line, row in _json_rows(text, tell) if suffix == ".jsonl" else _table_rows(text, DELIMITERS[suffix]):
+    if suffix in DELIMITERS:
+        rows = _table_rows(text, DELIMITERS[suffix])
+    else:
+        rows = _json_lines(text, tell) if suffix == ".jsonl" else _json_rows(text, tell)
+    for line, row in rows:
         document = row.get(key) if isinstance(row, dict) else row
         if isinstance(document, str) and document.strip():
             yield utf8(document)
@@ -132,6 +137,14 @@ def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
 
 
 def _json_rows(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return _json_lines(text, tell)
+    return enumerate(whole if isinstance(whole, list) else [whole], 1)
+
+
+def _json_lines(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
     # splitlines would also cut at U+2028, which JSON allows in strings
     for number, line in enumerate(text.split("\n"), 1):
         try:

@@ -9,21 +9,27 @@ import threading
 from collections.abc import Iterator
 from itertools import chain, islice, takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlm.trainer.signals import awake
 
+if TYPE_CHECKING:
+    from fastlm.objectives import Vocabulary
+
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
-EOS = SPECIALS.index("<eos>")
+PAD, EOS, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<mask>"))
 LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once
+LEARNED = 10_000_000  # bytes of a larger text that its vocabulary is learned from, at most
+DISTINCT = 4_000_000  # bytes of different words in them, at most: each takes 80 bytes of memory
 SPACES = " \t\n\r"
 
 
-def train(documents: Iterator[str], vocab: int, path: Path) -> None:
-    """Write the tokenizer.json of at most `vocab` ids that the documents make."""
+def train(documents: Iterator[str], vocab: int, path: Path, share: float = 1.0) -> None:
+    """Write the tokenizer.json of at most `vocab` ids that this share of the documents makes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -34,7 +40,7 @@ def train(documents: Iterator[str], vocab: int, path: Path) -> None:
         vocab_size=vocab, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
     )
     given_up = threading.Event()
-    texts = takewhile(lambda _: not given_up.is_set(), chain.from_iterable(map(pieces, documents)))
+    texts = takewhile(lambda _: not given_up.is_set(), evenly(documents, share))
     try:
         awake(lambda: tokenizer.train_from_iterator(texts, trainer))
     finally:
@@ -42,9 +48,43 @@ def train(documents: Iterator[str], vocab: int, path: Path) -> None:
     path.write_bytes(tokenizer.to_str(pretty=True).encode())
 
 
+def learned_share(documents: Iterator[str], size: int) -> float:
+    """The share of documents of `size` bytes in all or less that a vocabulary is learned from: LEARNED bytes, and fewer
+    where their different words are more than DISTINCT bytes, as they are where few words end.
+    """
+    if size <= LEARNED:
+        return 1.0
+    share, seen = LEARNED / size, set()
+    distinct = 0
+    for piece in evenly(documents, share):
+        for word in set(piece.split()):
+            if (known := hash(word)) not in seen:
+                seen.add(known)
+                distinct += len(word.encode())
+    return share * min(1.0, DISTINCT / max(distinct, 1))
+
+
+def evenly(documents: Iterator[str], share: float) -> Iterator[str]:
+    """Pieces of the documents that make up this share of their bytes, wherever one looks; of share 1, all."""
+    seen = taken = 0
+    for piece in chain.from_iterable(map(pieces, documents)):
+        size = len(piece.encode())
+        seen += size
+        if taken + size <= share * seen:
+            taken += size
+            yield piece
+
+
 def most_ids(vocab: int, size: int) -> int:
     """How many ids of `vocab` a text of `size` bytes can make: each merge leaves it shorter."""
     return min(vocab, LEAST + size)
+
+
+def vocabulary(size: int) -> "Vocabulary":
+    """What objectives know of a tokenizer of so many ids."""
+    from fastlm.objectives import Vocabulary
+
+    return Vocabulary(size, specials=len(SPECIALS), pad=PAD, eos=EOS, mask=MASK)
 
 
 def load_tokenizer(path: Path):
@@ -88,9 +128,10 @@ def pieces(text: str) -> Iterator[str]:
 
 def _ended_pieces(text: str) -> Iterator[tuple[str, bool]]:
     """Each piece, and whether it is the text's last."""
-    *most, last = pieces(text)
-    yield from ((piece, False) for piece in most)
-    yield last, True
+    left = len(text)
+    for piece in pieces(text):
+        left -= len(piece)
+        yield piece, left == 0
 
 
 def dtype_of(vocab_size: int) -> np.dtype:

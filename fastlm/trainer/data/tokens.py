@@ -28,10 +28,10 @@ import numpy as np
 
 from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, load_tokenizer, most_ids
+from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, learned_share, load_tokenizer, most_ids
 from fastlm.trainer.words import Refusal
 
-FORMAT = 1  # raise it when the files' meaning changes
+FORMAT = 2  # raise it when the files' meaning changes
 FILES = ("tokenizer.json", "train.bin", "held_out.bin")
 TEMPORARY = ".tmp-"
 DAY = 24 * 60 * 60
@@ -138,7 +138,9 @@ def _build(folder: Path, corpus: Corpus, vocab: int, tokenizer_file: Path | None
     made = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
     try:
         if tokenizer_file is None:
-            tokenizer.train(corpus.documents(held_out=False), most_ids(vocab, corpus.bytes), made / "tokenizer.json")
+            share = learned_share(corpus.documents(held_out=False), corpus.bytes)
+            most = most_ids(vocab, corpus.bytes)
+            tokenizer.train(corpus.documents(held_out=False), most, made / "tokenizer.json", share)
         else:
             shutil.copyfile(tokenizer_file, made / "tokenizer.json")
         encoder = load_tokenizer(made / "tokenizer.json")

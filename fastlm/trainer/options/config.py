@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokenizer import LEAST
+from fastlm.trainer.data.tokenizer import LEAST, PAD, vocabulary
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
     import torch
 
     from fastlm.models import ModelConfig
+    from fastlm.objectives import Objective
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 AT_LEAST = {
@@ -30,6 +31,7 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
+OBJECTIVES_BY_KIND = {"decoder": "causal", "encoder": "mlm", "encoder-decoder": "span-corruption"}
 
 
 def unset(kind: str, meaning: str) -> arg:
@@ -49,14 +51,14 @@ class Config:
     """Positional scheme."""
     optimizer: Literal[choices("optimizer")] = "adamw"
     """What turns gradients into updates."""
-    objective: Literal[choices("objective")] = "causal"
-    """What is learned; causal predicts each next token."""
+    objective: Annotated[Literal[("preset", *choices("objective"))], unset(None, "the preset's")] = "preset"
+    """What is learned: causal predicts each next token, mlm hidden ones, span-corruption what was cut out."""
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, .csv, .tsv, each also as .gz."""
+    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
     text_key: str = "text"
-    """The field that holds the text in a row of a .jsonl, .csv or .tsv."""
+    """The field that holds the text in a row of a .jsonl, .json, .csv or .tsv."""
     minutes: float = 2.0
     """Wall time to train for. The first seconds are measured and fix the number of steps."""
     steps: Annotated[int | None, unset("INT", "what fits in the minutes")] = None
@@ -68,15 +70,15 @@ class Config:
 
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
-    context: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Tokens in a row."""
-    dim: Annotated[int | None, unset("INT", "the preset's, 128")] = None
+    dim: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Width of the model; a multiple of --heads."""
-    layers: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    layers: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Blocks of attention and feed-forward layer."""
-    heads: Annotated[int | None, unset("INT", "the preset's, 4")] = None
+    heads: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Attention heads, each --dim / --heads wide."""
-    dropout: Annotated[float | None, unset("FLOAT", "the preset's, 0.0")] = None
+    dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
     """Share of activations left out in training."""
 
     batch: int = 8
@@ -110,11 +112,24 @@ class Config:
 
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
-        from fastlm.models.presets import preset
+        from fastlm.models.presets import PRESETS, preset
 
         changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
         changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
-        return preset(self.preset, vocab_size=vocab_size, **changes)
+        objective, row = self.objective_class(), PRESETS[self.preset]
+        if changes.get("position", row.position) != row.position:
+            changes["position_options"] = {}  # the preset's are of its own scheme
+        elif row.skip_padding:  # positions begin after padding's id, as RoBERTa's
+            changes["position_options"] = row.position_options | {"offset": PAD + 1}
+        return preset(self.preset, vocab_size=vocab_size + objective.extra_ids, **objective.shape | changes)
+
+    def objective_class(self) -> "type[Objective]":
+        """The objective, which the preset's kind of model decides unless it is given."""
+        from fastlm.models.presets import PRESETS
+        from fastlm.objectives import OBJECTIVES
+
+        given = self.objective != "preset"
+        return OBJECTIVES[self.objective if given else OBJECTIVES_BY_KIND[PRESETS[self.preset].kind]]
 
     def sketch(self, vocab_size: int) -> "ModelConfig":
         """The same, without the memory that its positional scheme's parameters would take."""
@@ -152,7 +167,8 @@ class Config:
     def check_values(self) -> None:
         """What of `check` can be said before torch is there."""
         for name in REGISTRIES:
-            value, known = getattr(self, name), (*choices(name), *(["preset"] if name == "position" else []))
+            of_preset = ("preset",) if name in ("position", "objective") else ()
+            value, known = getattr(self, name), (*choices(name), *of_preset)
             if value not in known:
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
@@ -185,15 +201,36 @@ class Config:
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
 
+        kind, objective = PRESETS[self.preset].kind, self.objective_class()
+        if objective.kind != kind:
+            raise Refusal(
+                f"--objective {objective.name} trains a model of kind {objective.kind}, and --preset {self.preset} is "
+                f"of kind {kind}; give --objective {OBJECTIVES_BY_KIND[kind]}, or another --preset"
+            )
+        if PRESETS[self.preset].head == "detection":
+            raise Refusal(
+                f"--preset {self.preset} tells which tokens were replaced, which no objective teaches; "
+                "--preset electra-generator learns the tokens themselves"
+            )
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
         if dim % heads:
             near = max(1, round(dim / heads)) * heads
             raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
-            self.sketch(self.vocab)
+            shape = self.sketch(self.vocab)
         except ValueError as error:
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error
+        try:
+            self.objective_on_rows(shape.context, self.vocab)
+        except ValueError as error:
+            raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
+
+    def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
+        """The objective over a text of a few empty rows, which says what it cannot be made for."""
+        import numpy as np
+
+        return self.objective_class()(np.zeros(2 * context + 2, np.uint16), context, vocabulary(vocab_size))
 
     def to_json(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -26,9 +26,9 @@ def load(names: Iterable[str]) -> None:
             raise Refusal(f"--plugin {name} cannot be imported ({error}); {cure}") from error
 
 
-def require(recorded: Iterable[str], given: Iterable[str], folder: Path) -> None:
-    """Raises Refusal if a run was made with plugins and none are given now."""
-    if recorded and not given:
+def require(recorded: Iterable[str], imported: Iterable[str], folder: Path) -> None:
+    """Raises Refusal if a run was made with plugins and none are imported now."""
+    if recorded and not imported:
         asked = shlex.join(("--plugin", *recorded))
         raise Refusal(f"{folder} was made with {asked}; give it again if you trust that code")
 

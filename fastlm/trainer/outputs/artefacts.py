@@ -5,12 +5,12 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from fastlm.interop import model_type, save_pretrained
+from fastlm.interop import model_type, to_huggingface
 from fastlm.models import ModelConfig
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokenizer import EOS, SPECIALS
+from fastlm.trainer.data.tokenizer import EOS, PAD
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
@@ -36,7 +36,10 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
-    save_pretrained(trainer.model, folder, eos_token_id=EOS, pad_token_id=SPECIALS.index("<pad>"))
+    tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
+    if trainer.model.config.kind == "encoder-decoder":
+        tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
+    to_huggingface(trainer.model, folder, **tokens)
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": trainer.train.context,
@@ -50,11 +53,9 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
 
 def opened_by(model: ModelConfig, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
-    opener = (
-        "fastlm.interop.load_pretrained"
-        if model_type(model) == "fastlm"
-        else "transformers.AutoModelForCausalLM.from_pretrained"
-    )
+    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
+    theirs = f"transformers.AutoModelFor{head}.from_pretrained"
+    opener = "fastlm.interop.from_huggingface" if model_type(model) == "fastlm" else theirs
     return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
 
 

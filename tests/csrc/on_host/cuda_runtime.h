@@ -94,8 +94,10 @@ inline void run_block(int threads) {
     for (int t = 0; t < threads; t++) {
         Fiber& fiber = fibers[t];
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get(), fiber.context.uc_stack.ss_size = Fiber::STACK;
-        fiber.context.uc_link = &scheduler, fiber.done = false;
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = Fiber::STACK;
+        fiber.context.uc_link = &scheduler;
+        fiber.done = false;
         makecontext(&fiber.context, run_fiber, 0);
     }
     moved = true;
@@ -114,6 +116,7 @@ inline void run_block(int threads) {
 template <typename Kernel>
 void run(unsigned grid, int threads, const Kernel& kernel) {
     if (int(fibers.size()) < threads) fibers.resize(threads);
-    work = kernel, gridDim.x = grid;
+    work = kernel;
+    gridDim.x = grid;
     for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) run_block(threads);
 }

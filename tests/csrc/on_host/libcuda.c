@@ -20,8 +20,11 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
         values[i] = 0;
         memcpy(&values[i], given[i], sizes[i]);
     }
-    grid[0] = config->gridDimX, grid[1] = config->gridDimY, grid[2] = config->gridDimZ;
-    threads = config->blockDimX, shared_memory = config->sharedMemBytes;
+    grid[0] = config->gridDimX;
+    grid[1] = config->gridDimY;
+    grid[2] = config->gridDimZ;
+    threads = config->blockDimX;
+    shared_memory = config->sharedMemBytes;
     launches++;
     return CUDA_SUCCESS;
 }

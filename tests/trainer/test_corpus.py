@@ -1,25 +1,16 @@
-"""The corpus, its split, and the cache: what is read, what is refused, and that nothing half-written is trusted."""
+"""The corpus and its split: which files and rows are read, what is told of the others, what is held out."""
 
 import gzip
 import json
 import os
-import random
 import shutil
-import time
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from runs import write_text
 
-from fastlm.objectives import Causal
-from fastlm.trainer.data import corpus, files, tokenizer
+from fastlm.trainer.data import corpus, files
 from fastlm.trainer.data import tokens as data
 from fastlm.trainer.words import Refusal
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Which files
 
 
 @pytest.fixture
@@ -129,6 +120,29 @@ def test_every_kind_of_file(tmp_path):
     assert not found.skipped.counts
 
 
+@pytest.mark.parametrize("content, held, told", [
+    ('[{"text": "one"}, "two", {"body": "x"}, 7]', ["one", "two"], ["rows.json:3 (has body)", "rows.json:4"]),
+    ('[\n  {"text": "one",\n   "id": 1}\n]\n', ["one"], []),
+    ('{"text": "one"}\n{"text": "two"}\n', ["one", "two"], []),  # lines, whatever the name says
+    ('{"text": "one"}\n', ["one"], []),
+    ('{"text": "one"}\n{"text": "tw', ["one"], ["no JSON in a line: rows.json:2"]),
+])  # fmt: skip
+def test_a_json_array_is_rows(tmp_path, content, held, told):
+    (tmp_path / "rows.json").write_text(content)
+    for path in (tmp_path, tmp_path / "rows.json"):
+        found = corpus.find((path,))
+        assert documents(found.sources[0].path) == held
+        lines = "\n".join(found.skipped.lines())
+        assert all(words in lines for words in told) and bool(lines) == bool(told)
+
+
+@pytest.mark.parametrize("content", ('{"a": 1,\n "b": 2}', "[]", "[[1, 2]]", "null"))
+def test_json_without_text_is_refused(tmp_path, content):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(Refusal, match=r"no text in it: rows\.json"):
+        corpus.find((tmp_path / "rows.json",))
+
+
 def test_what_is_not_taken_is_told_with_its_place(tmp_path, monkeypatch):
     (tmp_path / "good.txt").write_text("some text")
     (tmp_path / "empty.txt").write_text("")
@@ -217,17 +231,6 @@ def test_repeated_lines_are_noticed(tmp_path):
 # The cache
 
 
-def test_tokens(text):
-    found = corpus.find((text,))
-    tokens = data.tokenize(found, vocab=300)
-    encoder = tokenizer.load_tokenizer(tokens.tokenizer_file)
-    assert tokens.facts.vocab_size == 300 and tokens.train.dtype == np.uint16
-    for side, ids in ((False, tokens.train), (True, tokens.held_out)):
-        assert ids[-1] == tokenizer.EOS and encoder.decode(ids[:-1].tolist()) == "".join(found.documents(side))
-    assert tokens.bytes_of()[tokens.held_out].sum() == tokens.facts.held_out_bytes
-    assert 0 < tokens.bits_per_byte(tokens.facts.unigram_nats) < 8
-
-
 def test_tokenizer_learns_from_train_alone(many):
     write_text(many / "held.txt", seed=5)
     found = corpus.find((many,))
@@ -238,171 +241,9 @@ def test_tokenizer_learns_from_train_alone(many):
     assert data.tokenize(corpus.find((many,)), 300).tokenizer_file.read_text() == before
 
 
-@given(st.text(max_size=60))
-@settings(max_examples=200, deadline=None)
-def test_every_text_survives_the_round_trip(some):
-    encoder = round_trip_tokenizer()
-    for written in (some, f"<eos>{some}<pad>"):
-        ids = encoder.encode(written).ids
-        assert encoder.decode(ids) == written and min(ids, default=9) >= len(tokenizer.SPECIALS)
-
-
-def round_trip_tokenizer(made=[]):  # noqa: B006 (one for all examples)
-    if not made:
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "tokenizer.json"
-            tokenizer.train(iter(["def f(x):\n    return x <eos>\n" * 20]), 280, path)
-            made.append(tokenizer.load_tokenizer(path))
-    return made[0]
-
-
-TELLING = st.characters(exclude_categories=["Cs"]) | st.sampled_from(" \t\n\r\x1c\u3000'st1.")
-
-
-@given(st.lists(st.text(TELLING, max_size=9), max_size=20), st.integers(4, 30))
-@settings(max_examples=200, deadline=None)
-def test_pieces_have_the_ids_of_their_text(words, longest):
-    """Wherever a piece ends before white space; else only the text is the same."""
-    some = " ".join(words)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "PIECE", longest)
-        cut = list(tokenizer.pieces(some))
-    assert "".join(cut) == some and all(0 < len(piece) <= longest for piece in cut[:-1])
-    if all(len(piece) < longest for piece in cut[:-1]):
-        ids = [i for each in round_trip_tokenizer().encode_batch_fast(cut) for i in each.ids]
-        assert ids == round_trip_tokenizer().encode(some).ids
-
-
-def test_a_text_without_a_space_takes_no_longer(tmp_path):
-    """Whole, a word of 200 kB takes 35 seconds, and a larger one the square of that."""
-    begun = time.process_time()
-    some = "".join(random.Random(0).choices("ACGT", k=200_000))
-    tokenizer.train(iter([some]), 400, tmp_path / "tokenizer.json")
-    encoder = tokenizer.load_tokenizer(tmp_path / "tokenizer.json")
-    size, counts = tokenizer.encode(encoder, iter([some, "", "CA"]), tmp_path / "ids")
-    ids = np.fromfile(tmp_path / "ids", np.uint16)
-    assert size == 200_002 and counts.sum() == len(ids) and encoder.decode(ids.tolist()) == some + "CA"
-    assert ids.tolist().count(tokenizer.EOS) == 3
-    assert time.process_time() - begun < 10
-
-
-def test_second_time_comes_from_the_cache(text):
-    found = corpus.find((text,))
-    assert data.tokenize(found, 300).built > 0
-    assert data.tokenize(found, 300).built == 0
-    assert data.tokenize(found, 290).built > 0
-
-
-def cut(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def alter(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("harm", (cut, alter, os.unlink), ids=("cut", "altered", "deleted"))
-@pytest.mark.parametrize("name", (*data.FILES, "facts.json"))
-def test_damaged_cache_is_built_again(text, name, harm):
-    found = corpus.find((text,))
-    first = data.tokenize(found, 300)
-    train = first.train.tolist()
-    harm(first.folder / name)
-    again = data.tokenize(found, 300)
-    assert again.built > 0 and again.train.tolist() == train
-    assert data.tokenize(found, 300).built == 0
-
-
-def test_unwritable_cache_is_refused(text, monkeypatch):
-    (text.parent / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(text.parent / "file"))
-    with pytest.raises(Refusal, match="set XDG_CACHE_HOME"):
-        data.tokenize(corpus.find((text,)), 300)
-
-
 def test_a_text_that_changes_meanwhile_is_refused(many):
     found = corpus.find((many,))
     write_text(many / "150.txt", seed=77, lines=20)
     with pytest.raises(Refusal, match=r"150\.txt changed while the text was being read"):
         data.tokenize(found, 300)
     assert not list(data.cache_folder().iterdir())
-
-
-@pytest.mark.parametrize("damaged", (False, True), ids=("there", "damaged"))
-def test_of_two_builders_one_entry_stays(text, monkeypatch, damaged):
-    """The other builder's entry appears while ours is being finished."""
-    found = corpus.find((text,))
-    folder = data.tokenize(found, 300).folder
-    made = folder.with_name(".tmp-ours")
-    shutil.copytree(folder, made)
-    facts = data._valid_facts(made, None)
-    if damaged:
-        cut(folder / "train.bin")
-    assert data._place(made, folder, facts, None) == facts and data._valid_facts(folder, None) == facts
-    shutil.rmtree(made, ignore_errors=True)
-    assert list(data.cache_folder().iterdir()) == [folder]
-
-
-def test_what_dead_builders_left_goes_after_a_day(text):
-    dead, alive = (data.cache_folder() / f".tmp-{name}" for name in ("dead", "alive"))
-    for left in (dead, alive):
-        left.mkdir(parents=True)
-        (left / "train.bin").write_bytes(b"half")
-        os.utime(left, (0, 0))
-    os.utime(dead / "train.bin", (0, 0))
-    data.tokenize(corpus.find((text,)), 300)
-    assert not dead.exists() and alive.exists()
-
-
-def test_nothing_is_left_behind_by_a_failure(text, monkeypatch):
-    monkeypatch.setattr(tokenizer, "encode", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        data.tokenize(corpus.find((text,)), 300)
-    assert not list(data.cache_folder().iterdir())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-
-
-def test_batches_are_a_function_of_their_number():
-    ids = np.arange(1000)
-    one, other = Causal(ids, 16), Causal(ids, 16)
-    for first in (0, 4, 400):  # the last is far into a later epoch
-        later = other.batch(7, first + 2, 2)
-        assert (one.batch(7, first, 4)["inputs"][2:] == later["inputs"]).all()
-
-
-def test_an_epoch_sees_each_window_once_and_the_next_ones_elsewhere():
-    ids = np.arange(1000)
-    task = Causal(ids, 16)
-    starts = [task.batch(7, epoch * len(task), len(task))["inputs"][:, 0].sort().values for epoch in range(3)]
-    assert all((s.diff() == 16).all() for s in starts)
-    assert len({s[0].item() for s in starts}) > 1
-
-
-def test_labels_are_one_ahead_and_the_last_token_is_reached():
-    task = Causal(np.arange(16 * 5 + 1), 16)
-    batch = task.fixed(np.arange(task.windows))
-    assert (batch["labels"] == batch["inputs"] + 1).all() and batch["labels"].max() == 16 * 5
-    assert task.targets(batch) == {"loss": 16 * 5}
-
-
-def test_random_windows_stay_inside():
-    draw = random.Random(0)
-    for _ in range(200):
-        context = draw.randint(1, 20)
-        n = context + draw.randint(1, 100)
-        task = Causal(np.arange(n), context)
-        batch = task.batch(draw.randint(0, 9), draw.randint(0, 99), 5)
-        assert batch["labels"].max() < n and batch["inputs"].min() >= 0
-
-
-def test_too_little_text_is_refused():
-    with pytest.raises(ValueError, match="smaller --context"):
-        Causal(np.arange(16), 16)

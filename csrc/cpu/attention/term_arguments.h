@@ -44,13 +44,13 @@ static Rows rows(const char* name, const View& view, const std::vector<int64_t>&
     return {reinterpret_cast<char*>(address), strides[0] * size, strides[1] * size, strides[2] * size};
 }
 
-class Given {  // owns what Terms point to beside Python's tensors
+class TermArguments {  // owns what Terms point to beside Python's tensors
 public:
-    Given(Attention& a, const GivenTerms& given, const Dropout& dropout) : a(a), given(given) {
+    TermArguments(Attention& a, const TermViews& views, const Dropout& dropout) : a(a), views(views) {
         const auto [probability, threshold, seed] = dropout;
         check(probability >= 0 && probability < 1,
             "dropout is " + std::to_string(probability) + "; give 0 ≤ dropout < 1");
-        if (given.empty() && probability == 0) return;
+        if (views.empty() && probability == 0) return;
         terms.prefix = dense<int64_t>("prefix", {a.B});
         terms.q_segments = dense<int64_t>("q_segments", {a.B, a.Lq}),
         terms.k_segments = dense<int64_t>("k_segments", {a.B, a.Lk});
@@ -59,36 +59,39 @@ public:
         terms.k_groups = dense<int64_t>("k_groups", {a.B, a.Lk});
         terms.same = dense<float>("same", {a.B, a.H, a.Lq});
         for (const char* pair : {"segments", "ranks", "groups"})
-            check(given.count(std::string("q_") + pair) == given.count(std::string("k_") + pair),
+            check(views.count(std::string("q_") + pair) == views.count(std::string("k_") + pair),
                 std::string(pair) + " must be given for queries and keys");
-        check(given.count("same") == given.count("q_groups"), "same goes with groups of queries and keys");
+        check(views.count("same") == views.count("q_groups"), "same goes with groups of queries and keys");
         take_bias();
         const int64_t size = bytes_of(a.dtype);
         if (has("q_position"))
-            terms.q_position = rows("q_position", given.at("q_position").first, {a.B, a.H, a.Lq, a.D}, size);
+            terms.q_position = rows("q_position", views.at("q_position").first, {a.B, a.H, a.Lq, a.D}, size);
         if (has("k_position"))
-            terms.k_position = rows("k_position", given.at("k_position").first, {a.B, a.Hk, a.Lk, a.D}, size);
-        terms.query_vectors = vectors("query_vectors", 0), terms.key_vectors = vectors("key_vectors", 1),
+            terms.k_position = rows("k_position", views.at("k_position").first, {a.B, a.Hk, a.Lk, a.D}, size);
+        terms.query_vectors = vectors("query_vectors", 0);
+        terms.key_vectors = vectors("key_vectors", 1);
         terms.value_vectors = vectors("value_vectors", 2);
-        terms.threshold = threshold, terms.seed = seed, terms.kept_scale = float(1 / (1 - probability));
+        terms.threshold = threshold;
+        terms.seed = seed;
+        terms.kept_scale = float(1 / (1 - probability));
         a.terms = &terms;
     }
-    Given(const Given&) = delete;
+    TermArguments(const TermArguments&) = delete;
 
-    bool has(const char* name) const { return given.count(name) != 0; }
+    bool has(const char* name) const { return views.count(name) != 0; }
 
 private:
     template <typename T>
     const T* dense(const char* name, std::vector<int64_t> shape) const {
         if (!has(name)) return nullptr;
-        const auto& [address, got, strides] = given.at(name).first;
+        const auto& [address, got, strides] = views.at(name).first;
         check(got == shape, std::string(name) + " does not have the shape that q and k imply");
         return reinterpret_cast<const T*>(address);
     }
 
     void take_bias() {
         if (!has("bias")) return;
-        const auto& [view, dtype] = given.at("bias");
+        const auto& [view, dtype] = views.at("bias");
         const auto& [address, shape, strides] = view;
         const int64_t full[] = {a.B, a.H, a.Lq, a.Lk}, size = bytes_of(dtype);
         check(shape.size() == 4 && strides.size() == 4 && dtype >= F32 && dtype <= F16,
@@ -99,12 +102,13 @@ private:
             steps[i] = shape[i] == 1 ? 0 : strides[i] * size;
         }
         terms.bias = {reinterpret_cast<char*>(address), steps[0], steps[1], steps[2]};
-        terms.bias_column = steps[3], terms.bias_dtype = dtype;
+        terms.bias_column = steps[3];
+        terms.bias_dtype = dtype;
     }
 
     const float* vectors(const char* name, int which) {
         if (!has(name)) return nullptr;
-        const auto& [view, dtype] = given.at(name);
+        const auto& [view, dtype] = views.at(name);
         const auto& [address, shape, strides] = view;
         const int64_t n = a.Lq + a.Lk - 1, size = bytes_of(dtype), padded = pad_channels(a.D);
         check(shape == std::vector<int64_t>({a.H, n, a.D}) && dtype >= F32 && dtype <= F16,
@@ -118,31 +122,32 @@ private:
     }
 
     Attention& a;
-    const GivenTerms& given;
+    const TermViews& views;
     Terms terms = {};
     std::unique_ptr<float[]> copies[3];
 };
 
-class WantedTerms {  // sums that kernels add to, and the way from them to the gradients at the addresses wanted
+class TermSums {  // sums that kernels add to, and the way from them to the gradients at the addresses wanted
 public:
-    WantedTerms(AttentionBackward& x, const GivenTerms& given, const std::map<std::string, Address>& wanted)
-        : x(x), given(given), wanted(wanted) {
+    TermSums(AttentionBackward& x, const TermViews& views, const std::map<std::string, Address>& addresses)
+        : x(x), views(views), addresses(addresses) {
         const Attention& a = x.forward;
-        for (const auto& [name, address] : wanted)
-            check(given.count(name), "the gradient of " + name + " is wanted, which is not given");
+        for (const auto& [name, address] : addresses)
+            check(views.count(name), "the gradient of " + name + " is wanted, which is not given");
         const int64_t by_distance = a.H * vector_rows(a) * pad_channels(a.D);
-        if (wanted.count("bias")) want_bias();
-        if (wanted.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_distance);
-        if (wanted.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_distance);
-        if (wanted.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_distance);
+        if (addresses.count("bias")) want_bias();
+        if (addresses.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_distance);
+        if (addresses.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_distance);
+        if (addresses.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_distance);
         x.terms.same = reinterpret_cast<float*>(at("same"));
-        x.terms.q_position = at("q_position"), x.terms.k_position = at("k_position");
-        if (given.count("k_position") && a.terms->key_vectors)
+        x.terms.q_position = at("q_position");
+        x.terms.k_position = at("k_position");
+        if (views.count("k_position") && a.terms->key_vectors)
             x.terms.k_position_sum = sums[4] = zeros(a.B * a.Hk * a.Lk * pad_channels(a.D));
         if (x.terms.bias_sum.data || sums[1] || sums[2] || sums[3]) x.progress = progress = new int64_t[units(a)]();
     }
-    WantedTerms(const WantedTerms&) = delete;
-    ~WantedTerms() {
+    TermSums(const TermSums&) = delete;
+    ~TermSums() {
         for (float* sum : sums) delete[] sum;
         delete[] progress;
     }
@@ -161,13 +166,15 @@ public:
 private:
     static float* zeros(int64_t n) { return new float[n](); }
 
-    char* at(const char* name) const { return wanted.count(name) ? reinterpret_cast<char*>(wanted.at(name)) : nullptr; }
+    char* at(const char* name) const {
+        return addresses.count(name) ? reinterpret_cast<char*>(addresses.at(name)) : nullptr;
+    }
 
     // Straight into the gradient where each pair has its element, or the sum is in its dtype; else into an fp32 tensor
     // of its shape.
     void want_bias() {
         const Attention& a = x.forward;
-        const auto& [view, dtype] = given.at("bias");
+        const auto& [view, dtype] = views.at("bias");
         const auto& shape = std::get<1>(view);
         if (shape[3] == 1) {
             x.terms.bias_of_queries = sums[0] = zeros(a.B * a.H * a.Lq);
@@ -186,14 +193,14 @@ private:
     }
 
     void narrow_bias() const {
-        const auto& [view, dtype] = given.at("bias");
+        const auto& [view, dtype] = views.at("bias");
         const auto& shape = std::get<1>(view);
         narrow_run(sums[0], shape[0] * shape[1] * shape[2] * shape[3], 1.0f, dtype, at("bias"));
     }
 
     void finish_bias() const {
         const Attention& a = x.forward;
-        const auto& [view, dtype] = given.at("bias");
+        const auto& [view, dtype] = views.at("bias");
         const auto& shape = std::get<1>(view);
         const int64_t n = x.terms.bias_of_keys ? a.Lk : a.Lq, kept = x.terms.bias_of_keys ? shape[3] : shape[2];
         std::unique_ptr<double[]> total(new double[shape[0] * shape[1] * kept]());
@@ -209,7 +216,7 @@ private:
     void finish_vectors(const char* name, const float* sum, float scale, int threads) const {
         const Attention& a = x.forward;
         const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D);
-        const int dtype = given.at(name).second;
+        const int dtype = views.at(name).second;
         parallel_for(a.H, threads, [&](int64_t h) {
             for (int64_t r = 0; r < n; r++)
                 narrow_run(sum + (h * vector_rows(a) + PAD + r) * padded, a.D, scale, dtype,
@@ -218,8 +225,8 @@ private:
     }
 
     AttentionBackward& x;
-    const GivenTerms& given;
-    const std::map<std::string, Address>& wanted;
+    const TermViews& views;
+    const std::map<std::string, Address>& addresses;
     float* sums[5] = {};
     int64_t* progress = nullptr;
 };

@@ -1,0 +1,5 @@
+"""The ranks that tests of sharded optimizers run on."""
+
+from ranks import ranks
+
+__all__ = ["ranks"]
