@@ -33,10 +33,9 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
 ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX} if X86 else {})
-PER_ISA = (
-    "table", "attention/forward", "attention/backward", "attention/rotary", "optim/adafactor", "optim/adam",
-    "optim/sgd", "optim/unscale",
-)  # fmt: skip  # the rest of csrc/cpu is compiled once
+# compiled once per instruction set, the second kind not for AMX, which multiplies matrices; the rest of csrc/cpu once
+PER_ISA = ("table", "attention/forward", "attention/backward")
+ELEMENTWISE = ("attention/rotary", "optim/adafactor", "optim/adam", "optim/sgd", "optim/unscale")
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 
@@ -98,6 +97,8 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     wanted = ("portable", *os.environ.get("FASTLM_ISAS", " ".join(ISA_FLAGS)).split())
     # an old compiler lacks the newest sets
     known = {isa: flags for isa, flags in ISA_FLAGS.items() if isa in wanted and compiles(compiler, flags)}
+    if "avx512_bf16" not in known:  # whose kernels AMX's table has where it has none of its own
+        known.pop("amx", None)
     defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
     common = [
         "-std=c++17",
@@ -115,8 +116,10 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     objects = []
     for source in sorted(CPU.rglob("*.cpp")):
         name = source.relative_to(CPU).with_suffix("").as_posix()
-        sets = known if name in PER_ISA else {"": []}
+        sets = known if name in PER_ISA + ELEMENTWISE else {"": []}
         for isa, flags in sets.items():
+            if isa == "amx" and name in ELEMENTWISE:
+                continue
             objects.append(f"{name}{'.' * bool(isa)}{isa}.o")
             extra = [f"-DFASTLM_ISA={isa}", *flags] if isa else []
             extra += sanitize if name != "bindings" else []  # pybind11's templates, which take longest

@@ -84,6 +84,15 @@ def diagonal_sums(x, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def from_the_middle(i, middle, n):
+    """The i-th of 0 … n - 1 by nearness to the middle: to and fro, then what is left of the longer side."""
+    middle = tl.maximum(tl.minimum(middle, n - 1), 0)
+    shorter = tl.minimum(middle, n - 1 - middle)
+    near = middle + tl.where(i % 2 == 0, -(i // 2), i // 2 + 1)
+    return tl.where(i <= 2 * shorter, near, tl.where(middle > shorter, n - 1 - i, i))
+
+
+@triton.jit
 def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
     """Zeros for a gradient by distance, or [1, 1] where there is no p to write it to."""
     return tl.zeros([1, 1] if p is None else [2 * BLOCK, BLOCK_D], tl.float32)
@@ -104,10 +113,10 @@ def distances_kernel(
     diagonals, 2·BLOCK, D].
     """
     n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
-    # which block diagonal of which head, and which share of the batch and of the diagonal's tiles
+    # which block diagonal of which head, and which share of the batch and of the diagonal's tiles; the longest begin
     split = tl.program_id(0) % (batch_splits * row_splits)
-    i_diagonal = tl.program_id(0) // (batch_splits * row_splits) % n_diagonals
-    h = (tl.program_id(0) // (batch_splits * row_splits * n_diagonals)).to(tl.int64)
+    h = (tl.program_id(0) // (batch_splits * row_splits) % H).to(tl.int64)
+    i_diagonal = from_the_middle(tl.program_id(0) // (batch_splits * row_splits * H), -first, n_diagonals)
     diagonal = first + i_diagonal
     begin = tl.maximum(-diagonal, 0) + split // batch_splits  # the program's first row of tiles
 

@@ -56,8 +56,8 @@ class TermPointers(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A call's numbers. table_stride: from one head's row of the table to the next; threshold: of dropout
-    (fastlm/backends/philox.py), None for none; dropout_scale: 1/(1 - dropout).
+    """A call's numbers. table_stride: from head to head; threshold: of dropout (fastlm/backends/philox.py), None for
+    none; dropout_scale: 1/(1 - dropout).
 
     Kernels take the fields one by one, in this order, and put them together at once: in a tuple Triton would compile
     anew for numbers that are 1 or multiples of 16, and do_not_specialize, which goes by a parameter's name, does not
@@ -142,18 +142,19 @@ def table_at(t, h, first, o_i, o_j, n):
 
 
 @triton.jit
-def bias_at(t, head, i0, j0, o_i, o_j, n):
-    """The bias of each pair of a tile; past the ends that of the last query or key."""
-    i, j = tl.minimum(i0 + o_i, n.Lq - 1).to(tl.int64), tl.minimum(j0 + o_j, n.Lk - 1).to(tl.int64)
+def bias_at(t, head, i0, j0, o_i, o_j, n, EDGE: tl.constexpr):
+    """The bias of each pair of a tile. EDGE: past the ends the last one's, by limits, which keep wide loads away."""
+    i, j = i0 + o_i, j0 + o_j
+    if EDGE:
+        i, j = tl.minimum(i, n.Lq - 1), tl.minimum(j, n.Lk - 1)
     p_bias = t.bias.p + (head.b * t.bias.strides[0] + head.h * t.bias.strides[1])
-    return tl.load(p_bias + (i * t.bias.strides[2] + j * t.bias.strides[3])).to(tl.float32)
+    return tl.load(p_bias + (i.to(tl.int64) * t.bias.strides[2] + j.to(tl.int64) * t.bias.strides[3])).to(tl.float32)
 
 
 @triton.jit
 def within_half(x):
-    """x, no less than fp16's least number unless it is -inf. Where a mask of -1e9, or of the least float, hides a whole
-    row, the softmax of what it hides is asked for; in units of 1/scale that number overflows, and its rounding
-    outweighs the scores.
+    """x, no less than fp16's least number unless it is -inf. Where -1e9, or the least float, hides a whole row, the
+    softmax of what it hides is asked for; in units of 1/scale it overflows, and its rounding outweighs the scores.
     """
     return tl.where(x == float("-inf"), x, tl.maximum(x, -65504.0, propagate_nan=tl.PropagateNan.ALL))
 
@@ -204,7 +205,7 @@ def scores(
     if t.table is not None and table is None:
         added = table_at(t, head.h, j0 - i0, o_i, o_j, n)
     if t.bias is not None:
-        bias = bias_at(t, head, i0, j0, o_i, o_j, n)
+        bias = bias_at(t, head, i0, j0, o_i, o_j, n, EDGE or KEYS_FIRST)
         added = accumulate(added, bias if q.dtype == tl.float32 else within_half(bias))
     if t.same is not None:
         added = accumulate(added, same_at(t, head, i0, j0, o_i, o_j, n))

@@ -71,7 +71,7 @@ TILES: dict[str, dict[int, list[Tiles]]] = {
         128: [Tiles(128, 64, 8, 2, maxnreg=128), Tiles(128, 128, 8, 2), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2)],
     },
     "dq": {
-        64: [Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3), Tiles(64, 128, 4, 2)],
+        64: [Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 4, 2)],
         128: [Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 2), Tiles(128, 32, 8, 3)],
     },
     "dkdv": {

@@ -80,40 +80,5 @@ static inline void store(const float* buffer, Span x, int64_t o, int n) {
     store(buffer, at(x.data, x.dtype, o), x.dtype, n);
 }
 
-// one AVX-512 register, two of AVX2, four of SSE: the same sums in all
-typedef float Lanes __attribute__((vector_size(64)));
-
-// Σ (factor x)² of at most BLOCK elements: 64 sums side by side in fp32, where no square can overflow, nor underflow by
-// more than rounding; else in fp64.
-static inline double squares(const float* x, int n, float factor = 1.0f) {
-    constexpr int W = 16, ACROSS = 4 * W;
-    Lanes s0 = {}, s1 = {}, s2 = {}, s3 = {};
-    int i = 0;
-    for (; i + ACROSS <= n; i += ACROSS) {
-        for (int l = 0; l < ACROSS; l += W) __builtin_prefetch(x + i + 3072 + l);
-        Lanes a, b, c, d;
-        __builtin_memcpy(&a, x + i, 64), __builtin_memcpy(&b, x + i + W, 64), __builtin_memcpy(&c, x + i + 2 * W, 64),
-            __builtin_memcpy(&d, x + i + 3 * W, 64);
-        a *= factor;
-        b *= factor;
-        c *= factor;
-        d *= factor;
-        s0 += a * a;
-        s1 += b * b;
-        s2 += c * c;
-        s3 += d * d;
-    }
-    const Lanes all = (s0 + s1) + (s2 + s3);
-    float sums[W];
-    __builtin_memcpy(sums, &all, 64);
-    for (; i < n; i++) sums[i % W] += (factor * x[i]) * (factor * x[i]);
-    for (int half = W / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
-    if (sums[0] > 0x1p-60f && sums[0] < 0x1p127f) return double(sums[0]);
-    double wide = 0.0;  // too small, too large, inf or NaN
-    for (int k = 0; k < n; k++) wide += (double(factor) * double(x[k])) * (double(factor) * double(x[k]));
-    return wide;
-}
-
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

@@ -1,11 +1,18 @@
 // This instruction set's entry in the table of kernels.
-#include "isa.h"
+#include "vector.h"
 
 #define FASTLM_QUOTE(x) #x
 #define FASTLM_NAME(x) FASTLM_QUOTE(x)
 
+// AMX multiplies matrices; kernels that have none are those of the set below it
+#if defined(FASTLM_AMX)
+#define FASTLM_ELEMENTWISE avx512_bf16
+#else
+#define FASTLM_ELEMENTWISE FASTLM_ISA
+#endif
+
 namespace fastlm {
-namespace FASTLM_ISA {
+namespace FASTLM_ELEMENTWISE {
 
 void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
 Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c);
@@ -20,6 +27,13 @@ void adafactor_apply_run(
 double sum_of_squares_chunk(Span g, int64_t n);
 bool unscale_chunk(Span g, int64_t n, float factor);
 void rotate_row(const Rotation& row);
+
+}  // namespace FASTLM_ELEMENTWISE
+
+namespace FASTLM_ISA {
+
+using namespace FASTLM_ELEMENTWISE;
+
 void attention_forward(const Attention& a, int64_t unit, float* workspace);
 void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace);
 void attention_exp(const float* x, float* out, int64_t n);

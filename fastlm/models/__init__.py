@@ -7,6 +7,9 @@
     heads.py          what reads the states: tokens' probabilities, detection, pairs
     init.py           how weights are drawn, by name
     generation.py     writing text: greedily, by sampling, by beam search
+    recurrence.py     memory of the segments before (Transformer-XL, XLNet)
+    two_stream.py     the stream that predicts tokens from their places (XLNet)
+    deberta.py        the mask decoder, the convolution, the disentangled embedding
 
 A model takes everything it computes with from the library below (`fastlm.nn`, `fastlm.positions`) and knows nothing of
 training. To add a model, add a row to presets.py.

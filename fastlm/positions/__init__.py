@@ -7,6 +7,7 @@
     vectors.py       Shaw, Transformer-XL, XLNet: a vector a head and distance
     deberta.py       DeBERTa: likewise, from a table
     shared.py        what the layers of a stack share of such a scheme
+    rows.py          rows of a table by distance, with a gradient that does not queue on GPUs
 
 In go a model's facts (its heads, its width) and the lengths of a call; out come O(L) rows and tables that attention's
 kernels read, differentiable with respect to what the scheme learns. To add one, subclass `Position` with a name, here

@@ -8,7 +8,7 @@ the blocks, and in parts of DEPTH, whose sums have half the rounding error of 64
 */
 #pragma once
 
-#include "vector.h"
+#include "../vector.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {

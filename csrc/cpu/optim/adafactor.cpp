@@ -6,6 +6,7 @@ with R_i known, to add all four into the panel's column sums, which are then loa
 of a row and of a column of a panel are fp32, of at most BLOCK or a few hundred terms; everything above is fp64.
 */
 #include "parameter.h"
+#include "squares.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {

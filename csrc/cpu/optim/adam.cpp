@@ -1,6 +1,7 @@
 // One chunk of AdamW, Adam and LAMB. AdamW moves 28 bytes per element in fp32 (reads p, g, m, v; writes p, m, v), LAMB
 // 12 more, or none where the second pass finds its data in the cache: memory is the limit, arithmetic is not.
 #include "parameter.h"
+#include "squares.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {

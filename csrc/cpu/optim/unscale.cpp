@@ -1,5 +1,5 @@
 // Reading gradients before a step: their sum of squares, and unscaling in place with a check for overflow.
-#include "../isa.h"
+#include "squares.h"
 
 namespace fastlm {
 namespace FASTLM_ISA {

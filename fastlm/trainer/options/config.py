@@ -207,11 +207,8 @@ class Config:
                 f"--objective {objective.name} trains a model of kind {objective.kind}, and --preset {self.preset} is "
                 f"of kind {kind}; give --objective {OBJECTIVES_BY_KIND[kind]}, or another --preset"
             )
-        if PRESETS[self.preset].head == "detection":
-            raise Refusal(
-                f"--preset {self.preset} tells which tokens were replaced, which no objective teaches; "
-                "--preset electra-generator learns the tokens themselves"
-            )
+        if untaught := _untaught(PRESETS[self.preset]):
+            raise Refusal(f"--preset {self.preset} {untaught}")
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
         if dim % heads:
             near = max(1, round(dim / heads)) * heads
@@ -240,6 +237,15 @@ class Config:
     def from_json(cls, values: dict) -> "Config":
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
         return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
+
+
+def _untaught(shape: "ModelConfig") -> str | None:
+    """What a preset's models do that no objective teaches, and the cure; None where one does."""
+    if shape.head == "detection":
+        return "tells which tokens were replaced, which no objective teaches; its generator's preset learns the tokens"
+    if shape.two_streams:
+        return "predicts tokens in any order, which no objective teaches; --preset deberta is learned by mlm"
+    return None
 
 
 @dataclass(frozen=True)

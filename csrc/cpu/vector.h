@@ -8,7 +8,7 @@ scalars do; intrinsics only for what those have no word for: fused multiply-add,
 #include <immintrin.h>
 #endif
 
-#include "../isa.h"
+#include "isa.h"
 
 #if defined(__AMX_BF16__) || defined(__AMXBF16__)  // the second is Clang's, before 15
 #define FASTLM_AMX
