@@ -78,9 +78,10 @@ def parts(c: ModelConfig) -> Iterator[Part]:
             yield Part(f"{theirs}.rel_attn.{name}", f"{ours}.attention.qkv.weight", slice(j * n, (j + 1) * n), into)
         yield Part(f"{theirs}.rel_attn.o", f"{ours}.attention.out.weight", layout=out)
         yield Part(f"{theirs}.rel_attn.r", f"{ours}.attention.position.project.weight", layout=into)
-        for name, own in (("r_w_bias", "content_bias"), ("r_r_bias", "position_bias"), ("r_s_bias", "segment_bias"),
-                          ("seg_embed", "segment")):  # fmt: skip
-            yield Part(f"{theirs}.rel_attn.{name}", f"{ours}.attention.position.{own}")
+        for name, own in (("r_w_bias", "position.content_bias"), ("r_r_bias", "position.position_bias"),
+                          ("r_s_bias", "relative_segments.segment_bias"),
+                          ("seg_embed", "relative_segments.segment")):  # fmt: skip
+            yield Part(f"{theirs}.rel_attn.{name}", f"{ours}.attention.{own}")
         for name, own in (("rel_attn.layer_norm", "attention_norm"), ("ff.layer_1", "mlp.inner"),
                           ("ff.layer_2", "mlp.out"), ("ff.layer_norm", "mlp_norm")):  # fmt: skip
             for kind in ("weight", "bias"):

@@ -4,7 +4,7 @@
     presets.py        rows of data that shape it, by name
     transformer.py    the model: tokens in, logits out
     stack.py          what an encoder and a decoder are: embeddings' sum, layers, norms
-    heads.py          what reads the states: tokens' probabilities, detection, pairs
+    heads.py          what reads the states: tokens' probabilities, detection, pairs; heads to fine-tune with
     init.py           how weights are drawn, by name
     generation.py     writing text: greedily, by sampling, by beam search
     recurrence.py     memory of the segments before (Transformer-XL, XLNet)

@@ -53,8 +53,8 @@ class ModelConfig:
     absolute_positions: bool = False
     """Whether learned positions are added to the embeddings besides (DeBERTa's position_biased_input)."""
     relative_segments: bool = False
-    """Whether attention tells tokens of one type from those of another, by XLNet's scheme in place of "transformer-xl";
-    token types are then as many as one likes, and have no embedding."""
+    """Whether attention tells keys of a query's own token type from others (XLNet); there are as many types as one
+    likes then, and none has an embedding where token_types is 0."""
     skip_padding: bool = False
     """Whether positions count real tokens alone where a mask says which are (RoBERTa)."""
 
@@ -175,11 +175,6 @@ class ModelConfig:
             raise ValueError(f"conv_width and mask_decoder are an encoder's, and kind is {self.kind!r}")
         if self.two_streams and (self.kind != "encoder" or self.mask_decoder):
             raise ValueError("two_streams are an encoder's without mask_decoder; give kind='encoder'")
-        if self.relative_segments and (self.position != "transformer-xl" or self.token_types):
-            raise ValueError(
-                "relative_segments are for position 'transformer-xl' without token_types; "
-                f"got {self.position!r} with {self.token_types}"
-            )
         if self.conv_width and self.conv_width % 2 == 0:
             raise ValueError(f"conv_width is {self.conv_width}; give an odd number, as many tokens on either side")
         if self.mask_decoder and self.absolute_positions:
@@ -222,8 +217,6 @@ class ModelConfig:
             options["scaling"] = frequencies.named(**options["scaling"])
         if issubclass(positions.SCHEMES[self.position], positions.LayerPosition):
             options["shared"] = True
-        if self.relative_segments:
-            return positions.XLNet(dim=self.dim, heads=self.heads, head_dim=self.head_width, **options)
         return positions.make(self.position, causal=causal, **self._facts() | options)
 
     def _facts(self) -> dict[str, int]:

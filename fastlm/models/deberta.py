@@ -54,11 +54,25 @@ class Convolution(nn.Module):
         self.conv = nn.Conv1d(config.dim, config.dim, width, padding=(width - 1) // 2, groups=groups)
         self.norm = norm
 
-    def forward(self, embedded: Tensor, x: Tensor, real: Tensor | None) -> Tensor:
-        """embedded [B, L, dim], the first layer's input; x [B, L, dim], its output; real [B, L] bool → [B, L, dim]."""
-        embedded = embedded if real is None else embedded.masked_fill(~real[..., None], 0)
-        y = F.dropout(self.conv(embedded.mT).mT, self.dropout, self.training)
+    def forward(self, embedded: Tensor, x: Tensor, documents: Tensor | None) -> Tensor:
+        """embedded [B, L, dim], the first layer's input; x [B, L, dim], its output; documents [B, L] int, what each
+        token belongs to, padding to one of its own, None for one → [B, L, dim].
+        """
+        y = self.conv(embedded.mT).mT if documents is None else self._within(embedded, documents)
+        y = F.dropout(y, self.dropout, self.training)
         return self.norm(x + ACTIVATIONS[self.activation](y))
+
+    def _within(self, x: Tensor, documents: Tensor) -> Tensor:
+        """The convolution, in which tokens of other documents are zeros: a matrix product for each distance."""
+        L, (reach,) = x.shape[1], self.conv.padding
+        wide, around = F.pad(x, (0, 0, reach, reach)), F.pad(documents, (reach, reach))
+        y = self.conv.bias
+        for tap in range(2 * reach + 1):
+            stranger = around[:, tap : tap + L] != documents
+            near = wide[:, tap : tap + L].masked_fill(stranger[..., None], 0)
+            weight = self.conv.weight[..., tap : tap + 1]
+            y = y + F.conv1d(near.mT, weight, groups=self.conv.groups).mT
+        return y
 
 
 class DisentangledEmbedding(nn.Module):

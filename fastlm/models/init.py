@@ -36,7 +36,7 @@ def init_weights(model: nn.Module, config: "ModelConfig") -> None:
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "position." in name:  # schemes have drawn their own
+            if "position." in name or ".relative_segments." in name:  # schemes have drawn their own
                 continue
             if p.ndim >= 2:
                 INITS[config.init](name, p, config)

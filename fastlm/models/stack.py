@@ -65,6 +65,7 @@ class Block(nn.Module):
             bias=config.bias if config.qkv_bias is None else config.qkv_bias,
             out_bias=config.bias if config.out_bias is None else config.out_bias,
             key_bias=config.key_bias,
+            relative_segments=config.relative_segments,
             window=window,
         )
         self.cross_norm = make_norm(config, config.dim) if cross else None
@@ -147,7 +148,7 @@ class Stack(nn.Module):
         positions: Tensor,
         types: Tensor | None,
         masks: dict,
-        real: Tensor | None = None,
+        documents: Tensor | None = None,
         memory: Memory | None = None,
         memory_masks: dict | None = None,
         caches: list[KVCache] | None = None,
@@ -162,7 +163,7 @@ class Stack(nn.Module):
             positions: [L] or [B, L] int64, for schemes that add to them.
             types: [B, L] int64, each token's type; None for 0.
             masks: arguments of `fastlm.attention` that hide keys.
-            real: [B, L] bool, which tokens are no padding, for a convolution; None for all.
+            documents: [B, L] int, what each token belongs to, for a convolution; None for one document a row.
             memory: an encoder's states.
             memory_masks: arguments of `fastlm.attention` that hide some of memory's.
             caches: one for each of `order()`; x then continues what they hold, and joins it.
@@ -192,7 +193,7 @@ class Stack(nn.Module):
         dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
         x = F.dropout(x, dropout, self.training)
         x = x if self.project is None else self.project(x)
-        x = self._layers(x, inputs, positions, real, caches, recurrence, predicted)
+        x = self._layers(x, inputs, positions, documents, caches, recurrence, predicted)
         x = x if self.norm is None else self.norm(x)
         return F.dropout(x, self.config.final_dropout, self.training)
 
@@ -201,7 +202,7 @@ class Stack(nn.Module):
         x: Tensor,
         inputs: LayerInputs,
         positions: Tensor,
-        real: Tensor | None,
+        documents: Tensor | None,
         caches: list[KVCache] | None,
         recurrence: Recurrence | None,
         predicted: Tensor | None,
@@ -219,7 +220,7 @@ class Stack(nn.Module):
             if queries is None or i < len(blocks) - 1:  # queries need no content after the last block
                 x = block(x, inputs, caches[i] if caches else None, keys)
             if i == 0 and self.convolution is not None:
-                x = self.convolution(embedded, x, real)
+                x = self.convolution(embedded, x, documents)
         if self.mask_decoder is not None:
             return self.mask_decoder(x, positions, blocks[-1], inputs)
         return x if queries is None else queries

@@ -214,10 +214,8 @@ class Transformer(nn.Module):
         x = x * self.config.dim**0.5 if self.config.scale_embedding else x
         positions = self._positions(seen, L, real, segments, tokens.device) if positions is None else positions
         recalled = {} if memory is None else _visible_memory(memory, segments, L)
-        if segments is not None and self.config.conv_width:
-            raise ValueError("a convolution would mix the documents of a packed row; give rows without segments")
-        real = None if real is None else real.bool()
-        return stack(x, positions, types, hidden, real, memory, recalled, caches, recurrence, ranks, predicted)
+        documents = segments if real is None else _documents(real.bool(), segments)
+        return stack(x, positions, types, hidden, documents, memory, recalled, caches, recurrence, ranks, predicted)
 
     def _positions(
         self, seen: int, L: int, real: Tensor | None, segments: Tensor | None, device: torch.device
@@ -228,6 +226,11 @@ class Transformer(nn.Module):
         if real is not None and self.config.skip_padding:
             return (real.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
         return torch.arange(seen, seen + L, device=device)
+
+
+def _documents(real: Tensor, segments: Tensor | None) -> Tensor:
+    """The document of each token, [B, L] int64, that of padding one of its own."""
+    return real.long() if segments is None else torch.where(real, segments, segments.min() - 1)
 
 
 def _visible_memory(memory: Memory, segments: Tensor | None, L: int) -> dict:

@@ -8,7 +8,7 @@ from fastlm import masks
 from fastlm.checks import below_one, flag, whole
 from fastlm.nn.cache import KVCache
 from fastlm.nn.functional import attention
-from fastlm.positions import SCHEMES, Position, SharedTerms, Terms, make
+from fastlm.positions import SCHEMES, Position, RelativeSegments, SharedTerms, Terms, make
 
 
 class _Heads(nn.Module):
@@ -74,6 +74,7 @@ class Attention(_Heads):
         bias: whether the linear layers have a bias. Default False.
         out_bias: whether the last of them has one. None: as bias says.
         key_bias: whether keys have one where queries and values do; not in DeBERTa v1. Default True.
+        relative_segments: whether scores tell keys of a query's segment from others (XLNet). Default False.
         window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
         scale: of the products of queries and keys. None: `fastlm.attention`'s, 1/√D; T5 has 1.
@@ -98,12 +99,13 @@ class Attention(_Heads):
         bias: bool = False,
         out_bias: bool | None = None,
         key_bias: bool = True,
+        relative_segments: bool = False,
         window: tuple[int | None, int | None] | int | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
     ):
         super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale)
-        flag(causal=causal, key_bias=key_bias)
+        flag(causal=causal, key_bias=key_bias, relative_segments=relative_segments)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
         self.causal, self.window = causal, window
         self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias and key_bias)
@@ -121,6 +123,7 @@ class Attention(_Heads):
                 f"position is {position!r}; give a scheme, such as fastlm.positions.ALiBi({heads}), or a name"
             )
         self.position = position
+        self.relative_segments = RelativeSegments(heads, self.head_dim) if relative_segments else None
 
     def __prepare_scriptable__(self):  # torch.jit.script asks this of every module in a model
         raise RuntimeError("fastlm.nn.Attention is not for torch.jit.script; use torch.compile or torch.export")
@@ -153,7 +156,7 @@ class Attention(_Heads):
             prefix: [B] int; keys before it are visible to every query.
             segments: [B, L] int, or (of queries [B, L], of keys [B, Lk]); queries see keys of their own segment.
             order: (ranks of queries [B, L], ranks of keys [B, Lk]) int; queries see keys that rank no higher.
-            groups: (of queries [B, L], of keys [B, Lk]) int, XLNet's relative segments; its scheme is the module's.
+            groups: (of queries [B, L], of keys [B, Lk]) int, which segments relative_segments tell apart.
             rows: [B, P] int64, where x's P rows stand, different places in each row of the batch, among the L queries
                 that order has. None: x are all of them.
             cache: keys and values of the tokens before; the L new tokens attend to them and join them.
@@ -179,7 +182,7 @@ class Attention(_Heads):
         return self.attend(
             q, k, v, rows, position=self.terms(position), bias=bias, causal=self.causal, window=self.window,
             prefix=prefix, segments=segments, key_lengths=key_lengths, order=order,
-            group_bias=None if groups is None else self.position.group_bias(q, groups),
+            group_bias=None if groups is None else self.relative_segments.group_bias(q, groups),
         )  # fmt: skip
 
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,32 @@ from fastlm.positions.bias import ALiBi, Kerple, T5Bias, alibi_slopes, t5_bucket
 from fastlm.positions.deberta import DeBERTa, deberta_bucket
 from fastlm.positions.rotary import RoPE
 from fastlm.positions.shared import LayerPosition, SharedPart, SharedTerms, make_shared
-from fastlm.positions.vectors import Shaw, TransformerXL, XLNet
+from fastlm.positions.vectors import RelativeSegments, Shaw, TransformerXL, XLNet
 
 __all__ = [
-    "FACTS", "SCHEMES", "ALiBi", "DeBERTa", "Kerple", "LayerPosition", "Learned", "NoPosition", "Position", "RoPE",
-    "SharedPart", "SharedTerms", "Shaw", "Sinusoidal", "T5Bias", "Terms", "TransformerXL", "Vectors", "XLNet",
-    "alibi_slopes", "deberta_bucket", "make", "make_shared", "t5_bucket",
+    "FACTS",
+    "SCHEMES",
+    "ALiBi",
+    "DeBERTa",
+    "Kerple",
+    "LayerPosition",
+    "Learned",
+    "NoPosition",
+    "Position",
+    "RelativeSegments",
+    "RoPE",
+    "SharedPart",
+    "SharedTerms",
+    "Shaw",
+    "Sinusoidal",
+    "T5Bias",
+    "Terms",
+    "TransformerXL",
+    "Vectors",
+    "XLNet",
+    "alibi_slopes",
+    "deberta_bucket",
+    "make",
+    "make_shared",
+    "t5_bucket",
 ]  # fmt: skip

@@ -137,6 +137,41 @@ class TransformerXL(LayerPosition, name="transformer-xl"):
         return Vectors(query_vectors=rows, content_bias=u, position_bias=v)
 
 
+class RelativeSegments(nn.Module):
+    """XLNet's relative segments, whatever the scheme of positions (Yang et al. 2019, sec. 2.5).
+
+    To the score of a query and a key is added (q + s)·E, where E is segment[0] if they are in the same segment and
+    segment[1] if not. Its parameters are segment [2, heads, head_dim] and segment_bias (s) [heads, head_dim].
+
+    Args:
+        heads: number of heads.
+        head_dim: channels of a head.
+    """
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        whole(1, heads=heads, head_dim=head_dim)
+        self.segment = nn.Parameter(torch.empty(2, heads, head_dim))
+        self.segment_bias = nn.Parameter(torch.empty(heads, head_dim))
+        Position.reset_parameters(self)
+
+    def group_bias(self, query: Tensor, segments: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Relative segments, for `attention(group_bias=...)`.
+
+        Args:
+            query: [B, H, Lq, D], as attention takes it.
+            segments: [B, L] int, or (of queries [B, Lq], of keys [B, Lk]).
+
+        Returns:
+            ([B, H, Lq], segments of queries, segments of keys). The numbers are (q + s)·(segment[0] - segment[1]) / √D
+            in fp32, or fp64 for queries in fp64.
+        """
+        of_queries, of_keys = (segments, segments) if isinstance(segments, Tensor) else segments
+        query, bias, segment = wide(query), wide(self.segment_bias), wide(self.segment)
+        same = ((query + bias[:, None]) * (segment[0] - segment[1])[:, None]).sum(-1) * query.shape[-1] ** -0.5
+        return same.to(query.dtype), of_queries, of_keys
+
+
 class XLNet(TransformerXL):
     """Transformer-XL's positions with relative segments (Yang et al. 2019, sec. 2.5).
 
@@ -145,7 +180,8 @@ class XLNet(TransformerXL):
 
         attention(q, k, v, position=scheme, group_bias=scheme.group_bias(q, segments))
 
-    XLNet is not a name in SCHEMES, because a model must call `group_bias` itself. The parameters' names in its
+    XLNet is not a name in SCHEMES, because a model must call `group_bias` itself: those of fastlm.models have
+    `RelativeSegments` beside whatever scheme. The parameters' names in its
     checkpoints:
 
         segment [2, H, D]            seg_embed
@@ -179,18 +215,4 @@ class XLNet(TransformerXL):
         self.segment_bias = nn.Parameter(torch.empty(heads, head_dim))
         self.reset_parameters()
 
-    def group_bias(self, query: Tensor, segments: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Relative segments, for `attention(group_bias=...)`.
-
-        Args:
-            query: [B, H, Lq, D], as attention takes it.
-            segments: [B, L] int, or (of queries [B, Lq], of keys [B, Lk]).
-
-        Returns:
-            ([B, H, Lq], segments of queries, segments of keys). The numbers are (q + s)·(segment[0] - segment[1]) / √D
-            in fp32, or fp64 for queries in fp64.
-        """
-        of_queries, of_keys = (segments, segments) if isinstance(segments, Tensor) else segments
-        query, bias, segment = wide(query), wide(self.segment_bias), wide(self.segment)
-        same = ((query + bias[:, None]) * (segment[0] - segment[1])[:, None]).sum(-1) * query.shape[-1] ** -0.5
-        return same.to(query.dtype), of_queries, of_keys
+    group_bias = RelativeSegments.group_bias

@@ -192,10 +192,16 @@ def test_what_does_not_fit_together_is_refused(changes, message):
         ModelConfig(**changes)
 
 
-def test_a_convolution_does_not_take_packed_rows():
-    model = Transformer(preset("deberta-v2", vocab_size=61, dim=24, layers=2, context=20))
-    with pytest.raises(ValueError, match="a convolution would mix the documents"):
-        model(torch.randint(61, (1, 12)), segments=torch.zeros(1, 12, dtype=torch.long))
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_convolution_stays_within_documents(groups):
+    """As wide as two tokens on either side, the documents as short as one."""
+    shape = dict(vocab_size=61, dim=24, layers=2, context=20, conv_width=5, conv_groups=groups)
+    model, tokens = Transformer(preset("deberta-v2", **shape)).eval(), torch.randint(61, (1, 12))
+    spread(model)
+    segments = torch.tensor([[0] * 5 + [1] + [2] * 6])
+    packed = model(tokens, segments=segments)
+    for span in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        torch.testing.assert_close(packed[:, span], model(tokens[:, span]), rtol=1e-4, atol=1e-5)
 
 
 def test_an_option_that_is_not_ours_is_refused():

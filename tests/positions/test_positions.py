@@ -188,7 +188,7 @@ def test_a_new_scheme_is_one_class():
 
         model = Transformer(ModelConfig(position="cliff", dim=32, heads=2, layers=1, context=16))
         model(torch.zeros(1, 16, dtype=torch.long)).sum().backward()
-        assert model.position.drop.grad is not None
+        assert model.decoder.position.drop.grad is not None
     finally:
         del SCHEMES["cliff"]
 
