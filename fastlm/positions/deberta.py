@@ -116,6 +116,8 @@ class DeBERTa(LayerPosition, name="deberta"):
     def complete(self, part: tuple, distance: Tensor, project: Project | None = None) -> Vectors:
         table, rows = part
         table = F.dropout(table, self.dropout, self.training)
+        few = len(rows) < len(table)  # short texts meet few rows, and those alone are projected
+        table = rows_of(table, rows) if few else table
         if self.key is None and self.query is None:
             queries, keys = project(table)
             keys = keys.repeat_interleave(self.heads // len(keys), 0)
@@ -124,7 +126,7 @@ class DeBERTa(LayerPosition, name="deberta"):
                 None if own is None else own(table).unflatten(-1, (self.heads, -1)).transpose(0, 1)
                 for own in (self.query, self.key)
             )
-        at = lambda x: rows_of(x.transpose(0, 1), rows).transpose(0, 1)
+        at = lambda x: x if few else rows_of(x.transpose(0, 1), rows).transpose(0, 1)
         return Vectors(
             query_vectors=at(keys) if C2P in self.pos_att_type else None,
             key_vectors=at(queries) if P2C in self.pos_att_type else None,
