@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastlm.backends.dispatch import op
 
-CHUNK = 16 * 2**20  # bytes of logits that are there at a time, or one row's
+CHUNK = 12 * 2**20  # bytes of logits that are there at a time, or one row's; their logsumexp takes as many more
 TILE = 4 * 2**20  # bytes of a 16-bit weight that are there in fp32 at a time
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,10 +94,12 @@ def _chunks(a: Arguments) -> Iterator[tuple[Tensor, Tensor]]:
     wide = torch.promote_types(a.hidden.dtype, torch.float32)
     V = len(a.weight)
     together = max(1, CHUNK // (V * wide.itemsize))
-    for rows in (a.labels != a.ignore_index).nonzero().squeeze(1).split(together):
+    targets = (a.labels != a.ignore_index).nonzero().squeeze(1)
+    buffer = a.hidden.new_empty(min(together, len(targets)), V, dtype=wide)
+    for rows in targets.split(together):
         if len(rows) == 0:
             return
-        h, x = a.hidden[rows].to(wide), a.hidden.new_empty(len(rows), V, dtype=wide)
+        h, x = a.hidden[rows].to(wide), buffer[: len(rows)]
         for begin, w in _tiles(a):
             torch.mm(h, w.mT, out=x[:, begin : begin + len(w)])
         yield rows, x if a.bias is None else x.add_(a.bias)
