@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastlm import amp, masks, nn, optim, positions
     from fastlm.backends.dispatch import BackendError, SlowPathWarning, use_backend
     from fastlm.nn.functional import attention, rotate
+    from fastlm.nn.loss import linear_cross_entropy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "SlowPathWarning",
     "amp",
     "attention",
+    "linear_cross_entropy",
     "masks",
     "nn",
     "optim",
@@ -27,6 +29,7 @@ __all__ = [
 _HOMES = {
     "backends.dispatch": ("BackendError", "SlowPathWarning", "use_backend"),
     "nn.functional": ("attention", "rotate"),
+    "nn.loss": ("linear_cross_entropy",),
 }
 
 

@@ -1,6 +1,7 @@
 """Modules, and the checked functions below them.
 
 functional.py    attention, rotate: arguments checked, schemes and masks turned into what an op takes
+loss.py          linear_cross_entropy, without a tensor of logits
 attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
 mlp.py           MLP, the feed-forward layer with any activation, gated or not; norms

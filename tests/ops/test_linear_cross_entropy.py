@@ -1,0 +1,120 @@
+"""linear_cross_entropy against the formula in fp64, beside plain PyTorch; chunks, memory, repeats."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastlm
+from fastlm.ops import linear_cross_entropy as module
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OPTIONS = {
+    "plain": {},
+    "smoothed": dict(label_smoothing=0.1),
+    "z-loss": dict(z_loss=1e-2),
+    "capped": dict(softcap=2.0, temperature=0.7),
+    "all": dict(label_smoothing=0.1, z_loss=1e-2, softcap=2.0, temperature=1.3),
+}
+
+
+def draw(dtype, N=37, D=24, V=91):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,)))
+    labels = torch.randint(V, (N,), generator=g)
+    labels[::5] = -100
+    return hidden, weight, bias, labels
+
+
+def plain(hidden, weight, labels, bias, label_smoothing=0.0, z_loss=0.0, softcap=None, temperature=1.0):
+    x = F.linear(hidden, weight, bias)
+    x = (x if softcap is None else softcap * torch.tanh(x / softcap)) / temperature
+    loss = F.cross_entropy(x, labels, reduction="none", label_smoothing=label_smoothing)
+    return (loss + z_loss * x.logsumexp(-1).square()).where(labels != -100, 0)
+
+
+def with_gradients(function, tensors, labels, dtype, **options):
+    hidden, weight, bias = (x.detach().to(dtype).requires_grad_() for x in tensors)
+    loss = function(hidden, weight, labels, bias, **options)
+    weights = torch.linspace(0.5, 1.5, len(labels)).to(loss)
+    return (loss.detach(), *torch.autograd.grad((loss * weights).sum(), (hidden, weight, bias)))
+
+
+@pytest.fixture(params=["a few rows at a time", "all at once"])
+def chunk(request, monkeypatch):
+    if request.param == "a few rows at a time":
+        monkeypatch.setattr(module, "CHUNK", 4 * 91 * 4)
+        monkeypatch.setattr(module, "TILE", 10 * 24 * 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_error_is_at_most_twice_plain_pytorchs(options, dtype, chunk):
+    *tensors, labels = draw(dtype)
+    truth = with_gradients(plain, tensors, labels, torch.float64, **options)
+    theirs = with_gradients(plain, tensors, labels, dtype, **options)
+    ours = with_gradients(
+        lambda *a, **o: fastlm.linear_cross_entropy(*a, reduction="none", **o), tensors, labels, dtype, **options
+    )
+    for got, other, true in zip(ours, theirs, truth, strict=True):
+        ulp = 4 * torch.finfo(got.dtype).eps * (1 + true.abs().max())
+        assert (got - true).abs().max() <= 2 * (other - true).abs().max() + ulp
+
+
+def test_reductions_are_pytorchs():
+    hidden, weight, bias, labels = draw(torch.float32)
+    for reduction in ("mean", "sum", "none"):
+        expected = F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction=reduction)
+        torch.testing.assert_close(
+            fastlm.linear_cross_entropy(hidden, weight, labels, bias, reduction=reduction), expected
+        )
+
+
+def test_rows_without_target_cost_no_product(monkeypatch):
+    """And no row at all is a loss of zero, with zero gradients."""
+    *tensors, labels = draw(torch.float32)
+    seen = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **to: (seen.append(len(a)), mm(a, b, **to))[1])
+    fastlm.linear_cross_entropy(*tensors[:2], labels)
+    assert sum(seen) == (labels != -100).sum()
+    loss, *grads = with_gradients(
+        lambda *a: fastlm.linear_cross_entropy(*a, reduction="none"),
+        tensors,
+        torch.full_like(labels, -100),
+        torch.float32,
+    )
+    assert not any(x.any() for x in (loss, *grads))
+
+
+def test_bits_repeat():
+    *tensors, labels = draw(torch.bfloat16)
+    function = lambda *a: fastlm.linear_cross_entropy(*a, reduction="none")
+    first = with_gradients(function, tensors, labels, torch.bfloat16)
+    for _ in range(20):
+        for got, expected in zip(with_gradients(function, tensors, labels, torch.bfloat16), first, strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_compiled():
+    hidden, weight, bias, labels = draw(torch.float32)
+    hidden.requires_grad_()
+    loss = lambda h: fastlm.linear_cross_entropy(h, weight, labels, bias)
+    expected = torch.autograd.grad(loss(hidden), hidden)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden), hidden)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(label_smoothing=1.0), "label_smoothing is 1.0"),
+        (dict(softcap=0.0), "softcap is 0.0"),
+        (dict(reduction="average"), "reduction is 'average'"),
+        (dict(bias=torch.zeros(3)), r"bias is \[3\]"),
+        (dict(labels=torch.zeros(37)), "labels are torch.float32"),
+    ],
+)
+def test_what_is_refused(change, words):
+    hidden, weight, _, labels = draw(torch.float32)
+    with pytest.raises(ValueError, match=words):
+        fastlm.linear_cross_entropy(hidden, weight, **dict(labels=labels) | change)
