@@ -38,6 +38,7 @@ SLOW = [
 ]  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers' own reads the groups
 def pytest_collection_modifyitems(config, items):
     i, n = map(int, config.getoption("--part").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
