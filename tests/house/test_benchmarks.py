@@ -28,7 +28,8 @@ def rooms(monkeypatch) -> SimpleNamespace:
 
 
 def run(*command: str, **environment: str) -> str:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    env = alone | {"OMP_NUM_THREADS": "1"} | environment  # workers measure nothing
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastlm.positions import vectors
+from fastlm.positions import deberta_bucket
 from fastlm.positions.bias import t5_bucket
 from fastlm.positions.rows import WALK, _rows_of, copies_of
 
@@ -13,7 +13,7 @@ INDICES = {  # scheme → (rows of its table, the row of each distance)
     "t5": (32, t5_bucket(DISTANCE, causal=True)),
     "t5, both sides": (32, t5_bucket(DISTANCE, causal=False)),
     "shaw": (33, DISTANCE.clamp(-16, 16) + 16),
-    "deberta": (512, (vectors.deberta_bucket(-DISTANCE, 256, 512) + 256).clamp(0, 511)),
+    "deberta": (512, (deberta_bucket(-DISTANCE, 256, 512) + 256).clamp(0, 511)),
 }
 
 
