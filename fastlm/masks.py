@@ -135,8 +135,12 @@ def padding(real: Tensor | None, Lq: int, segments: Tensor | None = None) -> dic
             return {} if real.all() else {"key_lengths": lengths}
     if segments is None:
         return {"segments": (real.new_ones(len(real), Lq, dtype=torch.int64), real.long())}
-    outside = torch.where(real, segments, segments.min() - 1)
-    return {"segments": (segments[:, segments.shape[1] - Lq :], outside)}
+    return {"segments": (segments[:, segments.shape[1] - Lq :], padding_apart(segments, real))}
+
+
+def padding_apart(segments: Tensor, real: Tensor) -> Tensor:
+    """Segments [B, L] int in which padding, where real [B, L] bool is False, is a segment that no other token is in."""
+    return torch.where(real, segments, segments.min() - 1)
 
 
 def position_ids(segments: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ class Transformer(nn.Module):
 
 def _documents(real: Tensor, segments: Tensor | None) -> Tensor:
     """The document of each token, [B, L] int64, that of padding one of its own."""
-    return real.long() if segments is None else torch.where(real, segments, segments.min() - 1)
+    return real.long() if segments is None else masks.padding_apart(segments, real)
 
 
 def _visible_memory(memory: Memory, segments: Tensor | None, L: int) -> dict:
@@ -239,7 +239,5 @@ def _visible_memory(memory: Memory, segments: Tensor | None, L: int) -> dict:
         return masks.padding(memory.real, L)
     if memory.segments is None or segments is None:
         raise ValueError("packed rows need segments of the encoder's tokens and of the decoder's; got one of them")
-    hidden = memory.segments
-    if memory.real is not None:
-        hidden = torch.where(memory.real, hidden, hidden.min() - 1)
-    return {"segments": (segments, hidden)}
+    whole = memory.real is None
+    return {"segments": (segments, memory.segments if whole else masks.padding_apart(memory.segments, memory.real))}
