@@ -49,7 +49,11 @@ class Transformer(nn.Module):
         self.decoder = None if config.kind == "encoder" else Stack(config, config.layers, causal=True, cross=both)
         self.head = None if config.head == "none" else self._make_head()
         self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels else None
-        init_weights(self, config)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw weights anew, as config.init says; those of positional schemes have a `reset_parameters` for it."""
+        init_weights(self, self.config)
 
     def _make_head(self) -> nn.Module:
         return LMHead(self.config, self.embedding) if self.config.head == "lm" else DetectionHead(self.config)

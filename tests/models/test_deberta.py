@@ -5,12 +5,12 @@ transformers does not have against formulas.
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import copy, gradients_agree, spread
 
 from fastlm.interop import deberta
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.deberta import DisentangledEmbedding
 from fastlm.models.presets import preset
-from tests.support.parity import copy, gradients_agree, spread
 
 transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import back, spread
 
 from fastlm.interop import deberta, xlnet
 from fastlm.interop.families import FAMILIES
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.heads import ChoiceReader, RowClassifier, SpanReader, TokenClassifier
 from fastlm.models.presets import preset
-from tests.support.parity import back, spread
 
 transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import spread
 
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.presets import preset
-from tests.support.parity import spread
 
 L = 9
 SHAPE = dict(vocab_size=61, dim=24, layers=3, heads=4, hidden=40, dropout=0.0, final_dropout=0.0)

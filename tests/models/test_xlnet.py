@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import copy, gradients_agree, spread
 
 from fastlm.interop import xlnet
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.presets import preset
-from tests.support.parity import copy, gradients_agree, spread
 
 transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
 

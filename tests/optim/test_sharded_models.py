@@ -46,7 +46,8 @@ def fsdp_fills_what_meta_left_empty(rank, world):
         config = ModelConfig(vocab_size=11, dim=12, heads=3, layers=1, context=5, position=name, tie_embeddings=False)
         with torch.device("meta"):
             sharded = Transformer(config)
-        fully_shard(sharded.blocks[0], mesh=mesh), fully_shard(sharded, mesh=mesh)
+        fully_shard(sharded.decoder.blocks[0], mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
         sharded.to_empty(device="cpu")
         for module in sharded.modules():
             if hasattr(module, "reset_parameters"):

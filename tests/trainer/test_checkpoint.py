@@ -120,7 +120,7 @@ def test_what_diverged_is_never_a_checkpoint(text, tmp_path, monkeypatch, clip):
 
     def update(trainer):
         if trainer.steps == LONG["steps"] and trainer.step == 9:
-            trainer.model.norm.weight.data.fill_(math.nan)
+            trainer.model.decoder.norm.weight.data.fill_(math.nan)
         return real(trainer)
 
     monkeypatch.setattr(Trainer, "update", update)
