@@ -1,5 +1,7 @@
 """Triton's kernels: on the GPU if there is one, compiled; else in Triton's interpreter (tests/conftest.py says so)."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from cases import ATTENTION, COMBINED, ROTATE
@@ -22,6 +24,8 @@ from fastlm.ops.rotary import rotate
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
+import interpreting
+
 from fastlm.kernels import attention as forward_file
 from fastlm.kernels import attention_backward as backward_file
 from fastlm.kernels import bias_gradient, distance_gradients, launch
@@ -31,6 +35,8 @@ from fastlm.kernels.tiles import Tiles
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPILED = not native.interpreting()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+if not COMPILED:
+    interpreting.patch_once()
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +47,13 @@ def poisoned_outputs(monkeypatch):
     assert torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def overflow_unchecked():
+    """In the interpreter, for what takes long there; drawn cases and far offsets have every integer checked."""
+    with nullcontext() if COMPILED else interpreting.overflow_unchecked():
+        yield
 
 
 NAMED = {case.name: case for case in ATTENTION}
@@ -59,6 +72,7 @@ def dtypes(i: int, case) -> tuple[torch.dtype, ...]:
 @pytest.mark.parametrize(
     "case, dtype", [(case, dtype) for i, case in enumerate(ATTENTION) for dtype in dtypes(i, case)], ids=str
 )
+@pytest.mark.usefixtures("overflow_unchecked")
 def test_attention_is_accurate(case, dtype):
     with fastlm.use_backend("triton"):
         assert_case_accurate(case, dtype, DEVICE)
@@ -94,6 +108,7 @@ SMALL = {
         "bias_keys", "bias_queries", "prefix", "packed", "packed_bidirectional", "order", "every_mask", "dropout_odd",
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("overflow_unchecked")
 def test_many_tiles(name, monkeypatch):
     """Tiles so small that a short sequence has full ones, edges on both sides, and several splits."""
     monkeypatch.setattr(launch, "tiles", lambda kernel, *_: SMALL[kernel])
@@ -119,6 +134,7 @@ def test_what_is_drawn_is_accurate(args):
         assert_attention_accurate(args, ulps=64)
 
 
+@pytest.mark.usefixtures("overflow_unchecked")
 @pytest.mark.parametrize("case", COMBINED if COMPILED else [NAMED["every_mask"], NAMED["bias_keys"]], ids=str)
 def test_twenty_times_the_same_bits(case):
     """Every term by every mask on a GPU; two of them in the interpreter, which runs one program after the other."""
