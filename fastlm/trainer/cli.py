@@ -7,7 +7,6 @@ mistyped is refused, before it is imported.
 
 import contextlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import FULL, Failure, Refusal, absent, command, did_you_mean, say, utf8
+from fastlm.trainer.words import FULL, Failure, Refusal, absent, did_you_mean, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -126,7 +125,7 @@ def pretrain(argv: list[str]) -> int:
 
 def resume(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.config import Resume
+    from fastlm.trainer.options.folders import Resume
 
     asked = parse(Resume, "resume", argv)
     _check_folder(asked.folder)
@@ -139,37 +138,17 @@ def resume(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.config import Sample
+    from fastlm.trainer.options.folders import Sample
 
     asked = parse(Sample, "sample", argv)
-    if asked.tokens < 1:
-        raise Refusal(f"--tokens is {asked.tokens}; it must be at least 1")
-    if not (asked.temperature == 0 or asked.temperature >= 0.01):  # NaN is refused too
-        raise Refusal(
-            f"--temperature is {asked.temperature:g}; it must be 0, for the likeliest token each time, or at least 0.01"
-        )
-    if not 0 <= asked.seed < 2**63:
-        raise Refusal(f"--seed is {asked.seed}; it must be from 0 to {2**63 - 1}")
-    if asked.prompt != utf8(asked.prompt):
-        raise Refusal(f"--prompt {asked.prompt} is not UTF-8; give text that is")
+    asked.check()
     _check_folder(asked.folder)
-    _check_finished(asked.folder)
     plugins.load(asked.plugin)
-    import torch
+    from fastlm.trainer import sampling
 
     with _machine():
-        model, tokenizer = _open(asked.folder, asked.plugin)
-        if model.decoder is None:
-            raise Refusal(
-                f"{asked.folder} holds an encoder, which writes no text; its sample.txt shows what it fills in"
-            )
-        from fastlm.trainer.data.tokenizer import EOS, PAD
-
-        prompt = tokenizer.encode(asked.prompt).ids or [EOS]
-        generator = torch.Generator().manual_seed(asked.seed)
-        ends = {} if model.encoder is None else dict(eos=EOS, pad=PAD, start=PAD)  # a decoder alone begins another text
-        tokens = model.generate(torch.tensor([prompt]), asked.tokens, asked.temperature, generator, **ends)
-        print(tokenizer.decode(tokens[0].tolist()))
+        note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
+        sampling.write(asked, lambda piece: print(piece, end="", flush=True), note)
     return 0
 
 
@@ -178,48 +157,6 @@ def _check_folder(folder: Path) -> None:
         raise Refusal(absent(folder, "give the folder of a run"))
     if not folder.is_dir():
         raise Refusal(f"{folder} is a file; give the folder of a run")
-
-
-def _check_finished(folder: Path) -> None:
-    if not (folder / "model.safetensors").exists():
-        unfinished = (folder / "run.json").exists()
-        cure = f"`{command('resume', folder)}` finishes the run" if unfinished else "`fastlm pretrain` trains one"
-        raise Refusal(f"{folder} holds no trained model (no model.safetensors); {cure}")
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).exists():
-            raise Refusal(
-                f"{folder / name} is missing, without which the model cannot be read; copy it from where it was trained"
-            )
-
-
-def _open(folder: Path, imported: tuple[str, ...]):
-    """The model and the tokenizer in a finished run's folder. Raises Refusal, naming the file, for what is missing or
-    damaged.
-    """
-    from safetensors import SafetensorError
-
-    from fastlm.interop import from_huggingface
-    from fastlm.trainer.data.tokenizer import load_tokenizer
-    from fastlm.trainer.plan import Plan
-
-    if (folder / "run.json").exists():
-        plugins.require(Plan.read(folder).config.plugin, imported, folder)
-    with _reading(folder / "config.json"):
-        json.loads((folder / "config.json").read_text())
-    with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
-        model = from_huggingface(folder)
-    with _reading(folder / "tokenizer.json", Exception):  # tokenizers raises nothing narrower
-        return model, load_tokenizer(folder / "tokenizer.json")
-
-
-@contextlib.contextmanager
-def _reading(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, *errors) as error:
-        raise Refusal(
-            f"{path} cannot be read ({' '.join(str(error).split())}); it is damaged or another program's"
-        ) from error
 
 
 def info(argv: list[str]) -> int:

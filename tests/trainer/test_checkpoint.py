@@ -11,7 +11,7 @@ import torch
 from runs import TINY, config, flags, python, repeatable, train, write_text
 from safetensors import safe_open
 
-from fastlm.trainer import checkpoint, plan, run
+from fastlm.trainer import checkpoint, cli, plan, run
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, Refusal
 
@@ -86,6 +86,19 @@ def stop_at(folder, text, step, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "update", update)
         assert train(text, folder, **LONG | changes) == 128 + signal.SIGINT
+
+
+def test_what_was_saved_can_be_sampled(text, tmp_path, capsys):
+    folder = tmp_path / "run"
+    stop_at(folder, text, 7)
+    capsys.readouterr()
+    assert cli.main(["sample", str(folder), "--tokens", "5", "--prompt", "Ada"]) == 0
+    said = capsys.readouterr()
+    assert f"{folder} holds no model.safetensors; these are its weights after step 7 of 16" in said.err
+    assert said.out.startswith("Ada") and said.out.endswith("\n")
+    shutil.rmtree(folder / "state")
+    assert cli.main(["sample", str(folder)]) == 2
+    assert f"(no whole checkpoint in state/); `fastlm resume {folder}` goes on" in capsys.readouterr().err
 
 
 def test_stopped_twice_and_resumed_is_bit_identical(text, tmp_path, whole, capsys):

@@ -42,7 +42,6 @@ def test_commands_that_are_advised_are_quoted(capsys, tmp_path):
     folder.mkdir()
     (folder / "run.json").write_text("{}")
     assert f"already holds a run; `fastlm resume '{folder}'` goes on" in fail(capsys, "pretrain", "--out", str(folder))
-    assert f"(no model.safetensors); `fastlm resume '{folder}'` finishes the run" in fail(capsys, "sample", str(folder))
 
 
 def test_an_unknown_backend_is_one_line(capsys, text, tmp_path, monkeypatch):
@@ -297,6 +296,13 @@ def test_a_run_can_be_sampled_and_opens_in_transformers(text, tmp_path, capsys):
         assert cli.main(["sample", str(tmp_path / "run"), "--prompt", "Ada", "--tokens", "20", "--seed", seed]) == 0
         texts.add(capsys.readouterr().out)
     assert len(texts) == 2 and all(t.startswith("Ada") for t in texts)
+    greedy = ["sample", str(tmp_path / "run"), "--prompt", "Ada", "--tokens", "12"]
+    for same in (["--temperature", "0"], ["--top-k", "1"], ["--top-p", "1e-9"], ["--temperature", "0", "--seed", "1"]):
+        assert cli.main([*greedy, *same]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 3
+    assert cli.main([*greedy, "--beams", "3"]) == 0
+    assert capsys.readouterr().out.startswith("Ada")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     ids = tokenizer("Ada writes 7 lines of code.\n", return_tensors="pt").input_ids

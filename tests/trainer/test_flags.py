@@ -71,6 +71,9 @@ ROOT = Path(__file__).parents[2]
     (["sample", "/nowhere", "--tokens", "0"], "--tokens is 0; it must be at least 1"),
     (["sample", "/nowhere", "--temperature", "1e-40"], "--temperature is 1e-40"),
     (["sample", "/nowhere", "--temperature", "nan"], "--temperature is nan"),
+    (["sample", "/nowhere", "--top-k", "0"], "--top-k is 0; it must be at least 1"),
+    (["sample", "/nowhere", "--top-p", "1.5"], "--top-p is 1.5; it is a probability, above 0 and at most 1"),
+    (["sample", "/nowhere", "--beams", "0"], "--beams is 0; it must be at least 1"),
     (["sample", "/nowhere", "--seed", "99999999999999999999999"], "--seed is 99999999999999999999999"),
     (["info", "more"], "info takes no arguments"),
 ])  # fmt: skip

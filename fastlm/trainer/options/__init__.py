@@ -1,6 +1,7 @@
 """What a person may ask of a command.
 
     config.py     every flag of `fastlm pretrain`, as the fields of a dataclass, checked
+    folders.py    likewise of the commands that read a run's folder
     flags.py      dataclasses → flags, --help and refusals in one line
     choices.py    the names a flag may take, known before anything heavy is imported
     plugins.py    a user's own modules, which add names

@@ -248,34 +248,6 @@ def _untaught(shape: "ModelConfig") -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Resume:
-    """Go on with an interrupted run, exactly where it was."""
-
-    folder: Path
-    """The run's folder."""
-    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
-    """The plugins it was made with."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Let a trained model write."""
-
-    folder: Path
-    """The run's folder."""
-    prompt: Annotated[str, unset("TEXT", "the start of a document")] = ""
-    """Text to continue."""
-    tokens: int = 200
-    """How many to write."""
-    temperature: float = 0.8
-    """0 takes the likeliest token each time."""
-    seed: int = 0
-    """The same one writes the same text."""
-    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
-    """The plugins the run was made with."""
-
-
 def flag(name: str) -> str:
     """A field's name on the command line."""
     return "--" + name.replace("_", "-")
