@@ -61,8 +61,8 @@ def segments_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:
         last document are a segment of their own.
 
     Raises:
-        ValueError: unless cu_seqlens is a vector of integers. On a CPU also where they decrease; elsewhere reading them
-            would wait for the device.
+        ValueError: unless cu_seqlens is a vector of integers. On a CPU also unless they begin with 0, do not decrease
+            and end within the row; elsewhere reading them would wait for the device.
     """
     if not isinstance(cu_seqlens, Tensor):
         raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; give a tensor: torch.tensor(cu_seqlens)")
@@ -76,10 +76,13 @@ def segments_from_cu_seqlens(cu_seqlens: Tensor, L: int) -> Tensor:
             f"cu_seqlens must be [documents + 1] integers; got {list(cu_seqlens.shape)} {cu_seqlens.dtype}"
         )
     starts = cu_seqlens.long()  # uint8 would count positions modulo 256
-    if starts.device.type == "cpu" and not torch.compiler.is_compiling() and (starts.diff() < 0).any():
-        raise ValueError(
-            f"cu_seqlens must not decrease; got {starts.tolist()}. Give where documents start: [0, *lengths.cumsum(0)]"
-        )
+    if starts.device.type == "cpu" and not torch.compiler.is_compiling():
+        known = starts.tolist()
+        if not known or known[0] != 0 or sorted(known) != known or known[-1] > L:
+            raise ValueError(
+                f"cu_seqlens must begin with 0, not decrease, and end within the row of {L}; got {known}. Give where "
+                "documents start, and where the last one ends: [0, *lengths.cumsum(0)]"
+            )
     return torch.searchsorted(starts, torch.arange(L, device=starts.device), right=True)[None] - 1
 
 

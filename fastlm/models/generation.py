@@ -5,18 +5,20 @@ of what comes next.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastlm.checks import finite, number, whole
+from fastlm.checks import each, finite, number, whole
 from fastlm.models.stack import Memory
 
 if TYPE_CHECKING:
     from fastlm.models.transformer import Transformer
 
+LEAST_TEMPERATURE = 1e-4  # below it logits overflow
 NEVER = -1e9  # the score of a beam that is not there; finite, so that it can be divided
 
 
@@ -33,7 +35,7 @@ def generate(
     top_p: float | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
-    eos: int | None = None,
+    eos: int | Sequence[int] | None = None,
     pad: int = 0,
     start: int | None = None,
     on_token: Callable[[Tensor], None] | None = None,
@@ -47,7 +49,7 @@ def generate(
         model: a decoder or an encoder–decoder.
         tokens: [B, L] int64, the texts; an encoder–decoder's encoder reads them.
         n: how many tokens to write at most.
-        temperature: of the softmax that is sampled from; 0 takes the likeliest token. Default 1.
+        temperature: of the softmax that is sampled from, at least 10⁻⁴; 0 takes the likeliest token. Default 1.
         generator: of the random numbers, on the tokens' device. None: torch's own.
         attention_mask: [B, L] bool or int, which tokens are real, for texts of different lengths padded on any side.
             None: all.
@@ -56,7 +58,7 @@ def generate(
             None: from all.
         beams: texts kept in a beam search, which takes the likeliest whole; 1 for none. It samples nothing.
         length_penalty: a beam's score is its log-probability / length^length_penalty. Default 1.
-        eos: the token that ends a text; None for none.
+        eos: the token that ends a text, or several that do; None for none.
         pad: what is written after that. Default 0.
         start: the decoder's first token, of an encoder–decoder. None: pad.
         on_token: called with each step's new tokens, [B] int64, as they are written; not in a beam search.
@@ -66,11 +68,19 @@ def generate(
         n, or fewer where every text ended.
 
     Raises:
-        ValueError: for an encoder, for values out of range, and for beams past a decoder's context.
+        ValueError: for an encoder, for values out of range, for a mask that is not the tokens', and for beams past a
+            decoder's context.
     """
-    _check(model, tokens, n, temperature, top_k, top_p, beams)
+    _check_texts(model, tokens, attention_mask, n if beams > 1 else 0)
+    _check_choice(n, temperature, top_k, top_p, beams, length_penalty)
+    start = pad if start is None else start
+    ends = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    for end in ends:
+        _tokens(model.config.vocab_size, eos=end)
+    _tokens(model.config.vocab_size, pad=pad, start=start)
+    eos = torch.tensor(ends, dtype=torch.int64, device=tokens.device)
     prompt = tokens
-    texts = Texts.begin(model, tokens, attention_mask, pad if start is None else start)
+    texts = Texts.begin(model, tokens, attention_mask, start)
     if beams > 1:
         written = _beam_search(texts, n, beams, length_penalty, eos, pad)
     else:
@@ -141,8 +151,8 @@ class Texts:
             cache.reorder(rows)
 
 
-def _write(texts: Texts, n: int, pick: Callable, eos: int | None, pad: int, on_token: Callable | None) -> Tensor:
-    """One token at a time: [B, m] int64."""
+def _write(texts: Texts, n: int, pick: Callable, eos: Tensor, pad: int, on_token: Callable | None) -> Tensor:
+    """One token at a time: [B, m] int64. eos: [any number] int64."""
     written = texts.tokens.new_empty(len(texts.tokens), 0)
     ended = torch.zeros(len(written), dtype=torch.bool, device=written.device)
     while written.shape[1] < n:
@@ -150,8 +160,8 @@ def _write(texts: Texts, n: int, pick: Callable, eos: int | None, pad: int, on_t
         written = torch.cat((written, new[:, None]), 1)
         if on_token is not None:
             on_token(new)
-        if eos is not None:
-            ended = ended | (new == eos)
+        if len(eos):
+            ended = ended | torch.isin(new, eos)
             if ended.all():
                 break
         if written.shape[1] < n:
@@ -176,7 +186,7 @@ def _pick(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def _beam_search(texts: Texts, n: int, beams: int, penalty: float, eos: int | None, pad: int) -> Tensor:
+def _beam_search(texts: Texts, n: int, beams: int, penalty: float, eos: Tensor, pad: int) -> Tensor:
     """The likeliest texts found by keeping the `beams` likeliest beginnings: [B, m] int64.
 
     A text is judged by its log-probability / length^penalty once it has ended, by eos or by being n tokens long. Twice
@@ -193,13 +203,13 @@ def _beam_search(texts: Texts, n: int, beams: int, penalty: float, eos: int | No
     best_scores, best_texts = torch.full_like(open_scores, NEVER), open_texts.clone()
     improvable = torch.ones(B, 1, dtype=torch.bool, device=device)
     for length in range(1, n + 1):
-        each = texts.logits.log_softmax(-1).unflatten(0, (B, beams)) + open_scores[:, :, None]
-        vocab = each.shape[-1]
-        scores, places = each.flatten(1).topk(2 * beams)
+        continued = texts.logits.log_softmax(-1).unflatten(0, (B, beams)) + open_scores[:, :, None]
+        vocab = continued.shape[-1]
+        scores, places = continued.flatten(1).topk(2 * beams)
         parents, new = places // vocab, places % vocab
         candidates = open_texts.gather(1, parents[:, :, None].expand(-1, -1, n))
         candidates[:, :, length - 1] = new
-        ends = torch.full_like(new, length == n, dtype=torch.bool) if eos is None else (new == eos) | (length == n)
+        ends = torch.isin(new, eos) | (length == n)
 
         judged = scores[:, :beams] / length**penalty  # continuations beyond the first `beams` only keep beams open
         judged = judged.masked_fill(~(ends[:, :beams] & improvable), NEVER)
@@ -217,25 +227,45 @@ def _beam_search(texts: Texts, n: int, beams: int, penalty: float, eos: int | No
         texts.reorder((first + parents.gather(1, kept)).flatten())
         texts.read(new.gather(1, kept).flatten()[:, None])
     best = best_texts[:, 0]
-    if eos is None:
-        return best
-    lengths = torch.where((best == eos).any(1), (best == eos).long().argmax(1) + 1, n)
+    ends = torch.isin(best, eos)
+    lengths = torch.where(ends.any(1), ends.long().argmax(1) + 1, n)
     return best[:, : int(lengths.max())]
 
 
-def _check(model: "Transformer", tokens: Tensor, n: int, temperature: float, top_k, top_p, beams: int) -> None:
+def _check_texts(model: "Transformer", tokens: Tensor, real: Tensor | None, beam_tokens: int) -> None:
+    """Raise ValueError for a model that writes nothing, and for texts that it cannot read. beam_tokens: how many a beam
+    search is to write.
+    """
     if model.decoder is None or model.config.head != "lm":
         raise ValueError("an encoder writes no text; give a model of kind 'decoder' or 'encoder-decoder'")
+    if not (isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype == torch.int64 and tokens.numel()):
+        got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens must be [B, L] int64, with a token for each text at least; got {got}")
+    if real is not None and (not isinstance(real, Tensor) or real.shape != tokens.shape or real.is_floating_point()):
+        got = f"{list(real.shape)} {real.dtype}" if isinstance(real, Tensor) else type(real).__name__
+        raise ValueError(f"attention_mask must be {list(tokens.shape)} bool or int, as the tokens are; got {got}")
+    L, context = tokens.shape[1], model.config.context
+    if beam_tokens and model.encoder is None and L + beam_tokens > context:
+        raise ValueError(
+            f"a beam search of {beam_tokens} tokens after {L} goes past context {context}; "
+            "give a smaller n, or a shorter text"
+        )
+
+
+def _check_choice(n: int, temperature: float, top_k, top_p, beams: int, length_penalty: float) -> None:
     whole(0, n=n)
     whole(1, beams=beams)
-    if not (finite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature is {temperature!r}; give a finite number of at least 0")
+    if not finite(length_penalty):
+        raise ValueError(f"length_penalty is {length_penalty!r}; give a finite number")
+    if not (finite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
+        raise ValueError(f"temperature is {temperature!r}; give 0, or a finite number of at least {LEAST_TEMPERATURE}")
     if top_k is not None:
         whole(1, top_k=top_k)
     if top_p is not None and not (number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p!r}; give a share of the probability, in (0, 1]")
-    if beams > 1 and model.encoder is None and tokens.shape[1] + n > model.config.context:
-        raise ValueError(
-            f"a beam search of {n} tokens after {tokens.shape[1]} goes past context {model.config.context}; "
-            "give a smaller n, or a shorter text"
-        )
+
+
+def _tokens(vocab: int, **ids: object) -> None:
+    """Raise ValueError for what is no token of the vocabulary."""
+    fits = lambda x: isinstance(x, Integral) and not isinstance(x, bool) and 0 <= x < vocab
+    each(ids, fits, f"give a token of the vocabulary, from 0 to {vocab - 1}")

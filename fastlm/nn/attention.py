@@ -178,6 +178,7 @@ class Attention(_Heads):
             _check_cache(cache)
             k, v = cache.extend(k, v)
         if rows is not None:
+            _check_rows(rows, x, order)
             q = q.new_zeros(*q.shape[:2], order[0].shape[1], self.head_dim).scatter(2, _of_heads(rows, q), q)
         return self.attend(
             q, k, v, rows, position=self.terms(position), bias=bias, causal=self.causal, window=self.window,
@@ -285,6 +286,13 @@ class CrossAttention(_Heads):
 def _check_cache(cache: object) -> None:
     if not isinstance(cache, KVCache):
         raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
+
+
+def _check_rows(rows: Tensor, x: Tensor, order: tuple[Tensor, Tensor] | None) -> None:
+    if order is None:
+        raise ValueError("rows say where queries stand among those of order; give order=(of queries, of keys)")
+    if rows.shape != x.shape[:2]:
+        raise ValueError(f"rows must be {list(x.shape[:2])}, a place for each of x's rows; got {list(rows.shape)}")
 
 
 def _of_heads(rows: Tensor, x: Tensor) -> Tensor:

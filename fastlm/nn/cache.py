@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastlm.checks import whole
+
 LEAST_CAPACITY = 64  # tokens
 
 
@@ -36,6 +38,7 @@ class KVCache:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.memory: tuple[Tensor, Tensor] | None = None
+        whole(0, capacity=capacity)
         self._capacity = capacity
         self._buffers: tuple[Tensor, Tensor] | None = None  # [B, Hk, capacity, D]; key and value are views of them
 
@@ -58,6 +61,10 @@ class KVCache:
         Raises:
             ValueError: where anything but L differs from what the cache holds.
         """
+        if key.shape[:3] != value.shape[:3]:
+            raise ValueError(
+                f"keys are {list(key.shape)} and values {list(value.shape)}; they are of the same tokens and heads"
+            )
         for name, new, held in (("keys", key, self.key), ("values", value, self.value)):
             if held is not None and (new.shape[:2] != held.shape[:2] or new.shape[3] != held.shape[3]):
                 raise ValueError(

@@ -196,6 +196,9 @@ def terms(made: Terms, H: int, D: int, size: tuple[int, int, int]) -> None:
             f"position turns heads of {made.head_dim} channels, and query's have {D}; make it for head_dim {D}, "
             "of which a fraction may turn"
         )
+    for name, turn in (("rotate_q", made.rotate_q), ("rotate_k", made.rotate_k)):
+        if turn is not None and not (isinstance(turn, tuple) and len(turn) == 2):
+            raise ValueError(f"the position's {name} is of type {type(turn).__name__}; give (cos, sin), or None")
     n, vectors = size[0] + size[1] - 1, made.vectors
     _term("table", made.table, "[heads, Lq + Lk - 1]", (H, n))
     for name in ("query_vectors", "key_vectors", "value_vectors"):

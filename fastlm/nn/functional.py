@@ -149,9 +149,8 @@ def attention(
     counts_along_the_row = position is not None or min(left, right) < masks.UNBOUNDED
     if segments[0] is not None and not together and at_the_end and counts_along_the_row:
         checks.packed_alike(*segments)
-    if terms.rotate_q is not None:
-        query = rotate(query, *terms.rotate_q, layout=terms.layout)
-        key = rotate(key, *terms.rotate_k, layout=terms.layout)
+    query = query if terms.rotate_q is None else rotate(query, *terms.rotate_q, layout=terms.layout)
+    key = key if terms.rotate_k is None else rotate(key, *terms.rotate_k, layout=terms.layout)
     vectors, q_position = terms.vectors, None
     if vectors.position_bias is not None:
         q_position = query + vectors.position_bias[:, None].to(query.dtype)

@@ -126,6 +126,12 @@ class Adafactor(Optimizer, name="adafactor"):
 
     def add_param_group(self, param_group):
         variant = param_group.get("variant", self.defaults["variant"])
+        lr, relative = param_group.get("lr"), param_group.get("relative_step")
+        if self.defaults["lr"] is None and lr is not None and relative is None:
+            raise ValueError(
+                f"lr is {lr!r} in a group, and None of the optimizer, which is the relative step, and Hugging Face's "
+                "would not read the group's; give the optimizer an lr, or the group relative_step=False"
+            )
         super().add_param_group(named(self.defaults, variant) | named(param_group, variant))
         group = self.param_groups[-1]
         group["relative_step"] = _is_relative(group)  # from now on: schedules write numbers into a group's lr

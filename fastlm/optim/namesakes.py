@@ -37,6 +37,12 @@ OWNERS = {  # whose an option in a saved group is
     "grad_averaging": ("LAMB",),
     "clip_threshold": ("Adafactor",),
     "beta2_decay": ("Adafactor",),
+    "momentum_decay": ("NAdam",),
+    "centered": ("RMSprop",),
+    "lr_decay": ("Adagrad",),
+    "rho": ("Adadelta",),
+    "lambd": ("ASGD",),
+    "etas": ("Rprop",),
 }
 
 
@@ -67,6 +73,8 @@ def check_owner(cls: type, state_dict: dict, known: Iterable[str]) -> None:
                 f"a saved group has {option!r}, which {' or '.join(OWNERS[option])} has and {cls.__name__} has not; "
                 "load the state dict into the class that saved it, or train on without it"
             )
+    if any("decoupled_weight_decay" in group and "amsgrad" not in group for group in groups):
+        raise ValueError(f"the saved groups are RAdam's, and this is {cls.__name__}; build torch.optim.RAdam for them")
 
 
 def check_state(name: str, values: dict, needed: Iterable[str]) -> None:

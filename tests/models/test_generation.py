@@ -81,3 +81,37 @@ def test_a_text_goes_on_past_its_context_and_is_told_token_by_token():
     told = []
     out = model.generate(torch.randint(97, (2, 5)), 40, temperature=0.0, on_token=told.append)
     assert out.shape == (2, 45) and torch.equal(torch.stack(told, 1), out[:, 5:])
+
+
+def test_any_of_several_tokens_ends_a_text():
+    torch.manual_seed(0)
+    model = Transformer(preset("gpt", vocab_size=97, dim=32, layers=1, heads=2)).eval()
+    x = torch.randint(97, (1, 5))
+    free = model.generate(x, 8, temperature=0.0)[0, 5:].tolist()
+    first = min(free.index(token) for token in (free[3], free[5]))
+    for beams in (1, 2):
+        alone = model.generate(x, 8, temperature=0.0, eos=[free[3]], beams=beams)
+        assert torch.equal(alone, model.generate(x, 8, temperature=0.0, eos=free[3], beams=beams))
+    assert model.generate(x, 8, temperature=0.0, eos=[free[5], free[3]]).shape[1] == 5 + first + 1
+
+
+@pytest.mark.parametrize("kind", ["gpt", "t5"])
+def test_what_does_not_fit_is_refused(kind):
+    model = Transformer(preset(kind, vocab_size=97, dim=32, layers=1, heads=2)).eval()
+    x = torch.zeros(2, 8, dtype=torch.int64)
+    for shape in ((2, 5), (2, 10), (1, 8), (2, 3)):
+        with pytest.raises(ValueError, match=r"attention_mask must be \[2, 8\] bool or int, as the tokens are; got"):
+            model.generate(x, 4, attention_mask=torch.ones(shape, dtype=torch.int64))
+    for mask in (torch.zeros(2, 8), [[1] * 8] * 2):  # additive masks are floats
+        with pytest.raises(ValueError, match="attention_mask must be"):
+            model.generate(x, 4, attention_mask=mask)
+    for tokens in (x[0], x[:, :0], x.float(), x.tolist()):
+        with pytest.raises(ValueError, match=r"tokens must be \[B, L\] int64"):
+            model.generate(tokens, 4)
+    for name in ("eos", "pad", "start"):
+        for token in ("a", 97, -1, 1.0):
+            with pytest.raises(ValueError, match=f"{name} is .*; give a token of the vocabulary, from 0 to 96"):
+                model.generate(x, 4, **{name: token})
+    for options in (dict(length_penalty="a"), dict(temperature=1e-45), dict(beams=0), dict(top_k=0), dict(top_p=0.0)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+            model.generate(x, 4, **options)

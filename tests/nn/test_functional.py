@@ -192,3 +192,15 @@ def test_torchscript_is_refused():
             torch.jit.trace(f, (X,))
         with pytest.raises(RuntimeError, match=f"fastlm.{name} is not for torch.jit.script; use torch.compile"):
             torch.jit.script(getattr(fastlm, name))
+
+
+def test_terms_may_turn_queries_or_keys_alone():
+    q, k, v = torch.randn(3, 2, 4, 6, 8).unbind()
+    rope = RoPE(8).terms(6, 6)
+    turn = lambda x, pair: fastlm.rotate(x, *pair, layout=rope.layout)
+    queries, keys = turn(q, rope.rotate_q), turn(k, rope.rotate_k)
+    alone = lambda **turns: fastlm.attention(q, k, v, position=Terms(layout=rope.layout, **turns))
+    torch.testing.assert_close(alone(rotate_q=rope.rotate_q), fastlm.attention(queries, k, v))
+    torch.testing.assert_close(alone(rotate_k=rope.rotate_k), fastlm.attention(q, keys, v))
+    with pytest.raises(ValueError, match=r"the position's rotate_k is of type Tensor; give \(cos, sin\), or None"):
+        alone(rotate_k=rope.rotate_k[0])

@@ -85,3 +85,27 @@ def test_torchscript_is_refused_in_any_model():
             RuntimeError, match=r"fastlm\.nn\.Attention is not for torch\.jit\.script; use torch\.compile"
         ):
             torch.jit.script(model)
+
+
+def test_rows_are_places_among_the_queries_of_order():
+    layer, ranks = Attention(16, 2, causal=False), torch.arange(5).expand(2, 5)
+    whole = layer(X, order=(ranks, ranks))
+    places = torch.tensor([[4, 1], [0, 3]])
+    few = X.gather(1, places[:, :, None].expand(-1, -1, 16))
+    got = layer(few, keys=layer.keys(X), order=(ranks, ranks), rows=places)
+    torch.testing.assert_close(got, whole.gather(1, places[:, :, None].expand(-1, -1, 16)))
+    for wrong in (places[:1], places[:, :1]):
+        with pytest.raises(ValueError, match=r"rows must be \[2, 2\], a place for each of x's rows; got"):
+            layer(few, keys=layer.keys(X), order=(ranks, ranks), rows=wrong)
+    with pytest.raises(ValueError, match="rows say where queries stand among those of order"):
+        layer(few, keys=layer.keys(X), rows=places)
+
+
+def test_a_cache_takes_keys_and_values_of_the_same_tokens():
+    keys = torch.zeros(2, 4, 3, 8)
+    for values in (keys[:, :, :1], keys[:, :2], keys[:1]):
+        with pytest.raises(ValueError, match="they are of the same tokens and heads"):
+            KVCache().extend(keys, values)
+    for capacity in (-1, "8", 1.5):
+        with pytest.raises(ValueError, match="capacity is"):
+            KVCache(capacity)

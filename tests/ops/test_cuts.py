@@ -2,6 +2,8 @@
 padded.
 """
 
+import re
+
 import pytest
 import torch
 from cases import POSITIONS, position
@@ -168,11 +170,10 @@ def test_segments_and_positions():
         [0, 1, 2, 3],
         [0, 0, 0, 1],
     ]
-    assert masks.segments_from_cu_seqlens(STARTS.long(), 5).tolist() == [[0] * 5]
     assert masks.ranks_from_cu_seqlens(STARTS, LENGTH).tolist() == [[*range(-7, 0), -1, *range(-12, 0), *range(-3, 0)]]
-    assert masks.ranks_from_cu_seqlens(torch.tensor([2, 3], dtype=torch.uint8), 5).tolist() == [[-2, -1, -1, -2, -1]]
+    assert masks.ranks_from_cu_seqlens(torch.tensor([0, 3], dtype=torch.uint8), 5).tolist() == [[-3, -2, -1, -2, -1]]
     assert (
-        masks.segments_from_cu_seqlens(STARTS, 0).shape
+        masks.segments_from_cu_seqlens(torch.tensor([0]), 0).shape
         == masks.position_ids(torch.zeros(1, 0, dtype=torch.long)).shape
         == (1, 0)
     )
@@ -181,8 +182,9 @@ def test_segments_and_positions():
             masks.segments_from_cu_seqlens(wrong, LENGTH)
     with pytest.raises(ValueError, match=r"cu_seqlens is a list; give a tensor: torch.tensor\(cu_seqlens\)"):
         masks.segments_from_cu_seqlens(STARTS.tolist(), LENGTH)
-    with pytest.raises(ValueError, match=r"must not decrease; got \[0, 9, 4\]. Give where documents start"):
-        masks.segments_from_cu_seqlens(torch.tensor([0, 9, 4]), LENGTH)
+    for wrong in ([0, 9, 4], [2, 4], [0, 9, LENGTH + 1], []):  # the second are lengths, the third another row's
+        with pytest.raises(ValueError, match=f"within the row of {LENGTH}; got {re.escape(str(wrong))}. Give"):
+            masks.segments_from_cu_seqlens(torch.tensor(wrong, dtype=torch.int64), LENGTH)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])

@@ -8,6 +8,7 @@ import transformers
 from bits import assert_same_bits
 from formulas import KINDS
 from steps import PRECISIONS, make, params_and_grads, share_grads, twins
+from torch import nn
 
 from fastlm import optim
 
@@ -113,3 +114,22 @@ def test_a_state_dict_continues_with_the_same_bits(choice, precision):
     new_grads(), share_grads(params, copies)
     ours.step(), again.step()
     assert_same_bits(list(params), copies)
+
+
+@pytest.mark.parametrize("theirs", ["NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "ASGD", "Rprop"])
+@pytest.mark.parametrize("ours", [optim.Adam, optim.AdamW, optim.LAMB, optim.SGD, optim.Adafactor])
+def test_states_of_optimizers_that_ours_do_not_stand_in_for_are_refused(theirs, ours):
+    p = nn.Parameter(torch.ones(3, 3))
+    other = getattr(torch.optim, theirs)([p], lr=0.1)
+    p.grad = torch.ones(3, 3)
+    other.step()
+    with pytest.raises(ValueError, match="saved"):
+        ours([p], lr=0.1).load_state_dict(other.state_dict())
+
+
+def test_adafactor_refuses_an_lr_that_its_relative_step_would_not_read():
+    group = {"params": [nn.Parameter(torch.ones(4, 4))], "lr": 0.1}
+    for options in ({}, {"relative_step": True}):
+        with pytest.raises(ValueError, match="give the optimizer an lr, or the group relative_step=False"):
+            optim.Adafactor([dict(group)], variant="huggingface", **options)
+    assert optim.Adafactor([group | {"relative_step": False}], variant="huggingface").param_groups[0]["lr"] == 0.1
