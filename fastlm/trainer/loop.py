@@ -99,7 +99,10 @@ class Run:
         step, steps = self.trainer.step, self.plan.steps
         done = self.metrics.opened_with if step == self.first else ()
         sampling = step > 0 and due(step, steps, SAMPLES)
-        if (sampling or due(step, steps, self.plan.looks.evaluations) or step == 0) and "held_out_loss" not in done:
+        looking = sampling or due(step, steps, self.plan.looks.evaluations) or step == 0
+        if (
+            looking and "held_out_loss" not in done
+        ) or "held_out_loss" not in self.metrics.last:  # metrics.jsonl was lost
             self._evaluate()
         if sampling:
             self._sample(anew="sample" not in done)

@@ -79,7 +79,10 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
         console.say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
         return 0
     plugins.require(plan.config.plugin, imported, folder)
-    plan.config.check()
+    try:
+        plan.config.check()
+    except TypeError as error:
+        raise Refusal(_altered(folder, error)) from error
     with stops.heard(), locked(folder), console.warnings():
         try:
             run = _go_on(folder, plan, console, stops)
@@ -104,12 +107,20 @@ def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops) -> Run:
     trainer, seconds = Trainer(plan.config, tokens, plan.steps, stops.check), 0.0
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
-        progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+        try:
+            progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise Refusal(_altered(folder, error)) from error
         trainer.step, seconds = progress["step"], progress["seconds"]
         trainer.scaler.load_state_dict(progress["scaler"])
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
     metrics = Metrics(folder / "metrics.jsonl", trainer.step)
     return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, seconds)
+
+
+def _altered(folder: Path, error: Exception) -> str:
+    why = " ".join(str(error).split())[:200]
+    return f"{folder / 'run.json'} is not what the run began with ({why}); restore it, or start a new run"
 
 
 def _read(

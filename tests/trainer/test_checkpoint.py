@@ -188,6 +188,31 @@ def alter(path):
     path.write_bytes(content)
 
 
+def overwrite(path):
+    path.write_bytes(b"\xff\xfe")
+
+
+@pytest.mark.parametrize("harm", (cut, overwrite, os.unlink))
+def test_a_run_goes_on_without_its_metrics(text, tmp_path, whole, harm):
+    """Curves begin anew; the weights are the same."""
+    folder = tmp_path / "run"
+    stop_at(folder, text, 7)
+    harm(folder / "metrics.jsonl")
+    assert run.resume(folder) == 0
+    assert repeatable(folder)[0] == repeatable(whole)[0]
+
+
+@pytest.mark.parametrize("change", (dict(dim=16), dict(optimizer="sgd"), dict(lr="x")), ids=str)
+def test_a_run_that_was_altered_is_refused(text, tmp_path, change):
+    folder = tmp_path / "run"
+    stop_at(folder, text, 3)
+    values = json.loads((folder / "run.json").read_text())
+    values["config"] |= change
+    (folder / "run.json").write_text(json.dumps(values))
+    with pytest.raises(Refusal, match=r"run.json is not what the run began with .*; restore it, or start a new run"):
+        run.resume(folder)
+
+
 @pytest.mark.parametrize("harm", (cut, alter, os.unlink), ids=("cut", "altered", "deleted"))
 @pytest.mark.parametrize("name", (*checkpoint.FILES, checkpoint.MANIFEST))
 def test_damage_is_seen_in_every_file(tmp_path, name, harm):

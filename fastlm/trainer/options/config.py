@@ -185,7 +185,7 @@ class Config:
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
         for name in ("warmup", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise Refusal(f"--{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+                raise Refusal(f"{flag(name)} is {getattr(self, name)}; it is a share, from 0 to 1")
         if (self.dropout or 0) >= 1:
             raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):

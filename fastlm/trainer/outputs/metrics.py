@@ -112,13 +112,16 @@ def _finite(value):
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a metrics.jsonl; what follows a line that was cut is not read."""
+    """The whole rows of a metrics.jsonl; what follows a line that was cut or damaged is not read."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
     return rows
 
 
