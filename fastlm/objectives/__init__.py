@@ -4,17 +4,25 @@
     causal.py    predict each next token
     masked.py    hide some tokens, and predict them from all the others
     spans.py     cut spans out, and have them written in order
-    windows.py   a stream of tokens cut into rows
+    recipes.py   which one a preset learns, and in which variant
+
+    rows.py      RowObjective, of rows that are windows of the stream; windows.py: a stream cut into them
+    masking.py   which tokens are hidden, and what stands in their place
     noise.py     the random numbers of batches, weights, dropout and samples, without a state
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
-one, subclass `Objective` with a name and define its methods, here or in your own code; the trainer and the command line
-find it.
+one, subclass `RowObjective`, or `Objective`, with a name and define its methods, here or in your own code; the trainer
+and the command line find it.
 """
 
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.masked import Masked
+from fastlm.objectives.recipes import recipe
+from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
-__all__ = ["IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "SpanCorruption", "Vocabulary"]
+__all__ = [
+    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "RowObjective", "SpanCorruption", "Vocabulary",
+    "recipe",
+]  # fmt: skip

@@ -8,11 +8,14 @@ draw is meant:
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlm.backends.philox import LOW, philox
+
+WORD = 2**32  # words are below
 
 
 class Purpose(IntEnum):
@@ -32,6 +35,24 @@ def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, 
     block, last = torch.arange(-(-n // 4)), purpose << 24 | epoch & 0xFFFFFF
     words = philox((block, index & LOW, index >> 32, last), seed)
     return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]
+
+
+class Samples(NamedTuple):
+    """Which samples' noise is meant.
+
+    Args:
+        seed: of the run; 0 for held-out text.
+        epochs: [B] int64, or [] for one.
+        indices: [B] int64, within their epoch.
+    """
+
+    seed: int
+    epochs: Tensor
+    indices: Tensor
+
+    def draw(self, n: int, purpose: Purpose = Purpose.NOISE) -> Tensor:
+        """[B, n] int64: n 32-bit words of each sample."""
+        return draw(self.seed, purpose, self.epochs, self.indices, n)
 
 
 def number(seed: int, purpose: Purpose, epoch: int, index: int = 0) -> int:

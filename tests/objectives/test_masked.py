@@ -23,7 +23,7 @@ def test_shares_and_specials():
     """80/10/10 within 1 % of 10⁵ targets; specials are neither targets nor drawn; the count is exact."""
     o = objective()
     batch = o.batch(0, 0, 5300)
-    rows = o._windows.drawn(0, 0, 5300)[0]
+    rows = o.rows.drawn(0, 0, 5300)[0]
     labels, at = batch["labels"], batch["inputs"].gather(1, batch["places"])
     assert labels.shape == (5300, 19) and o.targets(batch) == {"loss": labels.numel()} and labels.numel() > 1e5
     assert (labels >= VOCABULARY.specials).all() and torch.equal(rows.gather(1, batch["places"]), labels)
@@ -53,7 +53,7 @@ def test_rounds_repeat_the_noise():
     o = objective(rounds=1)
     places = o.batch(0, 0, 3 * len(o))["places"]
     epochs, indices = zip(*(divmod(s, len(o)) for s in range(3 * len(o))), strict=True)
-    text = o._windows.drawn(0, 0, 3 * len(o))[0] >= VOCABULARY.specials
+    text = o.rows.drawn(0, 0, 3 * len(o))[0] >= VOCABULARY.specials
     draws = {}
     for row, words, index in zip(places.tolist(), text.all(1).tolist(), indices, strict=True):
         if words:  # a special token in the window moves a place
