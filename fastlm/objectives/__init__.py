@@ -3,6 +3,7 @@
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
     masked.py    hide some tokens, and predict them from all the others
+    replaced_tokens.py  have a generator replace tokens, and tell which ones
     spans.py     cut spans out, and have them written in order
     recipes.py   which one a preset learns, and in which variant
 
@@ -19,10 +20,11 @@ from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabu
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.masked import Masked
 from fastlm.objectives.recipes import recipe
+from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
-    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "RowObjective", "SpanCorruption", "Vocabulary",
-    "recipe",
+    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "ReplacedTokens", "RowObjective",
+    "SpanCorruption", "Vocabulary", "recipe",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     WEIGHTS = 3  # the first weights
     DROPOUT = 4  # the seed of a step's dropout
     SAMPLE = 5  # the seed of a text the model makes
+    GENERATOR = 6  # the tokens that a generator puts in
 
 
 def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, n: int) -> Tensor:
@@ -67,3 +68,14 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """
     low, high = draw(seed, Purpose.ORDER, epoch, torch.arange(n), 2).unbind(-1)
     return (high << 32 | low).argsort(stable=True)
+
+
+def choose(logits: Tensor, words: Tensor) -> Tensor:
+    """One class of each distribution: logits [..., V], words [...] 32-bit → [...] int64, by softmax(logits).
+
+    The word says where on the cumulative distribution; Gumbel noise would choose alike, and take V words.
+    """
+    sums = logits.float().softmax(-1).cumsum(-1)
+    total = sums[..., -1:]
+    at = torch.minimum(words[..., None] / WORD * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, at, right=True).squeeze(-1)

@@ -11,7 +11,17 @@ BY_KIND: dict[str, Recipe] = {
     "encoder-decoder": ("span-corruption", {}),
 }
 # a preset's name, or its family's
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {
+    # Clark et al. 2020: the generator's width is 1/4 in the small and large models, 1/3 in the base one; table 6
+    "electra": ("replaced-tokens", {}),
+    "electra-base": ("replaced-tokens", {"generator": {"width": 1 / 3}}),
+    "electra-large": ("replaced-tokens", {"rate": 0.25}),
+    # He et al. 2023, sec. 3.3: gradient-disentangled embeddings, a generator of half the depth with DeBERTa's decoder
+    "deberta-v3": (
+        "replaced-tokens",
+        {"sharing": "disentangled", "generator": {"width": 1.0, "depth": 0.5, "mask_decoder": True}},
+    ),
+}
 
 
 def recipe(preset: str) -> Recipe:

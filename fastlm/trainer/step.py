@@ -161,6 +161,7 @@ class Trainer:
         means = {name: value / max(1, counts[name]) for name, value in sums.items()}
         return {"loss": sum(self.train.weights.get(name, 1.0) * value for name, value in means.items())} | means
 
+    @torch.no_grad()
     def sample(self, n: int) -> str:
         """About n tokens of what the model can do, as its objective shows it; the same at the same step."""
         self.model.eval()
