@@ -3,6 +3,7 @@
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
     masked.py    hide some tokens, and predict them from all the others
+    permutation.py  predict some tokens in a random order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     spans.py     cut spans out, and have them written in order
     recipes.py   which one a preset learns, and in which variant
@@ -19,12 +20,13 @@ and the command line find it.
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.masked import Masked
+from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.recipes import recipe
 from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
-    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "ReplacedTokens", "RowObjective",
-    "SpanCorruption", "Vocabulary", "recipe",
+    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "Permutation", "ReplacedTokens",
+    "RowObjective", "SpanCorruption", "Vocabulary", "recipe",
 ]  # fmt: skip

@@ -66,7 +66,7 @@ class Masking(NamedTuple):
         order, kinds, words, lengths = samples.draw(2 * L + 2 * n).split((L, n, n, L), -1)
         text = rows >= vocabulary.specials
         units = self._units(rows, text, vocabulary)
-        runs = torch.searchsorted(self._lengths(lengths).cumsum(-1).expand_as(units), units, right=True)
+        runs = torch.searchsorted(run_lengths(lengths, self.ngram).cumsum(-1).expand_as(units), units, right=True)
         taken = order.expand_as(runs).gather(1, runs).masked_fill(~text, WORD).argsort(dim=-1, stable=True)
         places, beyond = taken[:, :n], taken[:, n : n + 1]
         whole = units.gather(1, places) != units.gather(1, beyond)
@@ -87,7 +87,8 @@ class Masking(NamedTuple):
         begins[:, 0] = True
         return begins.long().cumsum(1) - 1
 
-    def _lengths(self, words: Tensor) -> Tensor:
-        """32-bit words → as many lengths of runs."""
-        ends = torch.tensor([1 / n for n in range(1, self.ngram + 1)], dtype=torch.float64).cumsum(0)
-        return 1 + torch.searchsorted(ends / ends[-1], words.double() / WORD, right=True)
+
+def run_lengths(words: Tensor, longest: int) -> Tensor:
+    """32-bit words → as many lengths n, from 1 to longest with p ∝ 1/n."""
+    ends = torch.tensor([1 / n for n in range(1, longest + 1)], dtype=torch.float64).cumsum(0)
+    return 1 + torch.searchsorted(ends / ends[-1], words.double() / WORD, right=True)

@@ -12,6 +12,8 @@ BY_KIND: dict[str, Recipe] = {
 }
 # a preset's name, or its family's
 RECIPES: dict[str, Recipe] = {
+    # Yang et al. 2019, sec. 3.1: K = 6, spans of up to 5 tokens
+    "xlnet": ("permutation", {}),
     # Clark et al. 2020: the generator's width is 1/4 in the small and large models, 1/3 in the base one; table 6
     "electra": ("replaced-tokens", {}),
     "electra-base": ("replaced-tokens", {"generator": {"width": 1 / 3}}),

@@ -9,7 +9,7 @@ from fastlm.trainer import run
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 
-SHOWN = {"causal": "", "mlm": "[", "replaced-tokens": "|", "span-corruption": "→"}  # in a sample
+SHOWN = {"causal": "", "mlm": "[", "permutation": "[", "replaced-tokens": "|", "span-corruption": "→"}  # in a sample
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -23,7 +23,7 @@ def test_every_family_trains(text, tmp_path, name):
     assert sample and SHOWN[recipe(name)[0]] in sample
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3"])
+@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3", "xlnet"])
 def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, name):
     """Noise and dropout are functions of the step, so a run that was stopped ends as one that was not."""
     train(text, tmp_path / "whole", preset=name, steps=8)
