@@ -3,6 +3,8 @@
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
     masked.py    hide some tokens, and predict them from all the others
+    denoising.py    spoil a text, and have it written as it was; infilling.py, sentences.py: two of the ways
+    mass.py         hide a fragment, and have it written
     permutation.py  predict some tokens in a random order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     spans.py     cut spans out, and have them written in order
@@ -19,7 +21,9 @@ and the command line find it.
 
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
 from fastlm.objectives.causal import Causal
+from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
+from fastlm.objectives.mass import MASS
 from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.recipes import recipe
 from fastlm.objectives.replaced_tokens import ReplacedTokens
@@ -27,6 +31,6 @@ from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
-    "IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "Permutation", "ReplacedTokens",
-    "RowObjective", "SpanCorruption", "Vocabulary", "recipe",
+    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "Objective", "Permutation",
+    "ReplacedTokens", "RowObjective", "SpanCorruption", "Vocabulary", "recipe",
 ]  # fmt: skip

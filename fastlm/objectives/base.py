@@ -33,8 +33,9 @@ class Vocabulary(NamedTuple):
         pad: fills rows, and starts an encoder–decoder's decoder. Default 0.
         eos: ends a document. Default 1.
         mask: stands for a token that is hidden. Default 4.
-        begins_word: [size] bool, the ids whose text begins a word. Default none; hiding whole words needs it.
-        ends_sentence: [size] bool, those whose text ends a sentence. Default none; moving sentences needs it.
+        begins_word: [size] bool, the ids whose text begins a word. Default unknown, as the next two.
+        ends_sentence: [size] bool, those whose text ends a sentence where no word goes on after it.
+        ends_line: [size] bool, those whose text ends a line.
     """
 
     size: int
@@ -44,6 +45,13 @@ class Vocabulary(NamedTuple):
     mask: int = 4
     begins_word: Tensor | None = None
     ends_sentence: Tensor | None = None
+    ends_line: Tensor | None = None
+
+    def check_knows(self, *names: str) -> None:
+        """Raises ValueError if one of these fields is not given."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ValueError(f"the vocabulary lacks {name}, by which words and sentences are found; give it [size]")
 
 
 class Objective:

@@ -41,6 +41,8 @@ class Masked(RowObjective, name="mlm"):
         super().__init__(tokens, context, vocabulary)
         self.rounds, self.masking = rounds, Masking(**masking)
         self.masking.count(context)
+        if self.masking.whole_words:
+            vocabulary.check_knows("begins_word")
 
     def make(self, rows: Tensor, samples: Samples) -> Batch:
         if self.rounds is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastlm.objectives.base import IGNORED, Vocabulary
-from fastlm.objectives.noise import WORD, Samples
+from fastlm.objectives.noise import WORD, Samples, pick
 
 
 class Hidden(NamedTuple):
@@ -65,8 +65,9 @@ class Masking(NamedTuple):
         L, n = rows.shape[1], self.count(rows.shape[1])
         order, kinds, words, lengths = samples.draw(2 * L + 2 * n).split((L, n, n, L), -1)
         text = rows >= vocabulary.specials
-        units = self._units(rows, text, vocabulary)
-        runs = torch.searchsorted(run_lengths(lengths, self.ngram).cumsum(-1).expand_as(units), units, right=True)
+        units = units_of(rows, vocabulary) if self.whole_words else torch.arange(L).repeat(len(rows), 1)
+        ends = run_lengths(lengths, self.ngram).cumsum(-1).expand_as(units).contiguous()
+        runs = torch.searchsorted(ends, units, right=True)
         taken = order.expand_as(runs).gather(1, runs).masked_fill(~text, WORD).argsort(dim=-1, stable=True)
         places, beyond = taken[:, :n], taken[:, n : n + 1]
         whole = units.gather(1, places) != units.gather(1, beyond)
@@ -78,17 +79,18 @@ class Masking(NamedTuple):
         inputs = rows.scatter(1, places, torch.where(hidden, new, there))
         return Hidden(inputs, places, there.masked_fill(~hidden, IGNORED))
 
-    def _units(self, rows: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """[B, L] int64: the number of the unit that each token belongs to."""
-        if not self.whole_words:
-            return torch.arange(rows.shape[1]).repeat(len(rows), 1)
-        begins = vocabulary.begins_word[rows] | ~text
-        begins[:, 1:] |= ~text[:, :-1]
-        begins[:, 0] = True
-        return begins.long().cumsum(1) - 1
-
 
 def run_lengths(words: Tensor, longest: int) -> Tensor:
     """32-bit words → as many lengths n, from 1 to longest with p ∝ 1/n."""
-    ends = torch.tensor([1 / n for n in range(1, longest + 1)], dtype=torch.float64).cumsum(0)
-    return 1 + torch.searchsorted(ends / ends[-1], words.double() / WORD, right=True)
+    return 1 + pick(words, [1 / n for n in range(1, longest + 1)])
+
+
+def units_of(rows: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """rows [B, L] int64 → [B, L] int64: the number of the word that each token belongs to, from 0 on. A special token
+    is one by itself.
+    """
+    text = rows >= vocabulary.specials
+    begins = vocabulary.begins_word[rows] | ~text
+    begins[:, 1:] |= ~text[:, :-1]
+    begins[:, 0] = True
+    return begins.long().cumsum(1) - 1

@@ -70,6 +70,19 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     return (high << 32 | low).argsort(stable=True)
 
 
+def pick(words: Tensor, weights: list[float]) -> Tensor:
+    """32-bit words → as many indices, each with p ∝ its weight."""
+    ends = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    return torch.searchsorted(ends / ends[-1], words.double() / WORD, right=True)
+
+
+def ranked(words: Tensor, among: Tensor) -> Tensor:
+    """[B, L] int64: the places of those tokens that are `among`, [B, L] bool, in the order of their 32-bit words; the
+    others come after them.
+    """
+    return words.expand_as(among).masked_fill(~among, WORD).argsort(dim=-1, stable=True).argsort(-1)
+
+
 def choose(logits: Tensor, words: Tensor) -> Tensor:
     """One class of each distribution: logits [..., V], words [...] 32-bit → [...] int64, by softmax(logits).
 

@@ -12,6 +12,10 @@ BY_KIND: dict[str, Recipe] = {
 }
 # a preset's name, or its family's
 RECIPES: dict[str, Recipe] = {
+    # Lewis et al. 2020, sec. 3: spans of 3 words on average over 30 % of the text, and all sentences permuted
+    "bart": ("denoising", {}),
+    # Song et al. 2019, sec. 3.2: half of the sentence
+    "mass": ("mass", {}),
     # Yang et al. 2019, sec. 3.1: K = 6, spans of up to 5 tokens
     "xlnet": ("permutation", {}),
     # Clark et al. 2020: the generator's width is 1/4 in the small and large models, 1/3 in the base one; table 6

@@ -9,7 +9,15 @@ from fastlm.trainer import run
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 
-SHOWN = {"causal": "", "mlm": "[", "permutation": "[", "replaced-tokens": "|", "span-corruption": "→"}  # in a sample
+SHOWN = {
+    "causal": "",
+    "mlm": "[",
+    "denoising": "→",
+    "mass": "→",
+    "permutation": "[",
+    "replaced-tokens": "|",
+    "span-corruption": "→",
+}  # in a sample
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -26,7 +26,7 @@ BATCH = 256  # pieces encoded at once
 LEARNED = 10_000_000  # bytes of a larger text that its vocabulary is learned from, at most
 DISTINCT = 4_000_000  # bytes of different words in them, at most: each takes 80 bytes of memory
 SPACES = " \t\n\r"
-SENTENCE_ENDS = (".", "!", "?", "\n")
+SENTENCE_ENDS = (".", "!", "?")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are part of a character
 
 
@@ -93,17 +93,18 @@ def vocabulary(tokenizer) -> "Vocabulary":
     return bare_vocabulary(tokenizer.get_vocab_size())._replace(
         begins_word=of_text(lambda text: not text[:1].isalnum() and not text.startswith(UNFINISHED)),
         ends_sentence=of_text(lambda text: text.rstrip(" \t").endswith(SENTENCE_ENDS)),
+        ends_line=of_text(lambda text: text.rstrip(" \t").endswith("\n")),
     )
 
 
 def bare_vocabulary(size: int) -> "Vocabulary":
-    """The same of a tokenizer of so many ids that is not there yet: each token is a word and a sentence."""
+    """The same of a tokenizer of so many ids that is not there yet: each token is a word and a sentence of one line."""
     import torch
 
     from fastlm.objectives import Vocabulary
 
     each = torch.ones((), dtype=torch.bool).expand(size)  # of any size without memory
-    return Vocabulary(size, len(SPECIALS), PAD, EOS, MASK, begins_word=each, ends_sentence=each)
+    return Vocabulary(size, len(SPECIALS), PAD, EOS, MASK, each, each, each)
 
 
 def load_tokenizer(path: Path):
