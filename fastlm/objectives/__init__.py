@@ -3,8 +3,9 @@
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
     masked.py    hide some tokens, and predict them from all the others
-    denoising.py    spoil a text, and have it written as it was; infilling.py, sentences.py: two of the ways
+    denoising.py    spoil a text, and have it written as it was; infilling.py: one of the ways
     mass.py         hide a fragment, and have it written
+    pairs.py        tell whether two texts belong together, beside hidden tokens; sentences.py: where they end
     permutation.py  predict some tokens in a random order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     spans.py     cut spans out, and have them written in order
@@ -24,6 +25,7 @@ from fastlm.objectives.causal import Causal
 from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
 from fastlm.objectives.mass import MASS
+from fastlm.objectives.pairs import NextSentence, SentenceOrder
 from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.recipes import recipe
 from fastlm.objectives.replaced_tokens import ReplacedTokens
@@ -31,6 +33,6 @@ from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
-    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "Objective", "Permutation",
-    "ReplacedTokens", "RowObjective", "SpanCorruption", "Vocabulary", "recipe",
+    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
+    "Permutation", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary", "recipe",
 ]  # fmt: skip

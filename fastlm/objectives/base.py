@@ -32,6 +32,7 @@ class Vocabulary(NamedTuple):
         specials: how many special ids come first. Default 5.
         pad: fills rows, and starts an encoder–decoder's decoder. Default 0.
         eos: ends a document. Default 1.
+        begin: stands before a pair of texts. Default 3.
         mask: stands for a token that is hidden. Default 4.
         begins_word: [size] bool, the ids whose text begins a word. Default unknown, as the next two.
         ends_sentence: [size] bool, those whose text ends a sentence where no word goes on after it.
@@ -42,6 +43,7 @@ class Vocabulary(NamedTuple):
     specials: int = 5
     pad: int = 0
     eos: int = 1
+    begin: int = 3
     mask: int = 4
     begins_word: Tensor | None = None
     ends_sentence: Tensor | None = None
@@ -146,6 +148,11 @@ class Objective:
             A batch, as `batch` gives it.
         """
         raise NotImplementedError
+
+    def any_fixed(self, generator: torch.Generator) -> Batch:
+        """A batch of one held-out window that a generator draws, on the generator's device."""
+        number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
+        return {name: x.to(generator.device) for name, x in self.fixed(np.array([number])).items()}
 
     def targets(self, batch: Batch) -> dict[str, int]:
         """How many targets a batch has.

@@ -51,28 +51,34 @@ class Masking(NamedTuple):
             raise ValueError(f"rows of {context}, of which {self.rate:g} are not one target; give a larger --context")
         return n
 
-    def hide(self, rows: Tensor, samples: Samples, vocabulary: Vocabulary) -> Hidden:
+    def hide(self, rows: Tensor, samples: Samples, vocabulary: Vocabulary, lengths: Tensor | None = None) -> Hidden:
         """Hide `count` tokens of each row. A special token is never hidden, nor is it what replaces one.
 
         Runs are laid side by side from the row's start on and taken in random order until there are enough tokens; of
-        the last run those units are hidden that still fit, so that a row has fewer targets by less than a unit.
+        the last run those units are hidden that still fit, so that a row has fewer targets by less than a unit; the
+        first unit is hidden as far as it fits.
 
         Args:
             rows: [B, L] int64.
             samples: whose noise it is.
             vocabulary: the ids' meaning.
+            lengths: [B] int64, tokens of each row without <pad>; in a shorter one fewer are hidden, at least one. None:
+                no row is shorter.
         """
         L, n = rows.shape[1], self.count(rows.shape[1])
-        order, kinds, words, lengths = samples.draw(2 * L + 2 * n).split((L, n, n, L), -1)
+        order, kinds, words, runs = samples.draw(2 * L + 2 * n).split((L, n, n, L), -1)
         text = rows >= vocabulary.specials
         units = units_of(rows, vocabulary) if self.whole_words else torch.arange(L).repeat(len(rows), 1)
-        ends = run_lengths(lengths, self.ngram).cumsum(-1).expand_as(units).contiguous()
+        ends = run_lengths(runs, self.ngram).cumsum(-1).expand_as(units).contiguous()
         runs = torch.searchsorted(ends, units, right=True)
         taken = order.expand_as(runs).gather(1, runs).masked_fill(~text, WORD).argsort(dim=-1, stable=True)
-        places, beyond = taken[:, :n], taken[:, n : n + 1]
-        whole = units.gather(1, places) != units.gather(1, beyond)
-        there = rows.gather(1, places)
-        hidden = text.gather(1, places) & whole
+        places, there = taken[:, :n], rows.gather(1, taken[:, :n])
+        count = torch.full_like(places[:, :1], n)
+        if lengths is not None:
+            count = (self.rate * lengths[:, None]).round().long().clamp(1, n)
+        unit = units.gather(1, places)
+        whole = (unit != units.gather(1, taken.gather(1, count))) | (unit == unit[:, :1])
+        hidden = text.gather(1, places) & whole & (torch.arange(n) < count)
         drawn = vocabulary.specials + words % (vocabulary.size - vocabulary.specials)
         kept = torch.where(kinds < (self.mask + self.random) * WORD, drawn, there)
         new = torch.where(kinds < self.mask * WORD, vocabulary.mask, kept)

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     DROPOUT = 4  # the seed of a step's dropout
     SAMPLE = 5  # the seed of a text the model makes
     GENERATOR = 6  # the tokens that a generator puts in
+    PAIR = 7  # two texts of a row
 
 
 def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, n: int) -> Tensor:

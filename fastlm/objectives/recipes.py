@@ -12,6 +12,13 @@ BY_KIND: dict[str, Recipe] = {
 }
 # a preset's name, or its family's
 RECIPES: dict[str, Recipe] = {
+    # Devlin et al. 2019, sec. 3.1
+    "bert": ("nsp", {}),
+    # Lan et al. 2020, sec. 4.1: runs of up to 3 whole words
+    "albert": ("sop", {"whole_words": True, "ngram": 3}),
+    # He et al. 2021's code: the same runs, without pairs
+    "deberta": ("mlm", {"whole_words": True, "ngram": 3}),
+    "deberta-v2": ("mlm", {"whole_words": True, "ngram": 3}),
     # Lewis et al. 2020, sec. 3: spans of 3 words on average over 30 % of the text, and all sentences permuted
     "bart": ("denoising", {}),
     # Song et al. 2019, sec. 3.2: half of the sentence

@@ -56,8 +56,3 @@ class RowObjective(Objective):
             A batch, as `batch` gives it.
         """
         raise NotImplementedError
-
-    def any_fixed(self, generator: torch.Generator) -> Batch:
-        """A batch of one held-out window that a generator draws, on the generator's device."""
-        number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
-        return {name: x.to(generator.device) for name, x in self.fixed(np.array([number])).items()}

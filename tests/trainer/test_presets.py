@@ -1,7 +1,7 @@
 """Every family trains on its own objective, from the command line's defaults to what it leaves behind."""
 
 import pytest
-from runs import fail, flags, repeatable, train
+from runs import fail, flags, repeatable, train, write_text
 
 from fastlm.models.presets import FAMILIES
 from fastlm.objectives import recipe
@@ -11,6 +11,8 @@ from fastlm.trainer.outputs.metrics import read_rows
 
 SHOWN = {
     "causal": "",
+    "nsp": "→ B",
+    "sop": "‖",
     "mlm": "[",
     "denoising": "→",
     "mass": "→",
@@ -18,6 +20,16 @@ SHOWN = {
     "replaced-tokens": "|",
     "span-corruption": "→",
 }  # in a sample
+
+
+@pytest.fixture
+def text(text):
+    """Three documents, for texts of a pair come from two."""
+    folder = text.with_name("text")
+    folder.mkdir()
+    for seed in range(3):
+        write_text(folder / f"{seed}.txt", seed, lines=200)
+    return folder
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -31,7 +43,7 @@ def test_every_family_trains(text, tmp_path, name):
     assert sample and SHOWN[recipe(name)[0]] in sample
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3", "xlnet"])
+@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3", "xlnet", "bart"])
 def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, name):
     """Noise and dropout are functions of the step, so a run that was stopped ends as one that was not."""
     train(text, tmp_path / "whole", preset=name, steps=8)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastlm.objectives import Vocabulary
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
-PAD, EOS, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<mask>"))
+PAD, EOS, BEGIN, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<s>", "<mask>"))
 LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once
@@ -104,7 +104,8 @@ def bare_vocabulary(size: int) -> "Vocabulary":
     from fastlm.objectives import Vocabulary
 
     each = torch.ones((), dtype=torch.bool).expand(size)  # of any size without memory
-    return Vocabulary(size, len(SPECIALS), PAD, EOS, MASK, each, each, each)
+    ids = dict(specials=len(SPECIALS), pad=PAD, eos=EOS, begin=BEGIN, mask=MASK)
+    return Vocabulary(size, **ids, begins_word=each, ends_sentence=each, ends_line=each)
 
 
 def load_tokenizer(path: Path):
