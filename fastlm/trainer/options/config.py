@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, SPECIALS, bare_vocabulary
+from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
@@ -26,8 +26,8 @@ AT_LEAST = {
     "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0, "lr": 0, "weight_decay": 0, "clip": 0,
     "save_every": 0,
 }  # fmt: skip
-# ids are 32 bits wide; OpenMP dies of far too many threads
-AT_MOST = {"vocab": 2**32, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
+# ids are 32 bits wide; rows are tried before there is a text; OpenMP dies of far too many threads
+AT_MOST = {"vocab": 2**32, "context": 2**24, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
@@ -228,11 +228,11 @@ class Config:
             raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
-        """The objective over a text of a few rows, a document each, which says what it cannot be made for."""
+        """The objective over a text of two documents, a row each, which says what it cannot be made for."""
         import numpy as np
 
-        ids = np.full(4 * context + 8, len(SPECIALS), np.uint16)
-        ids[context::context] = EOS
+        ids = np.zeros(2 * context + 2, np.uint16)
+        ids[context] = EOS
         return self.objective_over(ids, context, bare_vocabulary(vocab_size))
 
     def to_json(self) -> dict:
