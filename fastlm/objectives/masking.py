@@ -66,11 +66,15 @@ class Masking(NamedTuple):
                 no row is shorter.
         """
         L, n = rows.shape[1], self.count(rows.shape[1])
-        order, kinds, words, runs = samples.draw(2 * L + 2 * n).split((L, n, n, L), -1)
+        order, kinds, words, of_runs = samples.draw(2 * L + 2 * n if self.ngram > 1 else L + 2 * n).tensor_split(
+            (L, L + n, L + 2 * n), -1
+        )
         text = rows >= vocabulary.specials
         units = units_of(rows, vocabulary) if self.whole_words else torch.arange(L).repeat(len(rows), 1)
-        ends = run_lengths(runs, self.ngram).cumsum(-1).expand_as(units).contiguous()
-        runs = torch.searchsorted(ends, units, right=True)
+        runs = units
+        if self.ngram > 1:
+            ends = run_lengths(of_runs, self.ngram).cumsum(-1).expand_as(units).contiguous()
+            runs = torch.searchsorted(ends, units, right=True)
         taken = order.expand_as(runs).gather(1, runs).masked_fill(~text, WORD).argsort(dim=-1, stable=True)
         places, there = taken[:, :n], rows.gather(1, taken[:, :n])
         count = torch.full_like(places[:, :1], n)

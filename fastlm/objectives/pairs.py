@@ -7,8 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.objectives import noise
-from fastlm.objectives.base import IGNORED, Batch, Decode, Objective, Shares, Terms, Vocabulary, hits
-from fastlm.objectives.base import summed_cross_entropy as cross_entropy
+from fastlm.objectives.base import (
+    IGNORED,
+    Batch,
+    Decode,
+    Objective,
+    Shares,
+    Terms,
+    Vocabulary,
+    hits,
+    summed_cross_entropy,
+)
 from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Samples
@@ -142,8 +151,8 @@ class SentencePairs(Objective):
 
     def _terms(self, batch: Batch, tokens: Tensor, pairs: Tensor) -> Terms:
         return {
-            "mlm": cross_entropy(tokens, batch["labels"]),
-            self.name: cross_entropy(pairs, batch["pairs"]),
+            "mlm": summed_cross_entropy(tokens, batch["labels"]),
+            self.name: summed_cross_entropy(pairs, batch["pairs"]),
         }
 
 

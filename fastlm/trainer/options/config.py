@@ -52,7 +52,7 @@ class Config:
     optimizer: Literal[choices("optimizer")] = "adamw"
     """What turns gradients into updates."""
     objective: Annotated[Literal[("preset", *choices("objective"))], unset(None, "the preset's")] = "preset"
-    """What is learned: causal predicts each next token, mlm hidden ones, span-corruption what was cut out."""
+    """What is learned; the README's table says what each objective is."""
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
