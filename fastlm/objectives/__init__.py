@@ -2,6 +2,7 @@
 
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
+    prefix.py    predict each next token after a prefix that is seen as a whole
     masked.py    hide some tokens, and predict them from all the others
     denoising.py    spoil a text, and have it written as it was; infilling.py: one of the ways
     mass.py         hide a fragment, and have it written
@@ -27,6 +28,7 @@ from fastlm.objectives.masked import Masked
 from fastlm.objectives.mass import MASS
 from fastlm.objectives.pairs import NextSentence, SentenceOrder
 from fastlm.objectives.permutation import Permutation
+from fastlm.objectives.prefix import Prefix
 from fastlm.objectives.recipes import recipe
 from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
@@ -34,5 +36,6 @@ from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
-    "Permutation", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary", "recipe",
+    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary",
+    "recipe",
 ]  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastlm.models import ModelConfig
 from fastlm.objectives import Batch, Objective
@@ -80,10 +79,10 @@ def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
     fake, and of the layers a few are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
-    shape = config.sketch(vocab_size)
+    shape = replace(config.sketch(vocab_size), init="normal")  # BERT's looks at its numbers
     objective = config.objective_on_rows(shape.context, vocab_size)
     row = objective.batch(config.seed, 0, 1)
-    with FakeTensorMode():
+    with torch.device("meta"):
         # in twos, for a second model may have half as many
         two, four = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (2, 4))
     more = lambda few, many: few + (shape.layers - 2) * (many - few) // 2
