@@ -9,6 +9,7 @@ from fastlm.objectives.masked import filled_in
 from fastlm.objectives.masking import run_lengths
 from fastlm.objectives.noise import WORD, Samples
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.sentences import documents
 
 LONGEST = 5  # tokens of a span
 
@@ -22,7 +23,7 @@ class Permutation(RowObjective, name="permutation"):
 
     A batch has inputs [B, L], the text; places [B, n], where targets are, and labels [B, n], the tokens there, or
     IGNORED where a row has fewer that are no special ones; ranks [B, L], -1 for tokens that are given, and the place in
-    the order for the others; all int64.
+    the order for the others; types [B, L], the document of each, for relative segments; all int64.
 
     Args:
         tokens, context, vocabulary: as in `Objective`.
@@ -33,7 +34,7 @@ class Permutation(RowObjective, name="permutation"):
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 0, "head": "lm", "mask_decoder": False, "two_streams": True}  # noqa: RUF012
+    shape = {"pair_labels": 0, "head": "lm", "mask_decoder": False, "two_streams": True, "token_types": 0}  # noqa: RUF012
     shares = ("accuracy",)
 
     def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, k: int = 6):
@@ -53,7 +54,8 @@ class Permutation(RowObjective, name="permutation"):
         places = first.masked_fill(~text, WORD).argsort(dim=-1, stable=True)[:, :n].sort(-1).values
         ranks = torch.full_like(rows, -1).scatter(1, places, order.argsort(dim=-1, stable=True).expand_as(places))
         labels = rows.gather(1, places).masked_fill(~text.gather(1, places), IGNORED)
-        return {"inputs": rows, "places": places, "labels": labels, "ranks": ranks}
+        types = documents(rows, self.vocabulary)
+        return {"inputs": rows, "places": places, "labels": labels, "ranks": ranks, "types": types}
 
     def _spans(self, lengths: Tensor, starts: Tensor) -> Tensor:
         """[B, contexts] 32-bit words each, for lengths and places of spans → [B, L] bool: which tokens are in one."""
@@ -81,4 +83,7 @@ class Permutation(RowObjective, name="permutation"):
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """[B, n, vocab_size], of the predicted tokens."""
-        return model.head(model.states(batch["inputs"], ranks=batch["ranks"], predicted=batch["places"]))
+        states = model.states(
+            batch["inputs"], ranks=batch["ranks"], predicted=batch["places"], token_types=batch["types"]
+        )  # fmt: skip
+        return model.head(states)

@@ -1,7 +1,5 @@
 """Pairs of texts: how rows are laid out, which texts belong together, and what each term counts."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -115,30 +113,17 @@ def test_sentences_are_found_whatever_the_block(monkeypatch):
 
 
 @pytest.mark.parametrize("objective", [NextSentence, SentenceOrder])
-def test_counts_first_losses_and_micro_batches(objective):
+def test_each_term_has_its_count(objective):
     torch.manual_seed(0)
     o = objective(STREAM, 64, WORDS)
     model = Transformer(preset("bert", vocab_size=SIZE, dim=32, layers=1, heads=2, context=64)).eval()
     batch = o.batch(0, 0, 8)
-    whole, counts = o.loss(model, batch), o.targets(batch)
+    counts = o.targets(batch)
     assert counts[o.name] == 8 and counts["mlm"] == (batch["labels"] != IGNORED).sum() <= 8 * 10
     budget = (0.15 * batch["lengths"]).round().clamp(min=1)
     assert torch.equal((batch["labels"] != IGNORED).sum(1), budget.long())
-    assert whole["mlm"].item() / counts["mlm"] == pytest.approx(math.log(SIZE), rel=0.02)
-    assert whole[o.name].item() / 8 == pytest.approx(math.log(2), rel=0.05)
-    parts = [o.loss(model, o.batch(0, first, 2)) for first in range(0, 8, 2)]
-    for name in whole:
-        torch.testing.assert_close(whole[name], sum(part[name] for part in parts), rtol=1e-6, atol=0)
     _, shares = o.evaluate(model, batch)
     assert tuple(shares) == ("accuracy", f"{o.name}_accuracy") and shares[o.shares[1]][1] == 8
-
-
-def test_noise_is_a_function_of_seed_epoch_and_index():
-    o = NextSentence(STREAM, 64, WORDS)
-    whole = o.batch(3, 0, 3 * len(o))
-    for first, count in ((0, 7), (len(o) - 2, 5), (2 * len(o) - 1, 1)):
-        part = o.batch(3, first, count)
-        assert all(torch.equal(part[name], whole[name][first : first + count]) for name in whole)
 
 
 def test_what_a_text_lacks_is_said():

@@ -65,31 +65,6 @@ def test_no_gradient_passes_the_draw():
     assert all(p.grad is not None for p in model.discriminator.parameters())
 
 
-def test_first_losses():
-    o, model = pair()
-    batch = o.batch(0, 0, 16)
-    loss, counts = o.loss(model, batch), o.targets(batch)
-    assert loss["mlm"].item() / counts["mlm"] == pytest.approx(math.log(100), rel=0.02)
-    assert loss["detection"].item() / counts["detection"] == pytest.approx(math.log(2), rel=0.05)
-
-
-def test_accumulated_micro_batches_are_one_batch():
-    o, model = pair()
-    whole = o.loss(model, o.batch(0, 0, 8))
-    parts = [o.loss(model, o.batch(0, first, 2)) for first in range(0, 8, 2)]
-    for name in whole:
-        torch.testing.assert_close(whole[name], sum(part[name] for part in parts), rtol=1e-6, atol=0)
-
-
-def test_noise_is_a_function_of_seed_epoch_and_index():
-    o, _ = pair()
-    whole = o.batch(3, 0, 2 * len(o))
-    for first, count in ((0, 7), (len(o) - 2, 5), (len(o) + 11, 1)):
-        part = o.batch(3, first, count)
-        assert all(torch.equal(part[name], whole[name][first : first + count]) for name in whole)
-    assert o.fixed(np.arange(3))["draws"].unique().numel() == 30
-
-
 def test_choices_are_distributed_as_the_softmax():
     logits = torch.tensor([-torch.inf, 1.0, 0.0, -torch.inf, 2.0, -1.0, -torch.inf])
     words = torch.cat((noise.draw(0, noise.Purpose.GENERATOR, 0, 0, 100_000), torch.tensor([0, 2**32 - 1])))
