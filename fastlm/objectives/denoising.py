@@ -114,12 +114,12 @@ class Denoising(RowObjective, name="denoising"):
         return {"loss": summed_cross_entropy(logits, batch["labels"])}
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
-        """A row of the text as it is spoiled, and what the model writes for it, greedily."""
+        """A row of the text as it is spoiled, ⟨…⟩ for <mask>, and what the model writes for it, greedily."""
         batch, eos, pad = self.any_fixed(generator), self.vocabulary.eos, self.vocabulary.pad
         written = model.generate(
             batch["inputs"], min(n, self.context), 0.0, attention_mask=real(batch), eos=eos, pad=pad, start=pad
         )  # fmt: skip
-        show = lambda ids: "".join("_" if i == self.vocabulary.mask else decode([i]) for i in ids)
+        show = lambda ids: "".join("⟨…⟩" if i == self.vocabulary.mask else decode([i]) for i in ids)
         return f"{show(batch['inputs'][0, :n].tolist())}\n→ {show(written[0].tolist())}"
 
 

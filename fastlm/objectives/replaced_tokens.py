@@ -96,15 +96,15 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         return self._terms(batch, guessed, seen, found), shares
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
-        """What the discriminator is given of a row: a token that it takes for replaced as [the token], and what was
-        there after | where it was.
+        """What the discriminator is given of a row: [a token] that it takes for replaced, and ⟨one⟩ that it does not
+        though it was; after | what was there.
         """
         batch = self.any_fixed(generator)
         _, seen, found = self._answers(model, batch)
         shown = []
         for token, was, logit in zip(seen[0].tolist(), batch["tokens"][0].tolist(), found[0].tolist(), strict=True):
             text = decode([token]) if token == was else f"{decode([token])}|{decode([was])}"
-            shown.append(f"[{text}]" if logit > 0 else f"({text})" if token != was else text)
+            shown.append(f"[{text}]" if logit > 0 else f"⟨{text}⟩" if token != was else text)
         return "".join(shown[:n])
 
     def _answers(self, model: nn.Module, batch: Batch) -> tuple[Tensor | None, Tensor, Tensor]:
