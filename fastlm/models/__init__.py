@@ -10,14 +10,16 @@
     recurrence.py     memory of the segments before (Transformer-XL, XLNet)
     two_stream.py     the stream that predicts tokens from their places (XLNet)
     deberta.py        the mask decoder, the convolution, the disentangled embedding
+    electra.py        a generator and the discriminator that learns from it (ELECTRA, DeBERTa v3)
 
 A model takes everything it computes with from the library below (`fastlm.nn`, `fastlm.positions`) and knows nothing of
 training. To add a model, add a row to presets.py.
 """
 
 from fastlm.models.config import ModelConfig
+from fastlm.models.electra import Electra
 from fastlm.models.recurrence import Recurrence
 from fastlm.models.stack import Memory
 from fastlm.models.transformer import Transformer
 
-__all__ = ["Memory", "ModelConfig", "Recurrence", "Transformer"]
+__all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Transformer"]

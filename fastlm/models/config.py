@@ -175,6 +175,11 @@ class ModelConfig:
             raise ValueError(f"conv_width and mask_decoder are an encoder's, and kind is {self.kind!r}")
         if self.two_streams and (self.kind != "encoder" or self.mask_decoder):
             raise ValueError("two_streams are an encoder's without mask_decoder; give kind='encoder'")
+        if self.two_streams and positions.SCHEMES[self.position].embeds():
+            raise ValueError(
+                f"two_streams tell places apart in attention, and position {self.position!r} is added to embeddings; "
+                "give one that acts in attention, such as 'transformer-xl'"
+            )
         if self.conv_width and self.conv_width % 2 == 0:
             raise ValueError(f"conv_width is {self.conv_width}; give an odd number, as many tokens on either side")
         if self.mask_decoder and self.absolute_positions:

@@ -83,7 +83,8 @@ class DisentangledEmbedding(nn.Module):
 
     Args:
         generator: the generator's token embedding. It stays the generator's: no parameter of this module, nor in its
-            state dict, and after moving one of the models to another device or copying it they must be joined anew.
+            state dict. In one module with the generator, as in `Electra`, both are moved and copied together; a copy of
+            the discriminator by itself has a generator of its own.
 
     Attributes:
         delta: [vocab_size, dim], the difference.

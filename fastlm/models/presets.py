@@ -12,7 +12,6 @@ _ENCODER = dict(
     kind="encoder", position="learned", embedding_norm=True, norm_eps=1e-12, head_transform=True, head_bias=True,
     dropout=0.1, attention_dropout=0.1, init="bert", **_ORIGINAL,
 )  # fmt: skip
-_GPT = dict(norm="layernorm", activation="gelu_tanh", gated=False, bias=True, position="learned")
 
 _DEBERTA = _ENCODER | dict(position="deberta", norm_eps=1e-7, init="normal")
 _DEBERTA_V1 = {"span": 512, "dropout": 0.1}
@@ -101,9 +100,9 @@ FAMILIES: dict[str, ModelConfig] = {
 
 def _size(
     family: str, layers: int, dim: int, heads: int, context: int, vocab_size: int, **changes: object
-) -> ModelConfig:
+) -> tuple[str, ModelConfig]:
     sizes = dict(layers=layers, dim=dim, heads=heads, context=context, vocab_size=vocab_size)
-    return replace(FAMILIES[family], **sizes, **changes)
+    return family, replace(FAMILIES[family], **sizes, **changes)
 
 
 def _llama3(factor: float) -> dict:
@@ -114,7 +113,7 @@ def _llama3(factor: float) -> dict:
 _LLAMA = dict(norm_eps=1e-6, tie_embeddings=False)
 _V2 = dict(dropout=0.0, attention_dropout=0.0)  # ALBERT's second version
 
-SIZES: dict[str, ModelConfig] = {
+SIZED: dict[str, tuple[str, ModelConfig]] = {
     # family, layers, dim, heads, context, vocab_size
     "gpt2": _size("gpt", 12, 768, 12, 1024, 50257),
     "gpt2-medium": _size("gpt", 24, 1024, 16, 1024, 50257),
@@ -219,7 +218,9 @@ SIZES: dict[str, ModelConfig] = {
     "mt5-large": _size("t5-v1.1", 24, 1024, 16, 1024, 250112, hidden=2816),
 }  # fmt: skip
 
+SIZES: dict[str, ModelConfig] = {name: config for name, (_, config) in SIZED.items()}
 PRESETS: dict[str, ModelConfig] = FAMILIES | SIZES
+FAMILY: dict[str, str] = {name: name for name in FAMILIES} | {name: family for name, (family, _) in SIZED.items()}
 
 
 def preset(name: str, **changes) -> ModelConfig:

@@ -158,7 +158,7 @@ def attention(
         query = query + vectors.content_bias[:, None].to(query.dtype)
     scale = (vectors.terms * D) ** -0.5 if scale is None else scale
     if dropout and seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever device is the default
     (q_segments, k_segments), (q_ranks, k_ranks), (q_groups, k_groups) = segments, order, groups
     out, lse = attention_op(
         Arguments(

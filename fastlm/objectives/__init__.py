@@ -2,19 +2,40 @@
 
     base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
     causal.py    predict each next token
+    prefix.py    predict each next token after a prefix that is seen as a whole
     masked.py    hide some tokens, and predict them from all the others
+    denoising.py    spoil a text, and have it written as it was; infilling.py: one of the ways
+    mass.py         hide a fragment, and have it written
+    pairs.py        tell whether two texts belong together, beside hidden tokens; sentences.py: where they end
+    permutation.py  predict some tokens in a random order
+    replaced_tokens.py  have a generator replace tokens, and tell which ones
     spans.py     cut spans out, and have them written in order
-    windows.py   a stream of tokens cut into rows
+    recipes.py   which one a preset learns, and in which variant
+
+    rows.py      RowObjective, of rows that are windows of the stream; windows.py: a stream cut into them
+    masking.py   which tokens are hidden, and what stands in their place
     noise.py     the random numbers of batches, weights, dropout and samples, without a state
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
-one, subclass `Objective` with a name and define its methods, here or in your own code; the trainer and the command line
-find it.
+one, subclass `RowObjective`, or `Objective`, with a name and define its methods, here or in your own code; the trainer
+and the command line find it.
 """
 
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
 from fastlm.objectives.causal import Causal
+from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
+from fastlm.objectives.mass import MASS
+from fastlm.objectives.pairs import NextSentence, SentenceOrder
+from fastlm.objectives.permutation import Permutation
+from fastlm.objectives.prefix import Prefix
+from fastlm.objectives.recipes import recipe
+from fastlm.objectives.replaced_tokens import ReplacedTokens
+from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
 
-__all__ = ["IGNORED", "OBJECTIVES", "Batch", "Causal", "Masked", "Objective", "SpanCorruption", "Vocabulary"]
+__all__ = [
+    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
+    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary",
+    "recipe",
+]  # fmt: skip

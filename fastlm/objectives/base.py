@@ -1,8 +1,9 @@
 """What an objective is: it makes batches, and turns a model's answer into sums of loss. OBJECTIVES has each by name.
 
 A batch is a pure function of the seed and the numbers of its samples: sample s of n in the data is sample s mod n of
-epoch s div n. A loss is one sum per term, kept apart from its number of targets. The trainer divides by the targets of
-the whole step, however it was cut into micro-batches; averages inside a micro-batch would be wrong where counts differ.
+epoch s div n. A loss is one sum per term, kept apart from its number of targets. The trainer divides each term by its
+targets in the whole step, however that was cut into micro-batches, and adds the means up, times the terms' weights;
+averages inside a micro-batch would be wrong where counts differ.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,17 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastlm.models import ModelConfig, Transformer
 
 OBJECTIVES: dict[str, type["Objective"]] = {}
 IGNORED = -100  # a label that is no target, as in torch.nn.functional.cross_entropy
 Batch = dict[str, Tensor]
 Decode = Callable[[list[int]], str]
+Terms = dict[str, Tensor]  # term → its loss summed over its targets
+Shares = dict[str, tuple[Tensor, Tensor]]  # name → (how many, of how many)
 
 
 class Vocabulary(NamedTuple):
@@ -26,14 +32,28 @@ class Vocabulary(NamedTuple):
         specials: how many special ids come first. Default 5.
         pad: fills rows, and starts an encoder–decoder's decoder. Default 0.
         eos: ends a document. Default 1.
+        begin: stands before a pair of texts. Default 3.
         mask: stands for a token that is hidden. Default 4.
+        begins_word: [size] bool, the ids whose text begins a word. Default unknown, as the next two.
+        ends_sentence: [size] bool, those whose text ends a sentence where no word goes on after it.
+        ends_line: [size] bool, those whose text ends a line.
     """
 
     size: int
     specials: int = 5
     pad: int = 0
     eos: int = 1
+    begin: int = 3
     mask: int = 4
+    begins_word: Tensor | None = None
+    ends_sentence: Tensor | None = None
+    ends_line: Tensor | None = None
+
+    def check_knows(self, *names: str) -> None:
+        """Raises ValueError if one of these fields is not given."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ValueError(f"the vocabulary lacks {name}, by which words and sentences are found; give it [size]")
 
 
 class Objective:
@@ -45,12 +65,15 @@ class Objective:
         vocabulary: the ids' meaning.
 
     Attributes:
-        name: its name in OBJECTIVES.
+        name: its name in OBJECTIVES; a subclass without one is a base for others.
         kind: of the models that it trains, as in `ModelConfig`. Default "decoder".
         shape: fields of `ModelConfig` that its models have, whatever the preset says. Default none.
         extra_ids: ids that its models have after the tokenizer's. Default 0.
         reports_bits_per_byte: whether the loss is a code length of the text, so that bits per byte mean something.
             Default False.
+        weights: term → what its mean is multiplied by in the loss; default 1 for those not named.
+        compared: the term in nats a token that guessing by frequency is compared with. Default "loss", the only one.
+        shares: names of what `evaluate` counts besides the loss. Default none.
 
     Raises:
         ValueError: if the stream is too short for a single row.
@@ -61,14 +84,37 @@ class Objective:
     shape: ClassVar[dict] = {}
     extra_ids: ClassVar[int] = 0
     reports_bits_per_byte: ClassVar[bool] = False
+    weights: ClassVar[dict[str, float]] = {}
+    compared: ClassVar[str] = "loss"
+    shares: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, name: str, **kwargs):
+    def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.name = name
-        OBJECTIVES[name] = cls
+        if name is not None:
+            cls.name = name
+            OBJECTIVES[name] = cls
 
     def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary):
         self.tokens, self.context, self.vocabulary = tokens, context, vocabulary
+
+    def model(self, config: ModelConfig) -> nn.Module:
+        """A new model to train.
+
+        Args:
+            config: the shape that the preset and the flags say, with the fields of `shape`.
+
+        Returns:
+            The module that `loss` is given; by default a Transformer.
+        """
+        return Transformer(config)
+
+    def exported(self, model: nn.Module) -> Transformer:
+        """What of a trained model is written for others to open; by default all of it.
+
+        Args:
+            model: the module that `model` made.
+        """
+        return model
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -103,6 +149,11 @@ class Objective:
         """
         raise NotImplementedError
 
+    def any_fixed(self, generator: torch.Generator) -> Batch:
+        """A batch of one held-out window that a generator draws, on the generator's device."""
+        number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
+        return {name: x.to(generator.device) for name, x in self.fixed(np.array([number])).items()}
+
     def targets(self, batch: Batch) -> dict[str, int]:
         """How many targets a batch has.
 
@@ -114,7 +165,7 @@ class Objective:
         """
         return {"loss": int((batch["labels"] != IGNORED).sum())}
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
         """The loss of a model on a batch.
 
         Args:
@@ -125,6 +176,18 @@ class Objective:
             Term → loss in nats summed over its targets, an fp32 scalar.
         """
         raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
+        """The loss, and what else tells a person how good the model is.
+
+        Args:
+            model: the module that the objective trains.
+            batch: what `fixed` made.
+
+        Returns:
+            (what `loss` gives; each of `shares` → (how many, of how many), integers). By default no share.
+        """
+        return self.loss(model, batch), {}
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """Something a person can read: what the model makes of nothing, or of held-out text.
@@ -139,3 +202,13 @@ class Objective:
             The text; by default none.
         """
         return ""
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-Σ log softmax(logits)[label] in fp32: logits [..., V], labels [...] int64, IGNORED where there is no target."""
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(targets whose likeliest class is the label, targets): logits [..., V], labels [...] as above."""
+    return (logits.argmax(-1) == labels).sum(), (labels != IGNORED).sum()

@@ -2,17 +2,15 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.objectives import noise
-from fastlm.objectives.base import IGNORED, Batch, Decode, Objective, Vocabulary
-from fastlm.objectives.windows import Windows
+from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.masking import Masking
+from fastlm.objectives.noise import Samples
+from fastlm.objectives.rows import RowObjective
 
-WORD = 2**32  # draws are below
 
-
-class Masked(Objective, name="mlm"):
+class Masked(RowObjective, name="mlm"):
     """Predict the tokens that were hidden (Devlin et al. 2019): -Σ log p(xᵢ | the corrupted row), in nats.
 
     In every row round(rate · context) places are drawn without replacement, the same number in each; 80 % of them
@@ -25,77 +23,61 @@ class Masked(Objective, name="mlm"):
 
     Args:
         tokens, context, vocabulary: as in `Objective`.
-        rate: share of the places that are targets. Default 0.15.
         rounds: how many different noises a row has, taken in turn: 1 is static masking, 10 BERT's ten copies of the
             data. None: a new one each time.
+        masking: more of how tokens are hidden: arguments of `Masking`, such as rate (default 0.15) and ngram.
 
     Raises:
         ValueError: if the stream is too short for a single row, or a row for a single target.
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 0}  # noqa: RUF012
+    shape = {"pair_labels": 0, "head": "lm", "two_streams": False}  # noqa: RUF012
+    shares = ("accuracy",)
 
     def __init__(
-        self,
-        tokens: np.ndarray,
-        context: int,
-        vocabulary: Vocabulary,
-        rate: float = 0.15,
-        rounds: int | None = None,
+        self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, rounds: int | None = None, **masking: object
     ):
         super().__init__(tokens, context, vocabulary)
-        self._windows, self.rounds = Windows(tokens, context), rounds
-        self.count = round(rate * context)
-        if self.count < 1:
-            raise ValueError(f"rows of {context}, of which {rate:g} are not one target; give a larger --context")
+        self.rounds, self.masking = rounds, Masking(**masking)
+        self.masking.count(context)
+        if self.masking.whole_words:
+            vocabulary.check_knows("begins_word")
 
-    def __len__(self) -> int:
-        return len(self._windows)
+    def make(self, rows: Tensor, samples: Samples) -> Batch:
+        if self.rounds is not None:
+            samples = samples._replace(epochs=samples.epochs % self.rounds)
+        return self.masking.hide(rows, samples, self.vocabulary)._asdict()
 
-    @property
-    def windows(self) -> int:
-        return self._windows.count
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        return {"loss": summed_cross_entropy(logits_at(model, batch), batch["labels"])}
 
-    def batch(self, seed: int, first: int, count: int) -> Batch:
-        rows, epochs, indices = self._windows.drawn(seed, first, count)
-        return self.hide(rows, seed, epochs if self.rounds is None else epochs % self.rounds, indices)
-
-    def fixed(self, numbers: np.ndarray) -> Batch:
-        return self.hide(self._windows.fixed(numbers), 0, torch.tensor(0), torch.from_numpy(np.asarray(numbers)))
-
-    def hide(self, rows: Tensor, seed: int, epochs: Tensor, indices: Tensor) -> Batch:
-        """The batch of rows [B, L], whose noise is that of (seed, epoch, index)."""
-        L, n = self.context, self.count
-        draws = noise.draw(seed, noise.Purpose.NOISE, epochs, indices, L + 2 * n)
-        order, kinds, words = draws.split((L, n, n), -1)
-        text = rows >= self.vocabulary.specials
-        places = order.masked_fill(~text, WORD).argsort(dim=-1, stable=True)[:, :n]
-        hidden, is_text = rows.gather(1, places), text.gather(1, places)
-        drawn = self.vocabulary.specials + words % (self.vocabulary.size - self.vocabulary.specials)
-        new = torch.where(kinds < 0.8 * WORD, self.vocabulary.mask, torch.where(kinds < 0.9 * WORD, drawn, hidden))
-        inputs = rows.scatter(1, places, torch.where(is_text, new, hidden))
-        return {"inputs": inputs, "places": places, "labels": hidden.masked_fill(~is_text, IGNORED)}
-
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits, labels = self._logits(model, batch), batch["labels"].flatten()
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")}
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
+        logits, labels = logits_at(model, batch), batch["labels"]
+        return {"loss": summed_cross_entropy(logits, labels)}, {"accuracy": hits(logits, labels)}
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text, a hidden token as [the likeliest], or [the likeliest|what was there] where they differ."""
-        number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
-        batch = {name: x.to(generator.device) for name, x in self.fixed(np.array([number])).items()}
-        guesses = self._logits(model, batch)[0].argmax(-1).tolist()
-        row = [[i] for i in batch["inputs"][0].tolist()]
-        shown = {}
-        for place, guess, label in zip(batch["places"][0].tolist(), guesses, batch["labels"][0].tolist(), strict=True):
-            if label != IGNORED:
-                was = "" if guess == label else f"|{decode([label])}"
-                shown[place] = f"[{decode([guess])}{was}]"
-        return "".join(shown.get(place) or decode(ids) for place, ids in enumerate(row[:n]))
+        batch = self.any_fixed(generator)
+        return filled_in(batch, logits_at(model, batch), n, decode)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[B, n, vocab_size] fp32, at the places."""
-        states = model.states(batch["inputs"])
-        places = batch["places"][:, :, None].expand(-1, -1, states.shape[-1])
-        return model.head(states.gather(1, places)).float()
+
+def logits_at(model: nn.Module, batch: Batch) -> Tensor:
+    """[B, n, vocab_size], at the places of a batch."""
+    return model.head(states_at(model.states(batch["inputs"]), batch["places"]))
+
+
+def states_at(states: Tensor, places: Tensor) -> Tensor:
+    """states [B, L, dim] at places [B, n] int64: [B, n, dim]."""
+    return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[-1]))
+
+
+def filled_in(batch: Batch, logits: Tensor, n: int, decode: Decode) -> str:
+    """The first n tokens of a batch's row, a hidden one as [the likeliest] or [the likeliest|what was there]."""
+    guesses = logits[0].argmax(-1).tolist()
+    shown = {}
+    for place, guess, label in zip(batch["places"][0].tolist(), guesses, batch["labels"][0].tolist(), strict=True):
+        if label != IGNORED:
+            was = "" if guess == label else f"|{decode([label])}"
+            shown[place] = f"[{decode([guess])}{was}]"
+    return "".join(shown.get(place) or decode([i]) for place, i in enumerate(batch["inputs"][0, :n].tolist()))

@@ -8,11 +8,14 @@ draw is meant:
 """
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlm.backends.philox import LOW, philox
+
+WORD = 2**32  # words are below
 
 
 class Purpose(IntEnum):
@@ -24,6 +27,8 @@ class Purpose(IntEnum):
     WEIGHTS = 3  # the first weights
     DROPOUT = 4  # the seed of a step's dropout
     SAMPLE = 5  # the seed of a text the model makes
+    GENERATOR = 6  # the tokens that a generator puts in
+    PAIR = 7  # two texts of a row
 
 
 def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, n: int) -> Tensor:
@@ -32,6 +37,24 @@ def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, 
     block, last = torch.arange(-(-n // 4)), purpose << 24 | epoch & 0xFFFFFF
     words = philox((block, index & LOW, index >> 32, last), seed)
     return torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]
+
+
+class Samples(NamedTuple):
+    """Which samples' noise is meant.
+
+    Args:
+        seed: of the run; 0 for held-out text.
+        epochs: [B] int64, or [] for one.
+        indices: [B] int64, within their epoch.
+    """
+
+    seed: int
+    epochs: Tensor
+    indices: Tensor
+
+    def draw(self, n: int, purpose: Purpose = Purpose.NOISE) -> Tensor:
+        """[B, n] int64: n 32-bit words of each sample."""
+        return draw(self.seed, purpose, self.epochs, self.indices, n)
 
 
 def number(seed: int, purpose: Purpose, epoch: int, index: int = 0) -> int:
@@ -46,3 +69,27 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     """
     low, high = draw(seed, Purpose.ORDER, epoch, torch.arange(n), 2).unbind(-1)
     return (high << 32 | low).argsort(stable=True)
+
+
+def pick(words: Tensor, weights: list[float]) -> Tensor:
+    """32-bit words → as many indices, each with p ∝ its weight."""
+    ends = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    return torch.searchsorted(ends / ends[-1], words.double() / WORD, right=True)
+
+
+def ranked(words: Tensor, among: Tensor) -> Tensor:
+    """[B, L] int64: the places of those tokens that are `among`, [B, L] bool, in the order of their 32-bit words; the
+    others come after them.
+    """
+    return words.expand_as(among).masked_fill(~among, WORD).argsort(dim=-1, stable=True).argsort(-1)
+
+
+def choose(logits: Tensor, words: Tensor) -> Tensor:
+    """One class of each distribution: logits [..., V], words [...] 32-bit → [...] int64, by softmax(logits).
+
+    The word says where on the cumulative distribution; Gumbel noise would choose alike, and take V words.
+    """
+    sums = logits.float().softmax(-1).cumsum(-1)
+    total = sums[..., -1:]
+    at = torch.minimum(words[..., None] / WORD * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, at, right=True).squeeze(-1)

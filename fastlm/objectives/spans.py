@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlm.objectives import noise
-from fastlm.objectives.base import Batch, Decode, Objective, Vocabulary
-from fastlm.objectives.windows import Windows
+from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
+from fastlm.objectives.noise import Samples
+from fastlm.objectives.rows import RowObjective
 
 SENTINELS = 100
 
 
-class SpanCorruption(Objective, name="span-corruption"):
+class SpanCorruption(RowObjective, name="span-corruption"):
     """T5's objective (Raffel et al. 2020, sec. 3.1.4): -Σ log p(what was cut out | the text without it), in nats.
 
     A share `rate` of each row is cut out in spans of `mean_span` tokens on average. In the inputs the k-th span is one
@@ -43,7 +43,6 @@ class SpanCorruption(Objective, name="span-corruption"):
         rate: float = 0.15,
         mean_span: float = 3.0,
     ):
-        super().__init__(tokens, context, vocabulary)
         self.raw = raw_length(context, rate, mean_span)
         self.cut, self.spans, self.label_length = span_lengths(self.raw, rate, mean_span)
         if self.spans > SENTINELS:
@@ -51,25 +50,10 @@ class SpanCorruption(Objective, name="span-corruption"):
                 f"rows of {context}, which have {self.spans} spans, and there are {SENTINELS} sentinels; "
                 "give a smaller --context"
             )
-        self._windows = Windows(tokens, self.raw)
+        super().__init__(tokens, context, vocabulary, length=self.raw)
 
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    @property
-    def windows(self) -> int:
-        return self._windows.count
-
-    def batch(self, seed: int, first: int, count: int) -> Batch:
-        return self.corrupt(*self._windows.drawn(seed, first, count), seed)
-
-    def fixed(self, numbers: np.ndarray) -> Batch:
-        rows = self._windows.fixed(numbers)
-        return self.corrupt(rows, torch.tensor(0), torch.from_numpy(np.asarray(numbers)), 0)
-
-    def corrupt(self, rows: Tensor, epochs: Tensor, indices: Tensor, seed: int) -> Batch:
-        """The batch of rows [B, raw], whose noise is that of (seed, epoch, index)."""
-        hidden, starts = self._noise(seed, epochs, indices)
+    def make(self, rows: Tensor, samples: Samples) -> Batch:
+        hidden, starts = self._noise(samples)
         sentinels = self.vocabulary.size + SENTINELS - starts.long().cumsum(1)
         eos = rows.new_full((len(rows), 1), self.vocabulary.eos)
         inputs = torch.where(starts, sentinels, rows)[~hidden | starts].view(len(rows), -1)
@@ -83,11 +67,10 @@ class SpanCorruption(Objective, name="span-corruption"):
             "labels": labels,
         }
 
-    def _noise(self, seed: int, epochs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """[B, raw] bool each: which tokens are cut out, and which of those begin a span."""
         left = self.raw - self.cut
-        draws = noise.draw(seed, noise.Purpose.NOISE, epochs, indices, self.raw - 2)
-        of_cut, of_left = draws.split((self.cut - 1, left - 1), -1)
+        of_cut, of_left = samples.draw(self.raw - 2).split((self.cut - 1, left - 1), -1)
         lengths = torch.stack((_parts(of_left, self.spans), _parts(of_cut, self.spans)), -1).flatten(-2)
         ends = lengths.cumsum(-1)
         place = torch.arange(self.raw).expand(len(ends), -1).contiguous()
@@ -95,14 +78,12 @@ class SpanCorruption(Objective, name="span-corruption"):
         hidden = run % 2 == 1
         return hidden, hidden & (run != F.pad(run, (1, 0), value=-1)[:, :-1])
 
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits = model(batch["inputs"], batch["decoder_inputs"]).float()
-        return {"loss": F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")}
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        return {"loss": summed_cross_entropy(model(batch["inputs"], batch["decoder_inputs"]), batch["labels"])}
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text with ⟨k⟩ for its spans, and what the model writes for each, greedily."""
-        number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
-        inputs = self.fixed(np.array([number]))["inputs"].to(generator.device)
+        inputs = self.any_fixed(generator)["inputs"]
         eos, pad = self.vocabulary.eos, self.vocabulary.pad
         written = model.generate(inputs, self.label_length, 0.0, eos=eos, pad=pad, start=pad)
         show = lambda ids: "".join(decode([i]) if i < self.vocabulary.size else f"⟨{self._number(i)}⟩" for i in ids)

@@ -135,7 +135,7 @@ class Run:
         made = step - self.first
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
         speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
-        return lines.of_progress(step, steps, left, speed, self.metrics.last)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last, self.trainer.held_out.shares)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
@@ -186,13 +186,14 @@ class Run:
         self.stops.check()
         artefacts.write_weights(self.trainer, self.folder)
         self.stops.check()
-        artefacts.write_plot(self.metrics, self.tokens, self.folder / "loss.png")
+        artefacts.write_plot(self.metrics, self.tokens, self.trainer.held_out.compared, self.folder / "loss.png")
         self.stops.check()
         artefacts.write_report(
             self.plan, self.corpus, self.tokens, self.trainer, self.metrics, self.folder / "report.md"
         )
         self.console.say_all(lines.of_end(self.folder, self.trainer, self.tokens, self.metrics.last, self.elapsed))
-        return self._verdict(self.metrics.last["held_out_loss"], self.tokens.facts.unigram_nats)
+        compared = self.metrics.last[f"held_out_{self.trainer.held_out.compared}"]
+        return self._verdict(compared, self.tokens.facts.unigram_nats)
 
     def _verdict(self, loss: float, unigram: float) -> int:
         if loss < unigram:

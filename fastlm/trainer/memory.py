@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastlm.models import ModelConfig, Transformer
+from fastlm.models import ModelConfig
 from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
@@ -78,15 +77,16 @@ def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) 
 
 def reckon(config: Config, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
-    fake, and of the layers two are looked at. Raises RuntimeError for a model that looks at its own numbers.
+    fake, and of the layers a few are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
-    shape = config.sketch(vocab_size)
+    shape = replace(config.sketch(vocab_size), init="normal")  # BERT's looks at its numbers
     objective = config.objective_on_rows(shape.context, vocab_size)
     row = objective.batch(config.seed, 0, 1)
-    with FakeTensorMode():
-        one, two = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (1, 2))
-    more = shape.layers - 1
-    return Need(one.model + more * (two.model - one.model), one.ids, one.rows + more * (two.rows - one.rows))
+    with torch.device("meta"):
+        # in twos, for a second model may have half as many
+        two, four = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (2, 4))
+    more = lambda few, many: few + (shape.layers - 2) * (many - few) // 2
+    return Need(more(two.model, four.model), two.ids, more(two.rows, four.rows))
 
 
 def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch) -> Need:
@@ -97,7 +97,7 @@ def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch
         kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 
-    model = Transformer(shape)
+    model = objective.model(shape)
     batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
         objective.loss(model, batch)

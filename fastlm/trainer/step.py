@@ -7,7 +7,6 @@ it had never stopped. The host waits for the device only when numbers are read.
 
 import inspect
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Transformer
-from fastlm.objectives import Batch, Objective, noise
+from fastlm.objectives import Batch, Objective, Vocabulary, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
@@ -30,7 +29,8 @@ MOMENTUM = 0.9  # of SGD
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did. losses: "loss", and each term's mean over its targets; norm: of the gradient before
+    """What one update did. losses: "loss", and each term's mean over its targets, of which the loss is the weighted
+    sum; norm: of the gradient before
     clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device.
     """
 
@@ -52,14 +52,19 @@ class Trainer:
         self.config, self.steps, self.step, self.check = config, steps, 0, check
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
-        self.train = make_objective(config, "train", tokens.train, shape.context, tokens.facts.vocab_size)
-        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, tokens.facts.vocab_size)
+        self.tokenizer = load_tokenizer(tokens.tokenizer_file)
+        known = vocabulary(self.tokenizer)
+        self.train = make_objective(config, "train", tokens.train, shape.context, known)
+        self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
         torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
-        self.model = Transformer(shape).to(self.device)
+        self.model = self.train.model(shape).to(self.device)
         self.optimizer = make_optimizer(config, self.model)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.bytes_of = torch.from_numpy(tokens.bytes_of())
-        self.tokenizer = load_tokenizer(tokens.tokenizer_file)
+
+    def exported(self) -> Transformer:
+        """What of the model others open."""
+        return self.train.exported(self.model)
 
     @property
     def tokens_per_update(self) -> int:
@@ -86,14 +91,11 @@ class Trainer:
         losses: dict[str, Tensor] = {}
         for batch in batches:
             self.check()
-            terms = {name: value / max(1, counts[name]) for name, value in self._losses(self.train, batch).items()}
-            self.scaler.scale(sum(terms.values())).backward()
-            losses = total(
-                [
-                    losses,
-                    {"loss": sum(terms.values()).detach()} | {name: value.detach() for name, value in terms.items()},
-                ]
-            )
+            with autocast(config, self.device):
+                sums = self.train.loss(self.model, self._placed(batch))
+            means = self._means(sums, counts)
+            self.scaler.scale(means["loss"]).backward()
+            losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
@@ -125,32 +127,41 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
-        """Held-out "loss" and its terms, and "bits_per_byte" where the objective's loss is one; over all windows, or
-        over so many of them spread evenly, always the same.
+        """Held-out "loss", its terms, the objective's shares, and "bits_per_byte" where its loss is a code length; over
+        all windows, or over so many of them spread evenly, always the same.
         """
         self.model.eval()
         windows = windows or self.held_out.windows
         numbers = np.arange(windows) * self.held_out.windows // windows
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
         sums: dict[str, Tensor] = {}
-        counts: Counter[str] = Counter()
+        counts: dict[str, int] = {}
         size = 0
         for first in range(0, windows, self.config.batch):
             self.check()
             batch = self.held_out.fixed(numbers[first : first + self.config.batch])
-            counts.update(self.held_out.targets(batch))
+            counts = total([counts, self.held_out.targets(batch)])
             if self.held_out.reports_bits_per_byte:
                 size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-            for name, value in self._losses(self.held_out, batch).items():
+            with autocast(self.config, self.device):
+                terms, shares = self.held_out.evaluate(self.model, self._placed(batch))
+            for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
                 if name not in sums:
                     sums[name] = torch.zeros_like(value, dtype=torch.float64)
                 sums[name] += value
-        terms = {name: value.item() / max(1, counts[name]) for name, value in sums.items()}
-        found = {"loss": sum(terms.values())} | terms
+        terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
+        found = self._means(terms, counts)
+        found |= {name: (value[0] / value[1].clamp(min=1)).item() for name, value in sums.items() if value.ndim}
         if self.held_out.reports_bits_per_byte:
-            found["bits_per_byte"] = sum(value.item() for value in sums.values()) / math.log(2) / size
+            found["bits_per_byte"] = sum(terms.values()) / math.log(2) / size
         return found
 
+    def _means(self, sums: dict, counts: dict[str, int]) -> dict:
+        """ "loss", and the terms over their targets, of which it is the weighted sum."""
+        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
+        return {"loss": sum(self.train.weights.get(name, 1.0) * value for name, value in means.items())} | means
+
+    @torch.no_grad()
     def sample(self, n: int) -> str:
         """About n tokens of what the model can do, as its objective shows it; the same at the same step."""
         self.model.eval()
@@ -162,10 +173,8 @@ class Trainer:
         """Whether every parameter is a finite number. The host waits for the device."""
         return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
 
-    def _losses(self, objective, batch: Batch) -> dict[str, Tensor]:
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        with autocast(self.config, self.device):
-            return objective.loss(self.model, batch)
+    def _placed(self, batch: Batch) -> Batch:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
@@ -174,15 +183,15 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
-def make_objective(config: Config, side: str, ids: np.ndarray, context: int, vocab_size: int) -> Objective:
+def make_objective(config: Config, side: str, ids: np.ndarray, context: int, known: Vocabulary) -> Objective:
     """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
     try:
-        return config.objective_class()(ids, context, vocabulary(vocab_size))
+        return config.objective_over(ids, context, known)
     except ValueError as error:
         raise Refusal(f"the {side} side of the text has {error}") from error
 
 
-def make_optimizer(config: Config, model: Transformer) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
     step would take no notice of the schedule.
     """

@@ -23,7 +23,7 @@ def test_shares_and_specials():
     """80/10/10 within 1 % of 10⁵ targets; specials are neither targets nor drawn; the count is exact."""
     o = objective()
     batch = o.batch(0, 0, 5300)
-    rows = o._windows.drawn(0, 0, 5300)[0]
+    rows = o.rows.drawn(0, 0, 5300)[0]
     labels, at = batch["labels"], batch["inputs"].gather(1, batch["places"])
     assert labels.shape == (5300, 19) and o.targets(batch) == {"loss": labels.numel()} and labels.numel() > 1e5
     assert (labels >= VOCABULARY.specials).all() and torch.equal(rows.gather(1, batch["places"]), labels)
@@ -38,22 +38,12 @@ def test_shares_and_specials():
     assert all(len(set(places)) == 19 for places in batch["places"][:50].tolist())
 
 
-def test_noise_is_a_function_of_seed_epoch_and_index():
-    o = objective()
-    whole = o.batch(3, 0, 2 * len(o))
-    for first, count in ((0, 7), (len(o) - 2, 5), (len(o) + 11, 1)):
-        part = o.batch(3, first, count)
-        assert all(torch.equal(part[name], whole[name][first : first + count]) for name in whole)
-    assert not torch.equal(o.batch(4, 0, 7)["places"], whole["places"][:7])
-    assert not torch.equal(whole["places"][: len(o)], whole["places"][len(o) :])
-
-
 def test_rounds_repeat_the_noise():
     """Static masking hides the same places of sample i in every epoch, wherever its window stands."""
     o = objective(rounds=1)
     places = o.batch(0, 0, 3 * len(o))["places"]
     epochs, indices = zip(*(divmod(s, len(o)) for s in range(3 * len(o))), strict=True)
-    text = o._windows.drawn(0, 0, 3 * len(o))[0] >= VOCABULARY.specials
+    text = o.rows.drawn(0, 0, 3 * len(o))[0] >= VOCABULARY.specials
     draws = {}
     for row, words, index in zip(places.tolist(), text.all(1).tolist(), indices, strict=True):
         if words:  # a special token in the window moves a place
@@ -78,15 +68,6 @@ def test_the_head_reads_the_places_and_the_first_loss_is_ln_v():
     batch = o.batch(0, 0, 8)
     loss = o.loss(model, batch)["loss"].item() / o.targets(batch)["loss"]
     assert seen == [(8, 19, 64)] and abs(loss / math.log(500) - 1) < 0.02
-
-
-def test_accumulated_micro_batches_are_one_batch():
-    torch.manual_seed(0)
-    model = Transformer(preset("bert", vocab_size=500, dim=32, layers=1, heads=2, pair_labels=0)).eval()
-    o = objective()
-    whole = o.loss(model, o.batch(0, 0, 8))["loss"]
-    parts = sum(o.loss(model, o.batch(0, first, 2))["loss"] for first in range(0, 8, 2))
-    torch.testing.assert_close(whole, parts, rtol=1e-6, atol=0)
 
 
 def test_too_little_is_refused():

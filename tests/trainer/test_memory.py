@@ -104,6 +104,12 @@ def test_what_is_reckoned_is_what_is_taken(text):
     assert 0.8 < taken / reckoned < 1.25
 
 
+@pytest.mark.parametrize("preset", ["bert", "deberta-v3", "xlnet", "bart"])
+def test_models_with_dropout_padding_and_two_parts_are_reckoned(text, preset):
+    few, many = (memory.reckon(config(text, preset=preset, layers=n), 300) for n in (2, 4))
+    assert many.model > few.model > 0 and many.rows > few.rows > 0
+
+
 def test_layers_and_rows_are_reckoned_without_being_made(text):
     """Two layers are looked at, and as many are reckoned as there are."""
     few, many = (memory.reckon(config(text, layers=n), 300) for n in (3, 5))

@@ -67,7 +67,7 @@ def test_evaluations_do_not_slow_the_tokens(text, tmp_path, monkeypatch):
 def test_the_model_is_said_with_its_size(text, tmp_path, capsys):
     assert train(text, tmp_path / "run", steps=2) == 0
     (model,) = said(capsys.readouterr().out, "model")
-    assert model == "llama · 1 layer of 32 · 2 heads · context 16 · rope · 23k parameters"
+    assert model == "llama · causal · 1 layer of 32 · 2 heads · context 16 · rope · 23k parameters"
 
 
 def test_what_was_skipped_and_how_to_go_on(text, tmp_path, capsys):

@@ -82,3 +82,16 @@ def test_a_text_without_a_space_takes_no_longer(tmp_path):
     assert size == 200_002 and counts.sum() == len(ids) and encoder.decode(ids.tolist()) == some + "CA"
     assert ids.tolist().count(tokenizer.EOS) == 3
     assert time.process_time() - begun < 10
+
+
+def test_objectives_are_told_of_words_sentences_and_lines():
+    encoder = round_trip_tokenizer()
+    known = tokenizer.vocabulary(encoder)
+    ids = encoder.encode("def f(x):\n    return x. Who? (me)\nx.y 7").ids
+    marked = lambda field: [encoder.decode([i]) for i in ids if field[i]]
+    words = marked(known.begins_word)
+    assert any(text.startswith(" ") for text in words) and not any(text[:1].isalnum() for text in words)
+    assert marked(known.ends_sentence) == [".", "?", "."]
+    assert [text.strip(" ") for text in marked(known.ends_line)] == ["\n", "\n"]
+    for field in (known.begins_word, known.ends_sentence, known.ends_line):
+        assert field.shape == (encoder.get_vocab_size(),) and not field[: len(tokenizer.SPECIALS)].any()

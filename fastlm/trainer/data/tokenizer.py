@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from fastlm.objectives import Vocabulary
 
 SPECIALS = ("<pad>", "<eos>", "<unk>", "<s>", "<mask>")  # ids 0, 1, 2, 3, 4
-PAD, EOS, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<mask>"))
+PAD, EOS, BEGIN, MASK = map(SPECIALS.index, ("<pad>", "<eos>", "<s>", "<mask>"))
 LEAST = len(SPECIALS) + 256  # ids: those and the bytes
 PIECE = 1024  # characters at most
 BATCH = 256  # pieces encoded at once
 LEARNED = 10_000_000  # bytes of a larger text that its vocabulary is learned from, at most
 DISTINCT = 4_000_000  # bytes of different words in them, at most: each takes 80 bytes of memory
 SPACES = " \t\n\r"
+SENTENCE_ENDS = (".", "!", "?")
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to that are part of a character
 
 
 def train(documents: Iterator[str], vocab: int, path: Path, share: float = 1.0) -> None:
@@ -80,11 +82,30 @@ def most_ids(vocab: int, size: int) -> int:
     return min(vocab, LEAST + size)
 
 
-def vocabulary(size: int) -> "Vocabulary":
-    """What objectives know of a tokenizer of so many ids."""
+def vocabulary(tokenizer) -> "Vocabulary":
+    """What objectives know of a tokenizer. Words begin at white space and at what is neither letter nor digit;
+    sentences end with . ! ? and lines.
+    """
+    import torch
+
+    texts = [tokenizer.decode([i]) for i in range(len(SPECIALS), tokenizer.get_vocab_size())]
+    of_text = lambda holds: torch.tensor([False] * len(SPECIALS) + [holds(text) for text in texts])
+    return bare_vocabulary(tokenizer.get_vocab_size())._replace(
+        begins_word=of_text(lambda text: not text[:1].isalnum() and not text.startswith(UNFINISHED)),
+        ends_sentence=of_text(lambda text: text.rstrip(" \t").endswith(SENTENCE_ENDS)),
+        ends_line=of_text(lambda text: text.rstrip(" \t").endswith("\n")),
+    )
+
+
+def bare_vocabulary(size: int) -> "Vocabulary":
+    """The same of a tokenizer of so many ids that is not there yet: each token is a word and a sentence of one line."""
+    import torch
+
     from fastlm.objectives import Vocabulary
 
-    return Vocabulary(size, specials=len(SPECIALS), pad=PAD, eos=EOS, mask=MASK)
+    each = torch.ones((), dtype=torch.bool).expand(size)  # of any size without memory
+    ids = dict(specials=len(SPECIALS), pad=PAD, eos=EOS, begin=BEGIN, mask=MASK)
+    return Vocabulary(size, **ids, begins_word=each, ends_sentence=each, ends_line=each)
 
 
 def load_tokenizer(path: Path):

@@ -13,7 +13,7 @@ from fastlm.trainer import schedule  # noqa: F401 (a light one, always full)
 
 PACKAGE = Path(__file__).parents[2]
 REGISTRIES = {
-    "preset": ("models.presets", "FAMILIES", "SIZES"),
+    "preset": ("models.presets", "FAMILIES", "SIZED"),
     "position": ("positions", "SCHEMES"),
     "optimizer": ("optim", "OPTIMIZERS"),
     "objective": ("objectives", "OBJECTIVES"),

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.tokenizer import LEAST, PAD, vocabulary
+from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.choices import REGISTRIES, choices
 from fastlm.trainer.words import Refusal, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
+    import numpy as np
     import torch
 
     from fastlm.models import ModelConfig
-    from fastlm.objectives import Objective
+    from fastlm.objectives import Objective, Vocabulary
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 AT_LEAST = {
@@ -25,13 +26,12 @@ AT_LEAST = {
     "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0, "lr": 0, "weight_decay": 0, "clip": 0,
     "save_every": 0,
 }  # fmt: skip
-# ids are 32 bits wide; OpenMP dies of far too many threads
-AT_MOST = {"vocab": 2**32, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
+# ids are 32 bits wide; rows are tried before there is a text; OpenMP dies of far too many threads
+AT_MOST = {"vocab": 2**32, "context": 2**24, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
-OBJECTIVES_BY_KIND = {"decoder": "causal", "encoder": "mlm", "encoder-decoder": "span-corruption"}
 
 
 def unset(kind: str, meaning: str) -> arg:
@@ -52,7 +52,7 @@ class Config:
     optimizer: Literal[choices("optimizer")] = "adamw"
     """What turns gradients into updates."""
     objective: Annotated[Literal[("preset", *choices("objective"))], unset(None, "the preset's")] = "preset"
-    """What is learned: causal predicts each next token, mlm hidden ones, span-corruption what was cut out."""
+    """What is learned; the README's table says what each objective is."""
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """Modules or .py files to import first; what they register can be chosen here."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
@@ -124,12 +124,17 @@ class Config:
         return preset(self.preset, vocab_size=vocab_size + objective.extra_ids, **objective.shape | changes)
 
     def objective_class(self) -> "type[Objective]":
-        """The objective, which the preset's kind of model decides unless it is given."""
-        from fastlm.models.presets import PRESETS
-        from fastlm.objectives import OBJECTIVES
+        """The objective, which is the preset's unless it is given."""
+        from fastlm.objectives import OBJECTIVES, recipe
 
-        given = self.objective != "preset"
-        return OBJECTIVES[self.objective if given else OBJECTIVES_BY_KIND[PRESETS[self.preset].kind]]
+        return OBJECTIVES[recipe(self.preset)[0] if self.objective == "preset" else self.objective]
+
+    def objective_over(self, ids: "np.ndarray", context: int, known: "Vocabulary") -> "Objective":
+        """The objective over a stream of ids, with the preset's options where it is the preset's. Raises ValueError."""
+        from fastlm.objectives import recipe
+
+        made, (name, options) = self.objective_class(), recipe(self.preset)
+        return made(ids, context, known, **(options if made.name == name else {}))
 
     def sketch(self, vocab_size: int) -> "ModelConfig":
         """The same, without the memory that its positional scheme's parameters would take."""
@@ -200,15 +205,14 @@ class Config:
 
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
+        from fastlm.objectives import recipe
 
         kind, objective = PRESETS[self.preset].kind, self.objective_class()
         if objective.kind != kind:
             raise Refusal(
                 f"--objective {objective.name} trains a model of kind {objective.kind}, and --preset {self.preset} is "
-                f"of kind {kind}; give --objective {OBJECTIVES_BY_KIND[kind]}, or another --preset"
+                f"of kind {kind}; give --objective {recipe(self.preset)[0]}, or another --preset"
             )
-        if untaught := _untaught(PRESETS[self.preset]):
-            raise Refusal(f"--preset {self.preset} {untaught}")
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
         if dim % heads:
             near = max(1, round(dim / heads)) * heads
@@ -224,10 +228,12 @@ class Config:
             raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
-        """The objective over a text of a few empty rows, which says what it cannot be made for."""
+        """The objective over a text of two documents, a row each, which says what it cannot be made for."""
         import numpy as np
 
-        return self.objective_class()(np.zeros(2 * context + 2, np.uint16), context, vocabulary(vocab_size))
+        ids = np.zeros(2 * context + 2, np.uint16)
+        ids[context] = EOS
+        return self.objective_over(ids, context, bare_vocabulary(vocab_size))
 
     def to_json(self) -> dict:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -237,15 +243,6 @@ class Config:
     def from_json(cls, values: dict) -> "Config":
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
         return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
-
-
-def _untaught(shape: "ModelConfig") -> str | None:
-    """What a preset's models do that no objective teaches, and the cure; None where one does."""
-    if shape.head == "detection":
-        return "tells which tokens were replaced, which no objective teaches; its generator's preset learns the tokens"
-    if shape.two_streams:
-        return "predicts tokens in any order, which no objective teaches; --preset deberta is learned by mlm"
-    return None
 
 
 def flag(name: str) -> str:

@@ -37,9 +37,10 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     tokenizer.json.
     """
     tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
-    if trainer.model.config.kind == "encoder-decoder":
+    model = trainer.exported()
+    if model.config.kind == "encoder-decoder":
         tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
-    to_huggingface(trainer.model, folder, **tokens)
+    to_huggingface(model, folder, **tokens)
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": trainer.train.context,
@@ -54,6 +55,7 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
 def opened_by(model: ModelConfig, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
     head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
+    head = "PreTraining" if model.head == "detection" or model.pair_labels else head
     theirs = f"transformers.AutoModelFor{head}.from_pretrained"
     opener = "fastlm.interop.from_huggingface" if model_type(model) == "fastlm" else theirs
     return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
@@ -64,20 +66,24 @@ def write_samples(metrics: Metrics, path: Path) -> None:
     write_file(path, "\n".join(f"── step {step} ──\n{text}\n" for step, text in metrics.series("step", "sample")))
 
 
-def write_plot(metrics: Metrics, tokens: Tokens, path: Path) -> None:
-    """loss.png: loss against tokens with reference lines, and below it speed and learning rate."""
+def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
+    """loss.png: a term against tokens with reference lines, and below it speed and learning rate."""
     from matplotlib.figure import Figure  # without pyplot, nothing looks for a display
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     seen, losses, rates, speeds = map(
-        list, zip(*metrics.series("tokens", "loss", "lr", "tokens_per_second"), strict=True)
+        list, zip(*metrics.series("tokens", term, "lr", "tokens_per_second"), strict=True)
     )
     width = max(1, len(losses) // 50)
     above.plot(seen, losses, color="0.85", linewidth=0.7)
     above.plot(seen, smooth(losses, width), color="C0", label="train")
     above.plot(
-        *zip(*metrics.series("tokens", "held_out_loss"), strict=True), "o-", color="C1", markersize=4, label="held out"
+        *zip(*metrics.series("tokens", f"held_out_{term}"), strict=True),
+        "o-",
+        color="C1",
+        markersize=4,
+        label="held out",
     )
     for i, (name, nats) in enumerate(reference_lines(tokens).items()):
         above.axhline(nats, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {nats:.2f}")
@@ -95,10 +101,14 @@ def write_plot(metrics: Metrics, tokens: Tokens, path: Path) -> None:
 
 def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, metrics: Metrics, path: Path) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
-    facts = tokens.facts
+    facts, exported = tokens.facts, trainer.exported()
     bits = metrics.last.get("held_out_bits_per_byte")
+    objective = trainer.held_out
     result = {
-        "held-out loss": f"{metrics.last['held_out_loss']:.4f} nats per token",
+        "objective": objective.name,
+        "held-out loss": f"{metrics.last['held_out_loss']:.4f} nats",
+        f"held-out {objective.compared}": f"{metrics.last[f'held_out_{objective.compared}']:.4f} nats per token",
+        **{f"held-out {name}": f"{metrics.last[f'held_out_{name}']:.1%}" for name in objective.shares},
         "held-out bits per byte": None if bits is None else f"{bits:.4f}",
         "zlib -9, each held-out document by itself": f"{facts.zlib_bits:.4f} bits per byte",
         "unigram": f"{facts.unigram_nats:.4f} nats per token",
@@ -106,7 +116,7 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "steps": f"{plan.steps:,}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
-        "weights open with": f"`{opened_by(trainer.model.config, path.parent)}`",
+        "weights open with": f"`{opened_by(exported.config, path.parent)}`",
     }
     data = {
         "text": f"{corpus.name}, {several(len(corpus.sources), 'file')}, {corpus.bytes:,} bytes",
@@ -116,7 +126,7 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
         "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out",
         "held out": f"{tokens.held_out_share:.1%} of the text",
     }
-    model = {"parameters": f"{trainer.model.parameter_count():,}"} | asdict(trainer.model.config)
+    model = {"parameters": f"{exported.parameter_count():,}"} | asdict(exported.config)
     table = memory_table(trainer.model, chosen=trainer.optimizer)
     memory = {
         f"{row.optimizer}{', chosen' * row.chosen}": f"{size(row.total)}, of which states {size(row.states)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fastlm.models import Transformer
+from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.budget import Budget, Looks
 from fastlm.trainer.data.corpus import Corpus
@@ -54,10 +54,19 @@ def of_tokens(config: Config, tokens: Tokens) -> Iterator[Line]:
 def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
     """What the model is, and the losses to compare its own with."""
     shape = config.model(tokens.facts.vocab_size)
+    objective = config.objective_on_rows(shape.context, tokens.facts.vocab_size)
     with torch.device("meta"):
-        parameters = count(Transformer(shape).parameter_count())
+        parameters = count(sum(p.numel() for p in objective.model(shape).parameters()))
     size_of = f"{several(shape.layers, 'layer')} of {shape.dim}", several(shape.heads, "head")
-    yield "model", config.preset, *size_of, f"context {shape.context}", shape.position, f"{parameters} parameters"
+    yield (
+        "model",
+        config.preset,
+        objective.name,
+        *size_of,
+        f"context {shape.context}",
+        shape.position,
+        f"{parameters} parameters",
+    )
     nats = artefacts.reference_lines(tokens)
     yield (
         "to beat",
@@ -88,19 +97,29 @@ def of_evaluation(trainer: Trainer, windows: int, last: dict) -> Line:
     """windows: how many were looked at. last: the newest of each of the metrics, as everywhere below."""
     there = several(trainer.held_out.windows, "window")
     part = f"all {there}" if windows == trainer.held_out.windows else f"{windows:,} of {there}"
-    return "held out", *_losses(last), f"step {trainer.step:,}", clock(last["seconds"]), part
+    return "held out", *_losses(trainer.held_out, last), f"step {trainer.step:,}", clock(last["seconds"]), part
 
 
-def _losses(last: dict) -> list[str]:
+def _losses(objective: Objective, last: dict) -> list[str]:
+    """The loss; the term that is compared where it is another; bits per byte and shares where there are any."""
+    terms = dict.fromkeys(("loss", objective.compared))
+    parts = [f"{name} {last[f'held_out_{name}']:.3f}".removeprefix("loss ") + " nats" for name in terms]
     bits = last.get("held_out_bits_per_byte")  # None where the loss is no code length
-    return [f"{last['held_out_loss']:.3f} nats", *([] if bits is None else [f"{bits:.3f} bits/byte"])]
+    return [*parts, *([] if bits is None else [f"{bits:.3f} bits/byte"]), *_shares(objective.shares, last)]
 
 
-def of_progress(step: int, steps: int, left: float, speed: float, last: dict) -> list[str]:
-    """How far a run is, what matters most first. left: seconds; speed: tokens a second."""
+def _shares(names: tuple[str, ...], last: dict) -> list[str]:
+    return [f"{name.replace('_', ' ')} {last[f'held_out_{name}']:.1%}" for name in names]
+
+
+def of_progress(
+    step: int, steps: int, left: float, speed: float, last: dict, shares: tuple[str, ...] = ()
+) -> list[str]:
+    """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: the objective's."""
     parts = [f"{step / steps:4.0%}  {clock(left)} left", f"step {step:,}", _number("loss", last.get("loss"), ".3f")]
     parts += [f"held out {last['held_out_loss']:.3f}{' (step 0)' * (last['held_out_step'] == 0)}"]
     parts += [
+        *_shares(shares, last),
         _number("lr", last.get("lr"), ".2g"),
         f"{count(speed)} tok/s",
         _number("|g|", last.get("grad_norm"), ".2f"),
@@ -114,8 +133,13 @@ def _number(name: str, value: float | None, digits: str) -> str:
 
 def of_end(folder: Path, trainer: Trainer, tokens: Tokens, last: dict, seconds: float) -> Iterator[Line]:
     seen = count(trainer.steps * trainer.tokens_per_update)
-    held_out = f"held out {' = '.join(_losses(last))}"
-    yield "done", held_out, f"zlib -9 {tokens.facts.zlib_bits:.3f} bits/byte", f"{seen} tokens", clock(seconds)
+    yield (
+        "done",
+        f"held out {', '.join(_losses(trainer.held_out, last))}",
+        f"zlib -9 {tokens.facts.zlib_bits:.3f} bits/byte",
+        f"{seen} tokens",
+        clock(seconds),
+    )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
-    opened = artefacts.opened_by(trainer.model.config, folder)
+    opened = artefacts.opened_by(trainer.exported().config, folder)
     yield "next", command("sample", folder), f"weights open with {opened}"

@@ -1,0 +1,58 @@
+"""What objectives share whose rows are windows of the stream, all of one length."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlm.objectives.base import Batch, Objective, Vocabulary
+from fastlm.objectives.noise import Samples
+from fastlm.objectives.windows import Windows
+
+
+class RowObjective(Objective):
+    """An objective over windows of the stream: define `make`, which turns windows into a batch, and `loss`.
+
+    Args:
+        tokens, context, vocabulary: as in `Objective`.
+        length: tokens of a window. Default context.
+        overlap: tokens that a window shares with the next one. Default 0.
+
+    Attributes:
+        rows: the `Windows`.
+
+    Raises:
+        ValueError: if the stream is too short for a single window.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, length: int | None = None, overlap: int = 0
+    ):
+        super().__init__(tokens, context, vocabulary)
+        self.rows = Windows(tokens, context if length is None else length, overlap)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def windows(self) -> int:
+        return self.rows.count
+
+    def batch(self, seed: int, first: int, count: int) -> Batch:
+        rows, epochs, indices = self.rows.drawn(seed, first, count)
+        return self.make(rows, Samples(seed, epochs, indices))
+
+    def fixed(self, numbers: np.ndarray) -> Batch:
+        numbers = np.asarray(numbers)
+        return self.make(self.rows.fixed(numbers), Samples(0, torch.tensor(0), torch.from_numpy(numbers)))
+
+    def make(self, rows: Tensor, samples: Samples) -> Batch:
+        """A batch of windows.
+
+        Args:
+            rows: [B, length] int64.
+            samples: whose noise the batch has.
+
+        Returns:
+            A batch, as `batch` gives it.
+        """
+        raise NotImplementedError

@@ -1,0 +1,95 @@
+"""What every objective promises: batches depend on their number alone, sums add up, and losses begin as guessing's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fastlm.models.presets import FAMILIES, preset
+from fastlm.objectives import OBJECTIVES, Vocabulary, recipe
+
+SIZE, CONTEXT, STOP = 500, 32, 10
+IDS = torch.arange(SIZE)
+VOCABULARY = Vocabulary(SIZE, begins_word=IDS % 3 > 0, ends_sentence=IDS == STOP, ends_line=IDS < 0)
+STREAM = np.random.default_rng(0).integers(5, SIZE, 20_000).astype(np.uint16)
+STREAM[::11], STREAM[::97] = STOP, VOCABULARY.eos
+# a preset that learns each, in each variant
+LEARNERS = [
+    "llama", "roberta", "deberta", "bert", "albert", "electra", "deberta-v3", "xlnet", "bart", "mass", "t5-v1.1"
+]  # fmt: skip
+CASES = {f"{recipe(name)[0]} of {name}": (name, *recipe(name)) for name in LEARNERS} | {
+    "prefix": ("llama", "prefix", {})
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request):
+    """An objective and a small model that learns it."""
+    name, objective, options = CASES[request.param]
+    torch.manual_seed(0)
+    o = OBJECTIVES[objective](STREAM, CONTEXT, VOCABULARY, **options)
+    sizes = dict(vocab_size=SIZE + o.extra_ids, dim=32, layers=2, heads=2, context=CONTEXT)
+    return o, o.model(preset(name, **sizes, **o.shape)).eval()
+
+
+def test_all_are_here():
+    tried = [(objective, options) for _, objective, options in CASES.values()]
+    assert {objective for objective, _ in tried} == set(OBJECTIVES) and all(recipe(name) in tried for name in FAMILIES)
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_index(made):
+    o, _ = made
+    whole = o.batch(3, 0, 2 * len(o))
+    for first, count in ((0, 7), (len(o) - 2, 5), (len(o) + 11, 1)):
+        part = o.batch(3, first, count)
+        assert all(torch.equal(part[name], whole[name][first : first + count]) for name in whole)
+    again, other = o.batch(3, 0, 7), o.batch(4, 0, 7)
+    assert all(torch.equal(again[name], whole[name][:7]) for name in whole)
+    assert not torch.equal(other["inputs"], again["inputs"])
+    assert not torch.equal(whole["inputs"][: len(o)], whole["inputs"][len(o) :])
+
+
+def test_fixed_windows_do_not_depend_on_their_batch(made):
+    o, _ = made
+    whole = o.fixed(np.arange(o.windows))
+    assert all(torch.equal(x, whole[name][3:8]) for name, x in o.fixed(np.arange(3, 8)).items())
+
+
+def test_micro_batches_add_up_to_their_batch(made):
+    o, model = made
+    batches = [o.batch(0, first, 2) for first in range(0, 8, 2)]
+    whole, parts = o.loss(model, o.batch(0, 0, 8)), [o.loss(model, batch) for batch in batches]
+    for term in whole:
+        torch.testing.assert_close(sum(part[term] for part in parts), whole[term], rtol=2e-6, atol=0)
+    counts = o.targets(o.batch(0, 0, 8))
+    assert counts == {term: sum(o.targets(batch)[term] for batch in batches) for term in counts}
+    assert counts.keys() == whole.keys() and o.weights.keys() <= whole.keys() and o.compared in whole
+
+
+def test_the_first_loss_is_that_of_guessing(made):
+    o, model = made
+    batch = o.batch(0, 0, 16)
+    terms, counts = o.loss(model, batch), o.targets(batch)
+    # T5's first logits have a variance of 1, which costs half a nat
+    spread = 0.5 if o.name == "span-corruption" else 0.0
+    of_guessing = {o.compared: math.log(SIZE + o.extra_ids) + spread}
+    for term, value in terms.items():  # the others are of two classes
+        expected = pytest.approx(of_guessing.get(term, math.log(2)), rel=0.02 if term in of_guessing else 0.1)
+        assert value.item() / counts[term] == expected, term
+
+
+def test_an_evaluation_is_the_loss_and_shares(made):
+    o, model = made
+    batch = o.fixed(np.arange(4))
+    terms, shares = o.evaluate(model, batch)
+    assert terms.keys() == o.loss(model, batch).keys() and set(shares) == set(o.shares)
+    assert all(0 <= many <= of for many, of in shares.values())
+
+
+def test_every_parameter_learns(made):
+    o, model = made
+    sum(o.loss(model, o.batch(0, 0, 4)).values()).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    model.zero_grad()
+    assert not idle
