@@ -107,6 +107,7 @@ class Family:
         model_type: its name in config.json.
         architectures: (head, pair_labels) of ours → the class that has these heads; ("none", 0) → the base model.
         parts: its tensors, for a config.
+        encoder: the class that is an encoder–decoder's encoder alone; "" for none.
         options: their option → (our field or fields, transformers' default).
         fixed: their option → the one value that we have, which is transformers' default.
         always: our fields for which the family has no option.
@@ -125,6 +126,7 @@ class Family:
     model_type: str
     architectures: dict[tuple[str, int], str]
     parts: Callable[[ModelConfig], Parts]
+    encoder: str = ""
     options: dict[str, tuple[str, Any]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     always: dict[str, Any] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class Family:
         made = entries.pop("architectures", None) or ()
         named = (heads for heads, name in self.architectures.items() if name in made)
         fields["head"], fields["pair_labels"] = next(named, next(iter(self.architectures)))
+        if self.encoder in made:
+            fields |= dict(kind="encoder", head="none", layers=fields.pop("encoder_layers"))
         if unknown := sorted(entries.keys() - {*WITHOUT_MEANING, *self.meaningless.split()}):
             warnings.warn(f"fastlm does not know {', '.join(unknown)} of {self.model_type}'s config", stacklevel=3)
         with torch.device("meta"):
@@ -166,8 +170,10 @@ class Family:
 
     def entries(self, config: ModelConfig) -> dict:
         """The entries of a config.json, for a config of this family."""
-        c = resolved(config)
-        made = {"architectures": [self.architectures[c.head, c.pair_labels]]}
+        c, alone = resolved(config), self.encoder and config.kind == "encoder"
+        made = {"architectures": [self.encoder if alone else self.architectures[c.head, c.pair_labels]]}
+        if alone:
+            c = replace(c, kind="encoder-decoder", encoder_layers=c.layers)
         for name, (ours, _) in self.options.items():
             value = getattr(c, ours.split()[0])
             made[name] = ACTIVATIONS[value][0] if ours.endswith("activation") else value

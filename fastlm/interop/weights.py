@@ -56,7 +56,7 @@ def to_huggingface(model: Transformer, directory: Path | str, **entries: Any) ->
             )
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
-    if model.config.head == "none" and not model.config.pair_labels:
+    if model.config.head == "none" and not model.config.pair_labels:  # a base model
         family = family.alone()
     if unread := family.unread(model.config):
         warnings.warn(

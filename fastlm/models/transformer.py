@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         encoder: a `Stack`, or None.
         decoder: a `Stack`, or None.
         head: what turns states into logits: an `LMHead`, a `DetectionHead`, or None.
-        pair_head: a `PairHead` on the encoder's first token, or None.
+        pair_head: a `PairHead` on the first token, or its pooler alone, or None.
 
     Depending on config it is GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), BERT (Devlin et al. 2019), T5
     (Raffel et al. 2020), another row of presets.py, or a mixture.
@@ -48,7 +48,7 @@ class Transformer(nn.Module):
         self.encoder = None if config.kind == "decoder" else Stack(config, encoder_layers, causal=False)
         self.decoder = None if config.kind == "encoder" else Stack(config, config.layers, causal=True, cross=both)
         self.head = None if config.head == "none" else self._make_head()
-        self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels else None
+        self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels or config.pooler else None
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -2,8 +2,6 @@
 hand.
 """
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,9 +54,7 @@ def make(kind, task, **options):
     torch.manual_seed(0)
     theirs = architecture(architecture.config_class(**config | options)).eval()
     spread(theirs)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pooler.*left out")
-        return theirs, interop.from_huggingface(theirs.base_model)
+    return theirs, interop.from_huggingface(theirs.base_model)
 
 
 def fill(theirs, name, ours):

@@ -83,6 +83,7 @@ FAMILIES = {
     ),
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
 }  # fmt: skip
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
@@ -189,6 +190,11 @@ CHECKPOINTS = [
     ),
     Checkpoint("MT5ForConditionalGeneration", dict(num_decoder_layers=1, tie_word_embeddings=False), untied=True),
     Checkpoint("MT5ForConditionalGeneration", dict(d_kv=5, feed_forward_proj="relu", tie_word_embeddings=False)),
+    Checkpoint("T5EncoderModel", dict(num_layers=3, num_decoder_layers=1)),
+    Checkpoint("UMT5ForConditionalGeneration", {}),
+    Checkpoint("UMT5ForConditionalGeneration", dict(feed_forward_proj="relu", num_decoder_layers=3)),
+    Checkpoint("UMT5Model", dict(relative_attention_num_buckets=8, relative_attention_max_distance=10)),
+    Checkpoint("UMT5EncoderModel", dict(d_kv=5)),
     Checkpoint("MT5Model", dict(relative_attention_num_buckets=6, tie_word_embeddings=False)),
 ]
 
@@ -218,7 +224,7 @@ class Batch(NamedTuple):
 def batches(model: nn.Module) -> dict[str, Batch]:
     """Without padding, with some on each side, and with token types where the model has them; XLNet tells any apart."""
     ids = lambda n: torch.randint(4, VOCABULARY, (B, n), generator=torch.Generator().manual_seed(n))
-    both = model.config.is_encoder_decoder
+    both = model.config.is_encoder_decoder and not type(model).__name__.endswith("EncoderModel")
     made = {}
     for side in ("none", "right", "left"):
         given = {"input_ids": ids(L)} | ({"decoder_input_ids": ids(T)} if both else {})
@@ -238,17 +244,19 @@ def batches(model: nn.Module) -> dict[str, Batch]:
 
 
 def theirs(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Logits or states of the real tokens, and logits of pairs where there are some."""
+    """Logits or states of the real tokens, and logits of pairs or pooled states where there are some."""
     out = model(**batch.given)
     if "seq_relationship_logits" in out or "sop_logits" in out:
         return [out.prediction_logits[batch.real], out[1][batch.starts]]
+    if out.get("pooler_output") is not None:
+        return [out[0][batch.real], out.pooler_output[batch.starts]]
     return [out[0][batch.real if out[0].shape[:2] == batch.real.shape else batch.starts]]
 
 
 def ours(model: Transformer, batch: Batch) -> list[Tensor]:
     given = {NAMES.get(name, name): x for name, x in batch.given.items()}
     states = model.states(given.pop("tokens"), given.pop("decoder_tokens", None), **given)
-    made = [] if model.config.head == "none" and model.pair_head is not None else [states]
+    made = [] if model.config.head == "none" and model.config.pair_labels else [states]
     made = [(x if model.head is None else model.head(x))[batch.real] for x in made]
     return made + ([] if model.pair_head is None else [model.pair_head(states)[batch.starts]])
 
