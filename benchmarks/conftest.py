@@ -19,11 +19,17 @@ import machine
 
 def pytest_addoption(parser):
     parser.addoption("--smoke", action="store_true", help="tiny sizes and two rounds")
+    parser.addoption("--layers", type=int, help="of whole models, instead of their own number")
 
 
 @pytest.fixture(scope="session")
 def smoke(request) -> bool:
     return request.config.getoption("--smoke")
+
+
+@pytest.fixture(scope="session")
+def layers(request) -> int | None:
+    return request.config.getoption("--layers")
 
 
 @pytest.fixture(scope="session")

@@ -75,13 +75,23 @@ def optimizer_line(row: dict) -> str:
     return f"| {row['step']} {row['shapes']} ({row['clock']}) | {seconds(ours)} | {rate} | {peers(row)} |"
 
 
+def model_line(row: dict) -> str:
+    ours, tokens = row["seconds"][OURS], row["B"] * (row["L"] if row["step"] == "train" else row["written"])
+    peaks = [
+        f"{name} {n['peak'] / 2**20:.0f}, {n['grows'] / 2**20:.0f} of it in the step" for name, n in row["peak"].items()
+    ]
+    memory = f"; peak memory, MiB: {'; '.join(peaks)}" if peaks else ""
+    problem = f"{row['step']} {row['model']}, B{row['B']} L{row['L']}"
+    return f"| {problem} | {seconds(ours)} | {tokens / ours['median']:.3g} tokens/s | {peers(row)}{memory} |"
+
+
 def markdown(rows: list[dict]) -> str:
     """A table for each device and kind."""
     parts = []
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
         group = list(group)
-        line = attention_line if "flops" in group[0] else optimizer_line
+        line = model_line if kind == "models" else attention_line if "flops" in group[0] else optimizer_line
         parts += [
             f"\n### {kind} on {device}\n",
             "| | fastlm | rate | peers' time over ours |",
@@ -146,7 +156,7 @@ def draw(rows: list[dict], folder: Path) -> None:
     for (kind, device, dtype, D), group in groupby(sorted(rows, key=by_plot), by_plot):
         machine = "".join(c if c.isalnum() else "-" for c in device.lower())
         group = list(group)
-        if kind.startswith("tiles"):  # one size each
+        if kind.startswith(("tiles", "models")):  # one size each
             continue
         if kind == "attention":
             draw_attention(

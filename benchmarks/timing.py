@@ -3,9 +3,10 @@ spread.
 
 A ratio is taken within each round, peer's time over ours, and the median of those ratios is reported with its 20th and
 80th percentiles; a difference counts only where that interval leaves out 1. "null" is our own function entered a second
-time: its spread is the noise of the measurement. Three clocks:
+time: its spread is the noise of the measurement. Four clocks:
 
     clock    perf_counter around a batch of calls; for CPUs
+    process  process_time, likewise: one thread's work on a CPU that others use too
     events   CUDA events around a batch of calls: what a training loop sees, the host's work too where it is the limit
     graph    CUDA events around the replay of a graph holding a batch of calls: the device's work alone
 
@@ -20,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -115,11 +117,11 @@ def batch_size(calls: Calls, once: Callable[[int], float], batch: float) -> int:
     return len(calls) * math.ceil(wanted / len(calls))
 
 
-def clock(calls: Calls, batch: float = BATCH) -> Callable[[], float]:
+def clock(calls: Calls, batch: float = BATCH, now: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
     def once(n: int) -> float:
-        start = time.perf_counter()
+        start = now()
         run_all(calls, n)
-        return time.perf_counter() - start
+        return now() - start
 
     n = batch_size(calls, once, batch)
     return lambda: once(n) / n
@@ -151,4 +153,4 @@ def graph(calls: Calls, batch: float = BATCH) -> Callable[[], float]:
     return lambda: between_events(captured.replay) / n
 
 
-CLOCKS = {"clock": clock, "events": events, "graph": graph}
+CLOCKS = {"clock": clock, "process": partial(clock, now=time.process_time), "events": events, "graph": graph}

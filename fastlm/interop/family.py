@@ -55,20 +55,23 @@ class TensorSlice(NamedTuple):
         ours: the parameter's name in our state dict.
         rows: of ours, in their order; a slice or indices. Default all.
         layout: of theirs, against ours: "same", "transposed" for [in, out], "row" for [1, n]. Default "same".
+        heads: where theirs ends in [heads, head_dim], its heads. None: it has no such two dimensions.
     """
 
     theirs: str
     ours: str
     rows: slice | Tensor = slice(None)
     layout: Literal["same", "transposed", "row"] = "same"
+    heads: int | None = None
 
     def of(self, parameter: Tensor) -> Tensor:
         """Their tensor, made from our parameter."""
-        return LAYOUTS[self.layout][0](parameter[self.rows])
+        made = LAYOUTS[self.layout][0](parameter[self.rows])
+        return made if self.heads is None else made.unflatten(-1, (self.heads, -1))
 
     def back(self, tensor: Tensor) -> Tensor:
         """Our rows, made from their tensor."""
-        return LAYOUTS[self.layout][1](tensor)
+        return LAYOUTS[self.layout][1](tensor if self.heads is None else tensor.flatten(-2))
 
 
 Parts = Iterator[TensorSlice]
@@ -104,13 +107,17 @@ class Family:
         model_type: its name in config.json.
         architectures: (head, pair_labels) of ours → the class that has these heads; ("none", 0) → the base model.
         parts: its tensors, for a config.
+        encoder: the class that is an encoder–decoder's encoder alone; "" for none.
         options: their option → (our field or fields, transformers' default).
         fixed: their option → the one value that we have, which is transformers' default.
         always: our fields for which the family has no option.
         read: takes from a config's entries what the tables do not say, and returns fields of ours.
         write: the way back.
+        shown: fields of ours that no option says, from our config and the names of the tensors.
+        unread: what a config of ours computes with and transformers leaves unread in the file; None for nothing.
         prefix: of the base model's tensors where a head stands above it.
         copies: a tensor that repeats another one → that one.
+        renamed: pattern of other names that tensors have in files → the name in parts.
         buffers: pattern of tensors in files that are no parameters.
         pooler: pattern of the base model's tensors that only some heads read.
         meaningless: options, one word each, that change nothing of what a model computes.
@@ -119,13 +126,17 @@ class Family:
     model_type: str
     architectures: dict[tuple[str, int], str]
     parts: Callable[[ModelConfig], Parts]
+    encoder: str = ""
     options: dict[str, tuple[str, Any]] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
     always: dict[str, Any] = field(default_factory=dict)
     read: Callable[[dict], dict] = lambda entries: {}
     write: Callable[[ModelConfig], dict] = lambda config: {}
+    shown: Callable[[ModelConfig, set[str]], dict] = lambda config, names: {}
+    unread: Callable[[ModelConfig], str | None] = lambda config: None
     prefix: str = ""
     copies: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
     buffers: str = "$^"
     pooler: str = "$^"
     meaningless: str = ""
@@ -144,12 +155,14 @@ class Family:
         for name, (ours, default) in self.options.items():
             value = entries.pop(name, default)
             for each in ours.split():
-                read = self._activation(name, value) if each == "activation" else value
+                read = self._activation(name, value) if each.endswith("activation") else value
                 if fields.setdefault(each, read) != read:
                     raise self.refusal(name, value, f"another of its options gave our {each} as {fields[each]!r}")
         made = entries.pop("architectures", None) or ()
         named = (heads for heads, name in self.architectures.items() if name in made)
         fields["head"], fields["pair_labels"] = next(named, next(iter(self.architectures)))
+        if self.encoder in made:
+            fields |= dict(kind="encoder", head="none", layers=fields.pop("encoder_layers"))
         if unknown := sorted(entries.keys() - {*WITHOUT_MEANING, *self.meaningless.split()}):
             warnings.warn(f"fastlm does not know {', '.join(unknown)} of {self.model_type}'s config", stacklevel=3)
         with torch.device("meta"):
@@ -157,11 +170,13 @@ class Family:
 
     def entries(self, config: ModelConfig) -> dict:
         """The entries of a config.json, for a config of this family."""
-        c = resolved(config)
-        made = {"architectures": [self.architectures[c.head, c.pair_labels]]}
+        c, alone = resolved(config), self.encoder and config.kind == "encoder"
+        made = {"architectures": [self.encoder if alone else self.architectures[c.head, c.pair_labels]]}
+        if alone:
+            c = replace(c, kind="encoder-decoder", encoder_layers=c.layers)
         for name, (ours, _) in self.options.items():
             value = getattr(c, ours.split()[0])
-            made[name] = ACTIVATIONS[value][0] if ours == "activation" else value
+            made[name] = ACTIVATIONS[value][0] if ours.endswith("activation") else value
         return {"model_type": self.model_type, **made, **self.write(c)}
 
     def has(self, config: ModelConfig) -> bool:
@@ -169,7 +184,11 @@ class Family:
         if (config.head, config.pair_labels) not in self.architectures:
             return False
         try:
-            return resolved(self.config(self.entries(config))) == resolved(config) and bool([*self.parts(config)])
+            read = self.config(self.entries(config))
+            shown = {name: getattr(config, name) for name in self.shown(read, set())}
+            if resolved(replace(read, **shown)) != resolved(config):
+                return False
+            return self.shown(config, {part.theirs for part in self.parts(config)}) == shown
         except (TypeError, ValueError):  # there is nothing that says it in their config
             return False
 
@@ -209,6 +228,8 @@ def resolved(c: ModelConfig) -> ModelConfig:
     )  # fmt: skip
     if c.kind == "encoder-decoder":
         changes["encoder_layers"] = said(c.encoder_layers, c.layers)
+    if not c.conv_width:
+        changes |= dict(conv_groups=1, conv_activation="gelu")
     if c.head != "lm":
         changes |= dict(head_transform=False, head_bias=False, tie_embeddings=True, scale_logits=False)
     with torch.device("meta"):  # a config makes its scheme to check it
@@ -223,6 +244,7 @@ def _each_layers_window(c: ModelConfig) -> tuple[int | None, ...]:
 def _named_options(scheme: Callable, options: dict[str, Any]) -> dict[str, Any]:
     """Those of a scheme's options that are not its defaults."""
     defaults = {name: p.default for name, p in inspect.signature(scheme).parameters.items()}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
     options = {name: value for name, value in options.items() if value != defaults[name]}
     if isinstance(scaling := options.get("scaling"), dict):
         named = dict(scaling)

@@ -38,6 +38,7 @@ def to_huggingface(model: Transformer, directory: Path | str, **entries: Any) ->
 
     Returns:
         The config's model_type, see `model_type`. Where it is "fastlm", `from_huggingface` reads it, not transformers.
+        It warns where transformers leaves a part of the model unread, as DeBERTa's mask decoder.
 
     Raises:
         OSError: for a folder that cannot be written, or a full disk.
@@ -55,8 +56,12 @@ def to_huggingface(model: Transformer, directory: Path | str, **entries: Any) ->
             )
     directory.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
-    if model.config.head == "none" and not model.config.pair_labels:
+    if model.config.head == "none" and not model.config.pair_labels:  # a base model
         family = family.alone()
+    if unread := family.unread(model.config):
+        warnings.warn(
+            f"transformers does not compute {unread} of {directory}, which from_huggingface does", stacklevel=2
+        )
     tensors = {part.theirs: part.of(state[part.ours]).contiguous().clone() for part in family.parts(model.config)}
     with tensor_file(directory / "model.safetensors") as made:
         save_file(tensors, made, metadata={"format": "pt"})
@@ -89,6 +94,8 @@ def from_huggingface(source: "Path | str | PreTrainedModel") -> Transformer:
     if kind not in FAMILIES:
         raise ValueError(f"{where} has model_type {kind!r}; fastlm knows {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
+    for pattern, name in family.renamed.items():
+        tensors = {re.sub(pattern, name, other): tensor for other, tensor in tensors.items()}
     if not any(name.startswith(family.prefix) for name in tensors):
         family = family.alone()
     config = _as_tensors_show(family, family.config(entries), entries, tensors)
@@ -169,7 +176,7 @@ def _as_tensors_show(family: Family, config: ModelConfig, entries: dict, tensors
         embedding = tensors.get(family.copies[matrix])
         if matrix in tensors and embedding is not None and not torch.equal(tensors[matrix], embedding):
             config = replace(config, tie_embeddings=False)  # transformers 5 does not tie them either
-    return config
+    return replace(config, **family.shown(config, {*tensors}))
 
 
 def _state(family: Family, model: Transformer, tensors: Tensors, where: str) -> Tensors:

@@ -3,6 +3,7 @@
     config.py         ModelConfig: every field of a model's shape, checked
     presets.py        rows of data that shape it, by name
     transformer.py    the model: tokens in, logits out
+    inputs.py         what a call gives a stack besides its tokens: masks, memory, caches
     stack.py          what an encoder and a decoder are: embeddings' sum, layers, norms
     heads.py          what reads the states: tokens' probabilities, detection, pairs; heads to fine-tune with
     init.py           how weights are drawn, by name
@@ -18,8 +19,8 @@ training. To add a model, add a row to presets.py.
 
 from fastlm.models.config import ModelConfig
 from fastlm.models.electra import Electra
+from fastlm.models.inputs import Memory
 from fastlm.models.recurrence import Recurrence
-from fastlm.models.stack import Memory
 from fastlm.models.transformer import Transformer
 
 __all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Transformer"]

@@ -123,6 +123,8 @@ class ModelConfig:
     mask_decoder: bool = False
     """Whether states end with DeBERTa's enhanced mask decoder, in which absolute positions enter: for pretraining. A
     model to fine-tune is the one without."""
+    pooler: bool = False
+    """Whether a linear layer and tanh make a row's state of its first token's, without labels (BERT's base model)."""
     pair_labels: int = 0
     """Labels of the head that reads the first token (BERT's next sentence, ALBERT's sentence order: 2); 0 for none."""
 
@@ -184,8 +186,10 @@ class ModelConfig:
             raise ValueError(f"conv_width is {self.conv_width}; give an odd number, as many tokens on either side")
         if self.mask_decoder and self.absolute_positions:
             raise ValueError("absolute_positions are in the embeddings already; give mask_decoder=False")
-        if self.kind == "encoder-decoder" and (self.pair_labels or self.head == "detection"):
-            raise ValueError("pair_labels and head='detection' read an encoder's states; give kind='encoder'")
+        if self.kind == "encoder-decoder" and (self.pair_labels or self.pooler or self.head == "detection"):
+            raise ValueError("pooler, pair_labels and head='detection' read an encoder's states; give kind='encoder'")
+        if self.pooler and self.pair_labels:
+            raise ValueError("pair_labels have a pooler of their own; give pooler=False")
 
     @property
     def head_width(self) -> int:

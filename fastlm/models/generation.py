@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlm.checks import each, finite, number, whole
-from fastlm.models.stack import Memory
+from fastlm.models.inputs import Memory
 
 if TYPE_CHECKING:
     from fastlm.models.transformer import Transformer

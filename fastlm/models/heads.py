@@ -75,20 +75,20 @@ class DetectionHead(nn.Module):
 class PairHead(nn.Module):
     """States → logits of a row's label, from its first token: [B, L, dim] → [B, labels] (Devlin et al. 2019).
 
-    pool is BERT's pooler, dense and tanh, which its classifiers read too.
+    pool is BERT's pooler, dense and tanh, which its classifiers read too; without labels it is all: → [B, dim].
     """
 
     def __init__(self, dim: int, labels: int):
         super().__init__()
         self.pooler = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, labels)
+        self.out = nn.Linear(dim, labels) if labels else None
 
     def pool(self, x: Tensor) -> Tensor:
         """[B, L, dim] → [B, dim]."""
         return torch.tanh(self.pooler(x[:, 0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.pool(x))
+        return self.pool(x) if self.out is None else self.out(self.pool(x))
 
 
 class Pooling(NamedTuple):

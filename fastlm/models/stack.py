@@ -13,23 +13,9 @@ from torch import Tensor, nn
 from fastlm.models import two_stream
 from fastlm.models.config import ModelConfig
 from fastlm.models.deberta import Convolution, MaskDecoder
-from fastlm.models.recurrence import Recurrence
+from fastlm.models.inputs import Inputs
 from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
 from fastlm.positions import Learned, SharedTerms, Terms
-
-
-class Memory(NamedTuple):
-    """What a decoder attends to besides its own tokens.
-
-    Args:
-        states: [B, S, dim], the encoder's output.
-        real: [B, S] bool, which of them are no padding; None for all.
-        segments: [B, S] int, the packed document of each; None for one a row.
-    """
-
-    states: Tensor
-    real: Tensor | None = None
-    segments: Tensor | None = None
 
 
 class LayerInputs(NamedTuple):
@@ -142,75 +128,47 @@ class Stack(nn.Module):
         firsts = (layer * groups // self.layers * each for layer in range(self.layers))
         return [self.blocks[first + i] for first in firsts for i in range(each)]
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        types: Tensor | None,
-        masks: dict,
-        documents: Tensor | None = None,
-        memory: Memory | None = None,
-        memory_masks: dict | None = None,
-        caches: list[KVCache] | None = None,
-        recurrence: Recurrence | None = None,
-        ranks: Tensor | None = None,
-        predicted: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, inputs: Inputs) -> Tensor:
         """States of embedded tokens.
 
         Args:
             x: [B, L, embedding_dim], token embeddings.
-            positions: [L] or [B, L] int64, for schemes that add to them.
-            types: [B, L] int64, each token's type; None for 0.
-            masks: arguments of `fastlm.attention` that hide keys.
-            documents: [B, L] int, what each token belongs to, for a convolution; None for one document a row.
-            memory: an encoder's states.
-            memory_masks: arguments of `fastlm.attention` that hide some of memory's.
-            caches: one for each of `order()`; x then continues what they hold, and joins it.
-            recurrence: the segments before, likewise.
-            ranks: [B, L] int; tokens see those that rank no higher.
-            predicted: [B, P] int64, the tokens of which the query stream's states are returned.
+            inputs: what else the call gave.
 
         Returns:
-            [B, L, dim], or [B, P, dim] with predicted.
+            [B, L, dim], or [B, P, dim] where inputs has predicted tokens.
         """
-        seen = len(caches[0]) if caches else 0 if recurrence is None else len(recurrence)
-        if ranks is not None:
-            masks = masks | {"order": two_stream.order(ranks, seen)}
-        if self.config.relative_segments and types is not None:
-            masks = masks | {"groups": two_stream.groups(types, seen)}
-        inputs = LayerInputs(None, masks, None if memory is None else memory.states, memory_masks or {})
-        if self.types is not None:
-            x = x + (self.types.weight[0] if types is None else self.types(types))
-        if self.absolute_position is not None:
-            x = x + self.absolute_position.embed(positions).to(x.dtype)
-        if self.position is not None:
-            added = self.position.embed(positions)
-            x = x if added is None else x + added.to(x.dtype)
-            L = x.shape[1]
-            inputs = inputs._replace(terms=self.position.terms(L, seen + L, device=x.device))
-        x = x if self.embedding_norm is None else self.embedding_norm(x)
-        dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
-        x = F.dropout(x, dropout, self.training)
-        x = x if self.project is None else self.project(x)
-        x = self._layers(x, inputs, positions, documents, caches, recurrence, predicted)
+        L, memory = x.shape[1], inputs.memory
+        places = inputs.places(L, self.config.skip_padding, x.device)
+        of_layers = LayerInputs(
+            None if self.position is None else self.position.terms(L, inputs.seen + L, device=x.device),
+            inputs.masks(L, self.config.relative_segments),
+            None if memory is None else memory.states,
+            inputs.memory_masks(L),
+        )
+        x = self._layers(self._embedded(x, inputs.types, places), of_layers, inputs, places)
         x = x if self.norm is None else self.norm(x)
         return F.dropout(x, self.config.final_dropout, self.training)
 
-    def _layers(
-        self,
-        x: Tensor,
-        inputs: LayerInputs,
-        positions: Tensor,
-        documents: Tensor | None,
-        caches: list[KVCache] | None,
-        recurrence: Recurrence | None,
-        predicted: Tensor | None,
-    ) -> Tensor:
+    def _embedded(self, x: Tensor, types: Tensor | None, places: Tensor) -> Tensor:
+        """What the first block reads: [B, L, embedding_dim] → [B, L, dim]."""
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        if self.absolute_position is not None:
+            x = x + self.absolute_position.embed(places).to(x.dtype)
+        if self.position is not None and (added := self.position.embed(places)) is not None:
+            x = x + added.to(x.dtype)
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
+        dropout = self.config.dropout if self.config.embedding_dropout is None else self.config.embedding_dropout
+        x = F.dropout(x, dropout, self.training)
+        return x if self.project is None else self.project(x)
+
+    def _layers(self, x: Tensor, of_layers: LayerInputs, inputs: Inputs, places: Tensor) -> Tensor:
         """`forward` from the first block to the last."""
         blocks, embedded, queries = self.order(), x, None
+        caches, recurrence, predicted = inputs.caches, inputs.recurrence, inputs.predicted
         if predicted is not None:
-            queries, of_queries = self.queries(predicted), self.queries.inputs(inputs, predicted)
+            queries, of_queries = self.queries(predicted), self.queries.inputs(of_layers, predicted)
             queries = F.dropout(queries, self.config.dropout, self.training)
         for i, block in enumerate(blocks if self.mask_decoder is None else blocks[:-1]):
             keys = None
@@ -218,11 +176,11 @@ class Stack(nn.Module):
                 keys = block.keys(x if recurrence is None else recurrence.extend(i, x))
             queries = None if queries is None else block(queries, of_queries, keys=keys)
             if queries is None or i < len(blocks) - 1:  # queries need no content after the last block
-                x = block(x, inputs, caches[i] if caches else None, keys)
+                x = block(x, of_layers, caches[i] if caches else None, keys)
             if i == 0 and self.convolution is not None:
-                x = self.convolution(embedded, x, documents)
+                x = self.convolution(embedded, x, inputs.documents())
         if self.mask_decoder is not None:
-            return self.mask_decoder(x, positions, blocks[-1], inputs)
+            return self.mask_decoder(x, places, blocks[-1], of_layers)
         return x if queries is None else queries
 
 

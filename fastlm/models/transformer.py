@@ -9,16 +9,15 @@ layer uses them, so a T5 table's gradient is summed over layers by autograd. Sch
 layer.
 """
 
-import torch
 from torch import Tensor, nn
 
-from fastlm import masks
 from fastlm.models.config import ModelConfig
 from fastlm.models.generation import generate
 from fastlm.models.heads import DetectionHead, LMHead, PairHead
 from fastlm.models.init import init_weights
+from fastlm.models.inputs import Inputs, Memory
 from fastlm.models.recurrence import Recurrence
-from fastlm.models.stack import Memory, Stack
+from fastlm.models.stack import Stack
 from fastlm.nn import KVCache
 
 
@@ -33,7 +32,7 @@ class Transformer(nn.Module):
         encoder: a `Stack`, or None.
         decoder: a `Stack`, or None.
         head: what turns states into logits: an `LMHead`, a `DetectionHead`, or None.
-        pair_head: a `PairHead` on the encoder's first token, or None.
+        pair_head: a `PairHead` on the first token, or its pooler alone, or None.
 
     Depending on config it is GPT-2 (Radford et al. 2019), Llama (Touvron et al. 2023), BERT (Devlin et al. 2019), T5
     (Raffel et al. 2020), another row of presets.py, or a mixture.
@@ -48,7 +47,7 @@ class Transformer(nn.Module):
         self.encoder = None if config.kind == "decoder" else Stack(config, encoder_layers, causal=False)
         self.decoder = None if config.kind == "encoder" else Stack(config, config.layers, causal=True, cross=both)
         self.head = None if config.head == "none" else self._make_head()
-        self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels else None
+        self.pair_head = PairHead(config.dim, config.pair_labels) if config.pair_labels or config.pooler else None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -130,15 +129,15 @@ class Transformer(nn.Module):
                 + ("takes decoder_tokens too" if decoder_tokens is None else "takes no decoder_tokens")
             )
         if decoder_tokens is None:
-            return self._run(
-                self.decoder or self.encoder, tokens, attention_mask, segments, caches=caches, types=token_types,
-                positions=positions, prefix=prefix, recurrence=recurrence, ranks=ranks, predicted=predicted,
+            stack = self.decoder or self.encoder
+            inputs = Inputs(
+                attention_mask, segments, token_types, positions, prefix, caches=caches, recurrence=recurrence,
+                ranks=ranks, predicted=predicted,
             )  # fmt: skip
+            return self._run(stack, tokens, inputs)
         memory = self.encode(tokens, attention_mask, segments, token_types) if memory is None else memory
-        return self._run(
-            self.decoder, decoder_tokens, decoder_attention_mask, decoder_segments, memory, caches,
-            positions=positions, prefix=prefix,
-        )  # fmt: skip
+        inputs = Inputs(decoder_attention_mask, decoder_segments, None, positions, prefix, memory, caches)
+        return self._run(self.decoder, decoder_tokens, inputs)
 
     def encode(
         self,
@@ -148,7 +147,7 @@ class Transformer(nn.Module):
         token_types: Tensor | None = None,
     ) -> Memory:
         """The encoder's part of `states`, whose arguments these are: what an encoder–decoder's decoder attends to."""
-        x = self._run(self.encoder, tokens, attention_mask, segments, types=token_types)
+        x = self._run(self.encoder, tokens, Inputs(attention_mask, segments, token_types))
         return Memory(x, None if attention_mask is None else attention_mask.bool(), segments)
 
     def new_caches(self, capacity: int = 0) -> list[KVCache]:
@@ -186,62 +185,7 @@ class Transformer(nn.Module):
         """Numbers trained, a tied matrix counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _run(
-        self,
-        stack: Stack,
-        tokens: Tensor,
-        real: Tensor | None,
-        segments: Tensor | None,
-        memory: Memory | None = None,
-        caches: list[KVCache] | None = None,
-        types: Tensor | None = None,
-        positions: Tensor | None = None,
-        prefix: Tensor | None = None,
-        recurrence: Recurrence | None = None,
-        ranks: Tensor | None = None,
-        predicted: Tensor | None = None,
-    ) -> Tensor:
-        B, L = tokens.shape
-        seen = len(caches[0]) if caches else 0 if recurrence is None else len(recurrence)
-        if (caches or recurrence is not None) and segments is not None:
-            raise ValueError("segments are for rows that continue nothing; caches and a recurrence have one text a row")
-        if caches and recurrence is not None:
-            raise ValueError("caches and a recurrence both hold the tokens before; give one of them")
-        if predicted is not None and (ranks is None or not self.config.two_streams):
-            raise ValueError("predicted tokens need ranks, and a model with two_streams=True")
-        if real is not None and real.shape != (B, seen + L):
-            raise ValueError(
-                f"the attention mask must be {[B, seen + L]}, of all tokens so far; got {list(real.shape)}"
-            )
-        hidden = masks.padding(real, L, segments) | ({} if prefix is None else {"prefix": prefix})
+    def _run(self, stack: Stack, tokens: Tensor, inputs: Inputs) -> Tensor:
+        inputs.check(*tokens.shape, self.config.two_streams)
         x = self.embedding(tokens)
-        x = x * self.config.dim**0.5 if self.config.scale_embedding else x
-        positions = self._positions(seen, L, real, segments, tokens.device) if positions is None else positions
-        recalled = {} if memory is None else _visible_memory(memory, segments, L)
-        documents = segments if real is None else _documents(real.bool(), segments)
-        return stack(x, positions, types, hidden, documents, memory, recalled, caches, recurrence, ranks, predicted)
-
-    def _positions(
-        self, seen: int, L: int, real: Tensor | None, segments: Tensor | None, device: torch.device
-    ) -> Tensor:
-        """Where tokens stand, [L] or [B, L] int64, for schemes that add to embeddings."""
-        if segments is not None:
-            return masks.position_ids(segments)
-        if real is not None and self.config.skip_padding:
-            return (real.long().cumsum(-1) - 1).clamp(min=0)[:, seen:]
-        return torch.arange(seen, seen + L, device=device)
-
-
-def _documents(real: Tensor, segments: Tensor | None) -> Tensor:
-    """The document of each token, [B, L] int64, that of padding one of its own."""
-    return real.long() if segments is None else masks.padding_apart(segments, real)
-
-
-def _visible_memory(memory: Memory, segments: Tensor | None, L: int) -> dict:
-    """The arguments of `fastlm.attention` that hide an encoder's padding, and other documents."""
-    if memory.segments is None and segments is None:
-        return masks.padding(memory.real, L)
-    if memory.segments is None or segments is None:
-        raise ValueError("packed rows need segments of the encoder's tokens and of the decoder's; got one of them")
-    whole = memory.real is None
-    return {"segments": (segments, memory.segments if whole else masks.padding_apart(memory.segments, memory.real))}
+        return stack(x * self.config.dim**0.5 if self.config.scale_embedding else x, inputs)

@@ -3,7 +3,7 @@
     base.py          Position, what a scheme overrides; SCHEMES, name → class
     absolute.py      none, learned, sinusoidal: added to the token embeddings
     rotary.py        RoPE; frequencies.py has its scalings (PI, NTK, YaRN, Llama 3)
-    bias.py          ALiBi, T5, KERPLE: a number a head and distance, added to scores
+    bias.py          ALiBi, T5, UMT5, KERPLE: a number a head and distance, added to scores
     vectors.py       Shaw, Transformer-XL, XLNet: a vector a head and distance
     deberta.py       DeBERTa: likewise, from a table
     shared.py        what the layers of a stack share of such a scheme
@@ -22,7 +22,7 @@ Models, the command line, tests and benchmarks then find it in SCHEMES.
 
 from fastlm.positions.absolute import Learned, NoPosition, Sinusoidal
 from fastlm.positions.base import FACTS, SCHEMES, Position, Terms, Vectors, make
-from fastlm.positions.bias import ALiBi, Kerple, T5Bias, alibi_slopes, t5_bucket
+from fastlm.positions.bias import ALiBi, Kerple, T5Bias, UMT5Bias, alibi_slopes, t5_bucket
 from fastlm.positions.deberta import DeBERTa, deberta_bucket
 from fastlm.positions.rotary import RoPE
 from fastlm.positions.shared import LayerPosition, SharedPart, SharedTerms, make_shared
@@ -47,6 +47,7 @@ __all__ = [
     "T5Bias",
     "Terms",
     "TransformerXL",
+    "UMT5Bias",
     "Vectors",
     "XLNet",
     "alibi_slopes",

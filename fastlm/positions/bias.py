@@ -102,6 +102,12 @@ class T5Bias(Position, name="t5"):
         return rows_of(self.weight, t5_bucket(distance, self.causal, self.weight.shape[0], self.max_distance)).T
 
 
+class UMT5Bias(T5Bias, name="umt5"):
+    """T5's bias with a table for each layer (Chung et al. 2023, UniMax)."""
+
+    per_layer = True
+
+
 def t5_bucket(distance: Tensor, causal: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
     """The bucket of each distance (Raffel et al. 2020): exact for near keys, logarithmic up to max_distance.
 

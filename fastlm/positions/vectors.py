@@ -137,20 +137,10 @@ class TransformerXL(LayerPosition, name="transformer-xl"):
         return Vectors(query_vectors=rows, content_bias=u, position_bias=v)
 
 
-class RelativeSegments(nn.Module):
-    """XLNet's relative segments, whatever the scheme of positions (Yang et al. 2019, sec. 2.5).
+class _Segments:
+    """The parameters of relative segments, and what they add to scores, for a module that has them."""
 
-    To the score of a query and a key is added (q + s)·E, where E is segment[0] if they are in the same segment and
-    segment[1] if not. Its parameters are segment [2, heads, head_dim] and segment_bias (s) [heads, head_dim].
-
-    Args:
-        heads: number of heads.
-        head_dim: channels of a head.
-    """
-
-    def __init__(self, heads: int, head_dim: int):
-        super().__init__()
-        whole(1, heads=heads, head_dim=head_dim)
+    def _add_segments(self, heads: int, head_dim: int) -> None:
         self.segment = nn.Parameter(torch.empty(2, heads, head_dim))
         self.segment_bias = nn.Parameter(torch.empty(heads, head_dim))
         Position.reset_parameters(self)
@@ -172,7 +162,24 @@ class RelativeSegments(nn.Module):
         return same.to(query.dtype), of_queries, of_keys
 
 
-class XLNet(TransformerXL):
+class RelativeSegments(_Segments, nn.Module):
+    """XLNet's relative segments, whatever the scheme of positions (Yang et al. 2019, sec. 2.5).
+
+    To the score of a query and a key is added (q + s)·E, where E is segment[0] if they are in the same segment and
+    segment[1] if not. Its parameters are segment [2, heads, head_dim] and segment_bias (s) [heads, head_dim].
+
+    Args:
+        heads: number of heads.
+        head_dim: channels of a head.
+    """
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__()
+        whole(1, heads=heads, head_dim=head_dim)
+        self._add_segments(heads, head_dim)
+
+
+class XLNet(_Segments, TransformerXL):
     """Transformer-XL's positions with relative segments (Yang et al. 2019, sec. 2.5).
 
     To the score of a query and a key is added (q + s)·E, where E is segment[0] if they are in the same segment and
@@ -194,25 +201,12 @@ class XLNet(TransformerXL):
         dim: width of the model; even.
         heads: number of heads, H.
         head_dim: channels of a head, D.
-        clamp, untie, dropout, shared: as in `TransformerXL`.
+        options: clamp, untie, dropout and shared, as in `TransformerXL`.
 
     Raises:
         ValueError: as `TransformerXL`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        clamp: int = 0,
-        untie: bool = False,
-        dropout: float = 0.0,
-        shared: bool = False,
-    ):
-        super().__init__(dim, heads, head_dim, clamp, untie, dropout, shared)
-        self.segment = nn.Parameter(torch.empty(2, heads, head_dim))
-        self.segment_bias = nn.Parameter(torch.empty(heads, head_dim))
-        self.reset_parameters()
-
-    group_bias = RelativeSegments.group_bias
+    def __init__(self, dim: int, heads: int, head_dim: int, **options):
+        super().__init__(dim, heads, head_dim, **options)
+        self._add_segments(heads, head_dim)

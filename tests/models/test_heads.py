@@ -1,15 +1,14 @@
-"""Heads to fine-tune with, against transformers' for each family, padding included; weights are copied by hand."""
-
-from dataclasses import replace
+"""Heads to fine-tune with, against transformers' for each family, padding included; a head's own weights are copied by
+hand.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import back, spread
+from parity import spread
 
-from fastlm.interop import deberta, xlnet
-from fastlm.interop.families import FAMILIES
-from fastlm.models import ModelConfig, Transformer
+from fastlm import interop
+from fastlm.models import Transformer
 from fastlm.models.heads import ChoiceReader, RowClassifier, SpanReader, TokenClassifier
 from fastlm.models.presets import preset
 
@@ -44,7 +43,6 @@ KINDS = {
 }
 POOLING = {"deberta-v2": "deberta"}
 SPANS = {"XLNetForQuestionAnswering": "XLNetForQuestionAnsweringSimple"}
-OWN = {"deberta": deberta, "deberta-v2": deberta, "xlnet": xlnet}
 L = 11
 
 
@@ -56,22 +54,7 @@ def make(kind, task, **options):
     torch.manual_seed(0)
     theirs = architecture(architecture.config_class(**config | options)).eval()
     spread(theirs)
-    entries = theirs.config.to_dict() | dict(architectures=None)
-    ours = ModelConfig(**OWN[kind].fields(entries)) if kind in OWN else FAMILIES[kind].config(entries)
-    model = Transformer(replace(ours, head="none", pair_labels=0)).eval()
-    known, state = theirs.state_dict(), model.state_dict()
-    aliases = {"model.shared.weight": "model.encoder.embed_tokens.weight"}
-    family = OWN[kind] if kind in OWN else FAMILIES[kind]
-    filled = set()
-    for part in family.parts(model.config):
-        if part.ours not in state:  # the head of pretraining
-            continue
-        kept = known[aliases[part.theirs] if part.theirs not in known else part.theirs]
-        with torch.no_grad():
-            state[part.ours][part.rows] = part.back(kept) if hasattr(part, "back") else back(part, kept)
-        filled.add(part.ours)
-    assert filled == set(state), set(state) - filled
-    return theirs, model
+    return theirs, interop.from_huggingface(theirs.base_model)
 
 
 def fill(theirs, name, ours):

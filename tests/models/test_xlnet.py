@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import copy, gradients_agree, spread
+from parity import gradients_agree, spread
 
-from fastlm.interop import xlnet
-from fastlm.models import ModelConfig, Transformer
+from fastlm import interop
+from fastlm.interop.families import FAMILIES
+from fastlm.models import Transformer
 from fastlm.models.presets import preset
 
 transformers = pytest.importorskip("transformers", reason="pip install '.[test]'")
@@ -25,10 +26,8 @@ def both(options):
     torch.manual_seed(0)
     theirs = transformers.XLNetLMHeadModel(transformers.XLNetConfig(**SIZES | options)).eval()
     spread(theirs)
-    ours = Transformer(ModelConfig(**xlnet.fields(theirs.config.to_dict()))).eval()
-    parts = list(xlnet.parts(ours.config))
-    copy(theirs, ours, parts)
-    return theirs, ours, parts
+    ours = interop.from_huggingface(theirs)
+    return theirs, ours, list(FAMILIES["xlnet"].parts(ours.config))
 
 
 def drawn_order():
@@ -91,12 +90,6 @@ def test_fine_tuning_sees_all(options, types, memory):
     gradients_agree(theirs, ours, parts)
 
 
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_configs_survive_the_way_there_and_back(options):
-    ours = ModelConfig(**xlnet.fields(transformers.XLNetConfig(**SIZES | options).to_dict()))
-    assert ModelConfig(**xlnet.fields(xlnet.entries(ours))) == ours
-
-
 def test_parameters_are_counted_as_transformers_counts_them():
     with torch.device("meta"):
         for name, config in {
@@ -130,8 +123,3 @@ def test_what_cannot_be_predicted_is_refused(given, message):
     model = Transformer(preset("xlnet", vocab_size=61, dim=24, layers=1))
     with pytest.raises(ValueError, match=message):
         model(torch.randint(61, (1, L)), **given)
-
-
-def test_an_option_that_is_not_ours_is_refused():
-    with pytest.raises(ValueError, match="xlnet's config has attn_type 'uni', and ours has 'bi'"):
-        xlnet.fields(dict(attn_type="uni"))

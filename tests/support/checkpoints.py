@@ -59,6 +59,7 @@ _BERT = dict(
     vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
     max_position_embeddings=16,
 )  # fmt: skip
+_DEBERTA = _BERT | dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False)
 _T5 = dict(
     vocab_size=VOCABULARY, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4, decoder_start_token_id=0,
 )  # fmt: skip
@@ -73,12 +74,16 @@ FAMILIES = {
     "roberta": _BERT,
     "albert": _BERT | dict(embedding_size=10),
     "electra": _BERT | dict(embedding_size=10),
+    "deberta": _DEBERTA,
+    "deberta-v2": _DEBERTA,
+    "xlnet": dict(vocab_size=VOCABULARY, d_model=24, n_layer=2, n_head=4, d_inner=40),
     "bart": dict(
         vocab_size=VOCABULARY, max_position_embeddings=16, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=40,
         decoder_ffn_dim=40, encoder_attention_heads=4, decoder_attention_heads=4, d_model=24,
     ),
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
 }  # fmt: skip
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
@@ -140,6 +145,32 @@ CHECKPOINTS = [
     Checkpoint("ElectraForMaskedLM", dict(embedding_size=24, tie_word_embeddings=False)),
     Checkpoint("ElectraForPreTraining", dict(embedding_size=24, type_vocab_size=3)),
     Checkpoint("ElectraModel", dict(num_hidden_layers=3, layer_norm_eps=1e-3)),
+    Checkpoint("DebertaForMaskedLM", {}),
+    Checkpoint("DebertaForMaskedLM", dict(max_relative_positions=6, type_vocab_size=2, position_biased_input=True)),
+    Checkpoint("DebertaForMaskedLM", dict(pos_att_type="p2c", hidden_act="relu", tie_word_embeddings=False)),
+    Checkpoint("DebertaForMaskedLM", dict(relative_attention=False, pos_att_type="c2p|p2c")),
+    Checkpoint("DebertaModel", dict(pos_att_type=["c2p"], layer_norm_eps=1e-5, num_hidden_layers=1)),
+    Checkpoint(
+        "DebertaV2ForMaskedLM",
+        dict(position_buckets=8, max_relative_positions=20, norm_rel_ebd="layer_norm", share_att_key=True),
+    ),
+    Checkpoint(
+        "DebertaV2ForMaskedLM",
+        dict(position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True, conv_kernel_size=3, conv_act="gelu"),
+    ),
+    Checkpoint("DebertaV2ForMaskedLM", dict(max_relative_positions=7, hidden_act="gelu_new", attention_head_size=6)),
+    Checkpoint("DebertaV2ForMaskedLM", dict(pos_att_type=["p2c"], share_att_key=True, position_buckets=4)),
+    Checkpoint(
+        "DebertaV2ForMaskedLM",
+        dict(pos_att_type="c2p", conv_kernel_size=5, conv_groups=2, position_buckets=6, type_vocab_size=3),
+    ),
+    Checkpoint("DebertaV2Model", dict(position_biased_input=True, num_attention_heads=8, norm_rel_ebd="layer_norm")),
+    Checkpoint("DebertaV2ForMaskedLM", dict(relative_attention=False, tie_word_embeddings=False)),
+    Checkpoint("XLNetLMHeadModel", {}),
+    Checkpoint("XLNetLMHeadModel", dict(mem_len=8, reuse_len=5, clamp_len=4)),
+    Checkpoint("XLNetLMHeadModel", dict(tie_word_embeddings=False, ff_activation="relu", layer_norm_eps=1e-5)),
+    Checkpoint("XLNetLMHeadModel", dict(n_head=8, n_layer=1, ff_activation="gelu_new", mem_len=None, untie_r=False)),
+    Checkpoint("XLNetModel", dict(dropout=0.0, n_head=3)),
     Checkpoint("BartForConditionalGeneration", {}),
     Checkpoint("BartForConditionalGeneration", dict(encoder_layers=1, decoder_layers=3, scale_embedding=True)),
     Checkpoint("BartForConditionalGeneration", dict(activation_function="relu", tie_word_embeddings=False)),
@@ -159,6 +190,11 @@ CHECKPOINTS = [
     ),
     Checkpoint("MT5ForConditionalGeneration", dict(num_decoder_layers=1, tie_word_embeddings=False), untied=True),
     Checkpoint("MT5ForConditionalGeneration", dict(d_kv=5, feed_forward_proj="relu", tie_word_embeddings=False)),
+    Checkpoint("T5EncoderModel", dict(num_layers=3, num_decoder_layers=1)),
+    Checkpoint("UMT5ForConditionalGeneration", {}),
+    Checkpoint("UMT5ForConditionalGeneration", dict(feed_forward_proj="relu", num_decoder_layers=3)),
+    Checkpoint("UMT5Model", dict(relative_attention_num_buckets=8, relative_attention_max_distance=10)),
+    Checkpoint("UMT5EncoderModel", dict(d_kv=5)),
     Checkpoint("MT5Model", dict(relative_attention_num_buckets=6, tie_word_embeddings=False)),
 ]
 
@@ -186,9 +222,9 @@ class Batch(NamedTuple):
 
 
 def batches(model: nn.Module) -> dict[str, Batch]:
-    """Without padding, with some on each side, and with token types where the model has them."""
+    """Without padding, with some on each side, and with token types where the model has them; XLNet tells any apart."""
     ids = lambda n: torch.randint(4, VOCABULARY, (B, n), generator=torch.Generator().manual_seed(n))
-    both = model.config.is_encoder_decoder
+    both = model.config.is_encoder_decoder and not type(model).__name__.endswith("EncoderModel")
     made = {}
     for side in ("none", "right", "left"):
         given = {"input_ids": ids(L)} | ({"decoder_input_ids": ids(T)} if both else {})
@@ -201,24 +237,26 @@ def batches(model: nn.Module) -> dict[str, Batch]:
                 given[name.replace("input_ids", "attention_mask")] = mask
             real[name] = mask.bool()
         made[side] = Batch(given, real["decoder_input_ids" if both else "input_ids"])
-    if (kinds := getattr(model.config, "type_vocab_size", 0)) > 1:
+    if (kinds := 3 if model.config.model_type == "xlnet" else getattr(model.config, "type_vocab_size", 0)) > 1:
         types = torch.arange(L).expand(B, L) % kinds
         made["token types"] = made["left"]._replace(given=made["left"].given | {"token_type_ids": types})
     return made
 
 
 def theirs(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Logits or states of the real tokens, and logits of pairs where there are some."""
+    """Logits or states of the real tokens, and logits of pairs or pooled states where there are some."""
     out = model(**batch.given)
     if "seq_relationship_logits" in out or "sop_logits" in out:
         return [out.prediction_logits[batch.real], out[1][batch.starts]]
+    if out.get("pooler_output") is not None:
+        return [out[0][batch.real], out.pooler_output[batch.starts]]
     return [out[0][batch.real if out[0].shape[:2] == batch.real.shape else batch.starts]]
 
 
 def ours(model: Transformer, batch: Batch) -> list[Tensor]:
     given = {NAMES.get(name, name): x for name, x in batch.given.items()}
     states = model.states(given.pop("tokens"), given.pop("decoder_tokens", None), **given)
-    made = [] if model.config.head == "none" and model.pair_head is not None else [states]
+    made = [] if model.config.head == "none" and model.config.pair_labels else [states]
     made = [(x if model.head is None else model.head(x))[batch.real] for x in made]
     return made + ([] if model.pair_head is None else [model.pair_head(states)[batch.starts]])
 

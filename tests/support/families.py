@@ -58,7 +58,7 @@ UNFIT = {
 }
 
 
-def tiny(model_type: str) -> transformers.PreTrainedConfig:
+def tiny(model_type: str) -> "transformers.PreTrainedConfig":
     config = transformers.CONFIG_MAPPING[model_type]
     given = _sizes(config)
     for names, more in UNFIT.items():

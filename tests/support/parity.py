@@ -11,24 +11,6 @@ def spread(model) -> None:
             p.copy_(torch.randn(p.shape) * (0.1 if is_norm or p.ndim == 1 else 0.25) + is_norm)
 
 
-def copy(theirs, ours, parts) -> None:
-    """Fill ours with theirs, every element of every parameter once."""
-    state, filled = ours.state_dict(), {name: torch.zeros_like(x) for name, x in ours.state_dict().items()}
-    known = theirs.state_dict()
-    with torch.no_grad():
-        for part in parts:
-            kept = known[part.theirs]
-            state[part.ours][part.rows] = back(part, kept)
-            filled[part.ours][part.rows] += 1
-    for name, x in filled.items():
-        assert (x == 1).all() or name == "head.weight", name
-
-
-def back(part, tensor):
-    layout = part[3]
-    return layout[1](tensor) if isinstance(layout, tuple) else tensor
-
-
 def gradients_agree(theirs, ours, parts, atol=1e-4) -> None:
     """That every parameter has a gradient on both sides or on neither, and the same one."""
     mine, known = dict(ours.named_parameters()), dict(theirs.named_parameters())
@@ -38,6 +20,6 @@ def gradients_agree(theirs, ours, parts, atol=1e-4) -> None:
         p, q = known[part.theirs], mine[part.ours]
         assert (p.grad is None) == (q.grad is None), part.theirs
         if p.grad is not None:
-            torch.testing.assert_close(q.grad[part.rows], back(part, p.grad), rtol=1e-4, atol=atol, msg=part.theirs)
+            torch.testing.assert_close(q.grad[part.rows], part.back(p.grad), rtol=1e-4, atol=atol, msg=part.theirs)
     missing = {name for name, p in known.items() if p.grad is not None} - seen
     assert not missing, missing

@@ -2,7 +2,7 @@
 layers, where ours has it as in the paper's code.
 """
 
-from fastlm.interop.families.bert import ALWAYS, BUFFERS, FIXED, OPTIONS, POOLER, embeddings, lm_head, pair_head
+from fastlm.interop.families.bert import ALWAYS, BUFFERS, FIXED, OPTIONS, POOLER, embeddings, lm_head, pair_head, shown
 from fastlm.interop.family import Family, Parts, affine, heads
 from fastlm.models import ModelConfig
 
@@ -51,6 +51,7 @@ ALBERT = Family(
     always=ALWAYS,
     read=read,
     write=write,
+    shown=shown,
     prefix="albert.",
     copies={
         "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",

@@ -1,5 +1,7 @@
 """BERT (Devlin et al. 2019), as transformers' BertForPreTraining has it, and what its descendants share."""
 
+import re
+
 from fastlm.interop.family import Family, Parts, TensorSlice, affine, heads
 from fastlm.models import ModelConfig
 
@@ -53,10 +55,18 @@ def lm_head(c: ModelConfig, dense: str, norm: str, bias: str, matrix: str) -> Pa
             yield from affine(matrix.removesuffix(".weight"), "head")
 
 
-def pair_head(c: ModelConfig, pooler: str, out: str) -> Parts:
-    if c.pair_labels:
+def pair_head(c: ModelConfig, pooler: str, out: str = "") -> Parts:
+    """Under these names, where c has one, or the pooler without it."""
+    if c.pair_labels or c.pooler:
         yield from affine(pooler, "pair_head.pooler")
+    if c.pair_labels:
         yield from affine(out, "pair_head.out")
+
+
+def shown(c: ModelConfig, names: set[str]) -> dict:
+    """Whether a base model has its pooler."""
+    pooler = any(re.search(POOLER, name) for name in names)
+    return {"pooler": pooler and c.head == "none" and not c.pair_labels}
 
 
 def parts(c: ModelConfig) -> Parts:
@@ -77,6 +87,7 @@ BERT = Family(
     options=OPTIONS,
     fixed=FIXED,
     always=ALWAYS,
+    shown=shown,
     prefix="bert.",
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",

@@ -2,7 +2,18 @@
 positions that count real tokens and start behind the padding token's id.
 """
 
-from fastlm.interop.families.bert import ALWAYS, BUFFERS, FIXED, OPTIONS, POOLER, embeddings, layers, lm_head
+from fastlm.interop.families.bert import (
+    ALWAYS,
+    BUFFERS,
+    FIXED,
+    OPTIONS,
+    POOLER,
+    embeddings,
+    layers,
+    lm_head,
+    pair_head,
+    shown,
+)
 from fastlm.interop.family import Family, Parts
 from fastlm.models import ModelConfig
 
@@ -21,6 +32,7 @@ def write(c: ModelConfig) -> dict:
 def parts(c: ModelConfig) -> Parts:
     yield from embeddings(c, "roberta.")
     yield from layers(c, "roberta.")
+    yield from pair_head(c, "roberta.pooler.dense")
     yield from lm_head(c, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight")
 
 
@@ -34,6 +46,7 @@ ROBERTA = Family(
     always=ALWAYS | dict(skip_padding=True, activation="gelu"),
     read=read,
     write=write,
+    shown=shown,
     prefix="roberta.",
     copies={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

@@ -1,4 +1,5 @@
-"""T5 1.0 and 1.1 (Raffel et al. 2020) and mT5 (Xue et al. 2021), as transformers' T5ForConditionalGeneration has them.
+"""T5 1.0 and 1.1 (Raffel et al. 2020), mT5 (Xue et al. 2021) and UMT5 (Chung et al. 2023), as transformers'
+T5ForConditionalGeneration has them, and their encoders alone.
 
 T5 1.0 ties its head to the embedding and scales the states that the head reads; T5 1.1 does neither. transformers says
 both by tie_word_embeddings. Its mT5 never scales, tied or not; before transformers 5 it did when tied.
@@ -49,14 +50,17 @@ def write_shape(c: ModelConfig) -> dict:
 
 
 def stack(c: ModelConfig, which: str, layers: int) -> Parts:
-    bias = f"{which}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield TensorSlice(bias, f"{which}.position.weight")
+    if not c.position_per_layer:
+        bias = f"{which}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield TensorSlice(bias, f"{which}.position.weight")
     for i in range(layers):
         theirs, ours = f"{which}.block.{i}.layer", f"{which}.blocks.{i}"
         attention = f"{theirs}.0.SelfAttention"
         yield from affine(f"{theirs}.0.layer_norm", f"{ours}.attention_norm", bias=False)
         names = f"{attention}.q {attention}.k {attention}.v"
         yield from heads(c, names, f"{ours}.attention.qkv", bias=False)
+        if c.position_per_layer:
+            yield TensorSlice(f"{attention}.relative_attention_bias.weight", f"{ours}.attention.position.weight")
         yield from affine(f"{attention}.o", f"{ours}.attention.out", bias=False)
         if which == "decoder":
             attention = f"{theirs}.1.EncDecAttention"
@@ -76,6 +80,8 @@ def stack(c: ModelConfig, which: str, layers: int) -> Parts:
 def parts(c: ModelConfig) -> Parts:
     yield TensorSlice("shared.weight", "embedding.weight")
     yield from stack(c, "encoder", c.layers if c.encoder_layers is None else c.encoder_layers)
+    if c.kind == "encoder":
+        return
     yield from stack(c, "decoder", c.layers)
     if c.head == "lm" and not c.tie_embeddings:
         yield TensorSlice("lm_head.weight", "head.weight")
@@ -85,6 +91,7 @@ T5 = Family(
     "t5",
     {("lm", 0): "T5ForConditionalGeneration", ("none", 0): "T5Model"},
     parts,
+    encoder="T5EncoderModel",
     options={
         "vocab_size": ("vocab_size", 32128), "n_positions": ("context", 512), "d_model": ("dim", 512),
         "d_kv": ("head_dim", 64), "d_ff": ("hidden", 2048), "num_heads": ("heads", 8),
@@ -104,18 +111,38 @@ T5 = Family(
 
 
 def read_mt5(entries: dict) -> dict:
+    like_v1_1(entries)
+    return {"tie_embeddings": entries.pop("tie_word_embeddings", True)} | read_shape(entries)
+
+
+def read_umt5(entries: dict) -> dict:
+    like_v1_1(entries)
+    return read(entries)
+
+
+def like_v1_1(entries: dict) -> None:
     entries.setdefault("feed_forward_proj", "gated-gelu")
     entries.setdefault("num_layers", 8)
-    return {"tie_embeddings": entries.pop("tie_word_embeddings", True)} | read_shape(entries)
 
 
 MT5 = replace(
     T5,
     model_type="mt5",
     architectures={("lm", 0): "MT5ForConditionalGeneration", ("none", 0): "MT5Model"},
+    encoder="MT5EncoderModel",
     options=T5.options | {
         "vocab_size": ("vocab_size", 250112), "d_ff": ("hidden", 1024), "num_heads": ("heads", 6),
     },
     read=read_mt5,
     write=write_shape,
 )  # fmt: skip
+
+UMT5 = replace(
+    MT5,
+    model_type="umt5",
+    architectures={("lm", 0): "UMT5ForConditionalGeneration", ("none", 0): "UMT5Model"},
+    encoder="UMT5EncoderModel",
+    always=T5.always | {"position": "umt5"},
+    read=read_umt5,
+    write=write,
+)

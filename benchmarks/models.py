@@ -1,0 +1,223 @@
+"""Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop.
+
+    train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens
+    decode    64 tokens written after 128, greedily, by GPT-2 with a cache: "generate" is both libraries' function of
+              that name, "loop" transformers' model called token by token without it
+
+transformers attends by torch's scaled_dot_product_attention where its model can, and eagerly where it cannot. Dropout
+is off. Every model has a vocabulary of 32,000, for the head's product is the same on both sides.
+
+    python benchmarks/models.py t5 1024 fastlm < config.json      # the memory of one side, in a process of its own
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from machine import peak_growth
+from timing import compare
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout built in place, unless fastlm is installed
+from fastlm.interop import from_huggingface
+from fastlm.interop.families import FAMILIES
+from fastlm.models import Transformer
+
+VOCABULARY = 32000
+SIDES = OURS, THEIRS = "fastlm", "transformers"
+PROMPT, WRITTEN = 128, 64
+_DECODER = dict(bos_token_id=None, eos_token_id=None)
+_BERT = dict(max_position_embeddings=1024, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+_XLNET = dict(d_model=768, n_layer=12, n_head=12, d_inner=3072, dropout=0.0, mem_len=None)
+MODELS: dict[str, tuple[str, dict]] = {  # name → transformers' class, its config
+    "bert": ("BertForMaskedLM", _BERT),
+    "gpt2": ("GPT2LMHeadModel", _DECODER | dict(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)),
+    "t5": ("T5ForConditionalGeneration", dict(d_model=512, num_layers=6, dropout_rate=0.0)),
+    "bloom": ("BloomForCausalLM", _DECODER | dict(hidden_size=768, n_layer=12, n_head=12)),
+    "deberta-v3": (
+        "DebertaV2ForMaskedLM",
+        _BERT | dict(hidden_size=768, num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072,
+                     relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False,
+                     position_buckets=256, max_relative_positions=512, share_att_key=True, norm_rel_ebd="layer_norm"),
+    ),
+    "xlnet": ("XLNetLMHeadModel", _XLNET),
+    "xlnet-two-streams": ("XLNetLMHeadModel", _XLNET),
+}  # fmt: skip
+# Options of which configs have some: how many layers, and what makes them tiny.
+LAYERS = "num_hidden_layers n_layer num_layers num_decoder_layers"
+TINY = {
+    2: LAYERS + " num_attention_heads n_head num_heads", 16: "hidden_size n_embd d_model", 8: "d_kv d_head",
+    32: "intermediate_size d_ff d_inner",
+}  # fmt: skip
+
+Run = Callable[[], object]
+
+
+def shape(name: str, layers: int | None = None, smoke: bool = False) -> tuple[type, object]:
+    """transformers' class and config. layers: how many; None for the config's own. smoke: whether it is tiny."""
+    import transformers
+
+    architecture, options = MODELS[name]
+    kind = getattr(transformers, architecture)
+    config = kind.config_class(vocab_size=VOCABULARY, **options)
+    changes = {option: size for size, names in TINY.items() for option in names.split()} if smoke else {}
+    changes |= dict.fromkeys(LAYERS.split(), layers) if layers else {}
+    known = config.to_dict()
+    changes = {option: value for option, value in changes.items() if option in known}
+    return kind, kind.config_class(**known | changes)
+
+
+def attending(kind: type, config: object) -> nn.Module:
+    """transformers' model, attending in the fastest way that it has."""
+    return kind._from_config(config, attn_implementation="sdpa" if kind._supports_sdpa else "eager")
+
+
+def theirs(name: str, **size) -> nn.Module:
+    """transformers' model, its weights drawn wider than at the start of training, so that what a token sees shows."""
+    kind, config = shape(name, **size)
+    torch.manual_seed(0)
+    model = attending(kind, config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim >= 2:
+                p.copy_(torch.randn(p.shape) * 0.5 * p.shape[-1] ** -0.5)
+    return model.train()
+
+
+def batch(name: str, L: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """transformers' arguments, ours, and the labels. T5 writes a quarter of what it reads; XLNet's query stream guesses
+    a sixth of the tokens.
+    """
+    drawn = torch.Generator().manual_seed(1)
+    draw = lambda n: torch.randint(VOCABULARY, (1, n), generator=drawn)
+    tokens = draw(L)
+    if name == "t5":
+        answer = draw(L // 4)
+        return (
+            {"input_ids": tokens, "decoder_input_ids": answer, "use_cache": False},
+            {"tokens": tokens, "decoder_tokens": answer},
+            draw(L // 4),
+        )
+    if name == "xlnet-two-streams":
+        predicted = torch.randperm(L, generator=drawn)[: L // 6][None]
+        ranks = torch.full((1, L), -1).scatter(1, predicted, torch.arange(L // 6)[None])
+        own = torch.zeros(1, L, dtype=torch.long).scatter(1, predicted, 1)
+        hidden = (ranks[:, None, :] > ranks[:, :, None] - own[:, :, None]).float()
+        mapping = F.one_hot(predicted, L).float()
+        return (
+            {"input_ids": tokens, "perm_mask": hidden, "target_mapping": mapping, "use_mems": False},
+            {"tokens": tokens, "ranks": ranks, "predicted": predicted},
+            draw(L // 6),
+        )
+    more = {"gpt2": {"use_cache": False}, "bloom": {"use_cache": False}, "xlnet": {"use_mems": False}}.get(name, {})
+    return {"input_ids": tokens, **more}, {"tokens": tokens}, draw(L)
+
+
+def step(name: str, L: int, side: str, model: nn.Module) -> Run:
+    """A training step, which leaves gradients and returns the loss."""
+    of_theirs, of_ours, labels = batch(name, L)
+
+    def run() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        logits = model(**of_ours) if side == OURS else model(**of_theirs)[0]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def check(ours: nn.Module, other: nn.Module, losses: tuple[Tensor, Tensor]) -> None:
+    """Raise AssertionError where losses, or the gradients of all parameters together, differ."""
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+    known, of = dict(other.named_parameters()), dict(ours.named_parameters())
+    differ = total = 0.0
+    for part in FAMILIES[other.config.model_type].parts(ours.config):
+        if (expected := known[part.theirs].grad) is not None:
+            differ += (part.of(of[part.ours].grad) - expected).double().square().sum().item()
+            total += expected.double().square().sum().item()
+    error = (differ / total) ** 0.5
+    assert error <= 1e-3, f"{other.config.model_type}: gradients are off by {error:.1e}"
+
+
+def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers: int | None = None, **limits) -> dict:
+    """One row of results: a training step."""
+    other = theirs(name, smoke=smoke, layers=layers)
+    both = {OURS: from_huggingface(other).train(), THEIRS: other}
+    runs = {side: step(name, L, side, model) for side, model in both.items()}
+    losses = tuple(run() for run in runs.values())
+    check(*both.values(), losses)
+    row = compare({side: lambda run=run: [run] for side, run in runs.items()}, clock, **limits)
+    del other, both, runs
+    peak = memory(name, L, smoke, layers)
+    return row.row(kind="models", step="train", model=name, B=1, L=L, peak=peak)
+
+
+def memory(name: str, L: int, smoke: bool = False, layers: int | None = None) -> dict[str, dict[str, int | None]]:
+    """Of each side, in a process of its own, bytes: the "peak" of the whole process that makes a model and its first
+    step, and by how much it "grows" in that step, gradients included.
+    """
+    kind, config = shape(name, layers, smoke)
+    entries = json.dumps(config.to_dict() | {"architectures": [kind.__name__]})
+    command = [sys.executable, __file__, name, str(L)]
+    run = lambda side: subprocess.run([*command, side], check=True, input=entries, capture_output=True, text=True)
+    return {side: json.loads(run(side).stdout) for side in SIDES}
+
+
+def writers(B: int, n: int, **size) -> dict[str, Run]:
+    """Of each way to decode, what writes n tokens after each of B prompts and returns them, [B, n]."""
+    model = theirs("gpt2", **size).eval()
+    ours = from_huggingface(model)
+    prompt = torch.randint(VOCABULARY, (B, PROMPT), generator=torch.Generator().manual_seed(1))
+    real = torch.ones_like(prompt)
+    options = dict(max_new_tokens=n, do_sample=False, pad_token_id=0)
+
+    @torch.no_grad()
+    def loop() -> Tensor:
+        new, cache, written = prompt, None, []
+        for _ in range(n):
+            out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            new, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            written.append(new)
+        return torch.cat(written, 1)
+
+    return {
+        OURS: lambda: ours.generate(prompt, n, temperature=0.0)[:, PROMPT:],
+        f"{THEIRS} generate": lambda: model.generate(prompt, attention_mask=real, **options)[:, PROMPT:],
+        f"{THEIRS} loop": loop,
+    }
+
+
+def measure_decoding(B: int, clock: str = "clock", smoke: bool = False, layers: int | None = None, **limits) -> dict:
+    """One row of results: decoding."""
+    n = 4 if smoke else WRITTEN
+    runs = writers(B, n, smoke=smoke, layers=layers)
+    expected = runs[OURS]()
+    for name, run in runs.items():
+        assert torch.equal(run(), expected), f"{name} writes other tokens"
+    row = compare({name: lambda run=run: [run] for name, run in runs.items()}, clock, **limits)
+    return row.row(kind="models", step="decode", model="gpt2", B=B, L=PROMPT, written=n, peak={})
+
+
+def main() -> None:
+    name, L, side = sys.argv[1:]
+    entries = json.loads(sys.stdin.read())
+    if side == OURS:
+        model = Transformer(FAMILIES[entries["model_type"]].config(entries))
+    else:
+        import transformers
+
+        kind = getattr(transformers, *entries["architectures"])
+        model = attending(kind, kind.config_class(**entries))
+    grows = peak_growth(step(name, int(L), side, model.train()))
+    peak = 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+    print(json.dumps({"peak": peak, "grows": grows}))
+
+
+if __name__ == "__main__":
+    main()
