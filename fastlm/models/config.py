@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastlm import positions
+from fastlm.checks import positive, whole
 from fastlm.models.init import INITS
 from fastlm.nn import ACTIVATIONS, NORMS
 from fastlm.positions import frequencies
@@ -163,6 +164,14 @@ class ModelConfig:
         self.make_position(causal=self.kind != "encoder")
 
     def _check_together(self) -> None:
+        positive(norm_eps=self.norm_eps)
+        whole(0, memory=self.memory)
+        if self.memory_reuse is not None:
+            whole(1, memory_reuse=self.memory_reuse)
+        if self.kind == "encoder-decoder" and self.memory:
+            raise ValueError(f"memory is {self.memory}, and kind {self.kind!r}; a decoder or an encoder alone has one")
+        if said := [name for name in self.position_options if name in positions.FACTS]:
+            raise ValueError(f"position_options has {said[0]!r}, which other fields of the config say; leave it out")
         narrow = self.embedding_width != self.dim and self.tie_embeddings and self.head == "lm"
         if narrow and not self.head_transform:
             raise ValueError(
@@ -175,6 +184,8 @@ class ModelConfig:
             raise ValueError(f"shared_groups must divide layers; got {self.shared_groups} groups, {self.layers} layers")
         if self.kind != "encoder" and (self.conv_width or self.mask_decoder):
             raise ValueError(f"conv_width and mask_decoder are an encoder's, and kind is {self.kind!r}")
+        if self.conv_width and self.mask_decoder and self.layers == 1:
+            raise ValueError("conv_width acts after the first layer, and mask_decoder takes the last; give 2 layers")
         if self.two_streams and (self.kind != "encoder" or self.mask_decoder):
             raise ValueError("two_streams are an encoder's without mask_decoder; give kind='encoder'")
         if self.two_streams and positions.SCHEMES[self.position].embeds():

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from fastlm import masks
 from fastlm.models import two_stream
+from fastlm.models.config import ModelConfig
 from fastlm.models.recurrence import Recurrence
 from fastlm.nn import KVCache
+
+INTEGERS = (torch.int64, torch.int32)  # of tokens, as torch.nn.Embedding takes them
 
 
 class Memory(NamedTuple):
@@ -59,20 +62,47 @@ class Inputs(NamedTuple):
             return len(self.caches[0])
         return 0 if self.recurrence is None else len(self.recurrence)
 
-    def check(self, B: int, L: int, two_streams: bool) -> None:
-        """Raise ValueError for what does not fit together, with B rows of L tokens and with the model."""
+    def check(self, tokens: Tensor, config: ModelConfig, blocks: int) -> None:
+        """Raise ValueError for what does not fit together, with tokens or with a stack of so many blocks."""
+        B, L = _shape(tokens)
+        self._check_together(config.two_streams)
+        self._check_memory(B)
+        if self.caches is not None and len({id(cache) for cache in self.caches}) != blocks:
+            raise ValueError(f"caches must be {blocks}, one for each layer of the decoder; take new_caches()")
+        seen = self.seen
+        if self.real is not None and (self.real.is_floating_point() or self.real.shape != (B, seen + L)):
+            raise ValueError(
+                f"the attention mask must be {[B, seen + L]} bool or int, of all tokens so far; got "
+                f"{list(self.real.shape)} {self.real.dtype}"
+            )
+        if self.types is not None and not (config.token_types or config.relative_segments):
+            raise ValueError("token_types are given, and config.token_types is 0; leave them out")
+        if self.types is not None and self.types.shape != (B, L):
+            raise ValueError(f"token_types must be {[B, L]}, as the tokens are; got {list(self.types.shape)}")
+        if self.positions is not None and self.positions.shape not in ((L,), (B, L)):
+            raise ValueError(f"positions must be {[L]} or {[B, L]}; got {list(self.positions.shape)}")
+
+    def _check_memory(self, B: int) -> None:
+        if self.memory is None:
+            return
+        if not (isinstance(self.memory, Memory) and self.memory.states.ndim == 3 and len(self.memory.states) == B):
+            raise ValueError(f"memory must be what encode made of {B} rows of tokens")
+        for name, value in (("real", self.memory.real), ("segments", self.memory.segments)):
+            if value is not None and value.shape != self.memory.states.shape[:2]:
+                raise ValueError(
+                    f"memory.{name} must be {list(self.memory.states.shape[:2])}, as its states are; "
+                    f"got {list(value.shape)}"
+                )
+        if (self.memory.segments is None) != (self.segments is None):
+            raise ValueError("packed rows need segments of the encoder's tokens and of the decoder's; got one of them")
+
+    def _check_together(self, two_streams: bool) -> None:
         if (self.caches or self.recurrence is not None) and self.segments is not None:
             raise ValueError("segments are for rows that continue nothing; caches and a recurrence have one text a row")
         if self.caches and self.recurrence is not None:
             raise ValueError("caches and a recurrence both hold the tokens before; give one of them")
         if self.predicted is not None and (self.ranks is None or not two_streams):
             raise ValueError("predicted tokens need ranks, and a model with two_streams=True")
-        if self.real is not None and self.real.shape != (B, self.seen + L):
-            raise ValueError(
-                f"the attention mask must be {[B, self.seen + L]}, of all tokens so far; got {list(self.real.shape)}"
-            )
-        if self.memory is not None and (self.memory.segments is None) != (self.segments is None):
-            raise ValueError("packed rows need segments of the encoder's tokens and of the decoder's; got one of them")
 
     def places(self, L: int, skip_padding: bool, device: torch.device) -> Tensor:
         """Where tokens stand, [L] or [B, L] int64, for schemes that add to embeddings."""
@@ -112,3 +142,11 @@ class Inputs(NamedTuple):
             return self.segments
         real = self.real.bool()
         return real.long() if self.segments is None else masks.padding_apart(self.segments, real)
+
+
+def _shape(tokens: Tensor) -> tuple[int, int]:
+    """[B, L] of a model's tokens. Raises ValueError for what are none."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.shape[1] or tokens.dtype not in INTEGERS:
+        got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+        raise ValueError(f"tokens must be [B, L] int64, with at least one in a row; got {got}")
+    return tokens.shape

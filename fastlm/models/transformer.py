@@ -135,7 +135,14 @@ class Transformer(nn.Module):
                 ranks=ranks, predicted=predicted,
             )  # fmt: skip
             return self._run(stack, tokens, inputs)
-        memory = self.encode(tokens, attention_mask, segments, token_types) if memory is None else memory
+        if not all(x is None for x in (recurrence, ranks, predicted)):
+            raise ValueError("recurrence, ranks and predicted are for a decoder or an encoder that stands alone")
+        if memory is None:
+            memory = self.encode(tokens, attention_mask, segments, token_types)
+        elif not all(x is None for x in (tokens, attention_mask, segments, token_types)):
+            raise ValueError(
+                "memory is given, which is what encode made of tokens, mask, segments and types; leave these out"
+            )
         inputs = Inputs(decoder_attention_mask, decoder_segments, None, positions, prefix, memory, caches)
         return self._run(self.decoder, decoder_tokens, inputs)
 
@@ -186,6 +193,6 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def _run(self, stack: Stack, tokens: Tensor, inputs: Inputs) -> Tensor:
-        inputs.check(*tokens.shape, self.config.two_streams)
+        inputs.check(tokens, self.config, len(stack.order()))
         x = self.embedding(tokens)
         return stack(x * self.config.dim**0.5 if self.config.scale_embedding else x, inputs)

@@ -65,7 +65,7 @@ def test_the_mask_decoder_is_the_last_layer_twice(kind, padding):
     ours = Transformer(replace(plain.config, mask_decoder=True)).eval()
     ours.load_state_dict(plain.state_dict(), strict=False)
     tokens = torch.randint(1, 61, (2, 17))
-    mask = torch.ones(2, 17) if padding is None else real(padding, 2, 17)
+    mask = torch.ones(2, 17, dtype=torch.int64) if padding is None else real(padding, 2, 17)
     with torch.no_grad():
         states = theirs.deberta(tokens, mask, output_hidden_states=True).hidden_states[-2]
         queries = states + ours.encoder.mask_decoder.position.weight[:17]
