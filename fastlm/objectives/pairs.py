@@ -36,9 +36,10 @@ class Texts(NamedTuple):
 class SentencePairs(Objective):
     """Masked language modelling over pairs of texts (the term "mlm"), and a label of each pair, of the same weight.
 
-    Each document is cut into pieces of context - 3 tokens, and a piece with a sentence that begins inside it is a
-    sample: at one of those, drawn anew at each visit, it falls into the texts A and B. A row is <s> A <eos> B <eos>,
-    filled up with <pad>; A has token type 0 and B 1, and the label is read from the first state.
+    Each document is cut into runs of as many sentences as context - 3 tokens hold. A run of two or more is a sample,
+    and falls into the texts A and B after one of its sentences, drawn anew at each visit. Texts are whole sentences,
+    so that their ends tell nothing. A row is <s> A <eos> B <eos>, filled up with <pad>; A has token type 0 and B 1, and
+    the label is read from the first state.
 
     A batch has inputs and types [B, L], lengths [B] without <pad>, places [B, n] and labels [B, n] as in `Masked`,
     round(rate · length) of them in a row, and pairs [B], the label; all int64.
@@ -48,7 +49,7 @@ class SentencePairs(Objective):
         masking: how tokens are hidden: arguments of `Masking`.
 
     Raises:
-        ValueError: if there is no piece with two sentences, or a row has no target.
+        ValueError: if no document has two sentences that fit into a row, or a row has no target.
     """
 
     kind = "encoder"
@@ -67,8 +68,8 @@ class SentencePairs(Objective):
         self.pieces = self.sentences.pieces(context - 3)
         if not len(self.pieces.begins):
             raise ValueError(
-                f"0 pieces of {context - 3} tokens with two sentences in one document; give longer documents, a larger "
-                "--context, or --objective mlm"
+                f"0 documents with two sentences that fit into {context - 3} tokens together; give other documents, a "
+                "larger --context, or --objective mlm"
             )
         self._order: tuple[tuple[int, int], np.ndarray] | None = None  # the last (seed, epoch) and its pieces
 
@@ -97,8 +98,8 @@ class SentencePairs(Objective):
     def _make(self, numbers: np.ndarray, samples: Samples) -> Batch:
         where, label, other = samples.draw(3, noise.Purpose.PAIR).numpy().T
         begins, ends = self.pieces.begins[numbers], self.pieces.ends[numbers]
-        inside = self.pieces.sentences[numbers]  # the first sentence that begins inside, and one past the last
-        split = self.sentences.begins[inside[:, 0] + where % (inside[:, 1] - inside[:, 0])]
+        first, after = self.pieces.sentences[numbers].T
+        split = self.sentences.begins[first + 1 + where % (after - first - 1)]
         pairs = label % 2
         texts = self._texts(Texts(begins, split - begins, split, ends - split), pairs == 1, numbers, other)
         rows, types, lengths = self._laid_out(texts)
@@ -159,9 +160,9 @@ class SentencePairs(Objective):
 class NextSentence(SentencePairs, name="nsp"):
     """BERT's objective (Devlin et al. 2019, sec. 3.1): hidden tokens, and whether B is what follows A.
 
-    Half of the time, label 1, it is not: B is then a text of another document, which begins at a sentence drawn evenly
-    from all of them and has at most the length that is left. The text that it takes the place of is seen at other
-    visits.
+    Half of the time, label 1, it is not: B is then of another document, as many sentences as fit into the tokens that A
+    leaves, from one on that is drawn evenly from all; one that does not fit is cut. The text that B takes the place of
+    is seen at other visits.
 
     Args:
         tokens, context, vocabulary, masking: as in `SentencePairs`.
@@ -181,11 +182,12 @@ class NextSentence(SentencePairs, name="nsp"):
 
     def _texts(self, texts: Texts, changed: np.ndarray, numbers: np.ndarray, words: np.ndarray) -> Texts:
         known = self.sentences
-        own = known.of_document[self.pieces.documents[numbers]]  # the document's first sentence, and one past its last
-        others = words % (len(known.begins) - own[:, 1] + own[:, 0])
-        other = others + np.where(others >= own[:, 0], own[:, 1] - own[:, 0], 0)
-        begin, end = known.begins[other], known.document_end(other)
-        length = np.minimum(end - begin, self.context - 3 - texts.length)
+        own, after = self.pieces.documents[numbers].T  # the document's sentences
+        other = words % (len(known.begins) - (after - own))
+        other = np.where(other < own, other, other + after - own)
+        begin, room = known.begins[other], self.context - 3 - texts.length
+        last = known.run(other, room)
+        length = np.where(last > other, known.end(other, last) - begin, room)
         return texts._replace(
             second=np.where(changed, begin, texts.second), second_length=np.where(changed, length, texts.second_length)
         )

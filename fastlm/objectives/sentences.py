@@ -36,18 +36,18 @@ def permuted(rows: Tensor, words: Tensor, vocabulary: Vocabulary) -> Tensor:
 
 
 class Pieces(NamedTuple):
-    """Pieces of documents in which a sentence begins.
+    """Runs of whole sentences of one document, two or more.
 
     Args:
+        sentences: [P, 2] int64, the first sentence, and one past the last.
         begins, ends: [P] int64, tokens begins … ends - 1 of the stream.
-        documents: [P] int64, the document of each.
-        sentences: [P, 2] int64, the first sentence that begins after the piece does, and one past the last.
+        documents: [P, 2] int64, the first sentence of the document, and one past its last.
     """
 
+    sentences: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
     documents: np.ndarray
-    sentences: np.ndarray
 
 
 class Sentences:
@@ -79,23 +79,35 @@ class Sentences:
         begins = np.union1d(np.concatenate(ends) + 1, self.documents[:, 0])
         self.begins = begins[(begins < len(tokens)) & ~np.isin(begins, last)]
         self.of_document = np.searchsorted(self.begins, self.documents)
-
-    def document_end(self, sentences: np.ndarray) -> np.ndarray:
-        """One past the last token of the documents that hold these sentences."""
-        return self.documents[np.searchsorted(self.of_document[:, 1], sentences, "right"), 1]
+        self._fences = np.append(self.begins, len(tokens))
+        self._document = np.repeat(np.arange(len(self.documents)), np.diff(self.of_document).squeeze(1))
 
     def pieces(self, length: int) -> Pieces:
-        """The documents cut into pieces of so many tokens, the last ones shorter; those in which no sentence begins
-        after their first token are left out.
+        """Each document cut into runs of as many sentences as fit into so many tokens. A sentence that would be alone,
+        for it is too long or the last, is left out.
         """
-        first, end = self.documents.T
-        counts = -(-(end - first) // length)
-        documents = np.repeat(np.arange(len(counts)), counts)
-        number = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-        begins = first[documents] + number * length
-        ends = np.minimum(begins + length, end[documents])
-        sentences = np.stack(
-            (np.searchsorted(self.begins, begins, "right"), np.searchsorted(self.begins, ends, "left")), 1
+        after = self.run(np.arange(len(self.begins)), length)
+        firsts, at = [], 0
+        while at < len(after):
+            firsts.append(at)
+            at = max(int(after[at]), at + 1)
+        first = np.array(firsts, np.int64)
+        first = first[after[first] - first >= 2]
+        last = after[first]
+        return Pieces(
+            np.stack((first, last), 1),
+            self.begins[first],
+            self.end(first, last),
+            self.of_document[self._document[first]],
         )
-        kept = sentences[:, 0] < sentences[:, 1]
-        return Pieces(begins[kept], ends[kept], documents[kept], sentences[kept])
+
+    def run(self, first: np.ndarray, lengths: np.ndarray | int) -> np.ndarray:
+        """One past the last sentence of the longest run from each `first` on that fits into so many tokens; `first`
+        where none does.
+        """
+        after = np.searchsorted(self._fences, self.begins[first] + lengths, "right") - 1
+        return np.minimum(after, self.of_document[self._document[first], 1])
+
+    def end(self, first: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """One past the last token of runs of sentences first … after - 1 of one document."""
+        return np.minimum(self._fences[after], self.documents[self._document[first], 1])

@@ -67,8 +67,7 @@ def test_next_sentences():
         labels.append(label)
         assert a and b and len(a) + len(b) <= 61 and len(documents_of(a)) <= 1 == len(documents_of(b))
         assert runs_on(a, b) if label == 0 else documents_of(a) != documents_of(b)
-        at = begin_of(b)
-        assert TEXT[at : at + len(b)] == b and (at == 0 or TEXT[at - 1] in (STOP, WORDS.eos))
+        assert TEXT[begin_of(b) :][: len(b)] == b
     assert abs(np.mean(labels) - 0.5) < 0.06
 
 
@@ -81,24 +80,31 @@ def test_sentence_order():
     assert abs(np.mean(labels) - 0.5) < 0.06
 
 
-def test_an_epoch_sees_each_piece_once_and_pieces_hold_the_text():
+def test_an_epoch_sees_each_run_once_and_runs_hold_the_text():
     o = SentenceOrder(STREAM, 64, WORDS)
     seen = [t for a, b, _ in texts_of(o.batch(5, 0, len(o))) for t in (*a, *b) if t != STOP]
-    left_out = 6  # the document of one sentence
-    assert len(seen) == len(set(seen)) == (STREAM >= 20).sum() - left_out - _short(o)
+    alone = 6  # words of the document of one sentence
+    assert len(seen) == len(set(seen)) == (STREAM >= 20).sum() - alone
     held = [t for a, b, _ in texts_of(o.fixed(np.arange(o.windows))) for t in (*a, *b) if t != STOP]
     assert sorted(held) == sorted(seen)
 
 
-def _short(o):
-    """Words in pieces in which no sentence begins."""
-    known, kept = o.sentences, set(o.pieces.begins.tolist())
-    lost = 0
-    for first, end in known.documents.tolist():
-        for begin in range(first, end, 61):
-            if begin not in kept and end - first > 7:
-                lost += (STREAM[begin : min(begin + 61, end)] != STOP).sum()
-    return lost
+@pytest.mark.parametrize("objective", [NextSentence, SentenceOrder])
+def test_where_texts_begin_and_end_tells_nothing(objective):
+    """All are whole sentences, of either label."""
+    for text in (text for a, b, _ in texts_of(objective(STREAM, 64, WORDS).batch(0, 0, 300)) for text in (a, b)):
+        begin = begin_of(text)
+        assert begin == 0 or TEXT[begin - 1] in (STOP, WORDS.eos)
+        assert text[-1] == STOP or TEXT[begin + len(text)] == WORDS.eos
+
+
+def test_a_sentence_that_does_not_fit_is_left_out():
+    stream = STREAM.copy()
+    stream[7:300][stream[7:300] == STOP] = 4990  # sentences of 7 and of 293 tokens
+    o = SentenceOrder(stream, 64, WORDS)
+    assert o.pieces.begins.min() == 301
+    with pytest.raises(ValueError, match="0 documents with two sentences that fit into 61 tokens together"):
+        SentenceOrder(stream[:301], 64, WORDS)
 
 
 def test_sentences_are_found_whatever_the_block(monkeypatch):
@@ -131,7 +137,7 @@ def test_what_a_text_lacks_is_said():
     with pytest.raises(ValueError, match="1 document, and half of the pairs need another one; give 2 or more"):
         NextSentence(one, 64, WORDS)
     SentenceOrder(one, 64, WORDS)
-    with pytest.raises(ValueError, match="0 pieces of 61 tokens with two sentences in one document"):
+    with pytest.raises(ValueError, match="0 documents with two sentences that fit into 61 tokens"):
         SentenceOrder(np.full(500, 20, np.uint16), 64, WORDS)
     with pytest.raises(ValueError, match="the vocabulary lacks begins_word"):
         SentenceOrder(STREAM, 64, Vocabulary(SIZE))
