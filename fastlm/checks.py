@@ -33,6 +33,10 @@ def below_one(**values: object) -> None:
     numbers(values, lambda x: finite(x) and 0 <= x < 1, "give a number in [0, 1)")
 
 
+def share(**values: object) -> None:
+    numbers(values, lambda x: finite(x) and 0 <= x <= 1, "give a share, from 0 to 1")
+
+
 def whole(least: int, cure: str | None = None, **values: object) -> None:
     def fits(x: object) -> bool:
         return isinstance(x, Integral) and not isinstance(x, bool) and x >= least

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.checks import whole
 from fastlm.models import ModelConfig, Transformer
 
 OBJECTIVES: dict[str, type["Objective"]] = {}
@@ -95,6 +96,7 @@ class Objective:
             OBJECTIVES[name] = cls
 
     def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary):
+        whole(1, context=context)
         self.tokens, self.context, self.vocabulary = tokens, context, vocabulary
 
     def model(self, config: ModelConfig) -> nn.Module:
@@ -148,6 +150,11 @@ class Objective:
             A batch, as `batch` gives it.
         """
         raise NotImplementedError
+
+    def check_windows(self, numbers: np.ndarray) -> None:
+        """Raise ValueError for numbers that no `fixed` window has."""
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.windows:
+            raise ValueError(f"windows {numbers.min()} to {numbers.max()} of {self.windows}, which are counted from 0")
 
     def any_fixed(self, generator: torch.Generator) -> Batch:
         """A batch of one held-out window that a generator draws, on the generator's device."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.checks import one_of
+from fastlm.checks import at_least_zero, flag, one_of, share, whole
 from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
 from fastlm.objectives.infilling import Spoiled, infilled
 from fastlm.objectives.masking import units_of
@@ -60,6 +60,10 @@ class Denoising(RowObjective, name="denoising"):
         rotate: float = 0.0,
     ):
         one_of(WAYS, spoil=spoil)
+        whole(1, context=context)
+        share(rate=rate, random=random, rotate=rotate)
+        at_least_zero(mean_span=mean_span)
+        flag(permute=permute)
         vocabulary.check_knows("begins_word", "ends_sentence", "ends_line")
         if context < 3:
             raise ValueError(f"rows of {context}, fewer than two tokens and <eos>; give a larger --context")

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.checks import whole
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
 from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Samples
@@ -39,6 +40,8 @@ class Masked(RowObjective, name="mlm"):
         self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, rounds: int | None = None, **masking: object
     ):
         super().__init__(tokens, context, vocabulary)
+        if rounds is not None:
+            whole(1, rounds=rounds)
         self.rounds, self.masking = rounds, Masking(**masking)
         self.masking.count(context)
         if self.masking.whole_words:

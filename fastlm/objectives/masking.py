@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm.checks import share, whole
 from fastlm.objectives.base import IGNORED, Vocabulary
 from fastlm.objectives.noise import WORD, Samples, pick
 
@@ -44,11 +45,16 @@ class Masking(NamedTuple):
         """How many places a row has.
 
         Raises:
-            ValueError: if that is none.
+            ValueError: if that is none, and for a way that is none.
         """
+        share(rate=self.rate, mask=self.mask, random=self.random)
+        share(**{"mask + random": self.mask + self.random})
+        whole(1, ngram=self.ngram)
         n = round(self.rate * context)
         if n < 1:
             raise ValueError(f"rows of {context}, of which {self.rate:g} are not one target; give a larger --context")
+        if n >= context:
+            raise ValueError(f"rows of {context}, of which {self.rate:g} leave nothing to see; give a smaller rate")
         return n
 
     def hide(self, rows: Tensor, samples: Samples, vocabulary: Vocabulary, lengths: Tensor | None = None) -> Hidden:

@@ -88,6 +88,7 @@ class SentencePairs(Objective):
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         numbers = np.asarray(numbers)
+        self.check_windows(numbers)
         return self._make(numbers, Samples(0, torch.tensor(0), torch.from_numpy(numbers)))
 
     def _ordered(self, seed: int, epoch: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.checks import whole
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
 from fastlm.objectives.masked import filled_in
 from fastlm.objectives.masking import run_lengths
@@ -39,6 +40,7 @@ class Permutation(RowObjective, name="permutation"):
 
     def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, k: int = 6):
         super().__init__(tokens, context, vocabulary)
+        whole(1, k=k)
         self.k, self.count = k, round(context / k)
         if self.count < 1:
             raise ValueError(f"rows of {context}, of which 1/{k} is not one target; give a larger --context")

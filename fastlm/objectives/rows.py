@@ -43,6 +43,7 @@ class RowObjective(Objective):
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         numbers = np.asarray(numbers)
+        self.check_windows(numbers)
         return self.make(self.rows.fixed(numbers), Samples(0, torch.tensor(0), torch.from_numpy(numbers)))
 
     def make(self, rows: Tensor, samples: Samples) -> Batch:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlm.checks import finite, whole
 from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
@@ -43,6 +44,11 @@ class SpanCorruption(RowObjective, name="span-corruption"):
         rate: float = 0.15,
         mean_span: float = 3.0,
     ):
+        whole(1, context=context)
+        if not (finite(rate) and 0 < rate < 1 and finite(mean_span) and mean_span >= 1):
+            raise ValueError(
+                f"rate is {rate!r}, mean_span {mean_span!r}; give a share between 0 and 1, and 1 or more tokens a span"
+            )
         self.raw = raw_length(context, rate, mean_span)
         self.cut, self.spans, self.label_length = span_lengths(self.raw, rate, mean_span)
         if self.spans > SENTINELS:

@@ -106,11 +106,14 @@ def _interrupted(folder: Path, plan: Plan, note: Callable[[str], None]) -> tuple
         go_on = command("resume", folder)
         raise Refusal(f"{folder} holds no trained model yet (no whole checkpoint in state/); `{go_on}` goes on")
     tokenizer = _tokenizer(folder)
-    model = Transformer(plan.config.model(tokenizer.get_vocab_size()))
+    vocab_size = tokenizer.get_vocab_size()
+    shape = plan.config.model(vocab_size)
+    objective = plan.config.objective_on_rows(shape.context, vocab_size)
+    model = objective.model(shape)
     load_model(model, str(last / "model.safetensors"))
     done = last.name.removeprefix("step-")
     note(f"{folder} holds no model.safetensors; these are its weights after step {done} of {plan.steps}")
-    return model.eval(), tokenizer
+    return objective.exported(model).eval(), tokenizer
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What every objective promises: batches depend on their number alone, sums add up, and losses begin as guessing's."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -93,3 +94,34 @@ def test_every_parameter_learns(made):
     idle = [name for name, p in model.named_parameters() if p.grad is None]
     model.zero_grad()
     assert not idle
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("span-corruption", dict(rate=1.0), "rate is 1.0"),
+        ("span-corruption", dict(mean_span=0.5), "mean_span 0.5"),
+        ("mlm", dict(rate=2.0), "rate is 2.0; give a share, from 0 to 1"),
+        ("mlm", dict(rate=1.0), "leave nothing to see; give a smaller rate"),
+        ("mlm", dict(rounds=0), "rounds is 0"),
+        ("mlm", dict(mask=0.9, random=0.2), "mask + random is 1.1"),
+        ("denoising", dict(rate=1.5), "rate is 1.5"),
+        ("denoising", dict(spoil="burn"), "spoil is 'burn'"),
+        ("permutation", dict(k=0), "k is 0"),
+        ("mass", dict(share=1.5), "are no fragment"),
+        ("replaced-tokens", dict(rate=3.0), "rate is 3.0"),
+    ],
+)  # fmt: skip
+def test_options_out_of_range_are_named(name, options, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        OBJECTIVES[name](STREAM, CONTEXT, VOCABULARY, **options)
+
+
+def test_rows_and_windows_that_there_are_not(made):
+    o, _ = made
+    for numbers in (np.array([-1]), np.array([0, o.windows])):
+        with pytest.raises(ValueError, match="which are counted from 0"):
+            o.fixed(numbers)
+    for context in (0, -3):
+        with pytest.raises(ValueError, match=f"context is {context}; give a whole number of at least 1"):
+            type(o)(STREAM, context, VOCABULARY)
