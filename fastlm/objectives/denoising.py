@@ -14,7 +14,7 @@ from fastlm.objectives.noise import WORD, Samples, ranked
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.sentences import permuted
 
-WAYS = ("infill", "mask", "delete", "none")
+WAYS = ("infill", "mask", "delete", "shuffle", "none")
 
 
 class Denoising(RowObjective, name="denoising"):
@@ -27,13 +27,17 @@ class Denoising(RowObjective, name="denoising"):
                  words 73.3 % are left, beside 42.8 <mask>
         mask     tokens become <mask>
         delete   tokens go, without a trace
+        shuffle  all tokens of the row are permuted, whatever the rate
+
+    Without permuted sentences, "mask" and "shuffle" are the BERT-style, MASS-style and deshuffling objectives of Raffel
+    et al. 2020, table 3.
 
     A batch has inputs [B, context], the spoiled text and <eos>, filled up with <pad>; lengths [B], of them without
     <pad>; decoder_inputs [B, context], the labels one token later; labels [B, context], the text and <eos>; all int64.
 
     Args:
         tokens, context, vocabulary: as in `Objective`; the vocabulary with its words and sentences.
-        spoil: "infill", "mask", "delete" or "none". Default "infill".
+        spoil: "infill", "mask", "delete", "shuffle" or "none". Default "infill".
         rate: share of the row that is spoiled. Default 0.3.
         mean_span: words of a span on average. Default 3 (3.5 in the released recipe).
         random: share of the spans and masked tokens that become another token than <mask>. Default 0 (released: 0.1).
@@ -76,6 +80,7 @@ class Denoising(RowObjective, name="denoising"):
         draws = samples.draw(6 * L + 2)
         sentences, *places, kinds, words, turns = draws.expand(len(rows), -1).split((L,) * 6 + (2,), -1)
         x = permuted(rows, sentences, self.vocabulary) if self.permute else rows
+        x = x.gather(1, places[0].argsort(dim=-1, stable=True)) if self.spoil == "shuffle" else x
         drawn = self.vocabulary.specials + words % (self.vocabulary.size - self.vocabulary.specials)
         mask = torch.where(kinds < self.random * WORD, drawn, self.vocabulary.mask)
         x, lengths = self._rewritten(x, self._spoiled(x, *places), mask)
@@ -94,7 +99,7 @@ class Denoising(RowObjective, name="denoising"):
         text = rows >= self.vocabulary.specials
         if self.spoil == "infill":
             return infilled(text, units_of(rows, self.vocabulary), draws, self.rate, self.mean_span)
-        rate = 0.0 if self.spoil == "none" else self.rate
+        rate = self.rate if self.spoil in ("mask", "delete") else 0.0
         chosen = ranked(draws[0], text) < torch.ceil(rate * text.sum(1, keepdim=True))
         none = torch.zeros_like(text)
         return Spoiled(none, none, chosen) if self.spoil == "delete" else Spoiled(none, chosen, none)

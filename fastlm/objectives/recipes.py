@@ -29,10 +29,11 @@ RECIPES: dict[str, Recipe] = {
     "electra": ("replaced-tokens", {}),
     "electra-base": ("replaced-tokens", {"generator": {"width": 1 / 3}}),
     "electra-large": ("replaced-tokens", {"rate": 0.25}),
-    # He et al. 2023, sec. 3.3: gradient-disentangled embeddings, a generator of half the depth with DeBERTa's decoder
+    # He et al. 2023, sec. 3.3: gradient-disentangled embeddings, a generator of half the depth with DeBERTa's decoder;
+    # its code: <mask> in all places
     "deberta-v3": (
         "replaced-tokens",
-        {"sharing": "disentangled", "generator": {"width": 1.0, "depth": 0.5, "mask_decoder": True}},
+        {"mask": 1.0, "sharing": "disentangled", "generator": {"width": 1.0, "depth": 0.5, "mask_decoder": True}},
     ),
 }
 

@@ -17,11 +17,11 @@ from fastlm.objectives.rows import RowObjective
 class ReplacedTokens(RowObjective, name="replaced-tokens"):
     """ELECTRA's objective (Clark et al. 2020), and that of DeBERTa v3 (He et al. 2023).
 
-    Of the hidden tokens 85 % become <mask>, and the others stay. A generator learns all of them (the term "mlm"), and
-    in each place a token is drawn from what it says. The discriminator is given the text with these, and learns of
-    every token that is no padding whether it is another than the text's ("detection", times `weight`, binary cross
-    entropy). No gradient passes the draw. No special token is drawn, so the discriminator never meets <mask>; ELECTRA's
-    code leaves that to chance, and draws places with replacement, which ours are not.
+    Of the hidden tokens a share `mask` become <mask>, and the others stay. A generator learns all of them (the term
+    "mlm"), and in each place a token is drawn from what it says. The discriminator is given the text with these, and
+    learns of every token that is no padding whether it is another than the text's ("detection", times `weight`, binary
+    cross entropy). No gradient passes the draw. No special token is drawn, so the discriminator never meets <mask>;
+    ELECTRA's code leaves that to chance, and draws places with replacement, which ours are not.
 
     A batch has inputs [B, L], places [B, n] and labels [B, n] as in `Masked`, tokens [B, L], the text, and draws
     [B, n], a 32-bit word for each token that is put in; all int64.
@@ -29,6 +29,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
     Args:
         tokens, context, vocabulary: as in `Objective`.
         rate: share of the tokens that are hidden. Default 0.15 (ELECTRA-large: 0.25).
+        mask: share of those that become <mask>. Default 0.85 (DeBERTa v3: all).
         weight: of detection in the loss. Default 50.
         temperature: the generator's logits are divided by it before the draw. Default 1.
         disallow_equal: whether the token that was there is never drawn. Default no.
@@ -49,6 +50,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         context: int,
         vocabulary: Vocabulary,
         rate: float = 0.15,
+        mask: float = 0.85,
         weight: float = 50.0,
         temperature: float = 1.0,
         disallow_equal: bool = False,
@@ -57,7 +59,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         generator: dict | None = None,
     ):
         super().__init__(tokens, context, vocabulary)
-        self.masking = Masking(rate, mask=0.85, random=0.0)
+        self.masking = Masking(rate, mask, random=0.0)
         self.masking.count(context)
         self.temperature, self.disallow_equal, self.uniform = temperature, disallow_equal, uniform
         self.sharing, self.generator = sharing, generator or {}

@@ -73,6 +73,12 @@ def test_masked_tokens_and_deleted_ones():
         assert len(row) == 512 - 154 and all(token in kept for token in row)
 
 
+def test_shuffled_rows_hold_the_same_tokens():
+    texts, inputs = rows_of(Denoising(STREAM, 65, WORDS, spoil="shuffle", permute=False), 200)
+    assert all(text != row and sorted(text) == sorted(row) for text, row in zip(texts, inputs, strict=True))
+    assert abs(np.mean([row.index(text[0]) for text, row in zip(texts, inputs, strict=True)]) - 31.5) < 4
+
+
 def test_a_share_of_the_masks_is_other_tokens():
     o = Denoising(STREAM, 513, WORDS, spoil="mask", permute=False, random=0.1)
     texts, inputs = rows_of(o, 200)

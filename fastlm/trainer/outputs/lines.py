@@ -141,5 +141,6 @@ def of_end(folder: Path, trainer: Trainer, tokens: Tokens, last: dict, seconds: 
         clock(seconds),
     )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
-    opened = artefacts.opened_by(trainer.exported().config, folder)
-    yield "next", command("sample", folder), f"weights open with {opened}"
+    exported = trainer.exported()
+    writes = () if exported.decoder is None else (command("sample", folder),)  # an encoder writes no text
+    yield "next", *writes, f"weights open with {artefacts.opened_by(exported.config, folder)}"
