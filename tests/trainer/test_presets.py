@@ -41,7 +41,7 @@ def text(text):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains(text, tmp_path, name):
     """Its loss falls below the first, and the sample shows what its objective does."""
-    train(text, tmp_path / "run", preset=name, steps=30, lr=5e-3, evaluations=1, context=32)
+    train(text, tmp_path / "run", preset=name, steps=30, lr=5e-3, evaluations=1, context=32, layers=2)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     assert held_out[-1] < held_out[0] * 0.95, held_out
