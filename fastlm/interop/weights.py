@@ -126,10 +126,16 @@ def model_type(config: ModelConfig) -> str:
 def _opened(source: "Path | str | PreTrainedModel") -> tuple[str, dict, Tensors]:
     """What the source is called, its config's entries, and its tensors by name."""
     if hasattr(source, "state_dict"):
+        if not hasattr(getattr(source, "config", None), "to_dict"):
+            raise ValueError(
+                f"a {type(source).__name__} is no model of transformers, nor a directory; give one of them"
+            )
         entries = source.config.to_dict() | {"architectures": [type(source).__name__]}
         return type(source).__name__, entries, dict(source.state_dict())
     from safetensors.torch import load_file
 
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"the source is a {type(source).__name__}; give a directory, or a model of transformers")
     folder = Path(source)
     if not (folder / "config.json").exists():
         raise ValueError(

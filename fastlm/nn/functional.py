@@ -206,9 +206,8 @@ def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, que
     if isinstance(position, Terms):
         return position
     if not isinstance(position, Position):
-        raise ValueError(
-            f"position is {position!r}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms"
-        )
+        given = repr(position) if isinstance(position, str) else f"a {type(position).__name__}"
+        raise ValueError(f"position is {given}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms")
     if position.embeds():
         raise ValueError(
             f"position {position.name!r} adds to token embeddings, which attention does not see: "

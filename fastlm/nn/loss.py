@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastlm.checks import at_least_zero, below_one, one_of, positive
+from fastlm.checks import at_least_zero, below_one, each, one_of, positive
 from fastlm.nn import checks
 from fastlm.ops.linear_cross_entropy import Arguments
 from fastlm.ops.linear_cross_entropy import linear_cross_entropy as op
@@ -44,7 +44,8 @@ def linear_cross_entropy(
         and z-loss is the log-probability of each label.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or values that do not fit.
+        ValueError: for shapes, dtypes, devices or values that do not fit; on a CPU also for labels that are no words,
+            which elsewhere would have to be waited for.
 
     Logits and sums are fp32 whatever dtype weight has. The formula and its sources: fastlm/ops/linear_cross_entropy.py.
     """
@@ -53,7 +54,10 @@ def linear_cross_entropy(
     at_least_zero(z_loss=z_loss)
     positive(temperature=temperature, **({} if softcap is None else {"softcap": softcap}))
     one_of(REDUCTIONS, reduction=reduction)
+    each({"ignore_index": ignore_index}, lambda x: isinstance(x, int), "give an integer, such as -100")
+    checks.tensors(hidden=hidden, weight=weight, labels=labels)
     _check_shapes(hidden, weight, labels, bias)
+    _check_labels(labels, len(weight), ignore_index)
     checks.devices(hidden, weight=weight, labels=labels, bias=bias)
     cap = 0.0 if softcap is None else float(softcap)
     loss, _ = op(
@@ -72,5 +76,16 @@ def _check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor |
         raise ValueError(f"hidden {list(hidden.shape)} and weight {list(weight.shape)}; give [N, D] and [V, D]")
     if labels.shape != hidden.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}; give integers [{len(hidden)}]")
+    if not (hidden.is_floating_point() and weight.is_floating_point() and len(weight)):
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype} {list(weight.shape)}; give floats")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias is {list(bias.shape)}; give [{len(weight)}]")
+
+
+def _check_labels(labels: Tensor, words: int, ignore_index: int) -> None:
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = labels[((labels < 0) | (labels >= words)) & (labels != ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"labels hold {int(wrong[0])}; give 0 to {words - 1}, or ignore_index {ignore_index} for no target"
+            )

@@ -104,7 +104,8 @@ class AdamW(Adam, name="adamw"):
         lr: as Adam's. Default 1e-3.
         betas: as Adam's. Default (0.9, 0.999).
         eps: added to √v̂; at least 0. None: 1e-8, or 1e-6 with scale_by_rms.
-        weight_decay: each step multiplies parameters by 1 - lr · weight_decay; at least 0. Default 0.01.
+        weight_decay: each step multiplies parameters by 1 - lr · weight_decay; at least 0. Default 0.01, as torch's;
+            apex's FusedAdam has 0, so give it in that one's place.
         amsgrad: not served; False.
         variant: "torch", or "bert" without bias correction (Google's BERT and ELECTRA, which use eps=1e-6).
         scale_by_rms: AdamWScale of nanoT5, with which T5 learns. The step, but not the decay, is multiplied by

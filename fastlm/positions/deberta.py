@@ -109,11 +109,11 @@ class DeBERTa(LayerPosition, name="deberta"):
         self.key = Projection(dim, heads * head_dim, bias=key_bias) if own(C2P) else None
         self.query = Projection(dim, heads * head_dim) if own(P2C) else None
 
-    def vectors(self, distance: Tensor) -> Vectors:
-        """distance [n] int64 → query_vectors and key_vectors [heads, n, head_dim], with terms=3."""
-        return self.complete(self.table(distance), distance)
+    def own_part(self) -> SharedPart | None:
+        return self.table
 
     def complete(self, part: tuple, distance: Tensor, project: Project | None = None) -> Vectors:
+        """query_vectors and key_vectors [heads, n, head_dim], with terms=3."""
         table, rows = part
         table = F.dropout(table, self.dropout, self.training)
         few = len(rows) < len(table)  # short texts meet few rows, and those alone are projected

@@ -57,6 +57,20 @@ class LayerPosition(Position):
     per_layer = True
     part: ClassVar[type[SharedPart]]
 
+    def vectors(self, distance: Tensor) -> Vectors:
+        """Of distances [n] int64, by the part of its own that a scheme has which stands alone."""
+        own = self.own_part()
+        if own is None:
+            raise ValueError(
+                f"the {type(self).__name__} was made with shared=True, and goes on from what its stack hands it; make it "
+                "with shared=False to stand alone"
+            )
+        return self.complete(own(distance), distance)
+
+    def own_part(self) -> SharedPart | None:
+        """The scheme's own part; None where it is made for a stack's."""
+        raise NotImplementedError
+
     def complete(self, part: tuple, distance: Tensor, project: Project | None = None) -> Vectors:
         """`vectors` from what the part's forward gave; project is as in `finish`."""
         raise NotImplementedError

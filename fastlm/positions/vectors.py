@@ -124,11 +124,11 @@ class TransformerXL(LayerPosition, name="transformer-xl"):
         self.heads = heads
         self.reset_parameters()
 
-    def vectors(self, distance: Tensor) -> Vectors:
-        """distance [n] int64 → query_vectors [heads, n, head_dim], and the two biases."""
-        return self.complete(self.sines(distance), distance)
+    def own_part(self) -> SharedPart | None:
+        return self.sines
 
     def complete(self, part: tuple, distance: Tensor, project: Project | None = None) -> Vectors:
+        """query_vectors [heads, n, head_dim], and the two biases."""
         r, u, v = part
         r = F.dropout(r.to(self.project.weight.dtype), self.dropout, self.training)
         rows = self.project(r).unflatten(-1, (self.heads, -1)).transpose(0, 1)
