@@ -1,20 +1,22 @@
 """What a model is trained to do: each objective a pure function of (seed, epoch, index).
 
-    base.py      Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
-    causal.py    predict each next token
-    prefix.py    predict each next token after a prefix that is seen as a whole
-    masked.py    hide some tokens, and predict them from all the others
-    denoising.py    spoil a text, and have it written as it was; infilling.py: one of the ways
-    mass.py         hide a fragment, and have it written
-    pairs.py        tell whether two texts belong together, beside hidden tokens; sentences.py: where they end
-    permutation.py  predict some tokens in a random order
-    replaced_tokens.py  have a generator replace tokens, and tell which ones
-    spans.py     cut spans out, and have them written in order
-    recipes.py   which one a preset learns, and in which variant
+    base.py             Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
+    recipes.py          which one a preset learns, and in which variant
 
-    rows.py      RowObjective, of rows that are windows of the stream; windows.py: a stream cut into them
-    masking.py   which tokens are hidden, and what stands in their place
-    noise.py     the random numbers of batches, weights, dropout and samples, without a state
+    causal.py           predict each next token
+    prefix.py           the same after a prefix that is seen as a whole
+    masked.py           hide some tokens, and predict them from all the others
+    pairs.py            besides, tell whether two texts follow one another, or in which order
+    replaced_tokens.py  have a generator replace tokens, and tell which ones
+    permutation.py      predict some tokens in a random order
+    spans.py            cut spans out, and have them written in order
+    denoising.py        spoil a text, and have it written as it was; infilling.py: with gaps of unknown length
+    mass.py             hide a fragment, and have it written
+
+    rows.py             RowObjective, of rows that are windows of the stream; windows.py: a stream cut into them
+    masking.py          which tokens are hidden, and what stands in their place
+    sentences.py        where sentences and documents end
+    noise.py            the random numbers of batches, weights, dropout and samples, without a state
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
 one, subclass `RowObjective`, or `Objective`, with a name and define its methods, here or in your own code; the trainer

@@ -62,8 +62,8 @@ class LayerPosition(Position):
         own = self.own_part()
         if own is None:
             raise ValueError(
-                f"the {type(self).__name__} was made with shared=True, and goes on from what its stack hands it; make it "
-                "with shared=False to stand alone"
+                f"the {type(self).__name__} was made with shared=True, and goes on from what its stack hands it; make "
+                "it with shared=False to stand alone"
             )
         return self.complete(own(distance), distance)
 

@@ -41,7 +41,8 @@ def text(text):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains(text, tmp_path, name):
     """Its loss falls below the first, and the sample shows what its objective does."""
-    train(text, tmp_path / "run", preset=name, steps=30, lr=5e-3, evaluations=1, context=32, layers=2)
+    layers = 2 if FAMILIES[name].conv_width else 1  # DeBERTa v2's first and last do something of their own
+    train(text, tmp_path / "run", preset=name, steps=30, lr=5e-3, evaluations=1, context=32, layers=layers)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     held_out = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     assert held_out[-1] < held_out[0] * 0.95, held_out
@@ -49,7 +50,7 @@ def test_every_family_trains(text, tmp_path, name):
     assert sample and SHOWN[recipe(name)[0]] in sample
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3", "xlnet", "bart"])
+@pytest.mark.parametrize("name", ["bert", "t5", "electra", "deberta-v3"])
 def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, name):
     """Noise and dropout are functions of the step, so a run that was stopped ends as one that was not."""
     train(text, tmp_path / "whole", preset=name, steps=8)
