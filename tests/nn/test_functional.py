@@ -12,7 +12,7 @@ from cases import POSITIONS, position
 import fastlm
 from fastlm.backends import native
 from fastlm.nn import checks
-from fastlm.positions import RoPE, Shaw, T5Bias, Terms, TransformerXL, Vectors
+from fastlm.positions import DeBERTa, RoPE, Shaw, T5Bias, Terms, TransformerXL, Vectors
 
 X = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -204,3 +204,10 @@ def test_terms_may_turn_queries_or_keys_alone():
     torch.testing.assert_close(alone(rotate_k=rope.rotate_k), fastlm.attention(q, keys, v))
     with pytest.raises(ValueError, match=r"the position's rotate_k is of type Tensor; give \(cos, sin\), or None"):
         alone(rotate_k=rope.rotate_k[0])
+
+
+@pytest.mark.parametrize("scheme", [DeBERTa, TransformerXL])
+def test_a_scheme_of_a_stack_says_so_when_it_is_called_alone(scheme):
+    made = scheme(dim=8, heads=2, head_dim=8, shared=True)
+    with pytest.raises(ValueError, match=r"was made with shared=True, .* make it with shared=False to stand alone"):
+        fastlm.attention(X, X, X, position=made)

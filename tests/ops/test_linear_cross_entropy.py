@@ -118,3 +118,22 @@ def test_what_is_refused(change, words):
     hidden, weight, _, labels = draw(torch.float32)
     with pytest.raises(ValueError, match=words):
         fastlm.linear_cross_entropy(hidden, weight, **dict(labels=labels) | change)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(labels=torch.tensor([0, 10])), "labels hold 10; give 0 to 9, or ignore_index -100 for no target"),
+        (dict(labels=torch.tensor([0, -1])), "labels hold -1"),
+        (dict(labels=[0, 1]), "labels is of type list"),
+        (dict(hidden=torch.zeros(2, 4, dtype=torch.int64)), "hidden is torch.int64"),
+        (dict(hidden=torch.zeros(2, 4, dtype=torch.complex64)), "hidden is torch.complex64"),
+        (dict(weight=torch.zeros(0, 4)), r"weight torch.float32 \[0, 4\]; give floats"),
+        (dict(ignore_index=1.5), "ignore_index is 1.5; give an integer"),
+    ],
+    ids=lambda x: ", ".join(x) if isinstance(x, dict) else None,
+)
+def test_what_is_no_call_is_refused(change, message):
+    call = dict(hidden=torch.zeros(2, 4), weight=torch.zeros(10, 4), labels=torch.tensor([0, -100]))
+    with pytest.raises(ValueError, match=message):
+        fastlm.linear_cross_entropy(**call | change)
