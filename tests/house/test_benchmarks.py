@@ -51,7 +51,7 @@ def test_the_gpu_run(tmp_path):
 
 def test_pytest_benchmarks_and_their_report(tmp_path):
     measured = tmp_path / "cpu.json"
-    select = "adamw or t5-512-both or none-512-forward or rope-512-both or bert-512 or test_decoding"
+    select = "adamw or t5-512-both or none-512-forward or rope-512-both"
     run(
         sys.executable,
         "-m",
@@ -66,7 +66,7 @@ def test_pytest_benchmarks_and_their_report(tmp_path):
         f"--benchmark-json={measured}",
     )
     rows = [b["extra_info"] for b in json.loads(measured.read_text())["benchmarks"]]
-    assert len(rows) == 8 and all({"ratio", "seconds", "machine"} <= row.keys() for row in rows)
+    assert len(rows) == 5 and all({"ratio", "seconds", "machine"} <= row.keys() for row in rows)
     assert "rope both, B1 H2 L16 D16 float32" in run(
         sys.executable, str(ROOT / "benchmarks" / "report.py"), str(measured), "--out", str(tmp_path)
     )
