@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait for one another
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-import torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # here a plugin of pytest's may have imported torch
 
 import fastlm
 from fastlm.backends import native
