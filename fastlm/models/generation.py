@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastlm.checks import each, finite, number, whole
-from fastlm.models.inputs import Memory
+from fastlm.models.inputs import Memory, shape_of
 
 if TYPE_CHECKING:
     from fastlm.models.transformer import Transformer
@@ -238,13 +238,12 @@ def _check_texts(model: "Transformer", tokens: Tensor, real: Tensor | None, beam
     """
     if model.decoder is None or model.config.head != "lm":
         raise ValueError("an encoder writes no text; give a model of kind 'decoder' or 'encoder-decoder'")
-    if not (isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype == torch.int64 and tokens.numel()):
-        got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens must be [B, L] int64, with a token for each text at least; got {got}")
+    B, L = shape_of(tokens, (torch.int64,))
+    whole(1, texts=B)
     if real is not None and (not isinstance(real, Tensor) or real.shape != tokens.shape or real.is_floating_point()):
         got = f"{list(real.shape)} {real.dtype}" if isinstance(real, Tensor) else type(real).__name__
         raise ValueError(f"attention_mask must be {list(tokens.shape)} bool or int, as the tokens are; got {got}")
-    L, context = tokens.shape[1], model.config.context
+    context = model.config.context
     if beam_tokens and model.encoder is None and L + beam_tokens > context:
         raise ValueError(
             f"a beam search of {beam_tokens} tokens after {L} goes past context {context}; "

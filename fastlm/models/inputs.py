@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
 
     def check(self, tokens: Tensor, config: ModelConfig, blocks: int) -> None:
         """Raise ValueError for what does not fit together, with tokens or with a stack of so many blocks."""
-        B, L = _shape(tokens)
+        B, L = shape_of(tokens)
         self._check_together(config.two_streams)
         self._check_memory(B)
         if self.caches is not None and len({id(cache) for cache in self.caches}) != blocks:
@@ -144,9 +144,9 @@ class Inputs(NamedTuple):
         return real.long() if self.segments is None else masks.padding_apart(self.segments, real)
 
 
-def _shape(tokens: Tensor) -> tuple[int, int]:
+def shape_of(tokens: Tensor, dtypes: tuple[torch.dtype, ...] = INTEGERS) -> tuple[int, int]:
     """[B, L] of a model's tokens. Raises ValueError for what are none."""
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.shape[1] or tokens.dtype not in INTEGERS:
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.shape[1] or tokens.dtype not in dtypes:
         got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
         raise ValueError(f"tokens must be [B, L] int64, with at least one in a row; got {got}")
     return tokens.shape

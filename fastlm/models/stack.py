@@ -122,6 +122,11 @@ class Stack(nn.Module):
         final = config.norm_place == "pre" if config.final_norm is None else config.final_norm
         self.norm = make_norm(config, config.dim) if final else None
 
+    @property
+    def depth(self) -> int:
+        """How many blocks states pass, shared ones counted each time."""
+        return self.layers * self.config.group_blocks
+
     def order(self) -> list[Block]:
         """The blocks in the order in which states pass them, shared ones more than once."""
         groups, each = len(self.blocks) // self.config.group_blocks, self.config.group_blocks

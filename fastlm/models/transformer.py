@@ -165,7 +165,7 @@ class Transformer(nn.Module):
         """
         if self.decoder is None:
             raise ValueError("an encoder sees all tokens at once and keeps no caches")
-        return [KVCache(capacity) for _ in self.decoder.order()]
+        return [KVCache(capacity) for _ in range(self.decoder.depth)]
 
     def generate(self, tokens: Tensor, n: int, temperature: float = 1.0, generator=None, **options) -> Tensor:
         """Write up to n tokens after texts [B, L], or in answer to them: `fastlm.models.generation.generate`."""
@@ -193,6 +193,6 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def _run(self, stack: Stack, tokens: Tensor, inputs: Inputs) -> Tensor:
-        inputs.check(tokens, self.config, len(stack.order()))
+        inputs.check(tokens, self.config, stack.depth)
         x = self.embedding(tokens)
         return stack(x * self.config.dim**0.5 if self.config.scale_embedding else x, inputs)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
+from fastlm.objectives.base import Batch, Decode, Vocabulary
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
 
@@ -32,8 +32,8 @@ class Causal(RowObjective, name="causal"):
         # tensors of their own: others may mark labels IGNORED
         return {"inputs": rows[:, :-1].clone(), "labels": rows[:, 1:].clone()}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(model(batch["inputs"]), batch["labels"])}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["inputs"])
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """n tokens that the model makes of nothing, at temperature 0.8."""

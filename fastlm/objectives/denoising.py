@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, flag, one_of, share, whole
-from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
+from fastlm.objectives.base import Batch, Decode, Vocabulary
 from fastlm.objectives.infilling import Spoiled, infilled
 from fastlm.objectives.masking import units_of
 from fastlm.objectives.noise import WORD, Samples, ranked
@@ -118,9 +118,8 @@ class Denoising(RowObjective, name="denoising"):
         turned = (turns[:, 1:] < self.rotate * WORD) & (place < length)
         return rows.gather(1, torch.where(turned, (place + by) % length.clamp(min=1), place))
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        logits = model(batch["inputs"], batch["decoder_inputs"], attention_mask=real(batch))
-        return {"loss": summed_cross_entropy(logits, batch["labels"])}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["inputs"], batch["decoder_inputs"], attention_mask=real(batch))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text as it is spoiled, ⟨…⟩ for <mask>, and what the model writes for it, greedily."""

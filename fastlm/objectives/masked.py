@@ -1,11 +1,13 @@
 """Masked language modelling: hide some tokens, and predict them from all the others."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
-from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
 from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
@@ -33,7 +35,7 @@ class Masked(RowObjective, name="mlm"):
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 0, "head": "lm", "two_streams": False}  # noqa: RUF012
+    shape: ClassVar[dict] = {"pair_labels": 0, "head": "lm", "two_streams": False}
     shares = ("accuracy",)
 
     def __init__(
@@ -43,7 +45,7 @@ class Masked(RowObjective, name="mlm"):
         if rounds is not None:
             whole(1, rounds=rounds)
         self.rounds, self.masking = rounds, Masking(**masking)
-        self.masking.count(context)
+        self.masking.check(context)
         if self.masking.whole_words:
             vocabulary.check_knows("begins_word")
 
@@ -52,17 +54,13 @@ class Masked(RowObjective, name="mlm"):
             samples = samples._replace(epochs=samples.epochs % self.rounds)
         return self.masking.hide(rows, samples, self.vocabulary)._asdict()
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(logits_at(model, batch), batch["labels"])}
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        logits, labels = logits_at(model, batch), batch["labels"]
-        return {"loss": summed_cross_entropy(logits, labels)}, {"accuracy": hits(logits, labels)}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return logits_at(model, batch)
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text, a hidden token as [the likeliest], or [the likeliest|what was there] where they differ."""
         batch = self.any_fixed(generator)
-        return filled_in(batch, logits_at(model, batch), n, decode)
+        return filled_in(batch, self.logits(model, batch), n, decode)
 
 
 def logits_at(model: nn.Module, batch: Batch) -> Tensor:

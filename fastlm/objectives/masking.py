@@ -42,20 +42,19 @@ class Masking(NamedTuple):
     ngram: int = 1
 
     def count(self, context: int) -> int:
-        """How many places a row has.
+        """How many places a row has."""
+        return round(self.rate * context)
 
-        Raises:
-            ValueError: if that is none, and for a way that is none.
-        """
+    def check(self, context: int) -> None:
+        """Raise ValueError for values out of range, and if rows have no places or nothing else."""
         share(rate=self.rate, mask=self.mask, random=self.random)
         share(**{"mask + random": self.mask + self.random})
         whole(1, ngram=self.ngram)
-        n = round(self.rate * context)
+        n = self.count(context)
         if n < 1:
             raise ValueError(f"rows of {context}, of which {self.rate:g} are not one target; give a larger --context")
         if n >= context:
             raise ValueError(f"rows of {context}, of which {self.rate:g} leave nothing to see; give a smaller rate")
-        return n
 
     def hide(self, rows: Tensor, samples: Samples, vocabulary: Vocabulary, lengths: Tensor | None = None) -> Hidden:
         """Hide `count` tokens of each row. A special token is never hidden, nor is it what replaces one.
@@ -89,11 +88,22 @@ class Masking(NamedTuple):
         unit = units.gather(1, places)
         whole = (unit != units.gather(1, taken.gather(1, count))) | (unit == unit[:, :1])
         hidden = text.gather(1, places) & whole & (torch.arange(n) < count)
-        drawn = vocabulary.specials + words % (vocabulary.size - vocabulary.specials)
-        kept = torch.where(kinds < (self.mask + self.random) * WORD, drawn, there)
-        new = torch.where(kinds < self.mask * WORD, vocabulary.mask, kept)
+        new = self.put_in(there, kinds, words, vocabulary)
         inputs = rows.scatter(1, places, torch.where(hidden, new, there))
         return Hidden(inputs, places, there.masked_fill(~hidden, IGNORED))
+
+    def put_in(self, tokens: Tensor, kinds: Tensor, words: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """What stands in the place of hidden tokens: <mask>, another token, or the token itself.
+
+        Args:
+            tokens: [..., n] int64.
+            kinds: 32-bit words [..., n], which of the three it is.
+            words: 32-bit words [..., n], which token another one is.
+            vocabulary: the ids' meaning.
+        """
+        drawn = vocabulary.specials + words % (vocabulary.size - vocabulary.specials)
+        kept = torch.where(kinds < (self.mask + self.random) * WORD, drawn, tokens)
+        return torch.where(kinds < self.mask * WORD, vocabulary.mask, kept)
 
 
 def run_lengths(words: Tensor, longest: int) -> Tensor:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.objectives.base import Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import Batch, Decode, Vocabulary
+from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import WORD, Samples
 from fastlm.objectives.rows import RowObjective
 
@@ -47,8 +48,7 @@ class MASS(RowObjective, name="mass"):
         begin = begin.masked_fill(at_start, 0).masked_fill(at_end, self.context - n)
         positions = begin + torch.arange(n)
         labels = rows.gather(1, positions)
-        drawn = known.specials + words % (known.size - known.specials)
-        new = torch.where(kinds < 0.8 * WORD, known.mask, torch.where(kinds < 0.9 * WORD, drawn, labels))
+        new = Masking().put_in(labels, kinds, words, known)
         before = torch.nn.functional.pad(rows, (1, 0), value=known.pad).gather(1, begin)
         return {
             "inputs": rows.scatter(1, positions, new),
@@ -57,21 +57,14 @@ class MASS(RowObjective, name="mass"):
             "labels": labels,
         }
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(self._logits(model, batch), batch["labels"])}
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        logits, labels = self._logits(model, batch), batch["labels"]
-        return {"loss": summed_cross_entropy(logits, labels)}, {"accuracy": hits(logits, labels)}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[B, n, vocab_size], of the fragment's tokens."""
+        return model(batch["inputs"], batch["decoder_inputs"], positions=batch["positions"])
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """The end of a row's first part, the fragment as it is, and → the likeliest token for each of its own."""
         batch = self.any_fixed(generator)
-        guesses = self._logits(model, batch)[0].argmax(-1).tolist()
+        guesses = self.logits(model, batch)[0].argmax(-1).tolist()
         begin, fragment = batch["positions"][0, 0].item(), batch["labels"][0].tolist()
         text = batch["inputs"][0, :begin].tolist()
         return f"{decode(text[-n:])}[{decode(fragment[:n])}]\n→ {decode(guesses[:n])}"
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[B, n, vocab_size], of the fragment's tokens."""
-        return model(batch["inputs"], batch["decoder_inputs"], positions=batch["positions"])

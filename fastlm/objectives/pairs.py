@@ -53,7 +53,7 @@ class SentencePairs(Objective):
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 2, "token_types": 2, "head": "lm", "two_streams": False}  # noqa: RUF012
+    shape: ClassVar[dict] = {"pair_labels": 2, "token_types": 2, "head": "lm", "two_streams": False}
     compared = "mlm"
     said: ClassVar[tuple[str, str]]  # what the labels 0 and 1 mean
 
@@ -61,7 +61,7 @@ class SentencePairs(Objective):
         super().__init__(tokens, context, vocabulary)
         vocabulary.check_knows("begins_word", "ends_sentence", "ends_line")
         self.masking, self.shares = Masking(**masking), ("accuracy", f"{self.name}_accuracy")
-        self.masking.count(context)
+        self.masking.check(context)
         if context < 5:
             raise ValueError(f"rows of {context}, fewer than two tokens, <s> and two <eos>; give a larger --context")
         self.sentences = Sentences(tokens, vocabulary)

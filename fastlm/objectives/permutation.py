@@ -1,11 +1,13 @@
 """Permutation language modelling: predict some tokens in a random order, each from the text and those before it."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
-from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
 from fastlm.objectives.masked import filled_in
 from fastlm.objectives.masking import run_lengths
 from fastlm.objectives.noise import WORD, Samples
@@ -35,7 +37,13 @@ class Permutation(RowObjective, name="permutation"):
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 0, "head": "lm", "mask_decoder": False, "two_streams": True, "token_types": 0}  # noqa: RUF012
+    shape: ClassVar[dict] = {
+        "pair_labels": 0,
+        "head": "lm",
+        "mask_decoder": False,
+        "two_streams": True,
+        "token_types": 0,
+    }
     shares = ("accuracy",)
 
     def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, k: int = 6):
@@ -69,23 +77,16 @@ class Permutation(RowObjective, name="permutation"):
         begin = begins.gather(1, context)
         return (begin <= token) & (token < begin + n.gather(1, context))
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(self._logits(model, batch), batch["labels"])}
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        logits, labels = self._logits(model, batch), batch["labels"]
-        return {"loss": summed_cross_entropy(logits, labels)}, {"accuracy": hits(logits, labels)}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[B, n, vocab_size], of the predicted tokens."""
+        states = model.states(
+            batch["inputs"], ranks=batch["ranks"], predicted=batch["places"], token_types=batch["types"]
+        )  # fmt: skip
+        return model.head(states)
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text, a predicted token as [the likeliest], or [the likeliest|what is there] where they
         differ.
         """
         batch = self.any_fixed(generator)
-        return filled_in(batch, self._logits(model, batch), n, decode)
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[B, n, vocab_size], of the predicted tokens."""
-        states = model.states(
-            batch["inputs"], ranks=batch["ranks"], predicted=batch["places"], token_types=batch["types"]
-        )  # fmt: skip
-        return model.head(states)
+        return filled_in(batch, self.logits(model, batch), n, decode)

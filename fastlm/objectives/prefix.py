@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastlm.objectives.base import IGNORED, Batch, Terms, summed_cross_entropy
+from fastlm.objectives.base import IGNORED, Batch
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.noise import Samples
 
@@ -29,5 +29,5 @@ class Prefix(Causal, name="prefix"):
         known = 1 + torch.arange(self.context) < prefix  # the label at place i is token i + 1
         return batch | {"labels": batch["labels"].masked_fill(known, IGNORED), "prefix": prefix.squeeze(1)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(model(batch["inputs"], prefix=batch["prefix"]), batch["labels"])}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["inputs"], prefix=batch["prefix"])

@@ -1,5 +1,7 @@
 """Replaced-token detection: a generator fills in hidden tokens, and a discriminator tells which ones it changed."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -42,7 +44,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
     """
 
     kind = "encoder"
-    shape = {"pair_labels": 0, "head": "detection", "mask_decoder": False, "two_streams": False}  # noqa: RUF012
+    shape: ClassVar[dict] = {"pair_labels": 0, "head": "detection", "mask_decoder": False, "two_streams": False}
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
     ):
         super().__init__(tokens, context, vocabulary)
         self.masking = Masking(rate, mask, random=0.0)
-        self.masking.count(context)
+        self.masking.check(context)
         self.temperature, self.disallow_equal, self.uniform = temperature, disallow_equal, uniform
         self.sharing, self.generator = sharing, generator or {}
         self.weights = {"detection": weight}

@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastlm.objectives.base import Batch, Objective, Vocabulary
+from fastlm.objectives.base import Batch, Objective, Shares, Terms, Vocabulary, hits, summed_cross_entropy
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.windows import Windows
 
 
 class RowObjective(Objective):
-    """An objective over windows of the stream: define `make`, which turns windows into a batch, and `loss`.
+    """An objective over windows of the stream: define `make`, which turns windows into a batch with labels, and
+    `logits`, the model's answer. One whose loss is another defines `loss` and `evaluate` instead.
 
     Args:
         tokens, context, vocabulary: as in `Objective`.
@@ -57,3 +58,24 @@ class RowObjective(Objective):
             A batch, as `batch` gives it.
         """
         raise NotImplementedError
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a model says of each label.
+
+        Args:
+            model: the module that the objective trains.
+            batch: what `make` made.
+
+        Returns:
+            [..., V], labels' shape and the vocabulary.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        return {"loss": summed_cross_entropy(self.logits(model, batch), batch["labels"])}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
+        """The loss, and the accuracy where that is among `shares`."""
+        logits, labels = self.logits(model, batch), batch["labels"]
+        shares = {"accuracy": hits(logits, labels)} if "accuracy" in self.shares else {}
+        return {"loss": summed_cross_entropy(logits, labels)}, shares

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import finite, whole
-from fastlm.objectives.base import Batch, Decode, Terms, Vocabulary, summed_cross_entropy
+from fastlm.objectives.base import Batch, Decode, Vocabulary
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
 
@@ -84,8 +84,8 @@ class SpanCorruption(RowObjective, name="span-corruption"):
         hidden = run % 2 == 1
         return hidden, hidden & (run != F.pad(run, (1, 0), value=-1)[:, :-1])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(model(batch["inputs"], batch["decoder_inputs"]), batch["labels"])}
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["inputs"], batch["decoder_inputs"])
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text with ⟨k⟩ for its spans, and what the model writes for each, greedily."""

@@ -30,8 +30,8 @@ MOMENTUM = 0.9  # of SGD
 @dataclass(frozen=True)
 class Update:
     """What one update did. losses: "loss", and each term's mean over its targets, of which the loss is the weighted
-    sum; norm: of the gradient before
-    clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are tensors on the device.
+    sum; norm: of the gradient before clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are
+    tensors on the device.
     """
 
     losses: dict[str, Tensor]

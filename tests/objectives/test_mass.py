@@ -52,4 +52,4 @@ def test_a_fragment_is_predicted_at_its_own_positions():
     model = Transformer(preset("mass", vocab_size=500, dim=32, layers=1, heads=2, context=32)).eval()
     batch = o.batch(0, 0, 2)
     moved = batch | {"positions": (batch["positions"] + 1) % 32}
-    assert not torch.allclose(o._logits(model, batch), o._logits(model, moved))
+    assert not torch.allclose(o.logits(model, batch), o.logits(model, moved))

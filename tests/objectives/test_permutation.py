@@ -55,12 +55,12 @@ def test_orders_are_even():
 def test_a_target_is_predicted_without_itself_and_those_after_it():
     o = Permutation(STREAM, 24, VOCABULARY)
     net, batch = model(o, 24), o.batch(0, 0, 1)
-    before = o._logits(net, batch)[0]
+    before = o.logits(net, batch)[0]
     places, ranks = batch["places"][0], batch["ranks"][0]
     for place in range(24):
         other = batch | {"inputs": batch["inputs"].clone()}
         other["inputs"][0, place] = 5 + (other["inputs"][0, place] + 1) % 90
-        moved = (o._logits(net, other)[0] != before).any(-1)
+        moved = (o.logits(net, other)[0] != before).any(-1)
         assert torch.equal(moved, ranks[places] > ranks[place]), place
 
 
