@@ -27,6 +27,8 @@ from plan import GRACE, ROOT, TOTAL, Block, calls
 
 def run(block: Block, logs: list[Path], cap: float) -> str:
     """Run its commands with their output in `logs`; return how it went. Their whole process groups end with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; children would be deaf too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     begin = time.monotonic()
     processes = []
     for command, log in zip(block.commands, logs, strict=True):
