@@ -4,6 +4,7 @@ functional.py    attention, rotate: arguments checked, schemes and masks turned 
 loss.py          linear_cross_entropy, without a tensor of logits
 attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
+checks.py        what attention and rotate refuse, in words
 mlp.py           MLP, the feed-forward layer with any activation, gated or not; norms
 """
 

@@ -10,13 +10,11 @@
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     permutation.py      predict some tokens in a random order
     spans.py            cut spans out, and have them written in order
-    denoising.py        spoil a text, and have it written as it was; infilling.py: with gaps of unknown length
+    denoising.py        spoil a text, and have it written as it was
     mass.py             hide a fragment, and have it written
 
-    rows.py             RowObjective, of rows that are windows of the stream; windows.py: a stream cut into them
-    masking.py          which tokens are hidden, and what stands in their place
-    sentences.py        where sentences and documents end
-    noise.py            the random numbers of batches, weights, dropout and samples, without a state
+    rows.py             RowObjective, of rows that are windows of the stream
+    noise/              how rows are spoilt: random draws without a state, masks, gaps, sentences
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add
 one, subclass `RowObjective`, or `Objective`, with a name and define its methods, here or in your own code; the trainer

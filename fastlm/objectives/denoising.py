@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, flag, one_of, share, whole
 from fastlm.objectives.base import Batch, Decode, Vocabulary
-from fastlm.objectives.infilling import Spoiled, infilled
-from fastlm.objectives.masking import units_of
 from fastlm.objectives.noise import WORD, Samples, ranked
+from fastlm.objectives.noise.infilling import Spoiled, infilled
+from fastlm.objectives.noise.masking import units_of
+from fastlm.objectives.noise.sentences import permuted
 from fastlm.objectives.rows import RowObjective
-from fastlm.objectives.sentences import permuted
 
 WAYS = ("infill", "mask", "delete", "shuffle", "none")
 

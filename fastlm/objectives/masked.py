@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fastlm.checks import whole
 from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
-from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Samples
+from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
 
 

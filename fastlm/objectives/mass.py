@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.objectives.base import Batch, Decode, Vocabulary
-from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import WORD, Samples
+from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
 
 

@@ -19,9 +19,9 @@ from fastlm.objectives.base import (
     summed_cross_entropy,
 )
 from fastlm.objectives.masked import filled_in, states_at
-from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Samples
-from fastlm.objectives.sentences import Sentences
+from fastlm.objectives.noise.masking import Masking
+from fastlm.objectives.noise.sentences import Sentences
 
 
 class Texts(NamedTuple):

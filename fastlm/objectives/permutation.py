@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from fastlm.checks import whole
 from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
 from fastlm.objectives.masked import filled_in
-from fastlm.objectives.masking import run_lengths
 from fastlm.objectives.noise import WORD, Samples
+from fastlm.objectives.noise.masking import run_lengths
+from fastlm.objectives.noise.sentences import documents
 from fastlm.objectives.rows import RowObjective
-from fastlm.objectives.sentences import documents
 
 LONGEST = 5  # tokens of a span
 

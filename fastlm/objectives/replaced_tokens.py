@@ -11,8 +11,8 @@ from fastlm.models import Electra, ModelConfig, Transformer
 from fastlm.models.electra import generator_config
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
 from fastlm.objectives.masked import logits_at
-from fastlm.objectives.masking import Masking
 from fastlm.objectives.noise import Purpose, Samples, choose
+from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
 
 

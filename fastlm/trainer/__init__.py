@@ -7,6 +7,7 @@
     budget.py  memory.py                         minutes to steps; bytes, before there are any
     plan.py  checkpoint.py                       run.json; state on disk, without pickle
     run.py  loop.py  signals.py                  a run made ready, or read back; its steps and its end; what stops it
+    sampling.py                                  a trained model writes
     outputs/                                     what is said and written
 
 Nothing below imports this room: the library and the models work without it. A new flag is a field of

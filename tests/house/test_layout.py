@@ -62,6 +62,17 @@ def test_imports_run_one_way(path):
         assert floor(room) < floor(mine[1]), f"{path.relative_to(ROOT)} imports {other}, which stands no lower"
 
 
+HOUSES = sorted(p for p in PACKAGE.rglob("__init__.py") if p.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", HOUSES, ids=lambda p: str(p.parent.relative_to(ROOT)))
+def test_a_room_says_what_lives_in_it(path):
+    paragraph = ast.get_docstring(ast.parse(path.read_text())) or ""
+    rooms = {f"{inner.parent.name}/" for inner in path.parent.glob("*/__init__.py")}
+    files = {file.name for file in path.parent.glob("*.py")} - {"__init__.py"}
+    assert not {name for name in files | rooms if name not in paragraph}
+
+
 def test_no_room_has_a_circle():
     """Imports at the top of files, which run when a file is first imported, have an order."""
     graph = {module_of(p): {m for m in top_imports(p) if m != module_of(p)} for p in FILES if p.name != "__init__.py"}

@@ -9,7 +9,7 @@ import torch
 from fastlm.models import Transformer
 from fastlm.models.presets import preset
 from fastlm.objectives import Denoising, Vocabulary
-from fastlm.objectives.sentences import documents, sentence_ends
+from fastlm.objectives.noise.sentences import documents, sentence_ends
 
 SIZE, STOP, DOT, LINE = 1000, 10, 11, 12
 EACH = torch.ones(SIZE, dtype=torch.bool)

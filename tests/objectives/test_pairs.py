@@ -7,7 +7,7 @@ import torch
 from fastlm.models import Transformer
 from fastlm.models.presets import preset
 from fastlm.objectives import IGNORED, NextSentence, SentenceOrder, Vocabulary
-from fastlm.objectives.sentences import Sentences
+from fastlm.objectives.noise.sentences import Sentences
 
 SIZE, STOP = 5000, 10
 EACH = torch.ones(SIZE, dtype=torch.bool)

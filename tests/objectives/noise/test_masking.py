@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastlm.objectives import IGNORED, Masked, Vocabulary
-from fastlm.objectives.masking import Masking, run_lengths, units_of
 from fastlm.objectives.noise import Purpose, Samples, draw
+from fastlm.objectives.noise.masking import Masking, run_lengths, units_of
 
 SIZE = 1000
 WORDS = Vocabulary(SIZE, begins_word=torch.arange(SIZE) % 3 == 1)  # two thirds of the ids go on with a word

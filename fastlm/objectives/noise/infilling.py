@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.objectives.noise import pick, ranked
+from fastlm.objectives.noise.draws import pick, ranked
 
 LONGEST = 32  # words of a span: a Poisson variable of mean 3.5 is above it once in 10²⁰ draws
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastlm.checks import share, whole
 from fastlm.objectives.base import IGNORED, Vocabulary
-from fastlm.objectives.noise import WORD, Samples, pick
+from fastlm.objectives.noise.draws import WORD, Samples, pick
 
 
 class Hidden(NamedTuple):
