@@ -142,7 +142,8 @@ def padding(real: Tensor | None, Lq: int, segments: Tensor | None = None) -> dic
 
 
 def padding_apart(segments: Tensor, real: Tensor) -> Tensor:
-    """Segments [B, L] int in which padding, where real [B, L] bool is False, is a segment that no other token is in."""
+    """Segments [B, L] int → int64, in which padding, where real [B, L] bool is False, is a segment of its own."""
+    segments = segments.long()  # 0 - 1 would be 255 in uint8, which may be another's
     return torch.where(real, segments, segments.min() - 1)
 
 

@@ -1,16 +1,17 @@
 """The shape of a model as data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from fastlm import positions
-from fastlm.checks import positive, whole
+from fastlm.checks import below_one, flag, positive, whole
 from fastlm.models.init import INITS
 from fastlm.nn import ACTIVATIONS, NORMS
 from fastlm.positions import frequencies
 
 KINDS = ("decoder", "encoder", "encoder-decoder")
 HEADS = ("lm", "detection", "none")
+MAY_BE_ZERO = ("memory", "token_types", "conv_width", "pair_labels")
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,8 @@ class ModelConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "windows", tuple(self.windows))
-        for name in ("vocab_size", "context", "dim", "layers", "encoder_layers", "heads", "kv_heads", "head_dim",
-                     "hidden", "embedding_dim", "shared_groups", "group_blocks", "conv_groups"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name in ("dropout", "embedding_dropout", "attention_dropout", "activation_dropout", "final_dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; it must lie in [0, 1)")
+        for each in fields(self):
+            self._check_type(each.name, each.type)
         if self.head_dim is None and self.dim % self.heads:
             raise ValueError(f"heads must divide dim; got dim {self.dim}, heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
@@ -163,11 +157,23 @@ class ModelConfig:
         self._check_together()
         self.make_position(causal=self.kind != "encoder")
 
+    def _check_type(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if value is None and kind in (bool | None, int | None, float | None):
+            return
+        if kind in (bool, bool | None):
+            flag(**{name: value})
+        elif kind in (int, int | None):
+            whole(0 if name in MAY_BE_ZERO else 1, **{name: value})
+        elif name.endswith("dropout"):
+            below_one(**{name: value})
+        elif kind in (float, float | None):
+            positive(**{name: value})
+
     def _check_together(self) -> None:
-        positive(norm_eps=self.norm_eps)
-        whole(0, memory=self.memory)
-        if self.memory_reuse is not None:
-            whole(1, memory_reuse=self.memory_reuse)
+        for window in self.windows:
+            if window is not None:
+                whole(1, windows=window)
         if self.kind == "encoder-decoder" and self.memory:
             raise ValueError(f"memory is {self.memory}, and kind {self.kind!r}; a decoder or an encoder alone has one")
         if said := [name for name in self.position_options if name in positions.FACTS]:

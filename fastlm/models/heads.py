@@ -153,6 +153,11 @@ class RowClassifier(nn.Module):
             ValueError: as `Transformer.states`; and where a row has no end-of-sequence token but should, which is
                 looked up on CPUs alone.
         """
+        if self.end is not None and decoder_tokens is not None and decoder_tokens.shape != tokens.shape:
+            raise ValueError(
+                f"decoder_tokens are {list(decoder_tokens.shape)} and tokens {list(tokens.shape)}, in which the end is "
+                "looked for; give the same tokens shifted right by one, or none, which means that"
+            )
         x = self.model.states(tokens, decoder_tokens, **options)
         at = self._place(tokens, options.get("attention_mask"))
         x = x[torch.arange(len(x), device=x.device), at]

@@ -70,6 +70,8 @@ def tensors(**values: object) -> None:
     for name, x in values.items():
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} is of type {type(x).__name__}; give a tensor, torch.as_tensor({name})")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name} is sparse ({x.layout}); give a dense tensor, {name}.to_dense()")
 
 
 def heads(q: Tensor, k: Tensor, v: Tensor) -> None:

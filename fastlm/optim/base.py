@@ -166,6 +166,8 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:  # which may have been written to since they were checked
+            namesakes.check_options(group, self.fixed(group))
         groups = [(group, _with_grads(group["params"])) for group in self.param_groups]
         params = [p for group in self.param_groups for p in group["params"]]
         pairs = [pair for _, members in groups for pair in members]

@@ -45,6 +45,8 @@ OWNERS = {  # whose an option in a saved group is
     "etas": ("Rprop",),
 }
 
+LAMBS = {"adapt", "grad_averaging", "max_coeff"}  # options of LAMB's groups: ours, apex's FusedLAMB's, DeepSpeed's
+
 
 def check_arguments(name: str, arguments: Iterable[str], fixed: dict) -> None:
     """Raise TypeError for an argument that an optimizer of this name and its namesakes lack."""
@@ -75,6 +77,12 @@ def check_owner(cls: type, state_dict: dict, known: Iterable[str]) -> None:
             )
     if any("decoupled_weight_decay" in group and "amsgrad" not in group for group in groups):
         raise ValueError(f"the saved groups are RAdam's, and this is {cls.__name__}; build torch.optim.RAdam for them")
+    of_fused_adam = ["bias_correction" in group and LAMBS.isdisjoint(group) for group in groups]
+    if "LAMB" in names and any(of_fused_adam):
+        raise ValueError(
+            "the saved groups are those of apex's FusedAdam, and this is LAMB; "
+            "load the state dict into the class that saved it, or train on without it"
+        )
 
 
 def check_state(name: str, values: dict, needed: Iterable[str]) -> None:

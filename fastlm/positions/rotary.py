@@ -25,8 +25,8 @@ class RoPE(Position, name="rope"):
         scaling: one of fastlm/positions/frequencies.py, for contexts longer than those trained. Default unscaled.
 
     Raises:
-        ValueError: for a base ≤ 1, a fraction outside (0, 1], an unknown layout, a scaling that cannot be called, and
-            where the channels that turn are zero or odd.
+        ValueError: for a base ≤ 1, a fraction outside (0, 1], an unknown layout, a scaling that cannot be called or
+            returns another number of frequencies, and where the channels that turn are zero or odd.
     """
 
     def __init__(
@@ -56,7 +56,13 @@ class RoPE(Position, name="rope"):
         self.head_dim = head_dim
         self.layout = "half" if proportional else layout
         with constants_device():
-            pitch, self.magnitude = scaling(base, head_dim if proportional else rotated)
+            channels = head_dim if proportional else rotated
+            pitch, self.magnitude = scaling(base, channels)
+        if pitch.shape != (channels // 2,):
+            raise ValueError(
+                f"scaling gave frequencies of shape {list(pitch.shape)} for {channels} channels, which turn in pairs; "
+                f"return [{channels // 2}]"
+            )
         if proportional:
             pitch[rotated // 2 :] = 0
         self.register_buffer("pitch", pitch, persistent=False)

@@ -176,6 +176,10 @@ def test_dropout_stands_where_the_family_has_it():
         (lambda m: RowClassifier(m, 0, "bert"), "labels is 0"),
         (lambda m: RowClassifier(m, 2, "bart", end=7)(torch.zeros(2, L).long()), "row 0 has no token 7, the end"),
         (
+            lambda m: RowClassifier(m, 2, "bart", end=7)(torch.zeros(2, L).long(), torch.zeros(2, L + 1).long()),
+            rf"decoder_tokens are \[2, {L + 1}\] and tokens \[2, {L}\]",
+        ),
+        (
             lambda m: RowClassifier(m, 2, "gpt2")(torch.zeros(2, L).long(), attention_mask=torch.zeros(2, L).long()),
             "row 0 is padding throughout",
         ),

@@ -153,6 +153,8 @@ NUMBER = "it must be a positive, finite number"
         (dict(window=torch.tensor(3)), r"window is tensor\(3\); give \(left, right\)"),
         (dict(causal=None), "causal is None; give True or False"),
         (dict(return_lse="yes"), "return_lse is 'yes'; give True or False"),
+        (dict(key=X.to_sparse()), r"key is sparse \(torch.sparse_coo\); give a dense tensor, key.to_dense\(\)"),
+        (dict(bias=torch.zeros(2, 2, 4, 4).to_sparse()), "bias is sparse"),
         (dict(key_lengths=torch.ones(3, dtype=torch.long)), r"key_lengths must be \[2\] integers; got \[3\]"),
         (dict(segments=torch.zeros(1, 4, dtype=torch.long)), r"must be \[2, 4\] integers; got .*, so .expand it"),
     ],

@@ -213,3 +213,9 @@ def test_embedded_positions_start_over(name):
     assert torch.equal(embedded[0, 8:], scheme.embed(torch.arange(12)))
     assert torch.equal(embedded[0, 7:8], scheme.embed(torch.arange(1)))
     assert torch.equal(scheme.embed(torch.tensor([[2, 3], [0, 5]]))[1, 1], scheme.embed(torch.arange(6))[5])
+
+
+def test_padding_is_a_segment_that_no_other_token_is_in():
+    segments = torch.tensor([[0, 1, 255, 255]], dtype=torch.uint8)  # whose 0 - 1 is 255
+    apart = masks.padding_apart(segments, torch.tensor([[True, True, True, False]]))
+    assert apart.tolist() == [[0, 1, 255, -1]]

@@ -121,7 +121,7 @@ def test_every_documented_argument_is_among_them():
 @pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
 @pytest.mark.parametrize("option", ["amsgrad", "differentiable"])
 def test_what_is_not_served_is_refused_wherever_it_is_given(make, option):
-    """As an argument, in a group, and in a state dict."""
+    """As an argument, in a group, in a state dict, and written into a group afterwards."""
     theirs = getattr(torch.optim, make.__name__)(params_of(), **{option: True})
     refused = pytest.raises(ValueError, match=f"{option} is True: .* is not served here; torch.optim")
     with refused:
@@ -130,6 +130,10 @@ def test_what_is_not_served_is_refused_wherever_it_is_given(make, option):
         make([{"params": params_of(), option: True}])
     with refused:
         make(params_of()).load_state_dict(theirs.state_dict())
+    with refused:
+        optimizer = make(params_of())
+        optimizer.param_groups[0][option] = True
+        optimizer.step()
 
 
 def test_weight_decay_is_that_of_the_state_dict_or_refused():
@@ -254,6 +258,17 @@ def test_states_of_an_optimizer_that_is_not_known_are_refused_in_words(make, oth
     by_state = f"a saved state has 'step'.* and {make.__name__} needs 'step', 'exp_avg', 'exp_avg_sq'"
     with pytest.raises(ValueError, match=f"{by_state}|which {other.__name__} has and {make.__name__} has not"):
         make(params_of()).load_state_dict(saved)
+
+
+def test_lamb_refuses_the_state_dict_of_apexs_fused_adam():
+    """Whose groups have no option that Adam's lack; FusedLAMB's have."""
+    saved = trained(optim.Adam, {}, params_of(), range(1)).state_dict()
+    options = dict(lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, step=1)
+    saved["param_groups"] = [options | {"params": saved["param_groups"][0]["params"]}]
+    with pytest.raises(ValueError, match="apex's FusedAdam, and this is LAMB; load"):
+        optim.LAMB(params_of(), variant="apex").load_state_dict(saved)
+    saved["param_groups"][0] |= dict(grad_averaging=True, max_grad_norm=0.0)
+    optim.LAMB(params_of(), variant="apex").load_state_dict(saved)
 
 
 @pytest.mark.parametrize("saved, has", [(dict(weight=1, bias=2), "'weight', 'bias'"), ({}, "nothing")], ids=str)

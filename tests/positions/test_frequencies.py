@@ -83,6 +83,10 @@ def test_yarn_sharpens():
         (lambda: RoPE(2, scaling=frequencies.ntk(4.0)), r"2 turning channels have none; use interpolate\(4.0\)"),
         (lambda: RoPE(D, fraction=-0.5), r"fraction is -0.5; give the share of channels that turn, in \(0, 1\]"),
         (lambda: RoPE(D, fraction=2.0), "fraction is 2.0"),
+        (
+            lambda: RoPE(8, scaling=lambda base, channels: (torch.ones(2), 1.0)),
+            r"frequencies of shape \[2\] for 8 channels, which turn in pairs; return \[4\]",
+        ),
     ],
 )
 def test_what_cannot_turn_is_refused(make, message):

@@ -200,6 +200,16 @@ def test_a_bad_row_costs_its_row_alone(tmp_path):
     ]
 
 
+def test_a_quote_that_is_not_closed_takes_no_other_row(tmp_path):
+    (tmp_path / "rows.csv").write_text('id,text\n1,5" wide\n2,"a ""word"""\n3,"b" c\n4,four\n5,"five\n6,six\n')
+    found = corpus.find((tmp_path,))
+    assert [d for source in found.sources for d in documents(source.path)] == ['5" wide', 'a "word"', "four"]
+    assert found.skipped.lines() == [
+        "1 × no row of a table (',' expected after '\"'): rows.csv:4",
+        "1 × no row of a table (unexpected end of data): rows.csv:6",
+    ]
+
+
 @pytest.mark.parametrize("name, content", (("a.jsonl", '{"body": "words", "id": 3}'), ("a.csv", "id,body\n3,words")))
 def test_the_field_of_the_text_can_be_named(tmp_path, name, content):
     (tmp_path / name).write_text(content)

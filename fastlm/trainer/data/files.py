@@ -123,7 +123,7 @@ def _decoded(data: bytes) -> str:
 def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
     """The text of each row that has one."""
     if suffix in DELIMITERS:
-        rows = _table_rows(text, DELIMITERS[suffix])
+        rows = _table_rows(text, DELIMITERS[suffix], tell)
     else:
         rows = _json_lines(text, tell) if suffix == ".jsonl" else _json_rows(text, tell)
     for line, row in rows:
@@ -154,8 +154,19 @@ def _json_lines(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
             tell("no JSON in a line", str(number))
 
 
-def _table_rows(text: str, delimiter: str) -> Iterator[tuple[int, object]]:
+def _table_rows(text: str, delimiter: str, tell: Tell) -> Iterator[tuple[int, object]]:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than 128 kB
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more")
-    for row in table:
-        yield table.line_num, row
+    # strict, or a quote that is not closed would take all the rows below it for its own
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more", strict=True)
+    if table.fieldnames is None:
+        return
+    while True:
+        first = table.line_num + 1
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            tell(f"no row of a table ({error})", str(first))
+        else:
+            yield table.line_num, row
