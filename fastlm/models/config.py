@@ -173,7 +173,7 @@ class ModelConfig:
     def _check_together(self) -> None:
         for window in self.windows:
             if window is not None:
-                whole(1, windows=window)
+                whole(0, windows=window)
         if self.kind == "encoder-decoder" and self.memory:
             raise ValueError(f"memory is {self.memory}, and kind {self.kind!r}; a decoder or an encoder alone has one")
         if said := [name for name in self.position_options if name in positions.FACTS]:

@@ -273,7 +273,7 @@ def test_a_head_that_no_model_of_ours_has_is_named():
 
 def test_copies_that_differ_are_named():
     model = checkpoint("T5Model")
-    model.encoder.embed_tokens.weight = torch.nn.Parameter(torch.zeros_like(model.shared.weight))
+    model.encoder.embed_tokens = torch.nn.Embedding.from_pretrained(torch.zeros_like(model.shared.weight))
     with pytest.raises(ValueError, match=r"'encoder.embed_tokens.weight' differs from 'shared.weight'"):
         interop.from_huggingface(model)
 
