@@ -5,7 +5,9 @@
               that name, "loop" transformers' model called token by token without it
 
 transformers attends by torch's scaled_dot_product_attention where its model can, and eagerly where it cannot. Dropout
-is off. Every model has a vocabulary of 32,000, for the head's product is the same on both sides.
+is off. Every model has a vocabulary of 32,000, for the head's product is the same on both sides. "products" is our
+step's matrix products alone, on operands that are there already: what would be left if attention, norms and all else
+cost nothing. transformers' ratio over that one is therefore the most that any model with these products can reach.
 
     python benchmarks/models.py t5 1024 fastlm < config.json      # the memory of one side, in a process of its own
 """
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 from machine import peak_growth
 from timing import compare
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout built in place, unless fastlm is installed
 from fastlm.interop import from_huggingface
@@ -54,6 +57,8 @@ TINY = {
     2: LAYERS + " num_attention_heads n_head num_heads", 16: "hidden_size n_embd d_model", 8: "d_kv d_head",
     32: "intermediate_size d_ff d_inner",
 }  # fmt: skip
+
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 
 Run = Callable[[], object]
 
@@ -132,6 +137,30 @@ def step(name: str, L: int, side: str, model: nn.Module) -> Run:
     return run
 
 
+class Products(TorchDispatchMode):
+    """Notes every matrix product of a step: the operator, and its operands' shapes and strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[Callable, list[tuple]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in PRODUCTS:
+            self.seen.append((func, [(x.shape, x.stride()) for x in args if isinstance(x, Tensor)]))
+        return func(*args, **(kwargs or {}))
+
+    def alone(self) -> Run:
+        """What computes them again, on operands of its own."""
+        operands = {form: torch.empty_strided(*form).fill_(1e-3) for _, forms in self.seen for form in forms}
+        calls = [(func, [operands[form] for form in forms]) for func, forms in self.seen]
+
+        def run() -> None:
+            for func, given in calls:
+                func(*given)
+
+        return run
+
+
 def check(ours: nn.Module, other: nn.Module, losses: tuple[Tensor, Tensor]) -> None:
     """Raise AssertionError where losses, or the gradients of all parameters together, differ."""
     torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
@@ -152,8 +181,11 @@ def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers
     runs = {side: step(name, L, side, model) for side, model in both.items()}
     losses = tuple(run() for run in runs.values())
     check(*both.values(), losses)
+    with Products() as products:
+        runs[OURS]()
+    runs["products"] = products.alone()
     row = compare({side: lambda run=run: [run] for side, run in runs.items()}, clock, **limits)
-    del other, both, runs
+    del other, both, runs, products
     peak = memory(name, L, smoke, layers)
     return row.row(kind="models", step="train", model=name, B=1, L=L, peak=peak)
 
