@@ -4,10 +4,11 @@
     from_huggingface(source)                a directory, or a model of transformers → Transformer
     to_huggingface(model, directory)        config.json + model.safetensors, for AutoModel where such a model exists
 
-    attention.py     their attention and mask calls, answered by ours
-    weights.py       the way there and back
-    family.py        what a family is: its options and its tensors, in our terms
-    families/        a file a family
+    attention.py         their attention and mask calls, answered by ours
+    mask_functions.py    what their mask functions let through, in our terms
+    weights.py           the way there and back
+    family.py            what a family is: its options and its tensors, in our terms
+    families/            a file a family
 
 A config that none of their families has, such as GPT-2 with T5's bias, is saved as model_type "fastlm", with fastlm's
 own names, for `from_huggingface`.

@@ -1,7 +1,7 @@
 """fastlm's attention in transformers' models, through transformers' own interfaces for attention and masks.
 
 transformers makes a mask once for a pass through a model, and each layer hands it to attention. Where theirs is an L×L
-tensor, ours is a `Mask`: a few facts that `_attention` turns into arguments of `fastlm.attention`. Between the two
+tensor, ours is a `Mask`: the arguments of `fastlm.attention` that say the same. Between the two
 stands the model's own code, and not all of it keeps to this way:
 
     BLOOM, MPT, CodeGen     ask for a mask and compute attention themselves; handed None, they would see the future
@@ -19,15 +19,16 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastlm import masks
+from fastlm.interop.mask_functions import read
 from fastlm.nn.functional import attention
 
 NAME = "fastlm"  # attn_implementation=...
 UNSERVED = (  # what some models ask of attention by a keyword
-    "softcap", "sliding_window", "s_aux", "sinks", "indices", "block_indices",
-    "head_mask", "cache", "output_attentions",
+    "softcap", "sinks", "indices", "block_indices", "head_mask", "cache", "output_attentions",
 )  # fmt: skip
 MISUSED = "cannot serve this model, which computes with its mask itself and not by transformers' attention interface"
 
@@ -36,8 +37,9 @@ MISUSED = "cannot serve this model, which computes with its mask itself and not 
 def register() -> None:
     """Make attn_implementation="fastlm" known to transformers, 4.57 and later; a second call does nothing.
 
-    Served are causal and bidirectional attention, grouped heads, dropout, T5's position bias, padding on any side, and
-    caches that grow.
+    Served are causal and bidirectional attention, sliding windows and chunks, padding anywhere, packed rows (by
+    position_ids that start over), grouped heads, values of another width, attention sinks, dropout, T5's position bias,
+    and every cache; a static one under torch.compile is not.
 
         fastlm.interop.register()
         model = AutoModel.from_pretrained(name, attn_implementation="fastlm")
@@ -65,11 +67,16 @@ def register() -> None:
 class Mask:
     """Which keys the queries of a pass see, for `_attention` to read; every other use raises, in words.
 
-    lengths: (Lq, Lk). padding: the arguments of `fastlm.attention` that hide it.
+    lengths: (Lq, Lk). seen: the arguments of `fastlm.attention` that say it.
     """
 
-    def __init__(self, lengths: tuple[int, int], causal: bool, padding: dict[str, Tensor | tuple[Tensor, Tensor]]):
-        self.lengths, self.causal, self.padding = lengths, causal, padding
+    ndim = 4  # as that of a dense mask; `generate` makes a mask before the model does, and asks
+
+    def __init__(self, lengths: tuple[int, int], **seen):
+        self.lengths, self.seen = lengths, seen
+
+    def contiguous(self) -> "Mask":
+        return self
 
     def _refuse(self, *args, **kwargs) -> NoReturn:
         raise _refusal(MISUSED)
@@ -84,55 +91,93 @@ class Mask:
 
 def _mask(
     batch_size, kv_length, q_length=None, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None,
-    cache_position=None, **kwargs,
+    cache_position=None, device=None, **kwargs,
 ) -> Mask:  # fmt: skip
-    """transformers' mask call. attention_mask [B, Lk] bool: which keys are no padding. cache_position [Lq] int: where
-    queries stand, which older versions give for q_length and q_offset.
+    """transformers' mask call. attention_mask [B, keys] bool: which keys are no padding, from a row's first. q_offset,
+    kv_offset: positions of the first query and of the first key; a static cache's q_offset is a tensor. cache_position
+    [Lq] int: where queries stand, which older versions give for q_length and q_offset.
     """
-    from transformers import masking_utils
-
+    if isinstance(attention_mask, Mask):  # that `generate` made
+        return attention_mask
     if cache_position is not None:
-        q_length, q_offset = len(cache_position), int(cache_position[0])
-    causal = mask_function is masking_utils.causal_mask_function
-    if not causal and mask_function is not getattr(masking_utils, "bidirectional_mask_function", None):
-        raise _refusal("serves causal and bidirectional masks, no windows and no packed rows")
-    if causal and (isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length):
-        raise NotImplementedError(
-            f"attn_implementation={NAME!r} serves caches that grow; use the dynamic cache instead of a static one"
-        )
-    if attention_mask is not None and attention_mask.shape != (batch_size, kv_length):
-        raise ValueError(
-            f"attention_mask must tell of all keys, those in the cache too: [{batch_size}, {kv_length}]; "
-            f"got {list(attention_mask.shape)}"
-        )
-    return Mask((q_length, kv_length), causal, masks.padding(attention_mask, q_length))
+        q_length, q_offset, device = len(cache_position), cache_position[0], cache_position.device
+    if isinstance(q_offset, Tensor):
+        if torch.compiler.is_compiling():
+            raise _refusal("needs to know where queries stand, and a static cache that is compiled does not say")
+        q_offset = int(q_offset)
+    starts = ((q_offset, q_length), (kv_offset, kv_length))
+    seen = read(mask_function, tuple(torch.arange(start, start + n, device=device)[None] for start, n in starts))
+    if seen is None:
+        raise _refusal(f"serves no mask made by {mask_function.__module__}.{mask_function.__qualname__}")
+    offset = q_offset - kv_offset
+    last = kv_length if seen.right is None else min(kv_length, offset + q_length + seen.right)  # keys that are seen
+    if attention_mask is not None:
+        if attention_mask.shape[0] != batch_size or attention_mask.shape[1] < kv_offset + last:
+            raise ValueError(
+                f"attention_mask must tell of all keys, those in the cache too: [{batch_size}, {kv_offset + last}]; "
+                f"got {list(attention_mask.shape)}"
+            )
+        attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
+        attention_mask = F.pad(attention_mask, (0, kv_length - attention_mask.shape[1]))
+    hidden = masks.padding(attention_mask, q_length) if seen.segments is None else {}
+    if seen.segments is not None:
+        of_queries, of_keys = (x.expand(batch_size, -1) for x in seen.segments)
+        apart = of_keys if attention_mask is None else masks.padding_apart(of_keys, attention_mask)
+        hidden = {"segments": (of_queries, apart)}
+    if offset != kv_length - q_length:
+        hidden["offset"] = offset
+    return Mask((q_length, kv_length), window=(seen.left, seen.right), **hidden)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In each layer
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs):
-    """transformers' attention call: query [B, H, Lq, D], key, value [B, Hk, Lk, D] → ([B, Lq, H, D], no weights)."""
+def _attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, s_aux=None, **kwargs
+):
+    """transformers' attention call: query [B, H, Lq, D], key [B, Hk, Lk, D], value [B, Hk, Lk, Dv] → ([B, Lq, H, Dv],
+    no weights). s_aux: [H], a sink's score beside those of the keys.
+    """
     for name in UNSERVED:
         asked = kwargs.get(name)
         if asked is not None and asked is not False:
             raise _refusal(f"does not serve {name} yet")
     mask, lengths = attention_mask, (query.shape[2], key.shape[2])
     if mask is None:  # the model made none, so that, as in their own functions, the layer says what it sees
-        mask = Mask(lengths, getattr(module, "is_causal", True) if is_causal is None else is_causal, {})
+        if kwargs.get("sliding_window") is not None:
+            raise _refusal(f"was given no mask for sliding_window, {kwargs['sliding_window']}")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        mask = Mask(lengths, causal=causal)
     if not isinstance(mask, Mask):
         raise _refusal(f"takes no dense mask; got one of shape {list(mask.shape)}")
     if mask.lengths != lengths:
         raise _refusal(f"was given a mask for {mask.lengths} queries and keys; {type(module).__name__} has {lengths}")
+    seen = {name: _to(query.device, x) for name, x in mask.seen.items()}  # layers may stand on several devices
     bias = kwargs.get("position_bias")  # T5's, which its model made dense
-    padding = {name: _to(query.device, x) for name, x in mask.padding.items()}  # layers may stand on several devices
-    out = attention(query, key, value, bias=bias, causal=mask.causal, dropout=dropout, scale=scaling, **padding)
-    return out.transpose(1, 2).contiguous(), None
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    query, key, value, width = _of_one_width(query, key, value)
+    sinks = s_aux is not None
+    out = attention(query, key, value, bias=bias, dropout=dropout, scale=scale, return_lse=sinks, **seen)
+    if sinks:  # a sink takes its share of the probabilities and gives nothing
+        out, lse = out
+        out = out * (lse - s_aux[:, None]).sigmoid()[..., None].to(out.dtype)
+    return out[..., :width].transpose(1, 2).contiguous(), None
 
 
-def _to(device: torch.device, x: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    return x.to(device) if isinstance(x, Tensor) else tuple(part.to(device) for part in x)
+def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Heads of one size, by channels of zeros, and how many of value's are its own."""
+    D, width = query.shape[3], value.shape[3]
+    if width < D:
+        return query, key, F.pad(value, (0, D - width)), width
+    more = (0, width - D)
+    return (F.pad(query, more), F.pad(key, more), value, width) if width > D else (query, key, value, width)
+
+
+def _to(device: torch.device, x: object) -> object:
+    if isinstance(x, tuple):
+        return tuple(_to(device, part) for part in x)
+    return x.to(device) if isinstance(x, Tensor) else x
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -126,8 +126,67 @@ def test_what_carries_a_mask_about_may():
 def test_transformers_before_5_says_where_queries_stand():
     where = torch.arange(3, 5)
     assert _mask(1, 5, cache_position=where, mask_function=causal_mask_function).lengths == (2, 5)
-    with pytest.raises(NotImplementedError, match="caches that grow"):
-        _mask(1, 8, cache_position=where, mask_function=causal_mask_function)
+    assert _mask(1, 8, cache_position=where, mask_function=causal_mask_function).seen["offset"] == 3
+
+
+def dense(mask, B, H=1):
+    """[B, Lq, Lk]: what attention shows of each key under a Mask."""
+    Lq, Lk = mask.lengths
+    values = torch.eye(Lk).expand(B, H, -1, -1)
+    flat = torch.zeros(B, H, Lk, Lk)
+    return fastlm.attention(flat[:, :, :Lq], flat, values, **mask.seen)[:, 0] > 0
+
+
+CHUNKS = torch.tensor([0, 2])  # padding on the left of each row
+PACKED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 0, 1, 1, 1]])
+RESTART = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 0, 1, 2]])
+theirs = transformers.masking_utils
+FUNCTIONS = {
+    "causal": causal_mask_function,
+    "bidirectional": theirs.bidirectional_mask_function,
+    "window": theirs.sliding_window_causal_mask_function(3),
+    "window of one": theirs.sliding_window_causal_mask_function(1),
+    "both sides": theirs.sliding_window_bidirectional_mask_function(2),
+    "chunks": theirs.chunked_causal_mask_function(3, CHUNKS),
+    "packed": theirs.packed_sequence_compatibility_function(causal_mask_function, RESTART, PACKED),
+    "packed, window": theirs.packed_sequence_compatibility_function(
+        theirs.sliding_window_causal_mask_function(2), RESTART, PACKED
+    ),
+    "packed, chunks": theirs.packed_sequence_compatibility_function(
+        theirs.chunked_causal_mask_function(2, torch.zeros(2, dtype=torch.long)), RESTART, PACKED
+    ),
+}
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_mask_function_is_read_as_it_computes(name, padding):
+    """Every pair, and of a query that sees nothing nothing; with all queries, the last ones, and a longer cache."""
+    L, function = 8, FUNCTIONS[name]
+    real = {
+        "none": None,
+        "left": torch.arange(L) >= CHUNKS[:, None],
+        "right": torch.arange(L) < L - CHUNKS[:, None],
+        "holes": torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0, 1, 1]]).bool(),
+    }[padding]
+    rows = torch.arange(2)[:, None, None]
+    cuts = [(L, 0, L, 0)] if "packed" in name else [(L, 0, L, 0), (2, 6, L, 0), (3, 5, 6, 2), (3, 2, L, 0)]
+    for Lq, q_offset, Lk, kv_offset in cuts:
+        queries, keys = q_offset + torch.arange(Lq)[None, :, None], kv_offset + torch.arange(Lk)[None, None]
+        want = function(rows, 0, queries, keys).expand(2, Lq, Lk)
+        want = want if real is None else want & real[:, None, kv_offset : kv_offset + Lk]
+        mask = _mask(2, Lk, Lq, q_offset, kv_offset, mask_function=function, attention_mask=real)
+        assert torch.equal(dense(mask, 2), want), (Lq, q_offset, Lk, kv_offset)
+
+
+def test_a_mask_function_of_ones_own_is_refused_by_name():
+    def mine(row, head, query, key):
+        return key <= query
+
+    both = theirs.and_masks(mine, causal_mask_function)
+    for function, name in ((mine, "test_door.test_a_mask.*mine"), (both, "masking_utils.and_masks")):
+        with pytest.raises(NotImplementedError, match=f"serves no mask made by .*{name}"):
+            _mask(1, 4, 4, mask_function=function)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,6 +216,40 @@ def test_prompts_of_several_lengths_are_continued(kind, name):
     given |= dict(return_dict_in_generate=True, output_logits=True)
     want, got = (make(kind, name, by).generate(tokens(), **given).logits for by in ("eager", "fastlm"))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt_oss", "llama4_text"])
+def test_every_cache_goes_on(name, cache):
+    """Windows are shorter than the text, so that a cache forgets."""
+    given = dict(attention_mask=padded("left"), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0)
+    given |= dict(return_dict_in_generate=True, output_logits=True, cache_implementation=cache, disable_compile=True)
+    want, got = (make("causal", name, by).generate(tokens(), **given).logits for by in ("eager", "fastlm"))
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_packed_rows_are_as_each_alone(name):
+    """As DataCollatorWithFlattening packs them: positions start over."""
+    model, ids = make("causal", name, "fastlm"), tokens()[:1]
+    position_ids = torch.cat([torch.arange(5), torch.arange(4), torch.arange(3)])[None]
+    packed = model(ids, position_ids=position_ids, use_cache=False).logits
+    alone = [model(each, use_cache=False).logits for each in ids.split([5, 4, 3], 1)]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3", "mistral"])
+def test_gradients_of_sinks_windows_and_other_widths(name):
+    gradients = []
+    for implementation in ("eager", "fastlm"):
+        model = make("causal", name, implementation)
+        model(tokens(), attention_mask=padded("right"), use_cache=False).logits[
+            padded("right").bool()
+        ].square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    largest = max(g.abs().max() for g in gradients[0].values())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4 * largest.item())
 
 
 def test_the_other_rows_padding_changes_nothing():
@@ -197,6 +290,15 @@ def test_torch_compile_in_one_graph():
         torch.testing.assert_close(got[padded(side).bool()], want[padded(side).bool()], rtol=1e-4, atol=1e-4)
 
 
+def test_torch_compile_in_several_graphs_where_the_mask_is_read():
+    model, given = make("causal", "mistral", "fastlm"), dict(position_ids=torch.arange(12)[None] % 5, use_cache=False)
+    got = torch.compile(model, backend="aot_eager")(tokens()[:1], **given).logits
+    torch.testing.assert_close(got, model(tokens()[:1], **given).logits, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="leave out fullgraph=True"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(tokens()[:1], **given)
+
+
 def test_layers_that_accelerate_moves():
     hooks = pytest.importorskip("accelerate", reason="pip install '.[test]'").hooks
     model = make("causal", "llama", "fastlm")
@@ -234,9 +336,5 @@ def test_what_is_not_served_is_refused_in_words():
     model = make("causal", "llama", "fastlm")
     with pytest.raises(NotImplementedError, match=r"takes no dense mask; got one of shape \[2, 1, 12, 12\]"):
         model(tokens(), attention_mask=torch.zeros(2, 1, 12, 12))
-    with pytest.raises(NotImplementedError, match="no windows and no packed rows"):
-        model(tokens()[:1], position_ids=torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]]), use_cache=False)
-    with pytest.raises(NotImplementedError, match="use the dynamic cache instead of a static one"):
-        model.generate(tokens(), max_new_tokens=3, cache_implementation="static", pad_token_id=0)
     with pytest.raises(NotImplementedError, match="does not serve output_attentions yet"):
         model(tokens(), output_attentions=True)

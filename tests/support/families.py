@@ -43,6 +43,7 @@ SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()
 SIZE_OF |= dict.fromkeys(DROPOUTS.split(), 0.0)
 # What the sizes above do not make fit; None for the config's own.
 UNFIT = {
+    "deepseek_v3": dict(num_key_value_heads=4),
     "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3 mistral4 youtu": dict(
         head_dim=None
     ),
