@@ -5,8 +5,7 @@ from torch import Tensor
 
 from fastlm.checks import at_least_zero, below_one, each, one_of, positive
 from fastlm.nn import checks
-from fastlm.ops.linear_cross_entropy import Arguments
-from fastlm.ops.linear_cross_entropy import linear_cross_entropy as op
+from fastlm.ops import linear_cross_entropy as ops
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -47,6 +46,10 @@ def linear_cross_entropy(
         ValueError: for shapes, dtypes, devices or values that do not fit; on a CPU also for labels that are no words,
             which elsewhere would have to be waited for.
 
+    "mean" and "sum" make their gradients on the way forward, which costs three products as plain logits do, and keeps
+    them, as large as hidden and weight; "none" costs four. Differentiable once, and "none" more often under
+    `use_backend("reference")`.
+
     Logits and sums are fp32 whatever dtype weight has. The formula and its sources: fastlm/ops/linear_cross_entropy.py.
     """
     checks.no_tracing("linear_cross_entropy")
@@ -60,15 +63,16 @@ def linear_cross_entropy(
     _check_labels(labels, len(weight), ignore_index)
     checks.devices(hidden, weight=weight, labels=labels, bias=bias)
     cap = 0.0 if softcap is None else float(softcap)
-    loss, _ = op(
-        Arguments(
-            hidden, weight, bias, labels.long(), ignore_index, float(label_smoothing), float(z_loss), cap,
-            float(temperature),
-        )
+    a = ops.Arguments(
+        hidden, weight, bias, labels.long(), ignore_index, float(label_smoothing), float(z_loss), cap,
+        float(temperature),
     )  # fmt: skip
     if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.sum() / (labels != ignore_index).sum()
+        return ops.linear_cross_entropy(a)[0]
+    learns = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    made = ops.summed_linear_cross_entropy(a, *learns[:2]) if any(learns) else ops.linear_cross_entropy(a)
+    total = made[0].sum()
+    return total if reduction == "sum" else total / (labels != ignore_index).sum()
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:

@@ -4,8 +4,12 @@
     loss = lse - (1 - ε) z_label - ε mean_j z_j + ζ lse²
 
 for each row with a target; a row whose label is ignore_index gives zeros, and no product is made for it. ε is the label
-smoothing of Szegedy et al. 2016, ζ the z-loss of Chowdhery et al. 2022 (PaLM), c the softcap of Gemma 2. The gradient
-makes a chunk's logits anew, so that four products take the place of three, whoever weighs the rows' losses and how.
+smoothing of Szegedy et al. 2016, ζ the z-loss of Chowdhery et al. 2022 (PaLM), c the softcap of Gemma 2.
+
+There are two ops. `linear_cross_entropy` has a loss for each row, and whoever weighs them: its gradient makes a chunk's
+logits anew, so that four products take the place of three. `summed_linear_cross_entropy` has their sum, whose gradient
+is known but for a factor while a chunk's logits are there (Hsu et al. 2024, Liger): three products, and the gradients'
+own memory from forward on.
 
     hidden [N, D]  weight [V, D]  bias [V]  labels [N] int          loss, lse [N] fp32 (fp64 for fp64 hidden)
 """
@@ -61,28 +65,77 @@ def linear_cross_entropy_backward(
     With p = exp(z - lse), dz_j = (grad (1 + 2 ζ lse) + grad_lse) p_j - grad ((1 - ε) [j = label] + ε / V).
     Chunks add to sums of fp32 in order, so that bits are the same at every run.
     """
-    sums = [torch.zeros_like(x, dtype=lse.dtype) for x in (a.hidden, a.weight)]
-    d_hidden, d_weight = sums
-    d_bias = lse.new_zeros(0 if a.bias is None else a.weight.shape[0])
+    sums = Sums.zeros(a)
     for rows, logits in _chunks(a):
         z, slope = _capped(logits, a)
         g, of_rows = grad[rows, None].to(lse.dtype), lse[rows, None]
         scale = g * (1 + 2 * a.z_loss * of_rows) + grad_lse[rows, None].to(lse.dtype)
-        dx = z.sub_(of_rows).exp_().mul_(scale)
+        sums.add(a, rows, z.sub_(of_rows).exp_().mul_(scale), slope, g)
+    return sums.like(a)
+
+
+@op
+def summed_linear_cross_entropy(
+    a: Arguments, of_hidden: bool, of_weight: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (sum of loss over rows, and its gradients of hidden, weight and bias), all in fp32 (fp64 for fp64 hidden).
+
+    of_hidden, of_weight: which gradients are wanted; those that are not, and bias's without a bias, are empty.
+    """
+    total, sums = _zeros(a).new_zeros(()), Sums.zeros(a, of_hidden, of_weight)
+    for rows, logits in _chunks(a):
+        z, slope = _capped(logits, a)
+        label = a.labels[rows, None]
+        at_label = (1 - a.label_smoothing) * z.gather(1, label)
         if a.label_smoothing:
-            dx.sub_(g * (a.label_smoothing / a.weight.shape[0]))
-        dx.scatter_add_(1, a.labels[rows, None], (a.label_smoothing - 1) * g)
-        dx = dx.div_(a.temperature) if slope is None else dx.mul_(slope).div_(a.temperature)
-        h, d_h = a.hidden[rows].to(lse.dtype), lse.new_zeros(len(rows), a.hidden.shape[1])
+            at_label += a.label_smoothing * z.mean(-1, keepdim=True)
+        top = z.amax(-1, keepdim=True)
+        shares = z.sub_(top).exp_().sum(-1, keepdim=True)
+        lse = top + shares.log()
+        total += (lse - at_label + a.z_loss * lse.square()).sum()
+        sums.add(a, rows, z.mul_((1 + 2 * a.z_loss * lse) / shares), slope, torch.ones_like(lse))
+    return total, *sums
+
+
+class Sums(NamedTuple):
+    """Gradients of hidden, weight and bias while chunks of rows add to them in order; empty where none is wanted."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @staticmethod
+    def zeros(a: Arguments, of_hidden: bool = True, of_weight: bool = True) -> "Sums":
+        zeros = lambda *shape: _zeros(a).new_zeros(shape)
+        return Sums(
+            zeros(*a.hidden.shape) if of_hidden else zeros(0),
+            zeros(*a.weight.shape) if of_weight else zeros(0),
+            zeros(0 if a.bias is None else len(a.weight)),
+        )
+
+    def add(self, a: Arguments, rows: Tensor, dz: Tensor, slope: Tensor | None, g: Tensor) -> None:
+        """Add a chunk's. dz [rows, V]: what reaches z by lse; g [rows, 1]: the gradient of each row's loss."""
+        if a.label_smoothing:
+            dz.sub_(g * (a.label_smoothing / len(a.weight)))
+        dz.scatter_add_(1, a.labels[rows, None], (a.label_smoothing - 1) * g)
+        dx = dz.div_(a.temperature) if slope is None else dz.mul_(slope).div_(a.temperature)
+        h = a.hidden[rows].to(dx.dtype)
+        d_h = torch.zeros_like(h)
         for begin, w in _tiles(a):
             part = dx[:, begin : begin + len(w)]
-            d_h.addmm_(part, w)
-            d_weight[begin : begin + len(w)].addmm_(part.mT, h)
-        d_hidden[rows] = d_h
+            if len(self.hidden):
+                d_h.addmm_(part, w)
+            if len(self.weight):
+                self.weight[begin : begin + len(w)].addmm_(part.mT, h)
+        if len(self.hidden):
+            self.hidden[rows] = d_h
         if a.bias is not None:
-            d_bias += dx.sum(0)
-    d_bias = d_bias if a.bias is None else d_bias.to(a.bias.dtype)
-    return d_hidden.to(a.hidden.dtype), d_weight.to(a.weight.dtype), d_bias
+            self.bias.add_(dx.sum(0))
+
+    def like(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+        """In the dtypes of what they are gradients of."""
+        bias = self.bias if a.bias is None else self.bias.to(a.bias.dtype)
+        return self.hidden.to(a.hidden.dtype), self.weight.to(a.weight.dtype), bias
 
 
 def _zeros(a: Arguments) -> Tensor:
@@ -132,10 +185,15 @@ linear_cross_entropy_backward.torch_op.register_fake(
         lse.new_empty(0) if bias is None else bias.new_empty(bias.shape),
     )
 )  # fmt: skip
+summed_linear_cross_entropy.torch_op.register_fake(
+    lambda *values: (
+        _zeros(a := Arguments._make(values[:-2])).new_empty(()), *Sums.zeros(a, *values[-2:])
+    )
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Gradient
+# Gradients
 
 
 def _save(ctx, inputs, output):
@@ -151,3 +209,23 @@ def _(ctx, grad, grad_lse):
     d_hidden, d_weight, d_bias = linear_cross_entropy_backward(grad, grad_lse, lse, a)
     made = dict(hidden=d_hidden, weight=d_weight, bias=None if bias is None else d_bias)
     return (Arguments(**dict.fromkeys(Arguments._fields) | made),)
+
+
+def _save_sums(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # those of the gradients, which nobody differentiates
+    ctx.save_for_backward(*output[1:])
+    ctx.wanted = inputs[0].bias is not None, *inputs[1:]
+    ctx.dtypes = [None if x is None else x.dtype for x in inputs[0][:3]]
+
+
+@summed_linear_cross_entropy.gradient(save=_save_sums)
+def _(ctx, grad, *of_gradients):
+    if any(x is not None for x in of_gradients):
+        raise RuntimeError('linear_cross_entropy is differentiable once; reduction="none" more often')
+    of_bias, of_hidden, of_weight = ctx.wanted
+    hidden, weight, bias = (
+        (x * grad).to(dtype) if wanted and grad is not None else None
+        for x, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, (of_hidden, of_weight, of_bias), strict=True)
+    )
+    made = dict(hidden=hidden, weight=weight, bias=bias)
+    return Arguments(**dict.fromkeys(Arguments._fields) | made), None, None

@@ -33,9 +33,10 @@ def plain(hidden, weight, labels, bias, label_smoothing=0.0, z_loss=0.0, softcap
 
 
 def with_gradients(function, tensors, labels, dtype, **options):
+    """function gives a loss for each row, which have weights of their own, or their sum."""
     hidden, weight, bias = (x.detach().to(dtype).requires_grad_() for x in tensors)
     loss = function(hidden, weight, labels, bias, **options)
-    weights = torch.linspace(0.5, 1.5, len(labels)).to(loss)
+    weights = torch.linspace(0.5, 1.5, len(labels)).to(loss) if loss.ndim else 1.5
     return (loss.detach(), *torch.autograd.grad((loss * weights).sum(), (hidden, weight, bias)))
 
 
@@ -48,16 +49,41 @@ def chunk(request, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_error_is_at_most_twice_plain_pytorchs(options, dtype, chunk):
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_error_is_at_most_twice_plain_pytorchs(reduction, options, dtype, chunk):
     *tensors, labels = draw(dtype)
-    truth = with_gradients(plain, tensors, labels, torch.float64, **options)
-    theirs = with_gradients(plain, tensors, labels, dtype, **options)
+    reduced = lambda *a, **o: plain(*a, **o) if reduction == "none" else plain(*a, **o).sum()
+    truth = with_gradients(reduced, tensors, labels, torch.float64, **options)
+    theirs = with_gradients(reduced, tensors, labels, dtype, **options)
     ours = with_gradients(
-        lambda *a, **o: fastlm.linear_cross_entropy(*a, reduction="none", **o), tensors, labels, dtype, **options
+        lambda *a, **o: fastlm.linear_cross_entropy(*a, reduction=reduction, **o), tensors, labels, dtype, **options
     )
     for got, other, true in zip(ours, theirs, truth, strict=True):
         ulp = 4 * torch.finfo(got.dtype).eps * (1 + true.abs().max())
         assert (got - true).abs().max() <= 2 * (other - true).abs().max() + ulp
+
+
+@pytest.mark.parametrize("learns", ["hidden", "weight", "bias", "hidden weight", "weight bias"])
+def test_what_does_not_learn_costs_no_gradient(learns, monkeypatch):
+    *tensors, labels = draw(torch.float32)
+    names = ("hidden", "weight", "bias")
+    leaves = {name: x.requires_grad_(name in learns) for name, x in zip(names, tensors, strict=True)}
+    expected = torch.autograd.grad(plain(*tensors[:2], labels, tensors[2]).sum(), [leaves[n] for n in learns.split()])
+    products, addmm_ = [], torch.Tensor.addmm_
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *a: products.append(a) or addmm_(*a))
+    loss = fastlm.linear_cross_entropy(*tensors[:2], labels, tensors[2], reduction="sum")
+    got = torch.autograd.grad(loss, [leaves[name] for name in learns.split()])
+    torch.testing.assert_close(got, expected)
+    assert len(products) == len({"hidden", "weight"} & {*learns.split()})
+
+
+def test_a_sum_is_differentiable_once_and_says_so():
+    *tensors, labels = draw(torch.float32)
+    hidden, weight = (x.requires_grad_() for x in tensors[:2])
+    loss = fastlm.linear_cross_entropy(hidden, weight, labels)
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match='differentiable once; reduction="none" more often'):
+        grad.square().sum().backward()
 
 
 def test_reductions_are_pytorchs():
