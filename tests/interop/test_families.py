@@ -77,6 +77,7 @@ def test_refused_in_words(kind, name, why):
 
 @pytest.mark.slow
 @pytest.mark.sweep
+@pytest.mark.filterwarnings("default::fastlm.backends.dispatch.SlowPathWarning")  # heads of more than 256 channels
 @pytest.mark.parametrize("kind, name", others)
 def test_as_under_eager_or_refused_in_words(kind, name, calls):
     try:
