@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from families import KINDS, make, padded, tiny, tokens, transformers
+from families import BEFORE_5, KINDS, make, padded, served, tiny, tokens, transformers
 
 import fastlm.interop
 from fastlm.interop.attention import Mask, _mask
@@ -142,27 +142,31 @@ PACKED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 0, 1, 1, 1]])
 RESTART = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 0, 1, 2]])
 theirs = transformers.masking_utils
 FUNCTIONS = {
-    "causal": causal_mask_function,
-    "bidirectional": theirs.bidirectional_mask_function,
-    "window": theirs.sliding_window_causal_mask_function(3),
-    "window of one": theirs.sliding_window_causal_mask_function(1),
-    "both sides": theirs.sliding_window_bidirectional_mask_function(2),
-    "chunks": theirs.chunked_causal_mask_function(3, CHUNKS),
-    "packed": theirs.packed_sequence_compatibility_function(causal_mask_function, RESTART, PACKED),
-    "packed, window": theirs.packed_sequence_compatibility_function(
-        theirs.sliding_window_causal_mask_function(2), RESTART, PACKED
-    ),
-    "packed, chunks": theirs.packed_sequence_compatibility_function(
-        theirs.chunked_causal_mask_function(2, torch.zeros(2, dtype=torch.long)), RESTART, PACKED
-    ),
+    "causal": lambda: causal_mask_function,
+    "bidirectional": lambda: theirs.bidirectional_mask_function,
+    "window": lambda: theirs.sliding_window_causal_mask_function(3),
+    "window of one": lambda: theirs.sliding_window_causal_mask_function(1),
+    "both sides": lambda: theirs.sliding_window_bidirectional_mask_function(2),
+    "chunks": lambda: theirs.chunked_causal_mask_function(3, CHUNKS),
+    "packed": lambda: theirs.and_masks(causal_mask_function, theirs.packed_sequence_mask_function(PACKED)),
+    "packed, restarted": lambda: packed(causal_mask_function),
+    "packed, window": lambda: packed(theirs.sliding_window_causal_mask_function(2)),
+    "packed, chunks": lambda: packed(theirs.chunked_causal_mask_function(2, torch.zeros(2, dtype=torch.long))),
 }
+
+
+def packed(function):
+    return theirs.packed_sequence_compatibility_function(function, RESTART, PACKED)
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right", "holes"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_mask_function_is_read_as_it_computes(name, padding):
     """Every pair, and of a query that sees nothing nothing; with all queries, the last ones, and a longer cache."""
-    L, function = 8, FUNCTIONS[name]
+    try:
+        L, function = 8, FUNCTIONS[name]()
+    except AttributeError as error:
+        pytest.skip(f"this transformers has none: {error}")
     real = {
         "none": None,
         "left": torch.arange(L) >= CHUNKS[:, None],
@@ -198,7 +202,8 @@ def test_a_mask_function_of_ones_own_is_refused_by_name():
 def test_gradients_with_padding(kind, name, side):
     mask, gradients = padded(side), []
     for implementation in ("eager", "fastlm"):
-        model = make(kind, name, implementation).train()
+        with served():
+            model = make(kind, name, implementation).train()
         given = {"decoder_input_ids": tokens()[:, :5]} if kind == "seq2seq" else {}
         logits = model(input_ids=tokens(), attention_mask=mask, **given)[0]
         assert logits.isfinite().all()
@@ -214,7 +219,8 @@ def test_prompts_of_several_lengths_are_continued(kind, name):
     given = dict(attention_mask=padded("left"), max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     given |= {"decoder_start_token_id": 1} if kind == "seq2seq" else {}
     given |= dict(return_dict_in_generate=True, output_logits=True)
-    want, got = (make(kind, name, by).generate(tokens(), **given).logits for by in ("eager", "fastlm"))
+    with served():
+        want, got = (make(kind, name, by).generate(tokens(), **given).logits for by in ("eager", "fastlm"))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
@@ -282,6 +288,7 @@ def test_gradient_checkpointing(reentrant):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.skipif(BEFORE_5, reason="where queries stand is in a tensor, which torch.compile does not read")
 def test_torch_compile_in_one_graph():
     model = make("causal", "llama", "fastlm")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -290,6 +297,7 @@ def test_torch_compile_in_one_graph():
         torch.testing.assert_close(got[padded(side).bool()], want[padded(side).bool()], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(BEFORE_5, reason="where queries stand is in a tensor, which torch.compile does not read")
 def test_torch_compile_in_several_graphs_where_the_mask_is_read():
     model, given = make("causal", "mistral", "fastlm"), dict(position_ids=torch.arange(12)[None] % 5, use_cache=False)
     got = torch.compile(model, backend="aot_eager")(tokens()[:1], **given).logits
