@@ -141,13 +141,18 @@ def rows_beside(name: str, heads: int) -> Callable:
     return lambda dtype, D: {name: empty(B, heads, L, D, dtype=dtype)}
 
 
+def dropout(dtype: torch.dtype, D: int) -> dict:
+    return {"dropout": 0.1, "seed": 1}
+
+
 TERMS = {  # name → what gives the arguments beside q, k, v
     "table": [lambda dtype, D: {"table": empty(H, 2 * L - 1, dtype=torch.float32)}],
     "bias of keys": [bias(B, 1, 1, L)],
     "bias": [bias(1, H, L, L)],
-    "dropout": [lambda dtype, D: {"dropout": 0.1, "seed": 1}],
+    "dropout": [dropout],
     "lengths, prefix": [lambda dtype, D: {name: empty(B, dtype=torch.int32) for name in ("key_lengths", "prefix")}],
     "segments": [integers("q_segments", "k_segments")],
+    "dropout, segments": [dropout, integers("q_segments", "k_segments")],
     "order": [integers("q_ranks", "k_ranks")],
     "shaw": [by_distance("query_vectors", "value_vectors")],
     "transformer-xl": [by_distance("query_vectors"), rows_beside("q_position", H)],
@@ -168,7 +173,7 @@ def attention_case(dtype: torch.dtype, D: int, term: str | None = None, wanted: 
 
     def launch() -> None:
         given = {}
-        for give in TERMS.get(term, []):
+        for give in TERMS[term] if term else ():
             given |= give(dtype, D)
         q, k, v = (empty(B, heads, L, D, dtype=dtype) for heads in (H, HK, HK))
         a = Arguments.of(q, k, v, right=0, **given)
