@@ -124,7 +124,7 @@ def run(args: Arguments, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 @settings(
-    max_examples=5 if COMPILED else 20, deadline=None, derandomize=True,
+    max_examples=5 if COMPILED else 40, deadline=None, derandomize=True,
     phases=[Phase.generate] if COMPILED else list(Phase),
 )  # fmt: skip
 @given(arguments(longest=24, device=DEVICE))
