@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if _file(item) in SLOW or item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.slow)
-        if _shares(item):  # what a file makes once is made by one worker
-            item.add_marker(pytest.mark.xdist_group(_file(item)))
+        if shared := _shared(item):  # what is made once is made by one worker
+            item.add_marker(pytest.mark.xdist_group(shared))
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
 
 
@@ -59,10 +59,11 @@ def _file(item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
-def _shares(item) -> bool:
-    """Whether a test uses a fixture that outlives it."""
-    made = (fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures)
-    return any(fixture.scope in ("module", "session") and fixture.baseid.startswith("tests") for fixture in made)
+def _shared(item) -> str:
+    """What a test shares through a fixture that outlives it: with the session, by its name, or with its file."""
+    made = [fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
+    ours = {fixture.scope: fixture.argname for fixture in made if fixture.baseid.startswith("tests")}
+    return ours.get("session", _file(item) if "module" in ours else "")
 
 
 @pytest.fixture

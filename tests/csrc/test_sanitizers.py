@@ -49,7 +49,7 @@ def test_memory_and_undefined_behaviour(tmp_path):
 
 
 def test_threads(tmp_path):
-    """Two, three and seven threads in turn. PyTorch and its OpenMP were not built for this sanitizer, which cannot see
+    """Two and seven threads in turn. PyTorch and its OpenMP were not built for this sanitizer, which cannot see
     how their threads wait for one another: what they call is left out, and the extension starts threads of its own
     (parallel.h)."""
     theirs = [f"called_from_lib:{library}.so" for library in ("libtorch_cpu", "libtorch_python", "libgomp")]

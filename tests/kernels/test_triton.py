@@ -124,7 +124,7 @@ def run(args: Arguments, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 @settings(
-    max_examples=5 if COMPILED else 50, deadline=None, derandomize=True,
+    max_examples=5 if COMPILED else 40, deadline=None, derandomize=True,
     phases=[Phase.generate] if COMPILED else list(Phase),
 )  # fmt: skip
 @given(arguments(longest=24, device=DEVICE))
@@ -136,10 +136,12 @@ def test_what_is_drawn_is_accurate(args):
 
 @pytest.mark.usefixtures("overflow_unchecked")
 @pytest.mark.parametrize("case", COMBINED if COMPILED else [NAMED["every_mask"], NAMED["bias_keys"]], ids=str)
-def test_twenty_times_the_same_bits(case):
-    """Every term by every mask on a GPU; two of them in the interpreter, which runs one program after the other."""
+def test_the_same_bits_every_time(case):
+    """Every term by every mask twenty times on a GPU; two of them twice in the interpreter, which runs one program
+    after the other.
+    """
     with fastlm.use_backend("triton"):
-        assert_repeats(case.make(torch.bfloat16, DEVICE))
+        assert_repeats(case.make(torch.bfloat16, DEVICE), 20 if COMPILED else 2)
 
 
 class Allocations(TorchDispatchMode):
@@ -244,22 +246,18 @@ def strided(x: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("how", ["transposed", "apart", "inside"])
-def test_strided_inputs(how):
+@pytest.mark.usefixtures("overflow_unchecked")
+def test_strided_inputs():
     args = NAMED["odd"].make(torch.float32, DEVICE)
-    views = {name: strided(getattr(args, name))[how] for name in ("q", "k", "v")}
+    needs_grad = [name in ("q", "k", "v", "table") for name in LEARNED]
     with fastlm.use_backend("triton"):
         out, lse = attention(args)
-        got, _ = attention(args._replace(**views))
-        assert torch.equal(got, out)
-        needs_grad = [name in ("q", "k", "v", "table") for name in LEARNED]
         expected = attention_backward(out, None, out, lse, args, needs_grad)
-        for a, b in zip(
-            attention_backward(strided(out)[how], None, out, lse, args._replace(**views), needs_grad),
-            expected,
-            strict=True,
-        ):
-            assert torch.equal(a, b)
+        for how, grad in strided(out).items():
+            views = args._replace(**{name: strided(getattr(args, name))[how] for name in ("q", "k", "v")})
+            got = [attention(views)[0], *attention_backward(grad, None, out, lse, views, needs_grad)]
+            for a, b in zip(got, (out, *expected), strict=True):
+                assert torch.equal(a, b), how
 
 
 def test_offsets_beyond_32_bits():
@@ -400,7 +398,7 @@ def test_rotate(case, dtype):
         out = rotate(x, cos, sin, layout)
         torch.testing.assert_close(out, truth.to(dtype))  # fp32 arithmetic, one rounding
         out.backward(out.detach())  # turning back gives x
-        for view in strided(x.detach()).values():
+        for view in strided(x.detach()).values() if dtype == torch.float32 else ():
             assert torch.equal(rotate(view, cos, sin, layout), out)
     loose = 1e-6 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(x.grad, x.detach(), rtol=loose, atol=loose)

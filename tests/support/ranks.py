@@ -1,5 +1,5 @@
-"""Ranks that tests run functions on: processes on this machine that talk through gloo and live as long as the tests
-that need them.
+"""Ranks that tests run functions on: processes on this machine that talk through gloo, started once for all tests that
+need some.
 """
 
 import os
@@ -15,30 +15,39 @@ import torch.multiprocessing as mp
 PATIENCE = 100.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
 
 
+MOST = 4
+
+
 class Ranks:
-    """`world` processes in one process group. run(f, *args) calls f(rank, world, *args) on each; f is a module's
-    function.
+    """Processes, the first `world` of which are one process group. run(f, *args) calls f(rank, world, *args) on each of
+    these; f is a module's function.
     """
 
-    def __init__(self, world: int):
-        self.world = world
+    def __init__(self):
+        self.world, self._group = MOST, ""
         self._folder = tempfile.TemporaryDirectory()
         self._start()
 
     def _start(self) -> None:
-        context, store = mp.get_context("spawn"), os.path.join(self._folder.name, f"store{os.urandom(4).hex()}")
-        pipes = [context.Pipe() for _ in range(self.world)]
+        context = mp.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(MOST)]
         self._pipes = [ours for ours, _ in pipes]
-        serve = lambda rank, pipe: context.Process(target=_serve, args=(rank, self.world, store, pipe), daemon=True)
+        serve = lambda rank, pipe: context.Process(target=_serve, args=(rank, pipe), daemon=True)
         self._processes = [serve(rank, theirs) for rank, (_, theirs) in enumerate(pipes)]
         for process in self._processes:
             process.start()
 
+    def of(self, world: int) -> "Ranks":
+        """The same processes, so many of them in a new group."""
+        self.world, self._group = world, os.path.join(self._folder.name, os.urandom(4).hex())
+        return self
+
     def run(self, function, *args) -> None:
         """Assertions that fail on a rank fail here, with that rank's traceback."""
-        for pipe in self._pipes:
-            pipe.send((function, args))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else f"no answer in {PATIENCE:g} s" for pipe in self._pipes]
+        pipes = self._pipes[: self.world]
+        for pipe in pipes:
+            pipe.send((self.world, self._group, function, args))
+        answers = [pipe.recv() if pipe.poll(PATIENCE) else f"no answer in {PATIENCE:g} s" for pipe in pipes]
         failed = [f"rank {rank} of {self.world}:\n{answer}" for rank, answer in enumerate(answers) if answer]
         if failed:  # the others may be anywhere
             self.stop()
@@ -52,15 +61,16 @@ class Ranks:
             process.join()
 
 
-def _serve(rank: int, world: int, store: str, pipe) -> None:
+def _serve(rank: int, pipe) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=PATIENCE)
-    )
+    here = None
     while True:
-        function, args = pipe.recv()
+        world, group, function, args = pipe.recv()
         try:
+            if group != here:
+                _join(rank, world, group)
+                here = group
             function(rank, world, *args)
             dist.barrier()
             pipe.send("")
@@ -68,9 +78,21 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
             pipe.send(traceback.format_exc())
 
 
-@pytest.fixture(scope="module")
-def ranks(request):
-    """Ranks for the tests of a module that ask for as many."""
-    ranks = Ranks(request.param)
+def _join(rank: int, world: int, group: str) -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    patience = timedelta(seconds=PATIENCE)
+    dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=world, timeout=patience)
+
+
+@pytest.fixture(scope="session")
+def every_rank():
+    ranks = Ranks()
     yield ranks
     ranks.stop()
+
+
+@pytest.fixture
+def ranks(every_rank, request):
+    """As many ranks as the test asks for."""
+    return every_rank.of(request.param)
