@@ -1,4 +1,4 @@
-"""Attention by CUDA C++ (csrc/cuda/attention), ranked below Triton; `fastlm.use_backend(attention="cuda")` chooses it."""
+"""Attention by CUDA C++ (csrc/cuda/attention), ranked below Triton and chosen by `use_backend(attention="cuda")`."""
 
 import torch
 

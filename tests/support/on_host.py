@@ -39,7 +39,8 @@ def changed(module: ModuleType, folder: Path, kernel: str, file: str, old: str, 
     text = (room / file).read_text()
     assert old in text, f"{file} does not say {old!r}"
     (room / file).write_text(text.replace(old, new))
-    return _built([room / f"{kernel}.cu"], folder, [path for path in made.glob("*.o") if path.stem != kernel])
+    others = [path for path in made.glob("*.o") if path.stem != kernel]
+    return _built([room / f"{kernel}.cu"], folder, others, ["-O0"])
 
 
 def watch(module: ModuleType, name: str) -> ctypes.c_long:
@@ -59,7 +60,8 @@ def _sources(folder: Path) -> Path:
     return cuda
 
 
-def _built(sources: list[Path], folder: Path, objects: list[Path] = ()) -> ModuleType:
+def _built(sources: list[Path], folder: Path, objects: list[Path] = (), flags: list[str] = ()) -> ModuleType:
+    """Of sources, which are compiled with these flags, and of objects."""
     pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed: pip install pybind11")
     compiler = shutil.which("g++")
     probe = [compiler or "g++", "-x", "c++", "-include", "ucontext.h", "-fsyntax-only", "-"]
@@ -68,7 +70,7 @@ def _built(sources: list[Path], folder: Path, objects: list[Path] = ()) -> Modul
     includes = [f"-I{path}" for path in (ON_HOST, pybind11.get_include(), sysconfig.get_paths()["include"])]
     compiled = [path.with_suffix(".o") for path in sources]
     compiling = [
-        subprocess.Popen([compiler, *FLAGS, *includes, "-x", "c++", "-c", str(path), "-o", str(to)])
+        subprocess.Popen([compiler, *FLAGS, *flags, *includes, "-x", "c++", "-c", str(path), "-o", str(to)])
         for path, to in zip(sources, compiled, strict=True)
     ]
     assert not any([process.wait() for process in compiling])

@@ -11,7 +11,6 @@ multiply-add and one exp2. */
 namespace fastlm {
 
 constexpr float INFINITE = __builtin_huge_valf();
-constexpr int EVERY_COLUMN = 1 << 30;
 
 // x, which the compiler takes for another number each time: what is made of it is made where it is needed, and keeps no
 // register for the whole loop.
@@ -68,49 +67,41 @@ static __device__ __forceinline__ void start(
             for (int e = 0; e < 4; e++) s[m][n].x[e] = strip[n - 2 * m - e / 2 + FIRST][e % 2];
 }
 
-// -∞ to the pairs that are not visible.
+// Whether query i sees key j.
+static __device__ __forceinline__ bool visible(const Attention& a, const Head& head, int i, int j) {
+    const int distance = j - i - a.offset;
+    bool seen = ((distance >= -a.left && distance <= a.right) || j < head.prefix) && j < head.keys;
+    if (a.q_segments)
+        seen = seen && __ldg(a.q_segments + int64_t(head.b) * a.Lq + min(i, a.Lq - 1)) ==
+                           __ldg(a.k_segments + int64_t(head.b) * a.Lk + min(j, a.Lk - 1));
+    return seen;
+}
+
+// -∞ to the pairs that are not visible. A bit for each pair of a row, found in a loop: 64 pairs side by side would take
+// more registers than the products do.
 template <bool KEYS_FIRST, int M, int N>
 static __device__ __forceinline__ void hide(
     FragmentC (&s)[M][N], const Attention& a, const Head& head, int row0, int column0) {
-    row0 = anew(row0);
-    const int first = column0 + column_of(0, 0);
+    unsigned seen[M][2] = {};
+#pragma unroll 1
+    for (int c = 0; c < 2 * N; c++) {
+        const int column = column0 + column_of(c / 2, c % 2);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = row0 + row_of(m, 2 * half);
+                const bool bit = KEYS_FIRST ? visible(a, head, column, row) : visible(a, head, row, column);
+                seen[m][half] |= unsigned(bit) << c;
+            }
+    }
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            // the columns that this row sees, counted from the lane's first: low … high, and those before `prefix`
-            const int row = row0 + row_of(m, 2 * half), nearest = row - first + (KEYS_FIRST ? -a.offset : a.offset);
-            int low = nearest - (KEYS_FIRST ? a.right : a.left), high = nearest + (KEYS_FIRST ? a.left : a.right);
-            int prefix = KEYS_FIRST ? row < head.prefix ? EVERY_COLUMN : 0 : head.prefix - first;
-            if (!KEYS_FIRST) high = min(high, head.keys - 1 - first);
-            else if (row >= head.keys) high = prefix = -1;
+        for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const bool seen = (8 * n + e >= low && 8 * n + e <= high) || 8 * n + e < prefix;
-                    float& x = s[m][n].x[2 * half + e];
-                    x = seen ? x : -INFINITE;
-                }
-        }
-    if (!a.q_segments) return;
-    const int64_t* queries = a.q_segments + int64_t(head.b) * a.Lq;
-    const int64_t* keys = a.k_segments + int64_t(head.b) * a.Lk;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int e = 0; e < 4; e += 2) {
-            const int row = row0 + row_of(m, e);
-            const int64_t of_row = KEYS_FIRST ? keys[min(row, a.Lk - 1)] : queries[min(row, a.Lq - 1)];
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int f = e; f < e + 2; f++) {
-                    const int column = column0 + column_of(n, f);
-                    const int64_t of_column = KEYS_FIRST ? queries[min(column, a.Lq - 1)] : keys[min(column, a.Lk - 1)];
-                    s[m][n].x[f] = of_row == of_column ? s[m][n].x[f] : -INFINITE;
-                }
-        }
+            for (int e = 0; e < 4; e++)
+                s[m][n].x[e] = seen[m][e / 2] & 1u << (2 * n + e % 2) ? s[m][n].x[e] : -INFINITE;
 }
 
 // Numbers as the left side of a product with the columns' rows, in 16 bits.
