@@ -1,6 +1,6 @@
-"""The operations. Each file is in the same three parts: definition, backends, gradient; attention's backends, and its
-second derivatives, fill files of their own, and the optimizers share theirs (update.py). Importing the package
-registers all.
+"""The operations. Each file is in the same three parts: definition, backends, gradient; attention's backends, of which
+those in CUDA C++ by themselves, and its second derivatives fill files of their own, and the optimizers share theirs
+(update.py). Importing the package registers all.
 """
 
 from importlib import import_module

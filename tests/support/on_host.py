@@ -18,6 +18,7 @@ ON_HOST = ROOT / "tests" / "csrc" / "on_host"
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), (\w+), \w+>>>\(([^;]*)\);")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
 FLAGS += ["-fvisibility=hidden", "-fno-gnu-unique"]  # modules side by side share nothing
+_built_before: list[str] = []
 
 
 def optimizers_and_all(folder: Path) -> ModuleType:
@@ -74,9 +75,12 @@ def _built(sources: list[Path], folder: Path, objects: list[Path] = (), flags: l
         for path, to in zip(sources, compiled, strict=True)
     ]
     assert not any([process.wait() for process in compiling])
-    library = folder / "_cuda.so"
-    subprocess.run([compiler, "-shared", *map(str, [*compiled, *objects]), "-o", str(library)], check=True)
-    spec = importlib.util.spec_from_file_location("_cuda", library)
+    # pybind11 keeps modules by their names, and would hand out the first for every other
+    name = f"_cuda_{len(_built_before)}"
+    _built_before.append(name)
+    library, alias = folder / f"{name}.so", f"-Wl,--defsym=PyInit_{name}=PyInit__cuda"
+    subprocess.run([compiler, "-shared", alias, *map(str, [*compiled, *objects]), "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location(name, library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

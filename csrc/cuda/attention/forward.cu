@@ -34,8 +34,12 @@ static __device__ __forceinline__ float row_sum(float x) {
     return x + __shfl_xor_sync(EVERY_LANE, x, 2);
 }
 
+// Probabilities are relative to a maximum that may be behind the true one by so much in log₂: they then reach 2⁸, and
+// nothing is rescaled until a row of the warp has left it further behind, as FlashAttention-4 does.
+constexpr float BEHIND = 8.0f;
+
 template <int M>
-struct Softmax {  // of a lane's rows: the running maximum in log₂, and the lane's own part of Σ p relative to it
+struct Softmax {  // of a lane's rows: a running maximum in log₂, and the lane's own part of Σ p relative to it
     float max[M][2], sum[M][2];
 
     __device__ __forceinline__ Softmax() {
@@ -45,10 +49,11 @@ struct Softmax {  // of a lane's rows: the running maximum in log₂, and the la
             for (int half = 0; half < 2; half++) max[m][half] = NOTHING, sum[m][half] = 0.0f;
     }
 
-    // Scores → P relative to the new maximum; what was summed relative to the old one is rescaled (algorithm 1, line 9,
-    // and line 10's diag).
+    // Scores → P; what was summed relative to an old maximum is rescaled (algorithm 1, line 9, and line 10's diag).
     template <int N, int CHANNELS>
     __device__ __forceinline__ void operator()(FragmentC (&s)[M][N], FragmentC (&o)[M][CHANNELS], float to_log2) {
+        float now[M][2];
+        bool far = false;
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -57,22 +62,34 @@ struct Softmax {  // of a lane's rows: the running maximum in log₂, and the la
 #pragma unroll
                 for (int n = 0; n < N; n++)
                     largest = fmaxf(fmaxf(largest, s[m][n].x[2 * half]), s[m][n].x[2 * half + 1]);
-                const float now = fmaxf(max[m][half], row_max(largest) * to_log2);
-                const float rescale = exp2_approximate(max[m][half] - now);
-                max[m][half] = now;
-                float total = 0.0f;
+                now[m][half] = fmaxf(max[m][half], row_max(largest) * to_log2);
+                far = far || now[m][half] - max[m][half] > BEHIND;
+            }
+        if (__any_sync(EVERY_LANE, far)) rescale(o, now);
 #pragma unroll
-                for (int n = 0; n < N; n++)
+        for (int m = 0; m < M; m++)
 #pragma unroll
-                    for (int e = 2 * half; e < 2 * half + 2; e++) {
-                        s[m][n].x[e] = exp2_approximate(fmaf(s[m][n].x[e], to_log2, -now));
-                        total += s[m][n].x[e];
-                    }
-                sum[m][half] = fmaf(sum[m][half], rescale, total);
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    s[m][n].x[e] = exp2_approximate(fmaf(s[m][n].x[e], to_log2, -max[m][e / 2]));
+                    sum[m][e / 2] += s[m][n].x[e];
+                }
+    }
+
+    template <int CHANNELS>
+    __device__ __forceinline__ void rescale(FragmentC (&o)[M][CHANNELS], const float (&now)[M][2]) {
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float factor = exp2_approximate(max[m][half] - now[m][half]);
+                max[m][half] = now[m][half];
+                sum[m][half] *= factor;
 #pragma unroll
                 for (int c = 0; c < CHANNELS; c++)
 #pragma unroll
-                    for (int e = 2 * half; e < 2 * half + 2; e++) o[m][c].x[e] *= rescale;
+                    for (int e = 2 * half; e < 2 * half + 2; e++) o[m][c].x[e] *= factor;
             }
     }
 };

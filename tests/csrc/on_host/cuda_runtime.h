@@ -147,6 +147,7 @@ inline unsigned __ballot_sync(unsigned, bool x) {
     });
     return part.other;
 }
+inline bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x) != 0; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 template <typename T>
 T __ldg(const T* p) {
