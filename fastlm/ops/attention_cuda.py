@@ -53,7 +53,7 @@ def _(a):
     workspace = a.q.new_empty(native.cuda().attention_workspace(q.shape, k.shape, addresses), dtype=torch.uint8)
     native.cuda().attention(
         *map(native.view, (q, k, v)), native.DTYPES[q.dtype], addresses, (a.left, a.right, a.offset), a.scale,
-        out.data_ptr(), lse.data_ptr(), workspace.data_ptr(), *native.cuda_stream(q.device),
+        out.data_ptr(), lse.data_ptr(), native.address(workspace), *native.cuda_stream(q.device),
     )  # fmt: skip
     return out, lse
 
@@ -75,7 +75,7 @@ def _(grad, grad_lse, out, lse, a, needs_grad):
     native.cuda().attention_backward(
         native.view(grad), native.address(grad_lse), *map(native.view, (q, k, v)), native.DTYPES[q.dtype], addresses,
         band, a.scale, out.data_ptr(), lse.data_ptr(),
-        *(native.address(made.get(name)) for name in ("q", "k", "v", "table")), workspace.data_ptr(),
+        *(native.address(made.get(name)) for name in ("q", "k", "v", "table")), native.address(workspace),
         *native.cuda_stream(q.device),
     )  # fmt: skip
     return in_order(made, a, needs_grad, lse)
@@ -84,4 +84,4 @@ def _(grad, grad_lse, out, lse, a, needs_grad):
 def _laid_out(a: Arguments) -> tuple:
     """q, k and v as its kernels take them, the call's terms by name, and their addresses. All must outlive the call."""
     terms = {name: layout(x) for name, layout in TERMS.items() if (x := getattr(a, name)) is not None}
-    return *map(native.chunked, (a.q, a.k, a.v)), terms, {name: x.data_ptr() for name, x in terms.items()}
+    return *map(native.chunked, (a.q, a.k, a.v)), terms, {name: native.address(x) for name, x in terms.items()}

@@ -32,7 +32,7 @@ KERNELS = (
     "finish",
 )
 KERNELS += ("adafactor_measure", "adafactor_columns", "adafactor_finish", "adafactor_bounded", "adafactor_apply")
-SPILLED = {"forward": 0, "dq": 64, "dkdv": 64, "table": 0}
+SPILLED = {"forward": 0, "dq": 64, "dkdv": 64, "table": 64}
 # of attention: kernel, dtype and head size → bytes of stack that it may take, into which registers spill
 SPILLS = {f"attention_{name}": 0 for name in ("segments", "delta", "table_sum")}
 SPILLS |= {

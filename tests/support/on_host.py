@@ -8,11 +8,13 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from building import ROOT
+from torch import Tensor
 
 ON_HOST = ROOT / "tests" / "csrc" / "on_host"
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), (\w+), \w+>>>\(([^;]*)\);")
@@ -35,11 +37,17 @@ def attention(folder: Path) -> ModuleType:
 
 
 def changed(module: ModuleType, folder: Path, kernel: str, file: str, old: str, new: str) -> ModuleType:
-    """`attention`'s module with another text in one file of its room, for what `kernel`.cu has of it."""
+    """`attention`'s module with another text in one file of its room, for what `kernel`.cu has of it; that kernel is
+    compiled for fp16 and up to 64 channels alone, for time.
+    """
     room, made = _sources(folder) / "attention", Path(module.__file__).parent / "csrc" / "cuda" / "attention"
     text = (room / file).read_text()
     assert old in text, f"{file} does not say {old!r}"
     (room / file).write_text(text.replace(old, new))
+    choice = re.compile(r"    if \(dtype == F16\) .*?\n    else .*?\n", re.DOTALL)
+    choices, n = choice.subn("    run(f16(), Small());\n", (room / "kernels.h").read_text())
+    assert n == 1, "kernels.h chooses in another way"
+    (room / "kernels.h").write_text(choices)
     others = [path for path in made.glob("*.o") if path.stem != kernel]
     return _built([room / f"{kernel}.cu"], folder, others, ["-O0"])
 
@@ -47,6 +55,32 @@ def changed(module: ModuleType, folder: Path, kernel: str, file: str, old: str, 
 def watch(module: ModuleType, name: str) -> ctypes.c_long:
     """A number of the host's own, such as bank_conflicts, to be read and set."""
     return ctypes.c_long.in_dll(ctypes.CDLL(module.__file__), name)
+
+
+class Watched:
+    """The module, whose kernels may read through copies and the read-only cache what their launch was given alone."""
+
+    def __init__(self, module: ModuleType):
+        self._module, self._library = module, ctypes.CDLL(module.__file__)
+
+    def give(self, x: Tensor | None) -> None:
+        if x is not None and x.numel():
+            extent = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+            begin, end = x.data_ptr(), x.data_ptr() + extent * x.element_size()
+            self._library.let_read(ctypes.c_size_t(begin), ctypes.c_size_t(end))
+
+    def __getattr__(self, name: str) -> Callable:
+        call = getattr(self._module, name)
+        if name.endswith("workspace"):
+            return call
+
+        def launch(*args) -> None:
+            try:
+                call(*args)
+            finally:
+                self._library.let_read_anything()
+
+        return launch
 
 
 def _sources(folder: Path) -> Path:
