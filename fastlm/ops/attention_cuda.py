@@ -29,6 +29,8 @@ def _refuses(a: Arguments) -> str | None:
     for name in OTHERS:
         if getattr(a, name) is not None:
             return f"it does not serve {name}"
+    if a.q.shape[2] + a.k.shape[2] + abs(a.offset) >= 2**29:
+        return f"the offset is {a.offset} for {a.q.shape[2]} queries and {a.k.shape[2]} keys; served are sums below 2²⁹"
     if a.dropout:
         return "it does not serve dropout"
     if a.scale <= 0:

@@ -134,6 +134,7 @@ def test_empty_sequences(built, use, B, Lq, Lk):
         (dict(dtype=torch.float32), "served are fp16 and bf16"),
         (dict(D=20), "the head dimension is 20; served are multiples of 8 up to 128"),
         (dict(D=136), "the head dimension is 136"),
+        (dict(offset=2**29), "the offset is 536870912 for 4 queries and 4 keys; served are sums below 2²⁹"),
         (dict(scale=-1.0), "served are positive scales"),
         (dict(dropout=0.1), "it does not serve dropout"),
         (dict(bias=torch.zeros(1, 1, 1, 4)), "it does not serve bias"),

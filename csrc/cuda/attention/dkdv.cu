@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(DkdvShape<D>::THREADS) attention_dkdv(const __
         for (int n = 0; n < QUERIES / 8; n++) {
             const Shared at = numbers(stage) + column_of(n, 0) * 4;
             const Two lse = load_two(at), delta = load_two(at + QUERIES * 4);
-            probability(s[0][n], dp[0][n], a.scale * LOG2E, [&](int e) { return Of{lse.x[e % 2], delta.x[e % 2]}; });
+            probability(
+                s[0][n], dp[0][n], a.scale * LOG2E, [&](int e) { return Statistics{lse.x[e % 2], delta.x[e % 2]}; });
         }
         // dV += Pᵀ dO (line 12), dK += dSᵀ Q (line 16)
         FragmentA p[1][QUERIES / 16], ds[1][QUERIES / 16];

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(DqShape<D>::THREADS) attention_dq(const __grid
         copy_rows<KEYS, THREADS>(value_tile(stage), values, tile * KEYS, head.keys, a.D);
     };
 
-    Of of[2];
+    Statistics of[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int64_t i = padded_row(a, place) + i0 + row + row_of(0, 2 * half);

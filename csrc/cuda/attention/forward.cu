@@ -2,8 +2,8 @@
 Flash attention's forward pass on tensor cores: one pass over the keys with a running softmax (Dao et al. 2022; lines of
 algorithms are those of FlashAttention-2, Dao 2023).
 
-A block owns QUERIES queries of one head, a warp of it 16 M, and walks the tiles of KEYS keys that they
-see. While a tile is computed, the next one is on its way into the other half of shared memory.
+A block owns QUERIES queries of one head, a warp of it 16 M, and walks the tiles of KEYS keys that they see. While a
+tile is computed, the next one is on its way into the other half of shared memory.
 */
 #include "kernels.h"
 #include "pairs.cuh"

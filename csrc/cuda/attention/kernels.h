@@ -13,7 +13,7 @@ namespace fastlm {
 
 void segment_bounds(const Attention& a, cudaStream_t stream);
 void forward(const Attention& a, int dtype, cudaStream_t stream);
-// In this order.
+// The gradient, in this order.
 void delta(const AttentionBackward& x, int dtype, cudaStream_t stream);
 void dq(const AttentionBackward& x, int dtype, cudaStream_t stream);
 void dkdv(const AttentionBackward& x, int dtype, cudaStream_t stream);

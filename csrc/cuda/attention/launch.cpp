@@ -2,12 +2,13 @@
 #include "launch.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "kernels.h"
 
 namespace fastlm {
 
-constexpr int64_t LONGEST = int64_t(1) << 30;  // positions, and distances of a band: their sums stay inside 32 bits
+constexpr int64_t LONGEST = int64_t(1) << 29;  // of positions: sums with distances of a band stay inside 32 bits
 
 static Rows rows(const char* name, const View& view, const std::vector<int64_t>& shape) {
     const auto& [address, got, strides] = view;
@@ -37,18 +38,20 @@ static const T* term(const Terms& terms, const char* name) {
 // Sizes and band; no addresses.
 static Attention sizes(const std::vector<int64_t>& q, const std::vector<int64_t>& k, const Band& band) {
     check(q.size() == 4 && k.size() == 4, "q and k must have four dimensions");
-    for (int64_t n : q) check(n >= 0 && n < LONGEST, "a size is negative, or beyond 2³⁰");
-    for (int64_t n : k) check(n >= 0 && n < LONGEST, "a size is negative, or beyond 2³⁰");
+    for (int64_t n : q) check(n >= 0 && n < LONGEST, "a size is negative, or beyond 2²⁹");
+    for (int64_t n : k) check(n >= 0 && n < LONGEST, "a size is negative, or beyond 2²⁹");
     const int64_t H = q[1], Lq = q[2], D = q[3], Hk = k[1], Lk = k[2];
     check(D >= 8 && D <= LARGEST_D && D % 8 == 0, "the head dimension is " + std::to_string(D) +
                                                       "; served are multiples of 8 up to " + std::to_string(LARGEST_D));
     check(Hk > 0 && H % Hk == 0, "query heads must be a multiple of key heads");
     const auto [left, right, offset] = band;
-    check(Lq + Lk < LONGEST && offset > -LONGEST && offset + Lq < LONGEST, "the lengths or the offset are beyond 2³⁰");
-    check(left <= LONGEST && right <= LONGEST && left + right >= 0, "the band is empty, or wider than 2³⁰");
+    check(Lq + Lk + std::abs(offset) < LONGEST, "the lengths or the offset are beyond 2²⁹");
+    check(left + right >= 0, "the band is empty: left + right must be at least 0");
     Attention a = {};
     a.B = int(q[0]), a.H = int(H), a.group = int(H / Hk), a.Lq = int(Lq), a.Lk = int(Lk), a.D = int(D);
-    a.left = int(std::max(left, -LONGEST)), a.right = int(std::max(right, -LONGEST)), a.offset = int(offset);
+    // nobody sees further than all there is
+    a.left = int(std::clamp(left, -LONGEST, LONGEST)), a.right = int(std::clamp(right, -LONGEST, LONGEST));
+    a.offset = int(offset);
     return a;
 }
 

@@ -6,7 +6,7 @@ Queries that see nothing, or do not exist, have L = +∞, hence P = 0 without a 
 
 namespace fastlm {
 
-struct Of {  // of a query: the log-sum-exp in log₂, and δ
+struct Statistics {  // of a query: the log-sum-exp in log₂, and δ
     float lse, delta;
 };
 
@@ -15,7 +15,7 @@ template <typename Query>
 static __device__ __forceinline__ void probability(FragmentC& s, FragmentC& dp, float to_log2, const Query& of) {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-        const Of query = of(e);
+        const Statistics query = of(e);
         s.x[e] = exp2_approximate(fmaf(s.x[e], to_log2, -query.lse));
         dp.x[e] = s.x[e] * (dp.x[e] - query.delta);
     }
@@ -24,7 +24,7 @@ static __device__ __forceinline__ void probability(FragmentC& s, FragmentC& dp, 
 // The same of all fragments of 16 queries, of which a lane has two.
 template <int N>
 static __device__ __forceinline__ void probabilities(
-    FragmentC (&s)[1][N], FragmentC (&dp)[1][N], float to_log2, const Of (&of)[2]) {
+    FragmentC (&s)[1][N], FragmentC (&dp)[1][N], float to_log2, const Statistics (&of)[2]) {
 #pragma unroll
     for (int n = 0; n < N; n++) probability(s[0][n], dp[0][n], to_log2, [&](int e) { return of[e / 2]; });
 }

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(TableShape<D>::THREADS) attention_table(const 
         copy_rows<BLOCK, THREADS>(grad, Matrix(x.grad, head.b, h), i0, a.Lq, a.D);
         copy_rows<BLOCK, THREADS>(v, Matrix(a.v, head.b, h / a.group), j0, head.keys, a.D);
         commit_copies();
-        Of of[2];
+        Statistics of[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int64_t i = padded_row(a, int64_t(head.b) * a.H + h) + i0 + row + row_of(0, 2 * half);

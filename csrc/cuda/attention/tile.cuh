@@ -57,10 +57,9 @@ static __device__ __forceinline__ FragmentA load_a(const Tile<D>& tile, int row,
     return load_matrices(tile.chunk(row + lane() % 16, 2 * k + lane() / 16));
 }
 
-// c [16 M, 8 N] += a bᵀ, of the rows of a from `row` on and all 8 N rows of tile b. a(m, k): channels 16k … 16k + 15 of
-// rows 16m … 16m + 15.
-template <typename T, int M, int N, int D, typename Rows>
-static __device__ __forceinline__ void multiply_rows(FragmentC (&c)[M][N], const Rows& a, const Tile<D>& b) {
+// c [16 M, 8 N] += a bᵀ, of all 8 N rows of tile b. a(m, k): channels 16k … 16k + 15 of rows 16m … 16m + 15.
+template <typename T, int M, int N, int D, typename Left>
+static __device__ __forceinline__ void multiply_rows(FragmentC (&c)[M][N], const Left& a, const Tile<D>& b) {
     const int row = lane() % 8 + lane() / 16 * 8, half = lane() / 8 % 2;
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
