@@ -50,7 +50,7 @@ def calls(out: Path, smoke: bool) -> dict[str, list[Block]]:
     machine = timed("machine", 40, 20)
     return {
         "correctness": [] if smoke else [*build, machine, Block("tests", 400, shared([*pytest, "--part"]), 12)],
-        "attention": [*build, machine, *ahead("attention", 80), timed("attention", 330, 30)],
+        "attention": [*build, machine, *ahead("attention", 80), timed("attention", 340, 30)],
         "optimizers": [
             *build, machine, timed("optimizers", 250, 30), *ahead("tiles", 65), timed("tiles", 90, 40),
         ],
