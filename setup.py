@@ -133,7 +133,8 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
 
 
 def plan_cuda(target: Path) -> tuple[list[str], dict]:
-    sources = sorted(CUDA.glob("*.cu")) + sorted(CUDA.glob("*.cpp"))
+    sources = sorted(CUDA.rglob("*.cu")) + sorted(CUDA.rglob("*.cpp"))
+    objects = [f"{s.relative_to(CUDA).with_suffix('').as_posix()}.o" for s in sources]
     compiler, version = nvcc()
     host, _ = cxx()
     listing = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
@@ -160,9 +161,9 @@ def plan_cuda(target: Path) -> tuple[list[str], dict]:
         *includes(),
     ]
     lines = rule("nvcc", [compiler, "-MD", "-MF", "$out.d", *flags, "-c", "$in", "-o", "$out"], depfile=True)
-    lines += [f"build {s.stem}.o: nvcc {escape(s)}" for s in sources]
+    lines += [f"build {o}: nvcc {escape(s)}" for o, s in zip(objects, sources, strict=True)]
     lines += rule("link", [compiler, "-shared", "-ccbin", host[0], "-cudart=static", "$in", "-o", "$out"])
-    lines += [f"build {escape(target)}: link {' '.join(f'{s.stem}.o' for s in sources)}"]
+    lines += [f"build {escape(target)}: link {' '.join(objects)}"]
     return lines, {"compiler": version, "targets": [f"sm_{t}" for t in targets]}
 
 

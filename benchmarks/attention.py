@@ -1,6 +1,7 @@
 """Who competes in attention: every way a user of PyTorch has to get the same result, given the same inputs.
 
     fastlm            this library's choice for the device
+    fastlm cuda       its CUDA C++, on GPUs
     sdpa …            scaled_dot_product_attention without a bias, each of its kernels forced: what no position costs
     dense bias …      scaled_dot_product_attention with the bias as a ready-made [H, L, L] tensor, its gradient dense:
                       less work than a model has to do
@@ -12,7 +13,8 @@ A distance table that is learned (T5, KERPLE) gets its gradient in "backward" an
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
 import torch
@@ -64,17 +66,25 @@ class Inputs:
 class Contestant:
     run: Callable[[], Tensor]  # → out
     leaves: list[Tensor]  # what gets a gradient
+    backend: str | None = None  # that is forced, of ours
 
     def call(self, direction: str, grad: Tensor) -> Callable[[], object]:
         """What is timed. forward: as in training, with a backward to come; backward: alone, over a graph that is kept;
         both.
         """
+        if self.backend is not None:
+            with self.forced():
+                timed = replace(self, backend=None).call(direction, grad)
+            return self.forced()(timed)
         if direction == "forward":
             return self.run
         if direction == "both":
             return lambda: torch.autograd.grad(self.run(), self.leaves, grad)
         out = self.run()
         return lambda: torch.autograd.grad(out, self.leaves, grad, retain_graph=True)
+
+    def forced(self) -> AbstractContextManager:
+        return fastlm.use_backend(attention=self.backend, attention_backward=self.backend)
 
 
 def make_inputs(problem: Attention, device: torch.device) -> Inputs:
@@ -162,6 +172,7 @@ def contestants(x: Inputs, tuned: bool = False) -> dict[str, Callable[[], Contes
     biased, on_gpu = x.terms.table is not None, x.q.device.type == "cuda"
     field = {"fastlm": lambda: ours(x)}
     if on_gpu:
+        field["fastlm cuda"] = lambda: replace(ours(x), backend="cuda")
         field |= {f"sdpa {name}": lambda backend=backend: sdpa(x, backend) for name, backend in FORCED.items()}
         if biased:
             dense = cache(lambda: dense_bias(x))  # one tensor for both, made by the first that needs it

@@ -36,7 +36,10 @@ class Block:
 def calls(out: Path, smoke: bool) -> dict[str, list[Block]]:
     """Name → blocks. smoke: no build, no tests, tiny sizes."""
     python, extra = sys.executable, ["--smoke"] * smoke
-    tests = [str(ROOT / "tests" / name) for name in ("csrc/test_cuda.py", "kernels/test_triton.py")]
+    tests = [
+        str(ROOT / "tests" / name)
+        for name in ("csrc/test_cuda.py", "csrc/test_cuda_attention.py", "kernels/test_triton.py")
+    ]
     pytest = [python, "-m", "pytest", "-q", "-ra", "--maxfail=4", "-p", "no:cacheprovider", *tests]
     shared = lambda command: [[*command, f"{i}/{PROCESSES}"] for i in range(PROCESSES)]
     timed = lambda name, cap, tail: Block(
@@ -47,7 +50,7 @@ def calls(out: Path, smoke: bool) -> dict[str, list[Block]]:
     machine = timed("machine", 40, 20)
     return {
         "correctness": [] if smoke else [*build, machine, Block("tests", 400, shared([*pytest, "--part"]), 12)],
-        "attention": [*build, machine, *ahead("attention", 80), timed("attention", 330, 30)],
+        "attention": [*build, machine, *ahead("attention", 80), timed("attention", 340, 30)],
         "optimizers": [
             *build, machine, timed("optimizers", 250, 30), *ahead("tiles", 65), timed("tiles", 90, 40),
         ],

@@ -44,6 +44,8 @@ WORKERS = 16  # that compile what max-autotune tries
 FLEX = 3  # kernels of FlexAttention: forward, backward, and what sums a table's gradient
 FLEX_TRIED = 7 + 29  # by max-autotune: forward, backward (torch/_inductor/template_heuristics/triton.py)
 
+CUDA = [str(ROOT / "tests" / "csrc" / name) for name in ("test_cuda.py", "test_cuda_attention.py")]  # compile nothing
+
 ASSUMED = ("COMPILE", "START", "BUILD", "TEST", "SET_UP", "TRACE", "TRY", "BATCH")
 
 
@@ -62,7 +64,7 @@ def tests() -> tuple[int, float]:
         by_test = list(json.loads(asked.read_text()).values())
     most = max(len({kernel for kernels in by_test[i::PROCESSES] for kernel in kernels}) for i in range(PROCESSES))
     collected = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", str(ROOT / "tests" / "csrc" / "test_cuda.py")],
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", *CUDA],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     ).stdout.count("::")  # fmt: skip
     return most, START + COMPILE * most + TEST * (len(by_test) + collected) / PROCESSES
@@ -108,7 +110,7 @@ def attention() -> tuple[int, float]:
     tuned = sum(problem.L == TUNED_LENGTH and problem.scheme != "none" for problem in attention_problems())
     seconds = START + tuned * (TRACE + FLEX_TRIED * (COMPILE / WORKERS + TRY))
     for problem in attention_problems():
-        contestants = 5 if problem.scheme == "none" else 7
+        contestants = 6 if problem.scheme == "none" else 8
         seconds += SET_UP + TRACE + 2 * compared(contestants)
     return tuned * FLEX_TRIED, seconds
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "../rules/options.h"
+#include "attention/bindings.h"
 #include "launch.h"
 
 namespace py = pybind11;
@@ -12,9 +13,11 @@ using unlocked = py::call_guard<py::gil_scoped_release>;
 
 PYBIND11_MODULE(_cuda, m) {
     m.doc() =
-        "fastlm's CUDA kernels; see csrc/cuda/launch.h for what each takes. Called through fastlm.ops, which checks "
+        "fastlm's CUDA kernels; see csrc/cuda/launch.h and attention/launch.h for what each takes. Called through "
+        "fastlm.ops, which checks "
         "tensors.";
     bind_update(m);
+    bind_attention(m);
     m.def("adamw_workspace", &adamw_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("lamb_workspace", &lamb_workspace, "Bytes of workspace for tensors of these sizes.");
     m.def("sgd_workspace", &sgd_workspace, "Bytes of workspace for tensors of these sizes.");

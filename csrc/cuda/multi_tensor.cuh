@@ -8,6 +8,7 @@ A rule is a small struct whose call operator does one chunk (batch.h) on one blo
 
 #include <cuda_runtime.h>
 
+#include "device.h"
 #include "map.h"
 
 namespace fastlm {
@@ -55,28 +56,6 @@ static __device__ double block_sum(double x) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
-
-// Every CUDA call goes through here, kernel launches with cudaGetLastError() as the code.
-static inline void check(cudaError_t code, const std::string& doing) {
-    if (code == cudaSuccess) return;
-    throw std::runtime_error(
-        "CUDA could not " + doing + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")");
-}
-
-// Make `device` the current one while this lives.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "find the current device");
-        check(cudaSetDevice(device), "use device " + std::to_string(device));
-    }
-    ~OnDevice() { cudaSetDevice(before_); }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-
-private:
-    int before_ = 0;
-};
 
 template <int LISTS, typename Rule>
 void launch(

@@ -96,6 +96,12 @@ def side_by_side(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def chunked(x: Tensor) -> Tensor:
+    """x [B, H, L, D] itself if its rows lie side by side at multiples of 16 bytes, else a copy where they do."""
+    aligned = x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
+    return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
+
+
 def cuda_stream(device: torch.device) -> tuple[int, int]:
     """(device index, address of PyTorch's current stream there): where a CUDA launcher is to work."""
     return device.index, torch.cuda.current_stream(device).cuda_stream

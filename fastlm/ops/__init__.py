@@ -1,7 +1,7 @@
 """The operations: each a definition in plain PyTorch, its backends beneath it, and its gradient.
 
     attention.py               softmax(q kᵀ + everything positional) v; attention_backends.py: who computes it;
-                               attention_twice.py: its second derivatives
+                               attention_cuda.py: in CUDA C++; attention_twice.py: its second derivatives
     rotary.py                  turn pairs of channels by their position
     linear_cross_entropy.py    the loss of a linear layer's logits that are never there as a whole
 

@@ -1,5 +1,5 @@
 """Who computes attention (fastlm/ops/attention.py): PyTorch's own kernels where nothing is positional, Triton on GPUs,
-C++ on CPUs.
+C++ on CPUs. CUDA C++, below Triton: attention_cuda.py.
 """
 
 import torch
@@ -95,9 +95,14 @@ def _triton_unavailable(device: torch.device) -> str | None:
         return missing
     if torch.version.hip:
         return "the Triton kernels of attention hold NVIDIA assembly, and this is a ROCm build of torch"
+    return too_old(device, "Triton")
+
+
+def too_old(device: torch.device, language: str) -> str | None:
+    """Why kernels for the tensor cores of sm_80 and later do not run there, or None."""
     if torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
-        return f"the Triton kernels of attention need compute capability 8.0, and {name} has less"
+        return f"the {language} kernels of attention need compute capability 8.0, and {name} has less"
     return None
 
 

@@ -17,6 +17,7 @@ from fastlm.backends import native
 
 TESTS = Path(__file__).parent
 CUDA = torch.device("cuda")
+TYPES = ("NS_4bf16E", "NS_3f16E")  # as compilers write them
 TARGETS = ("sm_80", "sm_90a", "sm_100", "sm_120")
 KERNELS = (
     "ApplyAdamW",
@@ -31,6 +32,12 @@ KERNELS = (
     "finish",
 )
 KERNELS += ("adafactor_measure", "adafactor_columns", "adafactor_finish", "adafactor_bounded", "adafactor_apply")
+SPILLED = {"forward": 0, "dq": 64, "dkdv": 64, "table": 64}
+# of attention: kernel, dtype and head size → bytes of stack that it may take, into which registers spill
+SPILLS = {f"attention_{name}": 0 for name in ("segments", "delta", "table_sum")}
+SPILLS |= {
+    f"attention_{name}I{dtype}Li{D}E": most for name, most in SPILLED.items() for dtype in TYPES for D in (64, 128)
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +62,50 @@ def cuobjdump(*arguments) -> str:
     return subprocess.run([tool, *map(str, arguments)], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def test_no_kernel_spills(library):
+@pytest.fixture(scope="module")
+def resources(library) -> list[tuple[str, str, int, int]]:
+    """(target, kernel, registers, bytes of stack and local memory) of every kernel."""
+    found = re.findall(
+        r"arch = (\w+)|Function (\w+):|REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", cuobjdump("-res-usage", library)
+    )
+    rows, target, kernel = [], "", ""
+    for arch, function, registers, stack, local in found:
+        target, kernel = arch or target, function or kernel
+        if registers:
+            rows.append((target, kernel, int(registers), int(stack) + int(local)))
+    return rows
+
+
+def test_no_optimizer_spills(resources):
     """Registers only, no stack, on every target; and few enough registers for three blocks on a processor, whose loads,
     up to 16 bytes of five lists for each of 768 threads, cover the wait for memory.
     """
-    rows = re.findall(
-        r"arch = (\w+)|Function (\w+):|REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", cuobjdump("-res-usage", library)
-    )
-    target = kernel = None
+    rows = [row for row in resources if "attention_" not in row[1]]
+    for target, kernel, registers, stack in rows:
+        assert stack == 0, f"{kernel} for {target} uses {stack} bytes of stack and local memory"
+        assert registers <= 80, f"{kernel} for {target} uses {registers} registers"
+    seen = {(target, name) for target, kernel, *_ in rows for name in KERNELS if name in kernel}
+    assert seen == {(target, name) for target in TARGETS for name in KERNELS}
+
+
+def test_attention_spills_little(resources):
+    """Nothing forward; a few words in walks of the backward pass."""
     seen = set()
-    for arch, function, registers, stack, local in rows:
-        target, kernel = arch or target, function or kernel
-        if registers:
-            seen |= {(target, name) for name in KERNELS if name in kernel}
-            assert (stack, local) == ("0", "0"), (
-                f"{kernel} for {target} uses {stack} bytes of stack and {local} of local memory"
-            )
-            assert int(registers) <= 80, f"{kernel} for {target} uses {registers} registers"
-    assert seen >= {(target, name) for target in TARGETS for name in KERNELS}
+    for target, kernel, _registers, stack in resources:
+        for name in (name for name in SPILLS if name in kernel):
+            seen.add((target, name))
+            assert stack <= SPILLS[name], f"{kernel} for {target} uses {stack} bytes of stack and local memory"
+    assert seen == {(target, name) for target in TARGETS for name in SPILLS}
+
+
+def test_attention_on_tensor_cores(library):
+    """Products by HMMA alone, tiles by ldmatrix and asynchronous copies of 16 bytes, no generic access."""
+    functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_80", library))
+    for name in ("forward", "dq", "dkdv", "table"):
+        (code,) = (f for f in functions if f"attention_{name}INS_4bf16ELi64E" in f.splitlines()[0])
+        for instruction in (r"HMMA\.16816\.F32\.BF16", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128"):
+            assert re.search(instruction, code), f"attention_{name} has no {instruction}"
+        assert not re.search(r"\b(LD\.E|ST\.E|ATOM|RED)\b", code)
 
 
 def test_vector_loads_and_stores(library):
@@ -156,7 +189,20 @@ def _launches(m, at):
         lambda: m.adafactor(update(m, at), [(1, 2, 2)], [at], [at], [], adafactor(m), at, 0, 0),
         # 16-bit remainders
         lambda: m.adamw(update(m, at, [(at, 1)], [(at, 3)]), [4], tensors, tensors, adam(m), at, 0, 0),
+        lambda: m.attention(*attention(at)),
+        lambda: m.attention_backward(*attention_backward(at)),
     )
+
+
+def attention(at, D=8, dtype=1, k=None, terms=None, band=(9, 9, 0), scale=1.0, strides=(64, 32, 8, 1)):
+    """Arguments of one query and one key at an address, bf16."""
+    q = at, (1, 1, 1, D), strides
+    return q, k or q, k or q, dtype, terms or {}, band, scale, at, at, at, 0, 0
+
+
+def attention_backward(at, **changes):
+    q, k, v, dtype, terms, band, scale, out, lse, *where = attention(at, **changes)
+    return q, 0, q, k, v, dtype, terms, band, scale, out, lse, at, at, at, 0, *where
 
 
 def test_launchers_refuse_in_words(library):
@@ -194,6 +240,31 @@ def test_launchers_refuse_in_words(library):
     ):
         with pytest.raises(ValueError, match=message):
             m.adafactor(update(m, at), [shape], rows, columns, [], adafactor(m), at, 0, 0)
+
+
+def test_attention_refuses_in_words(library):
+    at = 256
+    key = lambda *shape, at=at: (at, shape, (64, 32, 8, 1))
+    for changes, message in (
+        (dict(D=12), "the head dimension is 12; served are multiples of 8 up to 128"),
+        (dict(dtype=0), "the dtype must be fp16 or bf16"),
+        (dict(scale=0.0), "scale is 0.000000; served are positive scales"),
+        (dict(k=key(1, 1, 1, 16)), "k does not have the shape that q implies"),
+        (dict(k=key(1, 1, 1, 8, at=at + 8)), "k is not at a multiple of 16 bytes"),
+        (dict(k=key(1, 0, 1, 8)), "query heads must be a multiple of key heads"),
+        (dict(k=(at, (1, 1, 2, 8), (64, 32, 12, 1))), "k must have its rows at multiples of 16 bytes: a stride is 12"),
+        (dict(k=(at, (1, 1, 2, 8), (64, 32, 8, 2))), "k must have its channels side by side: the last stride is 2"),
+        (dict(band=(-2, 1, 0)), "the band is empty"),
+        (dict(band=(0, 0, 2**31)), "beyond 2²⁹"),
+        (dict(terms={"bias": at}), "bias is not served"),
+        (dict(terms={"q_segments": at}), "segments must be given for queries and keys"),
+    ):
+        for launch, arguments in (
+            (native.cuda().attention, attention),
+            (native.cuda().attention_backward, attention_backward),
+        ):
+            with pytest.raises(ValueError, match=message):
+                launch(*arguments(at, **changes))
 
 
 def test_the_workspace_of_adafactor(library):

@@ -4,24 +4,17 @@ backend, which shares their rules.
 What a GPU adds is speed, its memory model and its compiler's code; test_cuda.py asks the same there.
 """
 
-import importlib.util
-import re
-import shutil
-import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
 from bits import assert_same_bits, lists_of, tensors
 from cases import OPTIMIZERS
+from on_host import optimizers_and_all
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS, use_backend
 
-TESTS = Path(__file__).parent
-LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), 0, \w+>>>\(([^;]*)\);")
 # a fiber for every thread of a GPU is slow
 CASES = [case for case in OPTIMIZERS if case.name.split("-")[-1] not in ("many", "several_groups")]
 
@@ -29,33 +22,9 @@ CASES = [case for case in OPTIMIZERS if case.name.split("-")[-1] not in ("many",
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory):
     """The module fastlm._cuda, for the host."""
-    compiler = shutil.which("g++")
-    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed: pip install pybind11")
-    probe = [compiler or "g++", "-x", "c++", "-include", "ucontext.h", "-fsyntax-only", "-"]
-    if compiler is None or subprocess.run(probe, input=b"", capture_output=True).returncode:
-        pytest.skip("g++ and ucontext.h, for threads that take turns, were not found")
     if native.cpp_missing(torch.device("cpu")):
         pytest.skip("the C++ extension to compare with is not built")
-    folder = tmp_path_factory.mktemp("on_host")
-    shutil.copytree(TESTS.parents[1] / "csrc", folder / "csrc")
-    for path in (folder / "csrc" / "cuda").iterdir():
-        path.write_text(LAUNCH.sub(r"run(\2, \3, [&] { \1(\4); });", path.read_text()))
-        assert "<<<" not in path.read_text(), f"a launch in {path.name} is written in another way"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
-    includes = [f"-I{path}" for path in (TESTS / "on_host", pybind11.get_include(), sysconfig.get_paths()["include"])]
-    sources = [path for path in sorted((folder / "csrc" / "cuda").iterdir()) if path.suffix in (".cu", ".cpp")]
-    objects = [str(path.with_suffix(".o")) for path in sources]
-    compiling = [
-        subprocess.Popen([compiler, *flags, *includes, "-x", "c++", "-c", str(path), "-o", to])
-        for path, to in zip(sources, objects, strict=True)
-    ]
-    assert not any([process.wait() for process in compiling])
-    library = folder / "_cuda.so"
-    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
-    spec = importlib.util.spec_from_file_location("_cuda", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return optimizers_and_all(tmp_path_factory.mktemp("on_host"))
 
 
 def workspace(module, op: str, sizes: list) -> torch.Tensor:
