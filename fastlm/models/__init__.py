@@ -20,7 +20,7 @@ training. To add a model, add a row to presets.py.
 from fastlm.models.config import ModelConfig
 from fastlm.models.electra import Electra
 from fastlm.models.inputs import Memory
-from fastlm.models.recurrence import Recurrence
+from fastlm.models.recurrence import Recurrence, Remembering
 from fastlm.models.transformer import Transformer
 
-__all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Transformer"]
+__all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Remembering", "Transformer"]

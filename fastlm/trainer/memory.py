@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastlm.models import ModelConfig
+from fastlm.models import ModelConfig, Remembering
 from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
@@ -99,6 +99,10 @@ def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch
 
     model = objective.model(shape)
     batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
+    if config.remembers(shape):
+        model = Remembering(model, model.new_recurrence())
+        while len(model.recurrence) < shape.memory:
+            objective.loss(model, batch)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
         objective.loss(model, batch)
     totals = {row.optimizer: row.total for row in memory_table(model)}
