@@ -25,7 +25,9 @@ def tokens(text):
 
 def make(tokens, text, **changes) -> Trainer:
     trainer = Trainer(config(text, **STILL | changes), tokens, 100)
-    trainer.model.train = lambda mode=True: trainer.model.eval()  # the preset has dropout of kinds that --dropout 0 leaves
+    trainer.model.train = lambda mode=True: torch.nn.Module.train(
+        trainer.model, False
+    )  # the preset has dropout of kinds that --dropout 0 leaves
     return trainer
 
 
