@@ -1,7 +1,7 @@
 """What a model is trained to do: each objective a pure function of (seed, epoch, index).
 
     base.py             Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
-    recipes.py          which one a preset learns, and in which variant
+    recipes.py          which one a preset learns, in which variant, and what its small model is trained with
 
     causal.py           predict each next token
     prefix.py           the same after a prefix that is seen as a whole
@@ -29,7 +29,7 @@ from fastlm.objectives.mass import MASS
 from fastlm.objectives.pairs import NextSentence, SentenceOrder
 from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.prefix import Prefix
-from fastlm.objectives.recipes import recipe
+from fastlm.objectives.recipes import recipe, small
 from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.spans import SpanCorruption
@@ -37,5 +37,5 @@ from fastlm.objectives.spans import SpanCorruption
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
     "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary",
-    "recipe",
+    "recipe", "small",
 ]  # fmt: skip

@@ -115,10 +115,12 @@ class Config:
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
         from fastlm.models.presets import PRESETS, preset
+        from fastlm.objectives import small
 
         names = ("position", "context", "dim", "layers", "heads", "memory", "dropout")
         changes = {name: value for name in names if (value := getattr(self, name)) not in (None, "preset")}
         objective, row = self.objective_class(), PRESETS[self.preset]
+        changes = small(self.preset).shape | changes
         if row.memory == row.context:  # as long as a row, however long that is
             changes = {"memory": changes.get("context", row.memory)} | changes
         if changes.get("position", row.position) != row.position:
@@ -166,9 +168,12 @@ class Config:
         """The same with what the machine, the folder or another flag decides written out, so that it can be
         repeated.
         """
+        from fastlm.objectives import small
+
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
-        optimizer = {"lr": LR.get(self.optimizer, OTHER_LR), "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
+        lr = LR.get(self.optimizer, OTHER_LR) * small(self.preset).lr
+        optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
         optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
         return replace(self, device=self.torch_device().type, **paths, **optimizer)
 
@@ -269,6 +274,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> "Config":
+
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
         return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
 
