@@ -120,7 +120,8 @@ class Config:
         names = ("position", "context", "dim", "layers", "heads", "memory", "dropout")
         changes = {name: value for name in names if (value := getattr(self, name)) not in (None, "preset")}
         objective, row = self.objective_class(), PRESETS[self.preset]
-        changes = small(self.preset).shape | changes
+        own = small(self.preset)
+        changes = changes if own is None else own.shape(row) | changes
         if row.memory == row.context:  # as long as a row, however long that is
             changes = {"memory": changes.get("context", row.memory)} | changes
         if changes.get("position", row.position) != row.position:
@@ -172,7 +173,8 @@ class Config:
 
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
-        lr = LR.get(self.optimizer, OTHER_LR) * small(self.preset).lr
+        own = small(self.preset)
+        lr = LR.get(self.optimizer, OTHER_LR) * (1.0 if own is None else own.lr)
         optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
         optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
         return replace(self, device=self.torch_device().type, **paths, **optimizer)
