@@ -81,6 +81,8 @@ SMALL: dict[str, Small] = {
     "xlnet": _POST_NORM,
     "bart": _POST_NORM,
     "mass": _POST_NORM,
+    "t5": Small(context=64),
+    "t5-v1.1": Small(context=64),
 }
 
 
