@@ -6,6 +6,7 @@
     causal.py           predict each next token
     prefix.py           the same after a prefix that is seen as a whole
     masked.py           hide some tokens, and predict them from all the others
+    span_boundary.py    hide spans, and predict them from what is beside them too
     pairs.py            besides, tell whether two texts follow one another, or in which order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     permutation.py      predict some tokens in a random order
@@ -32,10 +33,11 @@ from fastlm.objectives.prefix import Prefix
 from fastlm.objectives.recipes import recipe, small
 from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.span_boundary import SpanBoundary
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
-    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary",
-    "recipe", "small",
+    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanBoundary", "SpanCorruption",
+    "Vocabulary", "recipe", "small",
 ]  # fmt: skip

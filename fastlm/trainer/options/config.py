@@ -70,7 +70,7 @@ class Config:
 
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
-    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
+    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama, 64 for bert")] = None
     """Tokens in a row."""
     dim: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Width of the model; a multiple of --heads."""
@@ -88,7 +88,7 @@ class Config:
     accumulate: int = 1
     """Micro-batches in an update."""
     lr: Annotated[float | None, unset("FLOAT", ", ".join(f"{rate:g} for {name}" for name, rate in LR.items()))] = None
-    """Peak learning rate."""
+    """Peak learning rate; small models whose norms come last, such as bert, get a share of the default."""
     schedule: Literal[choices("schedule")] = "cosine"
     """How the rate falls after its peak."""
     warmup: float = 0.05
