@@ -13,6 +13,7 @@ from parity import spread
 
 from fastlm.models import ModelConfig, Remembering, Transformer
 from fastlm.models.presets import preset
+from fastlm.positions import SCHEMES
 
 L = 9
 SHAPE = dict(vocab_size=61, dim=24, layers=3, heads=4, hidden=40, dropout=0.0, final_dropout=0.0)
@@ -190,6 +191,17 @@ def test_segments_are_one_text_whose_tokens_see_a_segment_back():
     torch.testing.assert_close(made, whole.float(), rtol=1e-5, atol=1e-5)
     far = (made[:, 3 * L :] - model(torch.cat(tuple(tokens), 1))[:, 3 * L :]).abs()
     assert far.max() > 1e-2  # the band hides something
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if not scheme.embeds()])
+def test_every_scheme_in_attention_remembers(name):
+    sizes = dict(vocab_size=61, dim=24, layers=2, heads=2, context=L, memory=3 * L)
+    torch.manual_seed(0)
+    model = Transformer(preset("llama", position=name, **sizes)).eval()
+    spread(model)
+    tokens, remembering = text()[0], Remembering(model, model.new_recurrence())
+    made = torch.cat([remembering(x) for x in tokens], 1)
+    torch.testing.assert_close(made, model(torch.cat(tuple(tokens), 1)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
