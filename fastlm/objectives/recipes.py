@@ -72,7 +72,8 @@ SMALL: dict[str, Small] = {
     "bert": _MASKED,
     "roberta": _MASKED,
     "albert": _MASKED,
-    "electra": _POST_NORM,
+    # as in Clark et al.'s large model; the generator is narrow, and bears more
+    "electra": Small(context=64, options={"rate": 0.25}, lr=0.8),
     "electra-generator": _MASKED,
     "deberta": _MASKED,
     "deberta-v2": _MASKED,

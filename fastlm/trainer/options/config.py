@@ -80,7 +80,7 @@ class Config:
     """Attention heads, each --dim / --heads wide."""
     memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
     """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
-    dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
+    dropout: Annotated[float | None, unset("FLOAT", "0; the paper's for its sizes, such as bert-base")] = None
     """Share of activations left out in training."""
 
     batch: int = 8
