@@ -70,8 +70,8 @@ class Config:
 
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
-    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama, 64 for bert")] = None
-    """Tokens in a row."""
+    context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
+    """Tokens in a row; small models that see both sides of a token, such as bert, have 64."""
     dim: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Width of the model; a multiple of --heads."""
     layers: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
@@ -80,8 +80,8 @@ class Config:
     """Attention heads, each --dim / --heads wide."""
     memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
     """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
-    dropout: Annotated[float | None, unset("FLOAT", "0; the paper's for its sizes, such as bert-base")] = None
-    """Share of activations left out in training."""
+    dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
+    """Share of activations left out in training; for small models, such as bert, the preset's is 0."""
 
     batch: int = 8
     """Rows in a micro-batch."""
