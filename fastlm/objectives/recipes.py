@@ -69,6 +69,7 @@ _POST_NORM = Small(context=64, lr=0.4)
 # each row teaches more where 40 % of its tokens are hidden (Wettig et al. 2023)
 _MASKED = _POST_NORM._replace(options={"rate": 0.4})
 SMALL: dict[str, Small] = {
+    "transformer-xl": Small(lr=0.4),
     "bert": _MASKED,
     "roberta": _MASKED,
     "albert": _MASKED,

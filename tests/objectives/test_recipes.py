@@ -29,13 +29,15 @@ def test_small_models_are_trained_without_dropout(name):
     assert Config(preset=name, dropout=0.3).model(300).dropout == 0.3
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if FAMILIES[name].kind != "decoder"])
 def test_what_sees_both_sides_is_trained_on_short_rows(name):
     assert Config(preset=name).model(300).context < FAMILIES[name].context
     assert Config(preset=name, context=96).model(300).context == 96
 
 
-def test_norms_after_a_branch_bear_less(monkeypatch):
-    rates = {name: Config(preset=name).settled().lr for name in FAMILIES}
-    assert rates["bert"] == 0.4 * LR["adamw"] and rates["llama"] == LR["adamw"]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_norms_after_a_branch_bear_less(name):
+    rate = Config(preset=name).settled().lr
+    assert rate < LR["adamw"] if name in POST else rate == LR["adamw"]
+    assert Config(preset="bert").settled().lr == 0.4 * LR["adamw"]
     assert Config(preset="bert", lr=3e-3).settled().lr == 3e-3
