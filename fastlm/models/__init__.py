@@ -11,16 +11,18 @@
     recurrence.py     memory of the segments before (Transformer-XL, XLNet)
     two_stream.py     the stream that predicts tokens from their places (XLNet)
     deberta.py        the mask decoder, the convolution, the disentangled embedding
+    boundary.py       the head that tells a span from what is beside it (SpanBERT)
     electra.py        a generator and the discriminator that learns from it (ELECTRA, DeBERTa v3)
 
 A model takes everything it computes with from the library below (`fastlm.nn`, `fastlm.positions`) and knows nothing of
 training. To add a model, add a row to presets.py.
 """
 
+from fastlm.models.boundary import SpanBERT
 from fastlm.models.config import ModelConfig
 from fastlm.models.electra import Electra
 from fastlm.models.inputs import Memory
-from fastlm.models.recurrence import Recurrence
+from fastlm.models.recurrence import Recurrence, Remembering
 from fastlm.models.transformer import Transformer
 
-__all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Transformer"]
+__all__ = ["Electra", "Memory", "ModelConfig", "Recurrence", "Remembering", "SpanBERT", "Transformer"]

@@ -1,7 +1,12 @@
 """What a model remembers of the segments before: Transformer-XL's memory (Dai et al. 2019, sec. 3.2), XLNet's too."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fastlm.models.transformer import Transformer
 
 
 class Recurrence:
@@ -56,8 +61,14 @@ class Recurrence:
         self.states[layer : layer + 1] = [held.detach()[:, max(held.shape[1] - self.length, 0) :].clone()]
         return source
 
+    def copy(self) -> "Recurrence":
+        """Another one that holds the same, and goes on by itself."""
+        made = Recurrence(self.length, self.reuse)
+        made.states = list(self.states)
+        return made
+
     def reorder(self, rows: Tensor) -> None:
-        """Make row b of the batch what row rows[b] was, [B] int64, as beam search does."""
+        """Make row b of the batch what row rows[b] was, [n] int64, as beam search does."""
         self.states = [x[rows] for x in self.states]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -67,3 +78,29 @@ class Recurrence:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Hold what another one's `state_dict` gave."""
         self.states = [state[str(layer)] for layer in range(len(state))]
+
+
+class Remembering(nn.Module):
+    """A model all of whose calls continue one recurrence, for those who call it and need not know of that.
+
+    Args:
+        model: with memory in its config, or whatever length the recurrence has.
+        recurrence: from its `new_recurrence`.
+    """
+
+    def __init__(self, model: "Transformer", recurrence: Recurrence):
+        super().__init__()
+        self.model, self.recurrence = model, recurrence
+
+    @property
+    def head(self) -> nn.Module:
+        """The model's."""
+        return self.model.head
+
+    def forward(self, tokens: Tensor, **options) -> Tensor:
+        """As `Transformer.forward`."""
+        return self.model(tokens, recurrence=self.recurrence, **options)
+
+    def states(self, tokens: Tensor, **options) -> Tensor:
+        """As `Transformer.states`."""
+        return self.model.states(tokens, recurrence=self.recurrence, **options)

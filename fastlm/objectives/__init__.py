@@ -1,11 +1,12 @@
 """What a model is trained to do: each objective a pure function of (seed, epoch, index).
 
     base.py             Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
-    recipes.py          which one a preset learns, and in which variant
+    recipes.py          which one a preset learns, in which variant, and what its small model is trained with
 
     causal.py           predict each next token
     prefix.py           the same after a prefix that is seen as a whole
     masked.py           hide some tokens, and predict them from all the others
+    span_boundary.py    hide spans, and predict them from what is beside them too
     pairs.py            besides, tell whether two texts follow one another, or in which order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
     permutation.py      predict some tokens in a random order
@@ -29,13 +30,14 @@ from fastlm.objectives.mass import MASS
 from fastlm.objectives.pairs import NextSentence, SentenceOrder
 from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.prefix import Prefix
-from fastlm.objectives.recipes import recipe
+from fastlm.objectives.recipes import recipe, small
 from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.span_boundary import SpanBoundary
 from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
-    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanCorruption", "Vocabulary",
-    "recipe",
+    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanBoundary", "SpanCorruption",
+    "Vocabulary", "recipe", "small",
 ]  # fmt: skip

@@ -75,6 +75,8 @@ class Objective:
         weights: term → what its mean is multiplied by in the loss; default 1 for those not named.
         compared: the term in nats a token that guessing by frequency is compared with. Default "loss", the only one.
         shares: names of what `evaluate` counts besides the loss. Default none.
+        continues: whether its rows can go on where others ended, for models that remember those; then it takes
+            `streams`, how many of them an update has. Default False.
 
     Raises:
         ValueError: if the stream is too short for a single row.
@@ -88,6 +90,7 @@ class Objective:
     weights: ClassVar[dict[str, float]] = {}
     compared: ClassVar[str] = "loss"
     shares: ClassVar[tuple[str, ...]] = ()
+    continues: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -139,6 +142,10 @@ class Objective:
             Name → tensor, as `targets` and `loss` read it.
         """
         raise NotImplementedError
+
+    def begins(self, first: int) -> bool:
+        """Whether samples from `first` on, as many as an update has, go on where none before ended. Default yes."""
+        return True
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         """The windows with these numbers, the same at every evaluation.

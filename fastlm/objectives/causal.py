@@ -17,16 +17,18 @@ class Causal(RowObjective, name="causal"):
 
     Args:
         tokens, context, vocabulary: as in `Objective`.
+        streams: as in `RowObjective`.
 
     Raises:
-        ValueError: if the stream is too short for a single row.
+        ValueError: if the stream is too short for a single row, or for so many streams.
     """
 
     reports_bits_per_byte = True
+    continues = True
 
-    def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary):
+    def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, streams: int | None = None):
         # each row starts where the one before has its last target
-        super().__init__(tokens, context, vocabulary, length=context + 1, overlap=1)
+        super().__init__(tokens, context, vocabulary, length=context + 1, overlap=1, streams=streams)
 
     def make(self, rows: Tensor, samples: Samples) -> Batch:
         # tensors of their own: others may mark labels IGNORED

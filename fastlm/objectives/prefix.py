@@ -22,6 +22,7 @@ class Prefix(Causal, name="prefix"):
     """
 
     reports_bits_per_byte = False
+    continues = False
 
     def make(self, rows: Tensor, samples: Samples) -> Batch:
         prefix = 1 + samples.draw(1).expand(len(rows), -1) % self.context

@@ -67,7 +67,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         self.sharing, self.generator = sharing, generator or {}
         self.weights = {"detection": weight}
         self.compared = "detection" if uniform else "mlm"
-        self.shares = ("precision", "recall") if uniform else ("accuracy", "precision", "recall")
+        self.shares = (*(() if uniform else ("accuracy",)), "replaced", "precision", "recall")
 
     def model(self, config: ModelConfig) -> nn.Module:
         if self.uniform:
@@ -92,9 +92,11 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
         guessed, seen, found = self._answers(model, batch)
-        said, replaced = (found > 0) & (batch["tokens"] != self.vocabulary.pad), seen != batch["tokens"]
+        real = batch["tokens"] != self.vocabulary.pad
+        said, replaced = (found > 0) & real, seen != batch["tokens"]
         right = (said & replaced).sum()
-        shares = {"precision": (right, said.sum()), "recall": (right, replaced.sum())}
+        shares = {"replaced": (replaced.sum(), real.sum())}  # what precision and recall are compared with
+        shares |= {"precision": (right, said.sum()), "recall": (right, replaced.sum())}
         if guessed is not None:
             shares["accuracy"] = hits(guessed, batch["labels"])
         return self._terms(batch, guessed, seen, found), shares

@@ -50,6 +50,10 @@ class Windows:
         epochs, indices = torch.tensor(samples).unbind(1)
         return self._cut(starts), epochs, indices
 
+    def begins(self, first: int) -> bool:
+        """Whether the window of sample `first` goes on where no other ended."""
+        return True
+
     def fixed(self, numbers: np.ndarray) -> Tensor:
         """The windows with these numbers in the text's order, from 0 to count - 1: [n, length] int64."""
         return self._cut(numbers * self.stride)
@@ -58,11 +62,48 @@ class Windows:
         if self._order is None or self._order[0] != (seed, epoch):
             room = len(self.tokens) - len(self) * self.stride - (self.length - self.stride) + 1
             shift = noise.number(seed, noise.Purpose.SHIFT, epoch) % room
-            self._order = (seed, epoch), shift + self.stride * noise.permutation(seed, epoch, len(self)).numpy()
+            self._order = (seed, epoch), shift + self.stride * self._ordered(seed, epoch)
         return self._order[1]
+
+    def _ordered(self, seed: int, epoch: int) -> np.ndarray:
+        """The order of an epoch's windows, [len(self)] int."""
+        return noise.permutation(seed, epoch, len(self)).numpy()
 
     def _cut(self, starts: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(self.tokens)[starts[:, None] + np.arange(self.length)].astype(np.int64))
+
+
+class Streams(Windows):
+    """Windows in the order of a text, for models that remember the rows before: sample s goes on where sample
+    s - streams ended, up to the epoch's end. The text falls into so many streams of one length, which begin at other
+    places in each epoch, and in another order.
+
+    Args:
+        tokens, length, overlap: as in `Windows`.
+        streams: how many samples an update has.
+
+    Raises:
+        ValueError: if there are fewer windows than streams.
+    """
+
+    def __init__(self, tokens: np.ndarray, length: int, overlap: int = 0, *, streams: int):
+        super().__init__(tokens, length, overlap)
+        self.streams, self.steps = streams, super().__len__() // streams
+        if not self.steps:
+            raise ValueError(
+                f"{super().__len__()} rows, fewer than {streams} streams of text; give more text, a smaller --context, "
+                "or a smaller --batch"
+            )
+
+    def __len__(self) -> int:
+        return self.streams * self.steps
+
+    def begins(self, first: int) -> bool:
+        return first % len(self) < self.streams
+
+    def _ordered(self, seed: int, epoch: int) -> np.ndarray:
+        of_stream = self.steps * noise.permutation(seed, epoch, self.streams).numpy()
+        return (of_stream + np.arange(self.steps)[:, None]).ravel()
 
 
 class RowObjective(Objective):
@@ -73,19 +114,30 @@ class RowObjective(Objective):
         tokens, context, vocabulary: as in `Objective`.
         length: tokens of a window. Default context.
         overlap: tokens that a window shares with the next one. Default 0.
+        streams: of how many samples an update is made, each of which goes on where that of the update before ended.
+            Default None: rows come in random order.
 
     Attributes:
         rows: the `Windows`.
 
     Raises:
-        ValueError: if the stream is too short for a single window.
+        ValueError: if the stream is too short for a single window, or for so many streams.
     """
 
     def __init__(
-        self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, length: int | None = None, overlap: int = 0
+        self,
+        tokens: np.ndarray,
+        context: int,
+        vocabulary: Vocabulary,
+        length: int | None = None,
+        overlap: int = 0,
+        streams: int | None = None,
     ):
         super().__init__(tokens, context, vocabulary)
-        self.rows = Windows(tokens, context if length is None else length, overlap)
+        length = context if length is None else length
+        self.rows = (
+            Windows(tokens, length, overlap) if streams is None else Streams(tokens, length, overlap, streams=streams)
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,6 +149,9 @@ class RowObjective(Objective):
     def batch(self, seed: int, first: int, count: int) -> Batch:
         rows, epochs, indices = self.rows.drawn(seed, first, count)
         return self.make(rows, Samples(seed, epochs, indices))
+
+    def begins(self, first: int) -> bool:
+        return self.rows.begins(first)
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         numbers = np.asarray(numbers)

@@ -1,6 +1,7 @@
 """Checkpoints that can be trusted: whole or not there, checked before use, and without pickle.
 
     state/step-1200/  model.safetensors  optimizer.safetensors  state.json  manifest.json
+                      recurrence.safetensors    what a model remembers of the rows before, where it does
 
 A checkpoint is written into a temporary folder, flushed to disk and renamed, so a kill at any moment leaves the last
 one whole. The manifest holds every file's size and SHA-256; what does not match is refused, in words, and the one
@@ -10,7 +11,7 @@ before is used. The last two are kept.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,17 +19,26 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from fastlm.interop.weights import tensor_file
+from fastlm.models import Recurrence
 from fastlm.trainer.data.tokens import sha256
 
 KEPT = 2
 TEMPORARY = ".tmp-"
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+RECURRENCE = "recurrence.safetensors"
 
 
-def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
-    """Write state/step-N. progress: whatever JSON the caller needs to go on. Weights that share memory are written
-    once.
+def save(
+    state: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict,
+    recurrences: Sequence[Recurrence] = (),
+) -> None:
+    """Write state/step-N. progress: whatever JSON the caller needs to go on; recurrences: of each micro-batch. Weights
+    that share memory are written once.
     """
     made, final = state / f"{TEMPORARY}{step}", state / f"step-{step}"
     if final.exists() and damage(final) is None:  # the same step gives the same bits
@@ -36,7 +46,7 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     clear_temporary(state)
     made.mkdir(parents=True)
     try:
-        _write(made, model, optimizer, {"step": step, **progress})
+        _write(made, model, optimizer, {"step": step, **progress}, recurrences)
     except OSError:  # a full disk has better use for the room
         clear_temporary(state)
         raise
@@ -50,13 +60,23 @@ def save(state: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
         shutil.rmtree(doomed)
 
 
-def _write(made: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict) -> None:
+def _write(
+    made: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict,
+    recurrences: Sequence[Recurrence],
+) -> None:
     with tensor_file(made / "model.safetensors") as file:
         save_model(model, str(file))
     with tensor_file(made / "optimizer.safetensors") as file:
-        save_file(_optimizer_tensors(optimizer), file)
+        save_file(_joined(optimizer.state_dict()["state"]), file)  # configuration and step make the groups
     (made / "state.json").write_text(json.dumps(progress))
-    manifest = {name: [(made / name).stat().st_size, sha256(made / name)] for name in FILES}
+    if recurrences:
+        held = dict(enumerate(recurrence.state_dict() for recurrence in recurrences))
+        with tensor_file(made / RECURRENCE) as file:
+            save_file(_joined(held), file)
+    manifest = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(made.iterdir())}
     (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*made.iterdir(), made):
         flush(path)
@@ -75,12 +95,16 @@ def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Load weights and optimizer state in place; return the saved progress and `step`."""
     load_model(model, str(folder / "model.safetensors"))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+    state = _apart(load_file(str(folder / "optimizer.safetensors")))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return json.loads((folder / "state.json").read_text())
+
+
+def remembered(folder: Path, device: torch.device) -> list[dict[str, Tensor]]:
+    """What each micro-batch's `Recurrence` held, in order; none where no model remembers."""
+    path = folder / RECURRENCE
+    held = _apart(load_file(str(path), str(device))) if path.exists() else {}
+    return [held[i] for i in range(len(held))]
 
 
 def saved(state: Path) -> list[Path]:
@@ -92,7 +116,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        for name in FILES:
+        for name in sorted({*FILES, *manifest}):
             size, sha = manifest[name]
             if (folder / name).stat().st_size != size:
                 return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
@@ -134,7 +158,15 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State tensors as "parameter index.name"; groups are not saved, since configuration and step make them."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.contiguous() for index, values in state.items() for name, value in values.items()}
+def _joined(parts: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors as "index.name"."""
+    return {f"{index}.{name}": value.contiguous() for index, values in parts.items() for name, value in values.items()}
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The way back."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        parts.setdefault(int(index), {})[name] = tensor
+    return parts

@@ -135,7 +135,8 @@ class Run:
         made = step - self.first
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
         speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
-        return lines.of_progress(step, steps, left, speed, self.metrics.last, self.trainer.held_out.shares)
+        memory = max(map(len, self.trainer.recurrences), default=0)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last, self.trainer.held_out.shares, memory)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
@@ -163,7 +164,12 @@ class Run:
         progress = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
         with self._aside():
             checkpoint.save(
-                self.folder / "state", self.trainer.step, self.trainer.model, self.trainer.optimizer, progress
+                self.folder / "state",
+                self.trainer.step,
+                self.trainer.model,
+                self.trainer.optimizer,
+                progress,
+                self.trainer.recurrences,
             )
 
     @contextmanager

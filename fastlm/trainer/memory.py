@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastlm.models import ModelConfig
+from fastlm.models import ModelConfig, Remembering
 from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
@@ -28,7 +28,7 @@ CGROUPS = [
 @dataclass(frozen=True)
 class Need:
     """Bytes. model: parameters, gradients and the optimizer's states. ids: of all rows of an update. rows: activations
-    of a micro-batch's rows.
+    of a micro-batch's rows, and what is remembered of those before.
     """
 
     model: int
@@ -99,6 +99,12 @@ def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch
 
     model = objective.model(shape)
     batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
+    remembered = 0
+    if config.remembers(shape):
+        model = Remembering(model, model.new_recurrence())
+        objective.loss(model, batch)
+        held = [x.new_empty(x.shape[0], shape.memory, x.shape[2]) for x in model.recurrence.states]
+        model.recurrence.states, remembered = held, config.accumulate * sum(x.nbytes for x in held)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
         objective.loss(model, batch)
     totals = {row.optimizer: row.total for row in memory_table(model)}
@@ -106,7 +112,7 @@ def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch
     sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
     ids = config.accumulate * sum(x.nbytes for x in batch.values())
     # the largest are the logits; when their gradient is made, there are two more of them
-    rows = sum(sizes) + 2 * max(sizes)
+    rows = remembered + sum(sizes) + 2 * max(sizes)
     return Need(totals.get(config.optimizer, max(totals.values())), ids, rows)  # of a plugin's nobody knows
 
 

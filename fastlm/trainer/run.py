@@ -109,6 +109,7 @@ def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops) -> Run:
     if last is not None:
         try:
             progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+            trainer.remember(checkpoint.remembered(last, trainer.device))
         except (RuntimeError, ValueError, KeyError) as error:
             raise Refusal(_altered(folder, error)) from error
         trainer.step, seconds = progress["step"], progress["seconds"]

@@ -1,13 +1,13 @@
 """The training step, and nothing around it: micro-batches, loss, backward, schedule, update, evaluation, a sample.
 
 Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
-learning rate from the schedule, so a trainer set to step s with the weights and optimizer state of step s goes on as if
-it had never stopped. The host waits for the device only when numbers are read.
+learning rate from the schedule, so a trainer set to step s with the weights, optimizer state and recurrences of step s
+goes on as if it had never stopped. The host waits for the device only when numbers are read.
 """
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
-from fastlm.models import Transformer
+from fastlm.models import Recurrence, Remembering, Transformer
 from fastlm.objectives import Batch, Objective, Vocabulary, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
@@ -44,8 +44,9 @@ class Update:
 
 
 class Trainer:
-    """A model in training. step: updates done so far, of `steps`. check: called before each micro-batch and each batch
-    of an evaluation; when it raises, the model and its optimizer are as the last update left them.
+    """A model in training. step: updates done so far, of `steps`. recurrences: what the model remembers of each
+    micro-batch of the last update, where the rows of the next one go on; none for a model without memory. check: called
+    before each micro-batch and each batch of an evaluation; when it raises, all of this is as the last update left it.
     """
 
     def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
@@ -54,17 +55,28 @@ class Trainer:
         shape = config.model(tokens.facts.vocab_size)
         self.tokenizer = load_tokenizer(tokens.tokenizer_file)
         known = vocabulary(self.tokenizer)
-        self.train = make_objective(config, "train", tokens.train, shape.context, known)
+        self.remembers = config.remembers(shape)
+        streams = config.batch * config.accumulate if self.remembers else None
+        self.train = make_objective(config, "train", tokens.train, shape.context, known, streams)
         self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
         torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.model = self.train.model(shape).to(self.device)
         self.optimizer = make_optimizer(config, self.model)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
+        self.recurrences: list[Recurrence] = []
         self.bytes_of = torch.from_numpy(tokens.bytes_of())
 
     def exported(self) -> Transformer:
         """What of the model others open."""
         return self.train.exported(self.model)
+
+    def remember(self, held: list[dict[str, Tensor]]) -> None:
+        """Go on from what the `recurrences` held. Raises ValueError if they are not those of its micro-batches."""
+        if held and len(held) != self.config.accumulate * self.remembers:
+            raise ValueError(f"{len(held)} micro-batches are remembered, and an update has {self.config.accumulate}")
+        self.recurrences = [self.model.new_recurrence() for _ in held]
+        for recurrence, state in zip(self.recurrences, held, strict=True):
+            recurrence.load_state_dict(state)
 
     @property
     def tokens_per_update(self) -> int:
@@ -89,14 +101,16 @@ class Trainer:
         torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, 0, self.step))
         self.model.train()
         losses: dict[str, Tensor] = {}
-        for batch in batches:
+        models, recurrences = self._remembering(first)
+        for model, batch in zip(models, batches, strict=True):
             self.check()
             with autocast(config, self.device):
-                sums = self.train.loss(self.model, self._placed(batch))
+                sums = self.train.loss(model, self._placed(batch))
             means = self._means(sums, counts)
             self.scaler.scale(means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
+        self.recurrences = recurrences
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
         return Update(
@@ -108,6 +122,16 @@ class Trainer:
             self.tokens_per_update,
             sum(counts.values()),
         )
+
+    def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
+        """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""
+        if not self.remembers:
+            return [self.model] * self.config.accumulate, []
+        if self.train.begins(first):
+            recurrences = [self.model.new_recurrence() for _ in range(self.config.accumulate)]
+        else:
+            recurrences = [recurrence.copy() for recurrence in self.recurrences]
+        return [Remembering(self.model, recurrence) for recurrence in recurrences], recurrences
 
     def _step_optimizer(self) -> tuple[float, Tensor | None]:
         """The learning rate of the step, and the gradient's norm before clipping."""
@@ -132,19 +156,18 @@ class Trainer:
         """
         self.model.eval()
         windows = windows or self.held_out.windows
-        numbers = np.arange(windows) * self.held_out.windows // windows
         # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         size = 0
-        for first in range(0, windows, self.config.batch):
+        for model, numbers in self._looked_at(windows):
             self.check()
-            batch = self.held_out.fixed(numbers[first : first + self.config.batch])
+            batch = self.held_out.fixed(numbers)
             counts = total([counts, self.held_out.targets(batch)])
             if self.held_out.reports_bits_per_byte:
                 size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
             with autocast(self.config, self.device):
-                terms, shares = self.held_out.evaluate(self.model, self._placed(batch))
+                terms, shares = self.held_out.evaluate(model, self._placed(batch))
             for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
                 if name not in sums:
                     sums[name] = torch.zeros_like(value, dtype=torch.float64)
@@ -155,6 +178,24 @@ class Trainer:
         if self.held_out.reports_bits_per_byte:
             found["bits_per_byte"] = sum(terms.values()) / math.log(2) / size
         return found
+
+    def _looked_at(self, windows: int) -> Iterator[tuple[nn.Module, np.ndarray]]:
+        """Batches of so many held-out windows, by their numbers, and the model that looks at them: windows spread
+        evenly, or, for one that remembers, stretches of the text, each in a row of the batches from its beginning on.
+        """
+        there, batch = self.held_out.windows, self.config.batch
+        if not self.remembers:
+            numbers = np.arange(windows) * there // windows
+            yield from ((self.model, numbers[first : first + batch]) for first in range(0, windows, batch))
+            return
+        model = Remembering(self.model, self.model.new_recurrence())
+        rows = np.arange(min(batch, windows) + 1)
+        begins, lengths = rows[:-1] * there // rows[-1], np.diff(rows * windows // rows[-1])
+        order = np.argsort(-lengths, kind="stable")  # those that end first come last
+        for step in range(lengths.max()):
+            going_on = order[lengths[order] > step]
+            model.recurrence.reorder(torch.arange(len(going_on), device=self.device))
+            yield model, begins[going_on] + step
 
     def _means(self, sums: dict, counts: dict[str, int]) -> dict:
         """ "loss", and the terms over their targets, of which it is the weighted sum."""
@@ -183,10 +224,12 @@ def autocast(config: Config, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
-def make_objective(config: Config, side: str, ids: np.ndarray, context: int, known: Vocabulary) -> Objective:
+def make_objective(
+    config: Config, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
+) -> Objective:
     """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
     try:
-        return config.objective_over(ids, context, known)
+        return config.objective_over(ids, context, known, streams)
     except ValueError as error:
         raise Refusal(f"the {side} side of the text has {error}") from error
 

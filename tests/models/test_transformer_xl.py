@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from parity import spread
 
-from fastlm.models import ModelConfig, Transformer
+from fastlm.models import ModelConfig, Remembering, Transformer
 from fastlm.models.presets import preset
+from fastlm.positions import SCHEMES
 
 L = 9
 SHAPE = dict(vocab_size=61, dim=24, layers=3, heads=4, hidden=40, dropout=0.0, final_dropout=0.0)
@@ -37,9 +38,11 @@ def text(segments=3):
     return draw(), draw()
 
 
-def formula(model: Transformer, tokens: torch.Tensor, mems: list[torch.Tensor]):
-    """Dai et al. 2019, sec. 3.3, term by term: logits and the inputs of the layers."""
-    c, inputs = model.config, []
+def formula(model: Transformer, tokens: torch.Tensor, mems: list[torch.Tensor], hidden: torch.Tensor | None = None):
+    """Dai et al. 2019, sec. 3.3, term by term: logits and the inputs of the layers. hidden: [L, M + L] bool, other keys
+    than later ones and those out of the window.
+    """
+    c, inputs, L = model.config, [], tokens.shape[1]
     h = model.embedding.weight[tokens] * c.dim**0.5
     heads = lambda x: x.unflatten(-1, (c.heads, -1)).transpose(1, 2)
     M = mems[0].shape[1] if mems else 0
@@ -47,7 +50,8 @@ def formula(model: Transformer, tokens: torch.Tensor, mems: list[torch.Tensor]):
     reach = c.position_options.get("clamp") or M + L
     angles = back.clamp(-reach, reach)[..., None] / 10000 ** (torch.arange(0, c.dim, 2, dtype=h.dtype) / c.dim)
     r = torch.cat((angles.sin(), angles.cos()), -1)  # [L, M + L, dim]
-    hidden = (back < 0) | (back > (c.windows[0] if c.windows else M + L))
+    if hidden is None:
+        hidden = (back < 0) | (back > (c.windows[0] if c.windows else M + L))
     for i, block in enumerate(model.decoder.blocks):
         inputs.append(h)
         mlp_in, whole = None, torch.cat((mems[i].detach(), h), 1) if mems else h
@@ -175,6 +179,31 @@ def test_a_segment_at_a_time_is_the_text_at_once():
     assert len(recurrence) == len(caches[0]) == 3 * L
 
 
+def test_segments_are_one_text_whose_tokens_see_a_segment_back():
+    """A memory as long as a segment: the whole segment before is seen, and what its states saw through them."""
+    model, exact, tokens = make(dict(memory=L)), make(dict(memory=L)).double(), text(4)[0]
+    place = torch.arange(4 * L)
+    back = place[:, None] // L - place // L
+    banded = (place > place[:, None]) | (back > 1)
+    whole, _ = formula(exact, torch.cat(tuple(tokens), 1), [], banded)
+    remembering = Remembering(model, model.new_recurrence())
+    made = torch.cat([remembering(x) for x in tokens], 1)
+    torch.testing.assert_close(made, whole.float(), rtol=1e-5, atol=1e-5)
+    far = (made[:, 3 * L :] - model(torch.cat(tuple(tokens), 1))[:, 3 * L :]).abs()
+    assert far.max() > 1e-2  # the band hides something
+
+
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES.items() if not scheme.embeds()])
+def test_every_scheme_in_attention_remembers(name):
+    sizes = dict(vocab_size=61, dim=24, layers=2, heads=2, context=L, memory=3 * L)
+    torch.manual_seed(0)
+    model = Transformer(preset("llama", position=name, **sizes)).eval()
+    spread(model)
+    tokens, remembering = text()[0], Remembering(model, model.new_recurrence())
+    made = torch.cat([remembering(x) for x in tokens], 1)
+    torch.testing.assert_close(made, model(torch.cat(tuple(tokens), 1)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_not_seen(side):
     model, (tokens, _) = make(dict(memory=L)), text(1)
@@ -194,8 +223,10 @@ def test_a_recurrence_is_saved_reordered_and_continued():
     swapped = model.new_recurrence()
     swapped.load_state_dict(recurrence.state_dict())
     swapped.reorder(torch.tensor([1, 0]))
+    branch = recurrence.copy()
     expected = model(tokens[1], recurrence=recurrence)
     assert torch.equal(model(tokens[1], recurrence=copied), expected)
+    assert torch.equal(Remembering(model, branch)(tokens[1]), expected)
     torch.testing.assert_close(model(tokens[1].flip(0), recurrence=swapped).flip(0), expected)
 
 

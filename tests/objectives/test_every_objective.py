@@ -20,7 +20,8 @@ LEARNERS = [
     "llama", "roberta", "deberta", "bert", "albert", "electra", "deberta-v3", "xlnet", "bart", "mass", "t5-v1.1"
 ]  # fmt: skip
 CASES = {f"{recipe(name)[0]} of {name}": (name, *recipe(name)) for name in LEARNERS} | {
-    "prefix": ("llama", "prefix", {})
+    "prefix": ("llama", "prefix", {}),
+    "span-boundary": ("roberta", "span-boundary", {}),
 }
 
 
@@ -74,7 +75,7 @@ def test_the_first_loss_is_that_of_guessing(made):
     terms, counts = o.loss(model, batch), o.targets(batch)
     # T5's first logits have a variance of 1, which costs half a nat
     spread = 0.5 if o.name == "span-corruption" else 0.0
-    of_guessing = {o.compared: math.log(SIZE + o.extra_ids) + spread}
+    of_guessing = dict.fromkeys((o.compared, "boundary"), math.log(SIZE + o.extra_ids) + spread)
     for term, value in terms.items():  # the others are of two classes
         expected = pytest.approx(of_guessing.get(term, math.log(2)), rel=0.02 if term in of_guessing else 0.1)
         assert value.item() / counts[term] == expected, term

@@ -11,6 +11,7 @@ import torch
 from runs import TINY, config, flags, python, repeatable, train, write_text
 from safetensors import safe_open
 
+from fastlm.models import Recurrence
 from fastlm.trainer import checkpoint, cli, plan, run
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, Refusal
@@ -64,6 +65,18 @@ def test_killed_and_resumed_is_bit_identical(text, tmp_path, whole, moment, n, s
     assert repeatable(folder) == repeatable(whole)
     assert not list((folder / "state").glob(".tmp-*"))
     assert checkpoint.saved(folder / "state")[0].name == f"step-{LONG['steps']}"
+
+
+def test_killed_and_resumed_it_remembers_what_it_did(text, tmp_path):
+    """The memory of the rows before is a part of what a checkpoint holds, of each micro-batch."""
+    asked = LONG | dict(preset="transformer-xl", steps=9)
+    assert train(text, tmp_path / "whole", **asked) == 0
+    command = ["pretrain", *flags(config(text, tmp_path / "killed", **asked))]
+    died = python(KILL, "fastlm.trainer.outputs.metrics.Metrics.add", "7", *command)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert len(checkpoint.remembered(tmp_path / "killed" / "state" / "step-6", torch.device("cpu"))) == 2
+    assert run.resume(tmp_path / "killed") == 0
+    assert repeatable(tmp_path / "killed") == repeatable(tmp_path / "whole")
 
 
 def test_killed_before_its_first_step_there_is_nothing_to_resume(text, tmp_path):
@@ -214,17 +227,19 @@ def test_a_run_that_was_altered_is_refused(text, tmp_path, change):
 
 
 @pytest.mark.parametrize("harm", (cut, alter, os.unlink), ids=("cut", "altered", "deleted"))
-@pytest.mark.parametrize("name", (*checkpoint.FILES, checkpoint.MANIFEST))
+@pytest.mark.parametrize("name", (*checkpoint.FILES, checkpoint.RECURRENCE, checkpoint.MANIFEST))
 def test_damage_is_seen_in_every_file(tmp_path, name, harm):
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
+    recurrence = Recurrence(4)
+    recurrence.extend(0, torch.ones(1, 2, 3))
     for step in (8, 9):
-        checkpoint.save(tmp_path, step, model, optimizer, {})
+        checkpoint.save(tmp_path, step, model, optimizer, {}, [recurrence])
     harm(tmp_path / "step-9" / name)
     heard = []
     assert checkpoint.newest(tmp_path, heard.append) == tmp_path / "step-8"
     assert len(heard) == 1 and "step-9 is damaged" in heard[0] and "\n" not in heard[0]
-    checkpoint.save(tmp_path, 9, model, optimizer, {})
+    checkpoint.save(tmp_path, 9, model, optimizer, {}, [recurrence])
     assert checkpoint.newest(tmp_path, heard.append) == tmp_path / "step-9" and len(heard) == 1
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.checks import share, whole
+from fastlm.checks import flag, share, whole
 from fastlm.objectives.base import IGNORED, Vocabulary
 from fastlm.objectives.noise.draws import WORD, Samples, pick
 
@@ -33,6 +33,8 @@ class Masking(NamedTuple):
         random: share that become another token; the others stay. Default 0.1.
         whole_words: whether a word is hidden whole or not at all. Default no.
         ngram: hidden are runs of n units (tokens, or whole words), n from 1 to ngram with p ∝ 1/n. Default 1.
+        geometric: n has p ∝ (1 - geometric)ⁿ instead, if it is above 0. Default 0.
+        alike: whether all tokens of a run become <mask>, or another token, or stay. Default no.
     """
 
     rate: float = 0.15
@@ -40,6 +42,8 @@ class Masking(NamedTuple):
     random: float = 0.1
     whole_words: bool = False
     ngram: int = 1
+    geometric: float = 0.0
+    alike: bool = False
 
     def count(self, context: int) -> int:
         """How many places a row has."""
@@ -47,9 +51,10 @@ class Masking(NamedTuple):
 
     def check(self, context: int) -> None:
         """Raise ValueError for values out of range, and if rows have no places or nothing else."""
-        share(rate=self.rate, mask=self.mask, random=self.random)
+        share(rate=self.rate, mask=self.mask, random=self.random, geometric=self.geometric)
         share(**{"mask + random": self.mask + self.random})
         whole(1, ngram=self.ngram)
+        flag(whole_words=self.whole_words, alike=self.alike)
         n = self.count(context)
         if n < 1:
             raise ValueError(f"rows of {context}, of which {self.rate:g} are not one target; give a larger --context")
@@ -71,14 +76,13 @@ class Masking(NamedTuple):
                 no row is shorter.
         """
         L, n = rows.shape[1], self.count(rows.shape[1])
-        order, kinds, words, of_runs = samples.draw(2 * L + 2 * n if self.ngram > 1 else L + 2 * n).tensor_split(
-            (L, L + n, L + 2 * n), -1
-        )
+        drawn = samples.draw(L + 2 * n + L * (2 if self.alike else self.ngram > 1))
+        order, kinds, words, of_runs, of_kinds = drawn.tensor_split((L, L + n, L + 2 * n, 2 * L + 2 * n), -1)
         text = rows >= vocabulary.specials
         units = units_of(rows, vocabulary) if self.whole_words else torch.arange(L).repeat(len(rows), 1)
         runs = units
         if self.ngram > 1:
-            ends = run_lengths(of_runs, self.ngram).cumsum(-1).expand_as(units).contiguous()
+            ends = run_lengths(of_runs, self.ngram, self.geometric).cumsum(-1).expand_as(units).contiguous()
             runs = torch.searchsorted(ends, units, right=True)
         taken = order.expand_as(runs).gather(1, runs).masked_fill(~text, WORD).argsort(dim=-1, stable=True)
         places, there = taken[:, :n], rows.gather(1, taken[:, :n])
@@ -88,6 +92,7 @@ class Masking(NamedTuple):
         unit = units.gather(1, places)
         whole = (unit != units.gather(1, taken.gather(1, count))) | (unit == unit[:, :1])
         hidden = text.gather(1, places) & whole & (torch.arange(n) < count)
+        kinds = of_kinds.expand_as(runs).gather(1, runs.gather(1, places)) if self.alike else kinds
         new = self.put_in(there, kinds, words, vocabulary)
         inputs = rows.scatter(1, places, torch.where(hidden, new, there))
         return Hidden(inputs, places, there.masked_fill(~hidden, IGNORED))
@@ -106,9 +111,10 @@ class Masking(NamedTuple):
         return torch.where(kinds < self.mask * WORD, vocabulary.mask, kept)
 
 
-def run_lengths(words: Tensor, longest: int) -> Tensor:
-    """32-bit words → as many lengths n, from 1 to longest with p ∝ 1/n."""
-    return 1 + pick(words, [1 / n for n in range(1, longest + 1)])
+def run_lengths(words: Tensor, longest: int, geometric: float = 0.0) -> Tensor:
+    """32-bit words → as many lengths n, from 1 to longest with p ∝ 1/n, or (1 - geometric)ⁿ if that is above 0."""
+    weight = lambda n: (1 - geometric) ** n if geometric else 1 / n
+    return 1 + pick(words, [weight(n) for n in range(1, longest + 1)])
 
 
 def units_of(rows: Tensor, vocabulary: Vocabulary) -> Tensor:

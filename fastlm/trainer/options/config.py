@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 AT_LEAST = {
     "vocab": LEAST, "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
-    "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0, "lr": 0, "weight_decay": 0, "clip": 0,
-    "save_every": 0,
+    "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "memory": 0, "dropout": 0, "lr": 0, "weight_decay": 0,
+    "clip": 0, "save_every": 0,
 }  # fmt: skip
 # ids are 32 bits wide; rows are tried before there is a text; OpenMP dies of far too many threads
-AT_MOST = {"vocab": 2**32, "context": 2**24, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
+AT_MOST = {"vocab": 2**32, "context": 2**24, "memory": 2**24, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
@@ -71,22 +71,24 @@ class Config:
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
     context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
-    """Tokens in a row."""
+    """Tokens in a row; small models that see both sides of a token, such as bert, have 64."""
     dim: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
     """Width of the model; a multiple of --heads."""
     layers: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Blocks of attention and feed-forward layer."""
     heads: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Attention heads, each --dim / --heads wide."""
+    memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
+    """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
     dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
-    """Share of activations left out in training."""
+    """Share of activations left out in training; for small models, such as bert, the preset's is 0."""
 
     batch: int = 8
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in an update."""
     lr: Annotated[float | None, unset("FLOAT", ", ".join(f"{rate:g} for {name}" for name, rate in LR.items()))] = None
-    """Peak learning rate."""
+    """Peak learning rate; small models whose norms come last, such as bert, get a share of the default."""
     schedule: Literal[choices("schedule")] = "cosine"
     """How the rate falls after its peak."""
     warmup: float = 0.05
@@ -113,10 +115,15 @@ class Config:
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
         from fastlm.models.presets import PRESETS, preset
+        from fastlm.objectives import small
 
-        changes = {name: getattr(self, name) for name in ("position", "context", "dim", "layers", "heads", "dropout")}
-        changes = {name: value for name, value in changes.items() if value not in (None, "preset")}
+        names = ("position", "context", "dim", "layers", "heads", "memory", "dropout")
+        changes = {name: value for name in names if (value := getattr(self, name)) not in (None, "preset")}
         objective, row = self.objective_class(), PRESETS[self.preset]
+        own = small(self.preset)
+        changes = changes if own is None else own.shape(row) | changes
+        if row.memory == row.context:  # as long as a row, however long that is
+            changes = {"memory": changes.get("context", row.memory)} | changes
         if changes.get("position", row.position) != row.position:
             changes["position_options"] = {}  # the preset's are of its own scheme
         elif row.skip_padding:  # positions begin after padding's id, as RoBERTa's
@@ -129,12 +136,17 @@ class Config:
 
         return OBJECTIVES[recipe(self.preset)[0] if self.objective == "preset" else self.objective]
 
-    def objective_over(self, ids: "np.ndarray", context: int, known: "Vocabulary") -> "Objective":
-        """The objective over a stream of ids, with the preset's options where it is the preset's. Raises ValueError."""
+    def objective_over(
+        self, ids: "np.ndarray", context: int, known: "Vocabulary", streams: int | None = None
+    ) -> "Objective":
+        """The objective over a stream of ids, with the preset's options where it is the preset's; in so many streams if
+        its rows go on where others ended. Raises ValueError.
+        """
         from fastlm.objectives import recipe
 
         made, (name, options) = self.objective_class(), recipe(self.preset)
-        return made(ids, context, known, **(options if made.name == name else {}))
+        options = options if made.name == name else {}
+        return made(ids, context, known, **options | ({} if streams is None else {"streams": streams}))
 
     def sketch(self, vocab_size: int) -> "ModelConfig":
         """The same, without the memory that its positional scheme's parameters would take."""
@@ -157,9 +169,13 @@ class Config:
         """The same with what the machine, the folder or another flag decides written out, so that it can be
         repeated.
         """
+        from fastlm.objectives import small
+
         paths = {"data": tuple(p.resolve() for p in self.data)}
         paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
-        optimizer = {"lr": LR.get(self.optimizer, OTHER_LR), "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
+        own = small(self.preset)
+        lr = LR.get(self.optimizer, OTHER_LR) * (1.0 if own is None else own.lr)
+        optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
         optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
         return replace(self, device=self.torch_device().type, **paths, **optimizer)
 
@@ -222,10 +238,29 @@ class Config:
         except ValueError as error:
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error
+        self._check_memory(shape)
         try:
             self.objective_on_rows(shape.context, self.vocab)
         except ValueError as error:
             raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
+
+    def _check_memory(self, shape: "ModelConfig") -> None:
+        from fastlm.positions import SCHEMES
+
+        continues, name = self.objective_class().continues, self.objective_class().name
+        if self.memory and not continues:
+            raise Refusal(
+                f"--memory is {self.memory}, and no row of --objective {name} goes on where another ended; leave it out"
+            )
+        if shape.memory and continues and SCHEMES[shape.position].embeds():
+            raise Refusal(
+                f"--memory {shape.memory} is of rows before, of which --position {shape.position} says nothing; give "
+                "--memory 0, or a scheme that acts in attention, such as transformer-xl"
+            )
+
+    def remembers(self, shape: "ModelConfig") -> bool:
+        """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
+        return shape.memory > 0 and self.objective_class().continues
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
         """The objective over a text of two documents, a row each, which says what it cannot be made for."""
@@ -241,6 +276,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict) -> "Config":
+
         paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
         return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
 

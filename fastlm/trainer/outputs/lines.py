@@ -64,6 +64,7 @@ def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
         objective.name,
         *size_of,
         f"context {shape.context}",
+        *([f"memory {shape.memory}"] if config.remembers(shape) else []),
         shape.position,
         f"{parameters} parameters",
     )
@@ -113,13 +114,16 @@ def _shares(names: tuple[str, ...], last: dict) -> list[str]:
 
 
 def of_progress(
-    step: int, steps: int, left: float, speed: float, last: dict, shares: tuple[str, ...] = ()
+    step: int, steps: int, left: float, speed: float, last: dict, shares: tuple[str, ...] = (), memory: int = 0
 ) -> list[str]:
-    """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: the objective's."""
+    """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: the objective's;
+    memory: tokens of the rows before that the last update's attention saw.
+    """
     parts = [f"{step / steps:4.0%}  {clock(left)} left", f"step {step:,}", _number("loss", last.get("loss"), ".3f")]
     parts += [f"held out {last['held_out_loss']:.3f}{' (step 0)' * (last['held_out_step'] == 0)}"]
     parts += [
         *_shares(shares, last),
+        f"memory {memory}" * (memory > 0),
         _number("lr", last.get("lr"), ".2g"),
         f"{count(speed)} tok/s",
         _number("|g|", last.get("grad_norm"), ".2f"),

@@ -45,6 +45,27 @@ def test_runs_have_lengths_in_inverse_proportion():
     torch.testing.assert_close(shares, torch.tensor([6, 3, 2]) / 11, rtol=0, atol=0.01)
 
 
+def test_geometric_runs_have_a_mean_of_3_8():
+    """Joshi et al. 2020, sec. 3.1: Geo(0.2), at most 10."""
+    lengths = run_lengths(draw(0, Purpose.NOISE, 0, 0, 60_000), 10, geometric=0.2)
+    shares = torch.bincount(lengths, minlength=11)[1:] / len(lengths)
+    expected = 0.8 ** torch.arange(10)
+    torch.testing.assert_close(shares, expected / expected.sum(), rtol=0, atol=0.01)
+    assert lengths.float().mean().item() == pytest.approx(3.8, abs=0.03)
+
+
+def test_a_runs_tokens_become_alike():
+    """Each word as one: of those of three tokens, none is in part <mask>, in part another."""
+    hidden = Masking(rate=0.3, whole_words=True, alike=True).hide(ROWS, SAMPLES, WORDS)
+    units = units_of(ROWS, WORDS).gather(1, hidden.places) + 128 * torch.arange(200)[:, None]
+    at, target = hidden.inputs.gather(1, hidden.places), hidden.labels != IGNORED
+    masked = torch.zeros(200 * 128).index_add(0, units[target], (at == WORDS.mask)[target].float())
+    count = torch.zeros(200 * 128).index_add(0, units[target], torch.ones(int(target.sum())))
+    assert ((masked == 0) | (masked == count)).all() and (count > 2).sum() > 300
+    of_words = masked[count > 0] > 0
+    assert of_words.float().mean().item() == pytest.approx(0.8, abs=0.03)
+
+
 def test_runs_are_hidden_side_by_side():
     """Of single tokens few are neighbours, of runs of up to 3 many: about (2 · 3/11 + 3 · 2/11) of 18/11 tokens."""
     alone, runs = (hidden_in(Masking(ngram=n)) for n in (1, 3))
