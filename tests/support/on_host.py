@@ -88,7 +88,7 @@ def _sources(folder: Path) -> Path:
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     cuda = folder / "csrc" / "cuda"
     shutil.copytree(ON_HOST / "attention", cuda / "attention", dirs_exist_ok=True)
-    for path in cuda.rglob("*.cu"):
+    for path in (path for path in cuda.rglob("*.*") if path.is_file()):
         text = LAUNCH.sub(r"run(\2, \3, \4, [&] { \1(\5); });", path.read_text())
         assert "<<<" not in text, f"a launch in {path.name} is written in another way"
         path.write_text(text)
