@@ -30,8 +30,8 @@ struct Segments {  // of BOUNDED positions each, the least and the largest
     }
 };
 
-// The tiles of SIZE positions that a block of threads visits: from `begin` to `end`; between full_begin and full_end all
-// pairs are visible, as far as the band, the prefix and lengths go.
+// The tiles of SIZE positions that a block of threads visits: from `begin` to `end`; between full_begin and full_end
+// all pairs are visible, as far as the band, the prefix and lengths go.
 template <int SIZE>
 struct Walk {
     int begin, full_begin, full_end, end;
