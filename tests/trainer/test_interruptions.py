@@ -28,6 +28,16 @@ resource = pytest.importorskip("resource", reason="Windows has neither these sig
 SHORT = dict(steps=5, evaluations=2, dropout=0.1, accumulate=2, save_every=0.0)
 
 
+@pytest.fixture(autouse=True)
+def every_signal_is_heard():
+    """Those that nohup, or a shell for what runs in its background, has ignored too."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A text, a cache for it, and a run over it that nothing interrupts."""
