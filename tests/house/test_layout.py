@@ -73,6 +73,12 @@ def test_a_room_says_what_lives_in_it(path):
     assert not {name for name in files | rooms if name not in paragraph}
 
 
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their bare names."""
+    names = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_room_has_a_circle():
     """Imports at the top of files, which run when a file is first imported, have an order."""
     graph = {module_of(p): {m for m in top_imports(p) if m != module_of(p)} for p in FILES if p.name != "__init__.py"}
