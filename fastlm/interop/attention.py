@@ -1,8 +1,8 @@
 """fastlm's attention in transformers' models, through transformers' own interfaces for attention and masks.
 
 transformers makes a mask once for a pass through a model, and each layer hands it to attention. Where theirs is an L×L
-tensor, ours is a `Mask`: the arguments of `fastlm.attention` that say the same. Between the two
-stands the model's own code, and not all of it keeps to this way:
+tensor, ours is a `Mask`: the arguments of `fastlm.attention` that say the same. Between the two stands the model's own
+code, and not all of it keeps to this way:
 
     BLOOM, MPT, CodeGen     ask for a mask and compute attention themselves; handed None, they would see the future
     DeBERTa, XLNet          ask for nothing, and would run as they always do, under our name
@@ -106,8 +106,8 @@ def _mask(
         if torch.compiler.is_compiling():
             raise _refusal("needs to know where queries stand, and a static cache that is compiled does not say")
         q_offset = int(q_offset)
-    starts = ((q_offset, q_length), (kv_offset, kv_length))
-    seen = read(mask_function, tuple(torch.arange(start, start + n, device=device)[None] for start, n in starts))
+    place = lambda start, n: torch.arange(start, start + n, device=device)[None]
+    seen = read(mask_function, lambda: (place(q_offset, q_length), place(kv_offset, kv_length)))
     if seen is None:
         raise _refusal(f"serves no mask made by {mask_function.__module__}.{mask_function.__qualname__}")
     offset = q_offset - kv_offset
@@ -120,8 +120,9 @@ def _mask(
             )
         attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
         attention_mask = F.pad(attention_mask, (0, kv_length - attention_mask.shape[1]))
-    hidden = masks.padding(attention_mask, q_length) if seen.segments is None else {}
-    if seen.segments is not None:
+    if seen.segments is None:
+        hidden = masks.padding(attention_mask, q_length)
+    else:
         of_queries, of_keys = (x.expand(batch_size, -1) for x in seen.segments)
         apart = of_keys if attention_mask is None else masks.padding_apart(of_keys, attention_mask)
         hidden = {"segments": (of_queries, apart)}

@@ -33,10 +33,10 @@ class Seen(NamedTuple):
         )
 
 
-def read(function: Callable, positions: Pair) -> Seen | None:
+def read(function: Callable, positions: Callable[[], Pair]) -> Seen | None:
     """What is seen under a mask function; None where it is none of those that are known.
 
-    positions: int64, from a row's start.
+    positions: gives those of queries and keys, int64, from a row's start; few masks ask.
     """
     from transformers import masking_utils
 
@@ -59,13 +59,13 @@ def read(function: Callable, positions: Pair) -> Seen | None:
         return Seen(left=given["sliding_window"], right=given["sliding_window"])
     if maker == "chunked_overlay":
         starts = given["left_padding"][:, None]
-        of_queries, of_keys = ((where - starts) // given["chunk_size"] for where in positions)
+        of_queries, of_keys = ((where - starts) // given["chunk_size"] for where in positions())
         return Seen(segments=(of_queries, of_keys))
     if maker == "packed_sequence_mask_function":
         documents = given["packed_sequence_mask"]
         return Seen(segments=(documents, documents))
     if maker == "remap_positions_for_packed_sequence":  # inside a document, distances are what they were
-        return read(given["mask_function"], (given["position_ids"], given["position_ids"]))
+        return read(given["mask_function"], lambda: (given["position_ids"], given["position_ids"]))
     return None
 
 

@@ -1,5 +1,7 @@
 """What a preset learns, and how: each family's own objective, in its paper's variant."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fastlm.models import ModelConfig
@@ -53,7 +55,7 @@ class Small(NamedTuple):
     """
 
     context: int | None = None
-    options: dict[str, object] = {}  # noqa: RUF012
+    options: Mapping[str, object] = MappingProxyType({})
     lr: float = 1.0
 
     def shape(self, row: ModelConfig) -> dict[str, object]:

@@ -48,11 +48,9 @@ def linear_cross_entropy(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return (loss [N], lse [N]): the file's formula in fp32 (fp64 for fp64 hidden), whatever dtype weight has."""
     loss, lse = _zeros(a), _zeros(a)
     for rows, logits in _chunks(a):
-        z, label = _capped(logits, a)[0], a.labels[rows, None]
+        z, _ = _capped(logits, a)
         lse[rows] = of_rows = z.logsumexp(-1)
-        at_label = z.gather(1, label).squeeze(1)
-        smooth = a.label_smoothing * z.mean(-1) if a.label_smoothing else 0.0
-        loss[rows] = of_rows - (1 - a.label_smoothing) * at_label - smooth + a.z_loss * of_rows.square()
+        loss[rows] = of_rows - _wanted(z, rows, a) + a.z_loss * of_rows.square()
     return loss, lse
 
 
@@ -85,14 +83,11 @@ def summed_linear_cross_entropy(
     total, sums = _zeros(a).new_zeros(()), Sums.zeros(a, of_hidden, of_weight)
     for rows, logits in _chunks(a):
         z, slope = _capped(logits, a)
-        label = a.labels[rows, None]
-        at_label = (1 - a.label_smoothing) * z.gather(1, label)
-        if a.label_smoothing:
-            at_label += a.label_smoothing * z.mean(-1, keepdim=True)
+        wanted = _wanted(z, rows, a)[:, None]
         top = z.amax(-1, keepdim=True)
         shares = z.sub_(top).exp_().sum(-1, keepdim=True)
         lse = top + shares.log()
-        total += (lse - at_label + a.z_loss * lse.square()).sum()
+        total += (lse - wanted + a.z_loss * lse.square()).sum()
         sums.add(a, rows, z.mul_((1 + 2 * a.z_loss * lse) / shares), slope, torch.ones_like(lse))
     return total, *sums
 
@@ -164,6 +159,12 @@ def _tiles(a: Arguments) -> Iterator[tuple[int, Tensor]]:
     size = len(a.weight) if a.weight.dtype == wide else max(1, TILE // (a.weight.shape[1] * wide.itemsize))
     for begin in range(0, len(a.weight), size):
         yield begin, a.weight[begin : begin + size].to(wide)
+
+
+def _wanted(z: Tensor, rows: Tensor, a: Arguments) -> Tensor:
+    """(1 - ε) z_label + ε mean_j z_j of each row: [rows]."""
+    at_label = (1 - a.label_smoothing) * z.gather(1, a.labels[rows, None]).squeeze(1)
+    return at_label + a.label_smoothing * z.mean(-1) if a.label_smoothing else at_label
 
 
 def _capped(x: Tensor, a: Arguments) -> tuple[Tensor, Tensor | None]:

@@ -51,7 +51,8 @@ def test_the_boundary_loss_is_its_formula(objective):
     states, total = model.model.states(batch["inputs"]), 0.0
     norm = lambda x, module: F.layer_norm(x, x.shape, module.weight, module.bias, 1e-5)
     for row in range(3):
-        for place, label, s, e in zip(*(batch[n][row].tolist() for n in ("places", "labels", "before", "after"))):  # noqa: B905
+        columns = (batch[name][row].tolist() for name in ("places", "labels", "before", "after"))
+        for place, label, s, e in zip(*columns, strict=True):
             if label != IGNORED:
                 h = torch.cat((states[row, s], states[row, e], model.places.weight[place - s - 1]))
                 h = norm(F.gelu(model.inner.weight @ h + model.inner.bias), model.inner_norm)

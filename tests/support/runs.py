@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import fastlm
 from fastlm.trainer import cli, run
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
+from fastlm.trainer.step import Trainer
 
 TINY = dict(
     vocab=300,
@@ -67,6 +69,20 @@ def repeatable(folder: Path) -> tuple[bytes, list[dict]]:
     """The final weights' bytes, and the rows of metrics.jsonl without what a clock made."""
     rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(folder / "metrics.jsonl")]
     return (folder / "model.safetensors").read_bytes(), rows
+
+
+def stop_before(patch: pytest.MonkeyPatch, step: int) -> list[Trainer]:
+    """Have a run stop once, before the update that follows so many; the list then has its trainer."""
+    update, stopped = Trainer.update, []
+
+    def stopping(trainer: Trainer):
+        if trainer.step == step and not stopped:
+            stopped.append(trainer)
+            raise KeyboardInterrupt
+        return update(trainer)
+
+    patch.setattr(Trainer, "update", stopping)
+    return stopped
 
 
 def python(code: str, *argv: str, **options) -> subprocess.CompletedProcess:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import config, fail, flags, repeatable, train, write_text
+from runs import config, fail, flags, repeatable, stop_before, train, write_text
 from torch import nn
 
 from fastlm.models import Transformer
@@ -54,15 +54,7 @@ def test_every_family_trains(text, tmp_path, name):
 def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, name):
     """Noise and dropout are functions of the step, so a run that was stopped ends as one that was not."""
     train(text, tmp_path / "whole", preset=name, steps=8, dropout=0.1)
-    update, stopped = run.Trainer.update, []
-
-    def stop_at_five(self):
-        if self.step == 5 and not stopped:
-            stopped.append(True)
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(run.Trainer, "update", stop_at_five)
+    stop_before(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
         train(text, tmp_path / "parts", preset=name, steps=8, dropout=0.1, save_every=1e-9)
     run.resume(tmp_path / "parts", ())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from runs import TINY, config, fail, flags, repeatable, train
+from runs import TINY, config, fail, flags, repeatable, stop_before, train
 
 from fastlm.models import Remembering
 from fastlm.trainer import run
@@ -135,15 +135,7 @@ def test_an_evaluation_reads_stretches_of_text_with_a_memory_of_its_own(tokens, 
 def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, accumulate):
     options = dict(preset="transformer-xl", steps=8, dropout=0.1, accumulate=accumulate)
     train(text, tmp_path / "whole", **options)
-    update, stopped = run.Trainer.update, []
-
-    def stop_at_five(self):
-        if self.step == 5 and not stopped:
-            stopped.append(self)
-            raise KeyboardInterrupt
-        return update(self)
-
-    monkeypatch.setattr(run.Trainer, "update", stop_at_five)
+    stopped = stop_before(monkeypatch, 5)
     with pytest.raises(KeyboardInterrupt):
         train(text, tmp_path / "parts", save_every=1e-9, **options)
     assert not stopped[0].train.begins(5 * BATCH * accumulate)  # its rows go on
