@@ -1,30 +1,15 @@
 /* The tensor cores of sm_80 and later: c [16, 8] += a [16, 16] b [16, 8], of 16-bit numbers with fp32 sums, by the 32
-lanes of a warp together, and the loads that bring a and b from shared memory.
+lanes of a warp together, and the loads that bring a and b from shared memory. What a lane holds, and its g and t:
+fragments.cuh.
 
-Each lane holds a part of each matrix. With g = lane / 4 and t = lane % 4:
-
-    a    rows g, g + 8 of columns 2t, 2t + 1; then the same rows of columns 2t + 8, 2t + 9: a register each
-    b    rows 2t, 2t + 1 of column g; then rows 2t + 8, 2t + 9: a register each
-    c    columns 2t, 2t + 1 of row g; then of row g + 8: four registers
-
-PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions": mma.sync, with "Matrix Fragments for mma.m16n8k16 with
-floating point type", and ldmatrix. */
+PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions": mma.sync and ldmatrix. */
 #pragma once
 
 #include "../../rules/numeric.h"
+#include "fragments.cuh"
 #include "shared.cuh"
 
 namespace fastlm {
-
-struct FragmentA {
-    uint32_t x[4];
-};
-struct FragmentB {
-    uint32_t x[2];
-};
-struct FragmentC {
-    float x[4];
-};
 
 #define FASTLM_MMA(type)                                                       \
     asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \

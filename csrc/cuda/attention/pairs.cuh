@@ -1,5 +1,5 @@
 /* Scores of a tile of pairs, 16 M rows × 8 N columns to a warp: rows are queries and columns keys, or (KEYS_FIRST) the
-other way round. Where a lane's numbers lie: mma.cuh.
+other way round. Where a lane's numbers lie: fragments.cuh.
 
 Scores are kept in multiples of 1/scale, so that a table can be the product's first accumulator and the softmax is one
 multiply-add and one exp2. */

@@ -2,19 +2,10 @@
 #pragma once
 
 #include "../../rules/numeric.h"
+#include "fragments.cuh"
 #include "shared.cuh"
 
 namespace fastlm {
-
-struct FragmentA {
-    uint32_t x[4];
-};
-struct FragmentB {
-    uint32_t x[2];
-};
-struct FragmentC {
-    float x[4];
-};
 
 template <typename T>
 float number(uint32_t two, int which) {
