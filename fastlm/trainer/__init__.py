@@ -7,6 +7,7 @@
     budget.py  memory.py                         minutes to steps; bytes, before there are any
     plan.py  checkpoint.py                       run.json; state on disk, without pickle
     run.py  loop.py  signals.py                  a run made ready, or read back; its steps and its end; what stops it
+    distributed/                                 several processes that train one model, on torch's engine
     sampling.py                                  a trained model writes
     outputs/                                     what is said and written
 

@@ -17,7 +17,7 @@ from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokens import sha256
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
-from fastlm.trainer.words import Refusal, command, disk_words
+from fastlm.trainer.words import Refusal, command, disk_words, processes
 
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
 BEFORE = (LOCK, "tokenizer.json", "metrics.jsonl")  # what there is of a run until it has a run.json
@@ -38,7 +38,16 @@ class Plan:
     environment: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        write_file(folder / "run.json", json.dumps(asdict(self) | {"config": self.config.to_json()}, indent=1))
+        write_file(folder / "run.json", self.to_json())
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"config": self.config.to_json()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Raises ValueError, TypeError or KeyError for a text that is no plan."""
+        values = json.loads(text)
+        return cls(**values | {"config": Config.from_json(values["config"]), "looks": Looks(**values["looks"])})
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
@@ -50,9 +59,7 @@ class Plan:
                 "`fastlm pretrain` starts one"
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            parts = {"config": Config.from_json(values["config"]), "looks": Looks(**values["looks"])}
-            return cls(**values | parts)
+            return cls.from_json(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError, KeyError) as error:
             raise Refusal(
                 f"{path} cannot be understood ({error}); it was altered, or written by another version of fastlm"
@@ -143,5 +150,6 @@ def environment(config: Config) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device_name(config.torch_device()),
         "system": platform.platform(terse=True),
+        "processes": str(processes()),
         **{f"plugin {name}": f"SHA-256 {sha256(Path(name))[:12]}" for name in config.plugin if plugins.is_file(name)},
     }

@@ -5,6 +5,7 @@ runs/<date-time>/  run.json  metrics.jsonl  sample.txt  state/  tokenizer.json  
 """
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from fastlm.trainer import checkpoint, memory
 from fastlm.trainer.budget import dtype_cost, measure
 from fastlm.trainer.data.corpus import Corpus, find
 from fastlm.trainer.data.tokens import Tokens, sha256, tokenize
+from fastlm.trainer.distributed import shards
+from fastlm.trainer.distributed.ranks import Ranks, joined
 from fastlm.trainer.loop import Run
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
@@ -23,7 +26,7 @@ from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan, environment, locked, new_folder
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import Refusal, command, disk_words, several
+from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 
 def pretrain(config: Config, argv: list[str]) -> int:
@@ -32,19 +35,24 @@ def pretrain(config: Config, argv: list[str]) -> int:
     """
     plugins.load(config.plugin)
     config.check()
+    shards.check(config)
     stops = Stops("nothing was begun")
-    console = Console(stops.note)
-    with stops.heard(), new_folder(config.out) as folder, console.warnings():
-        return _begin(folder, config.settled(), argv, console, stops).train()
+    with joined(config.torch_device().type) as ranks, ExitStack() as stack:
+        stack.enter_context(stops.heard())
+        console = Console(stops.note, ranks.speaks)
+        folder = Path(ranks.told(str(stack.enter_context(new_folder(config.out))) if ranks.speaks else ""))
+        stack.enter_context(console.warnings())
+        return _begin(folder, config.settled(), argv, console, stops, ranks).train()
 
 
-def _begin(folder: Path, config: Config, argv: list[str], console: Console, stops: Stops) -> Run:
+def _begin(folder: Path, config: Config, argv: list[str], console: Console, stops: Stops, ranks: Ranks) -> Run:
     """Read the text, measure, write down the plan: a run before its first step."""
     where = environment(config)
     console.say_all(lines.of_machine(config, where, dtype_cost(config)))
-    corpus, tokens = _read(config, console)
+    with ranks.one_first():
+        corpus, tokens = _read(config, console)
     console.say_all(lines.of_model(config, tokens))
-    budget = measure(config, tokens)
+    budget = measure(config, tokens, ranks)
     plan = Plan(
         __version__,
         command(*argv),
@@ -56,14 +64,16 @@ def _begin(folder: Path, config: Config, argv: list[str], console: Console, stop
         sha256(tokens.tokenizer_file),
         where,
     )
-    trainer = Trainer(config, tokens, plan.steps, stops.check)
+    plan = Plan.from_json(ranks.told(plan.to_json()))
+    trainer = Trainer(config, tokens, plan.steps, lambda: ranks.check(stops), ranks)
     console.say_all(lines.of_plan(plan, budget, trainer, tokens))
     console.say("writes", f"{folder}/")
-    shutil.copyfile(tokens.tokenizer_file, folder / "tokenizer.json")
-    metrics = Metrics(folder / "metrics.jsonl", 0)
-    stops.deferred = True  # with its run.json a run has begun
-    plan.write(folder)
-    return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, 0.0)
+    metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
+    if ranks.speaks:
+        shutil.copyfile(tokens.tokenizer_file, folder / "tokenizer.json")
+        stops.deferred = True  # with its run.json a run has begun
+        plan.write(folder)
+    return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, ranks, 0.0)
 
 
 def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
@@ -73,25 +83,31 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     """
     go_on = f"go on with `{command('resume', folder)}`"
     stops = Stops(f"nothing was changed; {go_on}")
-    console, plan = Console(stops.note), Plan.read(folder)
+    plan = Plan.read(folder)
     if (folder / "report.md").exists():
         finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
-        console.say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
+        say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
         return 0
     plugins.require(plan.config.plugin, imported, folder)
     try:
         plan.config.check()
     except TypeError as error:
         raise Refusal(_altered(folder, error)) from error
-    with stops.heard(), locked(folder), console.warnings():
+    shards.check(plan.config)
+    with joined(plan.config.torch_device().type) as ranks, ExitStack() as stack:
+        stack.enter_context(stops.heard())
+        console = Console(stops.note, ranks.speaks)
+        if ranks.speaks:
+            stack.enter_context(locked(folder))
+        stack.enter_context(console.warnings())
         try:
-            run = _go_on(folder, plan, console, stops)
+            run = _go_on(folder, plan, console, stops, ranks)
         except OSError as error:
             raise Refusal(disk_words(error, folder, "nothing was changed", go_on)) from error
         return run.train()
 
 
-def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops) -> Run:
+def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops, ranks: Ranks) -> Run:
     """The run as its newest whole checkpoint left it."""
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.exists() or sha256(tokenizer_file) != plan.tokenizer:
@@ -103,20 +119,24 @@ def _go_on(folder: Path, plan: Plan, console: Console, stops: Stops) -> Run:
                 f"{name} is {here}, and was {plan.environment[name]}: the results may differ in their last bits",
             )
     torch.set_num_threads(plan.threads)
-    corpus, tokens = _read(plan.config, console, tokenizer_file, plan.fingerprint)
-    trainer, seconds = Trainer(plan.config, tokens, plan.steps, stops.check), 0.0
+    with ranks.one_first():
+        corpus, tokens = _read(plan.config, console, tokenizer_file, plan.fingerprint)
+    trainer = Trainer(plan.config, tokens, plan.steps, lambda: ranks.check(stops), ranks)
+    seconds = 0.0
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
         try:
-            progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+            with trainer.filling() as model:
+                progress = checkpoint.restore(last, model, trainer.optimizer)
             trainer.remember(checkpoint.remembered(last, trainer.device))
         except (RuntimeError, ValueError, KeyError) as error:
             raise Refusal(_altered(folder, error)) from error
         trainer.step, seconds = progress["step"], progress["seconds"]
         trainer.scaler.load_state_dict(progress["scaler"])
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
-    metrics = Metrics(folder / "metrics.jsonl", trainer.step)
-    return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, seconds)
+    with ranks.one_first():
+        metrics = Metrics(folder / "metrics.jsonl", trainer.step, ranks.speaks)
+    return Run(folder, plan, trainer, tokens, corpus, console, metrics, stops, ranks, seconds)
 
 
 def _altered(folder: Path, error: Exception) -> str:

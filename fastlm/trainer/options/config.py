@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
     from fastlm.objectives import Objective, Vocabulary
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
+SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
 AT_LEAST = {
     "vocab": LEAST, "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
     "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "memory": 0, "dropout": 0, "lr": 0, "weight_decay": 0,
@@ -105,6 +106,8 @@ class Config:
     """What matrix products are computed in; parameters stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
+    shard: Literal[SHARDS] = "none"
+    """What processes that torchrun starts divide among them: ZeRO 1, 2 and 3."""
     threads: Annotated[int | None, unset("INT", "the faster of one and all cores")] = None
     """CPU threads."""
     evaluations: int = 12

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastlm.interop import model_type, to_huggingface
-from fastlm.models import ModelConfig
+from fastlm.models import ModelConfig, Transformer
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.corpus import Corpus
@@ -32,18 +32,17 @@ def reference_lines(tokens: Tokens) -> dict[str, float]:
     }
 
 
-def write_weights(trainer: Trainer, folder: Path) -> None:
+def write_weights(model: Transformer, context: int, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
     tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
-    model = trainer.exported()
     if model.config.kind == "encoder-decoder":
         tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
     to_huggingface(model, folder, **tokens)
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": trainer.train.context,
+        "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<eos>",
         "pad_token": "<pad>",
@@ -99,9 +98,17 @@ def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
     made.replace(path)
 
 
-def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, metrics: Metrics, path: Path) -> None:
+def write_report(
+    plan: Plan,
+    corpus: Corpus,
+    tokens: Tokens,
+    trainer: Trainer,
+    exported: Transformer,
+    metrics: Metrics,
+    path: Path,
+) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
-    facts, exported = tokens.facts, trainer.exported()
+    facts = tokens.facts
     bits = metrics.last.get("held_out_bits_per_byte")
     objective = trainer.held_out
     result = {
