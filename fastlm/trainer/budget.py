@@ -11,7 +11,8 @@ import torch
 
 from fastlm.backends.dispatch import record_choices
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.options.config import DTYPES, Config
+from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.training import DTYPES
 from fastlm.trainer.step import Trainer
 
 PROBE = 0.6  # seconds of updates for each thread count

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TextIO
 
 from fastlm import __version__
@@ -18,7 +17,7 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import FULL, Failure, Refusal, absent, did_you_mean, say
+from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -125,10 +124,10 @@ def pretrain(argv: list[str]) -> int:
 
 def resume(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.folders import Resume
+    from fastlm.trainer.options.folders import Resume, check_folder
 
     asked = parse(Resume, "resume", argv)
-    _check_folder(asked.folder)
+    check_folder(asked.folder)
     plugins.load(asked.plugin)
     from fastlm.trainer import run
 
@@ -138,11 +137,11 @@ def resume(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.folders import Sample
+    from fastlm.trainer.options.folders import Sample, check_folder
 
     asked = parse(Sample, "sample", argv)
     asked.check()
-    _check_folder(asked.folder)
+    check_folder(asked.folder)
     plugins.load(asked.plugin)
     from fastlm.trainer import sampling
 
@@ -150,13 +149,6 @@ def sample(argv: list[str]) -> int:
         note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
         sampling.write(asked, lambda piece: print(piece, end="", flush=True), note)
     return 0
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise Refusal(absent(folder, "give the folder of a run"))
-    if not folder.is_dir():
-        raise Refusal(f"{folder} is a file; give the folder of a run")
 
 
 def info(argv: list[str]) -> int:

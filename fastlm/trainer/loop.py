@@ -13,8 +13,7 @@ from pathlib import Path
 
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import SAMPLES, due
-from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.material import Material
 from fastlm.trainer.outputs import artefacts, lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
@@ -23,7 +22,7 @@ from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, command, disk_words, several
 
-JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to count as a success
+JUDGED_FROM = 100  # steps from which a run must be better than what has learned nothing to count as a success
 
 
 @dataclass
@@ -35,8 +34,7 @@ class Run:
     folder: Path
     plan: Plan
     trainer: Trainer
-    tokens: Tokens
-    corpus: Corpus
+    material: Material
     console: Console
     metrics: Metrics
     stops: Stops
@@ -136,7 +134,8 @@ class Run:
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
         speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
         memory = max(map(len, self.trainer.recurrences), default=0)
-        return lines.of_progress(step, steps, left, speed, self.metrics.last, self.trainer.held_out.shares, memory)
+        shares = lines.shares(self.trainer.held_out, self.metrics.last)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last, shares, memory)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
@@ -192,22 +191,17 @@ class Run:
         self.stops.check()
         artefacts.write_weights(self.trainer, self.folder)
         self.stops.check()
-        artefacts.write_plot(self.metrics, self.tokens, self.trainer.held_out.compared, self.folder / "loss.png")
+        artefacts.write_plot(self.metrics, self.material, self.trainer.held_out, self.folder / "loss.png")
         self.stops.check()
-        artefacts.write_report(
-            self.plan, self.corpus, self.tokens, self.trainer, self.metrics, self.folder / "report.md"
-        )
-        self.console.say_all(lines.of_end(self.folder, self.trainer, self.tokens, self.metrics.last, self.elapsed))
-        compared = self.metrics.last[f"held_out_{self.trainer.held_out.compared}"]
-        return self._verdict(compared, self.tokens.facts.unigram_nats)
-
-    def _verdict(self, loss: float, unigram: float) -> int:
-        if loss < unigram:
+        artefacts.write_report(self.plan, self.material, self.trainer, self.metrics, self.folder / "report.md")
+        last = self.metrics.last
+        self.console.say_all(lines.of_end(self.folder, self.trainer, self.material, last, self.elapsed))
+        failure = self.material.failure(self.trainer.held_out, last)
+        if failure is None:
             return 0
-        verdict = f"the held-out loss {loss:.3f} is not below the unigram line {unigram:.3f}"
+        short, why = failure
         if self.plan.steps < JUDGED_FROM:
-            self.console.say("note", f"{verdict}, which is no failure before step {JUDGED_FROM}")
+            self.console.say("note", f"{short}, which is no failure before step {JUDGED_FROM}")
             return 0
-        cure = "try another --lr, or more --minutes"
-        self.console.say("failed", f"{verdict}: the model learned nothing from context; {cure}")
+        self.console.say("failed", f"{short}: {why}")
         return 1

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,8 @@ class Plan:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            parts = {"config": Config.from_json(values["config"]), "looks": Looks(**values["looks"])}
+            config = Config.from_json(values["config"])
+            parts = {"config": config, "looks": Looks(**values["looks"])}
             return cls(**values | parts)
         except (ValueError, TypeError, KeyError) as error:
             raise Refusal(
@@ -83,6 +85,7 @@ def new_folder(out: Path | None) -> Iterator[Path]:
             if not (folder / "run.json").exists():
                 for name in BEFORE:
                     (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / "state", ignore_errors=True)  # of weights to begin with
                 for path in absent if out else (folder, *absent):
                     with suppress(OSError):
                         path.rmdir()

@@ -21,7 +21,8 @@ from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.options.config import DTYPES, Config
+from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.training import DTYPES
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -174,7 +175,7 @@ class Trainer:
                 sums[name] += value
         terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
         found = self._means(terms, counts)
-        found |= {name: (value[0] / value[1].clamp(min=1)).item() for name, value in sums.items() if value.ndim}
+        found |= {name: self.held_out.measure(name, value) for name, value in sums.items() if value.ndim}
         if self.held_out.reports_bits_per_byte:
             found["bits_per_byte"] = sum(terms.values()) / math.log(2) / size
         return found

@@ -1,35 +1,22 @@
 """The files a finished run leaves: weights that open elsewhere, loss.png, sample.txt, and report.md as the last."""
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
 from fastlm.interop import model_type, to_huggingface
 from fastlm.models import ModelConfig
+from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
-from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokenizer import EOS, PAD
-from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.material import Material
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import clock, several, size, utf8
+from fastlm.trainer.words import clock, size, utf8
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
-
-
-def reference_lines(tokens: Tokens) -> dict[str, float]:
-    """name → nats per held-out token: guessing evenly, guessing by frequency, and zlib -9 on each document by
-    itself.
-    """
-    facts = tokens.facts
-    return {
-        "ln V": math.log(facts.vocab_size),
-        "unigram": facts.unigram_nats,
-        "zlib -9": tokens.nats_per_token(facts.zlib_bits),
-    }
 
 
 def write_weights(trainer: Trainer, folder: Path) -> None:
@@ -66,10 +53,11 @@ def write_samples(metrics: Metrics, path: Path) -> None:
     write_file(path, "\n".join(f"── step {step} ──\n{text}\n" for step, text in metrics.series("step", "sample")))
 
 
-def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
-    """loss.png: a term against tokens with reference lines, and below it speed and learning rate."""
+def write_plot(metrics: Metrics, material: Material, objective: Objective, path: Path) -> None:
+    """loss.png: the loss that is compared against tokens with reference lines, and below it speed and learning rate."""
     from matplotlib.figure import Figure  # without pyplot, nothing looks for a display
 
+    term = objective.compared
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     seen, losses, rates, speeds = map(
@@ -85,9 +73,9 @@ def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
         markersize=4,
         label="held out",
     )
-    for i, (name, nats) in enumerate(reference_lines(tokens).items()):
-        above.axhline(nats, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {nats:.2f}")
-    above.set_ylabel("nats per token")
+    for i, (name, loss) in enumerate(material.references().items()):
+        above.axhline(loss, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {loss:.2f}")
+    above.set_ylabel(f"{objective.unit} per {objective.per}")
     above.legend()
     below.plot(seen, smooth(speeds, width), color="C0")
     below.set(xlabel="tokens", ylabel="tokens per second", ylim=(0, None))
@@ -99,32 +87,23 @@ def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
     made.replace(path)
 
 
-def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, metrics: Metrics, path: Path) -> None:
+def write_report(plan: Plan, material: Material, trainer: Trainer, metrics: Metrics, path: Path) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
-    facts, exported = tokens.facts, trainer.exported()
+    exported = trainer.exported()
     bits = metrics.last.get("held_out_bits_per_byte")
     objective = trainer.held_out
+    unit = f"{objective.unit} per {objective.per}"
     result = {
         "objective": objective.name,
-        "held-out loss": f"{metrics.last['held_out_loss']:.4f} nats",
-        f"held-out {objective.compared}": f"{metrics.last[f'held_out_{objective.compared}']:.4f} nats per token",
-        **{f"held-out {name}": f"{metrics.last[f'held_out_{name}']:.1%}" for name in objective.shares},
+        "held-out loss": f"{metrics.last['held_out_loss']:.4f} {objective.unit}",
+        f"held-out {objective.compared}": f"{metrics.last[f'held_out_{objective.compared}']:.4f} {unit}",
+        **{f"held-out {name}": objective.worded(name, metrics.last[f"held_out_{name}"]) for name in objective.shares},
         "held-out bits per byte": None if bits is None else f"{bits:.4f}",
-        "zlib -9, each held-out document by itself": f"{facts.zlib_bits:.4f} bits per byte",
-        "unigram": f"{facts.unigram_nats:.4f} nats per token",
-        "ln V": f"{math.log(facts.vocab_size):.4f} nats per token",
+        **material.result(),
         "steps": f"{plan.steps:,}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
         "weights open with": f"`{opened_by(exported.config, path.parent)}`",
-    }
-    data = {
-        "text": f"{corpus.name}, {several(len(corpus.sources), 'file')}, {corpus.bytes:,} bytes",
-        "skipped": "; ".join(corpus.skipped.lines()) or None,
-        "SHA-256": corpus.fingerprint,
-        "split": corpus.split,
-        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out",
-        "held out": f"{tokens.held_out_share:.1%} of the text",
     }
     model = {"parameters": f"{exported.parameter_count():,}"} | asdict(exported.config)
     table = memory_table(trainer.model, chosen=trainer.optimizer)
@@ -135,7 +114,7 @@ def write_report(plan: Plan, corpus: Corpus, tokens: Tokens, trainer: Trainer, m
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
     sections = {
         "Result": result,
-        "Data": data,
+        "Data": material.described(),
         "Model": model,
         "Memory without activations": memory,
         "Settings": plan.config.to_json(),
