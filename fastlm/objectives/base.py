@@ -77,6 +77,7 @@ class Objective:
         shares: names of what `evaluate` counts besides the loss. Default none.
         unit: of the loss. Default "nats".
         per: what it is the mean over. Default "token".
+        looked_at: how many windows a quick evaluation looks at. Default 64.
         continues: whether its rows can go on where others ended, for models that remember those; then it takes
             `streams`, how many of them an update has. Default False.
 
@@ -94,6 +95,7 @@ class Objective:
     shares: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "nats"
     per: ClassVar[str] = "token"
+    looked_at: ClassVar[int] = 64
     continues: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
@@ -142,6 +144,10 @@ class Objective:
         if not {id(p) for p in exported.parameters()} <= {id(p) for p in model.parameters()}:
             raise ValueError(f"a model of {self.name} holds more than was written; give a run with its state/")
         return copy_weights(exported, trained)
+
+    def entries(self) -> dict:
+        """More of the config.json that is written beside a trained model; by default none."""
+        return {}
 
     def __len__(self) -> int:
         """Samples in an epoch."""

@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `resume`, `sample`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -21,7 +21,8 @@ from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
-  pretrain      train a language model from nothing; without a flag, for two minutes on Python's own sources
+  pretrain      train a language model; without a flag, from nothing, for two minutes on Python's own sources
+  finetune DIR  teach a trained model a task, by labelled rows
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
   info          what this machine can run, what is missing, and the cure
@@ -122,6 +123,19 @@ def pretrain(argv: list[str]) -> int:
         return run.pretrain(config, ["pretrain", *argv])
 
 
+def finetune(argv: list[str]) -> int:
+    _check_extra()
+    plugins.load(listed(argv, "plugin"))
+    from fastlm.trainer.options.finetune import FineTune
+
+    config = parse(FineTune, "finetune", argv)
+    config.check_values()
+    from fastlm.trainer import finetune
+
+    with _machine():
+        return finetune.finetune(config, ["finetune", *argv])
+
+
 def resume(argv: list[str]) -> int:
     _check_extra()
     from fastlm.trainer.options.folders import Resume, check_folder
@@ -181,7 +195,7 @@ def _presets(names: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "resume": resume, "sample": sample, "info": info}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "info": info}
 
 
 def _check_extra() -> None:

@@ -18,8 +18,11 @@ from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokens import sha256
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.finetune import FineTune
+from fastlm.trainer.options.training import Training
 from fastlm.trainer.words import Refusal, command, disk_words
 
+CONFIGURATIONS: dict[str, type[Config] | type[FineTune]] = {kind.command: kind for kind in (Config, FineTune)}
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
 BEFORE = (LOCK, "tokenizer.json", "metrics.jsonl")  # what there is of a run until it has a run.json
 
@@ -30,7 +33,7 @@ class Plan:
 
     fastlm: str
     command: str
-    config: Config
+    config: Training
     steps: int
     looks: Looks
     threads: int
@@ -52,7 +55,7 @@ class Plan:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            config = Config.from_json(values["config"])
+            config = CONFIGURATIONS[values["config"].get("command", "pretrain")].from_json(values["config"])
             parts = {"config": config, "looks": Looks(**values["looks"])}
             return cls(**values | parts)
         except (ValueError, TypeError, KeyError) as error:
@@ -139,7 +142,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def environment(config: Config) -> dict[str, str]:
+def environment(config: Training) -> dict[str, str]:
     """What a result may depend on besides the configuration, in words."""
     return {
         "torch": torch.__version__,

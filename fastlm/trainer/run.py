@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastlm.trainer import memory
+from fastlm.trainer import finetune, memory
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import tokenize
@@ -13,7 +13,7 @@ from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.plan import Plan, locked, new_folder
-from fastlm.trainer.ready import altered, begin, go_on
+from fastlm.trainer.ready import Read, altered, begin, go_on
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.start import begun_from
 from fastlm.trainer.words import Refusal, command, disk_words, several
@@ -55,7 +55,7 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
         raise Refusal(altered(folder, error)) from error
     with stops.heard(), locked(folder), console.warnings():
         try:
-            run = go_on(folder, plan, console, stops, read)
+            run = go_on(folder, plan, console, stops, READERS[plan.config.command])
         except OSError as error:
             raise Refusal(disk_words(error, folder, "nothing was changed", go_on_with)) from error
         return run.train()
@@ -76,3 +76,6 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     tokens = tokenize(corpus, config.vocab, tokenizer_file, lambda: console.say("tokens", building), learned)
     console.say_all(lines.of_tokens(config, tokens))
     return config, Text(corpus, tokens)
+
+
+READERS: dict[str, Read] = {"pretrain": read, "finetune": finetune.read}

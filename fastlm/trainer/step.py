@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Recurrence, Remembering, Transformer
+from fastlm.models.heads import Headed
 from fastlm.objectives import Batch, Objective, Vocabulary, noise
-from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
+from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.options.config import Config
-from fastlm.trainer.options.training import DTYPES
+from fastlm.trainer.options.training import DTYPES, Training
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -50,7 +50,7 @@ class Trainer:
     before each micro-batch and each batch of an evaluation; when it raises, all of this is as the last update left it.
     """
 
-    def __init__(self, config: Config, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
+    def __init__(self, config: Training, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
         self.config, self.steps, self.step, self.check = config, steps, 0, check
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
@@ -65,9 +65,9 @@ class Trainer:
         self.optimizer = make_optimizer(config, self.model)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
-        self.bytes_of = torch.from_numpy(tokens.bytes_of())
+        self.bytes_of = torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None
 
-    def exported(self) -> Transformer:
+    def exported(self) -> Transformer | Headed:
         """What of the model others open."""
         return self.train.exported(self.model)
 
@@ -138,7 +138,7 @@ class Trainer:
         """The learning rate of the step, and the gradient's norm before clipping."""
         lr, clips = self.lr(), isinstance(self.optimizer, Optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -219,14 +219,14 @@ class Trainer:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
+def autocast(config: Training, device: torch.device) -> torch.autocast:
     """Matrix products in the configured dtype."""
     dtype = getattr(torch, DTYPES[config.dtype])
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def make_objective(
-    config: Config, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
+    config: Training, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
 ) -> Objective:
     """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
     try:
@@ -235,7 +235,7 @@ def make_objective(
         raise Refusal(f"the {side} side of the text has {error}") from error
 
 
-def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: Training, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
     step would take no notice of the schedule.
     """
@@ -243,7 +243,11 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     known = inspect.signature(make).parameters
     options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)
     options = {name: value for name, value in options.items() if name in known}
-    optimizer = make(decay_groups(model, config.weight_decay), lr=config.lr, **options)
+    groups = decay_groups(model, config.weight_decay)
+    if config.layer_decay != 1:
+        groups = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
+        groups = [group | {"share": group.pop("lr")} for group in groups]  # of the rate that the schedule says
+    optimizer = make(groups, lr=config.lr, **options)
     if isinstance(optimizer, Optimizer):
         optimizer.max_grad_norm = config.clip or None
     return optimizer

@@ -66,6 +66,16 @@ class Config(Training, Pretraining):
     # ids are 32 bits wide; rows are tried before there is a text
     at_most: ClassVar[dict[str, float]] = Training.at_most | {"vocab": 2**32, "context": 2**24, "memory": 2**24}
 
+    @property
+    def source(self) -> Path | None:
+        """The folder whose weights a run begins with."""
+        return self.from_
+
+    @property
+    def named(self) -> str:
+        """What the model is called."""
+        return self.preset
+
     def model(self, vocab_size: int) -> "ModelConfig":
         """The preset with this run's changes, or the shape that --from found, which has all ids that are needed. Raises
         ValueError for shapes that do not fit together.
@@ -178,7 +188,6 @@ class Config(Training, Pretraining):
             )
 
     def remembers(self, shape: "ModelConfig") -> bool:
-        """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
         return shape.memory > 0 and self.objective_class().continues
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":

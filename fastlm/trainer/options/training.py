@@ -35,10 +35,12 @@ class Training:
 
     Attributes:
         command: whose flags these are.
+        layer_decay: what the rate is multiplied by from a layer to the one below, where that is no flag.
         at_least: field → its least value; at_most: likewise.
     """
 
     command: ClassVar[str]
+    layer_decay: ClassVar[float] = 1.0
     at_least: ClassVar[dict[str, float]] = {
         "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0,
         "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
@@ -111,7 +113,7 @@ class Training:
         for name in REGISTRIES.keys() & {field.name for field in fields(self)}:
             of_preset = ("preset",) if name in ("position", "objective") else ()
             value, known = getattr(self, name), (*choices(name), *of_preset)
-            if value not in known:
+            if value not in (None, *known):
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
                 )
@@ -130,6 +132,10 @@ class Training:
             raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
+
+    def remembers(self, shape: "ModelConfig") -> bool:
+        """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
+        return False
 
     def check_machine(self) -> None:
         """Raises Refusal for a device that is not there."""

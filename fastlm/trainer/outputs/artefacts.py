@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from fastlm.interop import model_type, to_huggingface
-from fastlm.models import ModelConfig
+from fastlm.interop import head_to_huggingface, model_type, to_huggingface
+from fastlm.interop.heads import architecture_of
+from fastlm.models import Transformer
+from fastlm.models.heads import Headed, RowClassifier
 from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
@@ -27,7 +29,8 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     model = trainer.exported()
     if model.config.kind == "encoder-decoder":
         tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
-    to_huggingface(model, folder, **tokens)
+    write = to_huggingface if isinstance(model, Transformer) else head_to_huggingface
+    write(model, folder, **tokens, **trainer.train.entries())
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": trainer.train.context,
@@ -39,12 +42,16 @@ def write_weights(trainer: Trainer, folder: Path) -> None:
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
-def opened_by(model: ModelConfig, folder: Path) -> str:
+def opened_by(model: Transformer | Headed, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
-    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
-    head = "PreTraining" if model.head == "detection" or model.pair_labels else head
-    theirs = f"transformers.AutoModelFor{head}.from_pretrained"
-    opener = "fastlm.interop.from_huggingface" if model_type(model) == "fastlm" else theirs
+    shape = model.config
+    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[shape.kind]
+    head = "PreTraining" if shape.head == "detection" or shape.pair_labels else head
+    ours, known = "fastlm.interop.from_huggingface", model_type(shape) != "fastlm"
+    if not isinstance(model, Transformer):
+        head = "SequenceClassification" if isinstance(model, RowClassifier) else "QuestionAnswering"
+        ours, known = "fastlm.interop.head_from_huggingface", architecture_of(model) is not None
+    opener = f"transformers.AutoModelFor{head}.from_pretrained" if known else ours
     return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
 
 
@@ -103,7 +110,7 @@ def write_report(plan: Plan, material: Material, trainer: Trainer, metrics: Metr
         "steps": f"{plan.steps:,}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
-        "weights open with": f"`{opened_by(exported.config, path.parent)}`",
+        "weights open with": f"`{opened_by(exported, path.parent)}`",
     }
     model = {"parameters": f"{exported.parameter_count():,}"} | asdict(exported.config)
     table = memory_table(trainer.model, chosen=trainer.optimizer)

@@ -61,7 +61,7 @@ def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
     size_of = f"{several(shape.layers, 'layer')} of {shape.dim}", several(shape.heads, "head")
     yield (
         "model",
-        config.preset,
+        config.named,
         objective.name,
         *size_of,
         f"context {shape.context}",
@@ -90,7 +90,7 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
     length = "as asked"
     if plan.config.steps is None:
         length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
-    if (looks := plan.looks) != Looks.all_of(plan.config, trainer.held_out.windows):
+    if (looks := plan.looks) != Looks.all_of(plan.config, trainer.held_out):
         fewer = (
             f"{several(looks.times, 'evaluation')} of {several(looks.windows, 'window')}, the last of {looks.last:,}"
         )
@@ -151,5 +151,6 @@ def of_end(folder: Path, trainer: Trainer, material: Material, last: dict, secon
     )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
     exported = trainer.exported()
-    writes = () if exported.decoder is None else (command("sample", folder),)  # an encoder writes no text
-    yield "next", *writes, f"weights open with {artefacts.opened_by(exported.config, folder)}"
+    writes = getattr(exported, "decoder", None) is not None  # an encoder writes no text, nor does what has a head
+    said = (command("sample", folder),) if writes else ()
+    yield "next", *said, f"weights open with {artefacts.opened_by(exported, folder)}"
