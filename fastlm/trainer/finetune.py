@@ -42,8 +42,8 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
     """Read the rows of both sides, and say what they are; arguments as in `ready.Read`."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    skipped, name = Skipped(), library.NAME if config.task is None else config.task.name
-    kind, train, held_out, split = _rows(config, skipped)
+    skipped = Skipped()
+    name, kind, train, held_out, split = _rows(config, skipped)
     labels = rows.labels_of(train) if kind == "classification" else ()
     config = replace(config, kind=kind, labels=labels)
     _check(config, name, train, held_out)
@@ -64,19 +64,20 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
     return replace(config, steps=steps), material
 
 
-def _rows(config: FineTune, skipped: Skipped) -> tuple[str, list[Row], list[Row], str]:
-    """The kind of the rows, those of both sides, and how they were told apart."""
+def _rows(config: FineTune, skipped: Skipped) -> tuple[str, str, list[Row], list[Row], str]:
+    """What the rows are called, their kind, those of both sides, and how they were told apart."""
     if config.task is None:
         if config.kind not in (None, "classification"):
             raise Refusal(f"--kind {config.kind} needs --task; without it, the kind is classification")
-        train, held_out = sides_of(library.rows(), config.seed)
-        return "classification", train, held_out, library.SPLIT
+        name, found = library.rows()
+        return name, "classification", *sides_of(found, config.seed), library.SPLIT
+    name = config.task.name
     kind, found = rows.read(config.task, "--task", config.kind, skipped.add)
     if config.held_out is not None:
         _, held_out = rows.read(config.held_out, "--held-out", kind, skipped.add)
-        return kind, found, held_out, f"held out: {config.held_out.name}"
-    train, held_out = sides_of(found, config.seed)
-    return kind, train, held_out, "held out: a tenth of the rows, drawn by --seed; those of one text are on one side"
+        return name, kind, found, held_out, f"held out: {config.held_out.name}"
+    split = "held out: a tenth of the rows, drawn by --seed; those of one text are on one side"
+    return name, kind, *sides_of(found, config.seed), split
 
 
 def _check(config: FineTune, name: str, train: list[Row], held_out: list[Row]) -> None:

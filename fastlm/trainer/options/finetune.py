@@ -28,7 +28,9 @@ class Asked:
 
     folder: Path
     """A run's folder, or one that transformers can open, with a tokenizer.json of fastlm's."""
-    task: Annotated[Path | None, unset("FILE", "which package of the standard library a text is of")] = None
+    task: Annotated[Path | None, unset("FILE", "whether lines of Python's library are code, comment or docstring")] = (
+        None
+    )
     """Labelled rows, a .jsonl, .json, .csv or .tsv, each also as .gz; the columns say what is learned: text and label,
     with text_pair for pairs; text, context, answer and start; or source and target."""
     kind: Annotated[Literal[choices("kind")] | None, unset(None, "as the columns say")] = None
@@ -43,7 +45,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class FineTune(Training, Asked):
-    """Fine-tune a trained model on labelled rows. Without --task: on which package of Python's library a text is of."""
+    """Fine-tune a trained model on labelled rows. Without --task: on whether lines of Python's library are code, a
+    comment or a docstring."""
 
     command: ClassVar[str] = "finetune"
     at_least: ClassVar[dict[str, float]] = Training.at_least | {"epochs": 0, "layer_decay": 0}

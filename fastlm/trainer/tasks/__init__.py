@@ -3,7 +3,7 @@
     rows.py            which columns of a file make an example, and of which kind
     layout.py          texts → rows of ids
     examples.py        two sides of a task, and what a result on them is compared with
-    library.py         a task where none is given: which package of Python's library a text is of
+    library.py         a task where none is given: what is code, what a comment, what a docstring
     task.py            Task, what one defines; TASKS, name → class
 
     classification.py  which of some labels a text, or a pair of texts, has
