@@ -44,30 +44,15 @@ def to_huggingface(model: Transformer, directory: Path | str, **entries: Any) ->
         OSError: for a folder that cannot be written, or a full disk.
         ValueError: for an entry that the model's shape has another value for.
     """
-    from safetensors.torch import save_file
-
-    directory = Path(directory)
-    family = FAMILIES[model_type(model.config)]
-    config = family.entries(model.config)
-    for name in entries.keys() & config.keys():
-        if entries[name] != config[name]:
-            raise ValueError(
-                f"{name} is {entries[name]!r}, and a {family.model_type} of this shape has {config[name]!r}"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
-    if model.config.head == "none" and not model.config.pair_labels:  # a base model
-        family = family.alone()
+    directory, family = Path(directory), FAMILIES[model_type(model.config)]
     if unread := family.unread(model.config):
         warnings.warn(
             f"transformers does not compute {unread} of {directory}, which from_huggingface does", stacklevel=2
         )
-    tensors = {part.theirs: part.of(state[part.ours]).contiguous().clone() for part in family.parts(model.config)}
-    with tensor_file(directory / "model.safetensors") as made:
-        save_file(tensors, made, metadata={"format": "pt"})
-    dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
-    config = {"bos_token_id": None, "eos_token_id": None, "torch_dtype": dtype} | config | entries
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    base = model.config.head == "none" and not model.config.pair_labels
+    write(
+        directory, family, family.entries(model.config), entries, tensors_of(family.alone() if base else family, model)
+    )
     return family.model_type
 
 
@@ -89,7 +74,54 @@ def from_huggingface(source: "Path | str | PreTrainedModel") -> Transformer:
         ValueError: for a directory that holds no such model, a model_type that is none of FAMILIES, an option that we
             do not have, and a tensor that is missing, left over or of another shape. Nothing is ever unpickled.
     """
-    where, entries, tensors = _opened(source)
+    return transformer(*opened(source))
+
+
+def model_type(config: ModelConfig) -> str:
+    """The Hugging Face model that a config is saved as.
+
+    Args:
+        config: a model's shape.
+
+    Returns:
+        The name of a family, such as "llama" or "bert"; "fastlm" where transformers has no such model.
+    """
+    return next(name for name, family in FAMILIES.items() if family.has(config))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def tensors_of(family: Family, model: Transformer) -> Tensors:
+    """A model's weights under the family's names."""
+    state = model.state_dict()
+    return {part.theirs: part.of(state[part.ours]).contiguous().clone() for part in family.parts(model.config)}
+
+
+def write(directory: Path, family: Family, config: dict, entries: dict, tensors: Tensors) -> None:
+    """Write the files. config: the entries that the shape makes; entries: others, which must not contradict them."""
+    from safetensors.torch import save_file
+
+    for name in entries.keys() & config.keys():
+        if entries[name] != config[name]:
+            raise ValueError(
+                f"{name} is {entries[name]!r}, and a {family.model_type} of this shape has {config[name]!r}"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    with tensor_file(directory / "model.safetensors") as made:
+        save_file(tensors, made, metadata={"format": "pt"})
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    config = {"bos_token_id": None, "eos_token_id": None, "torch_dtype": dtype} | config | entries
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def transformer(where: str, entries: dict, tensors: Tensors) -> Transformer:
+    """The model of a config's entries and of tensors by name; where: what they are called."""
     kind = entries.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{where} has model_type {kind!r}; fastlm knows {', '.join(sorted(FAMILIES))}")
@@ -107,23 +139,7 @@ def from_huggingface(source: "Path | str | PreTrainedModel") -> Transformer:
     return model.to(model.embedding.weight.device).eval()
 
 
-def model_type(config: ModelConfig) -> str:
-    """The Hugging Face model that a config is saved as.
-
-    Args:
-        config: a model's shape.
-
-    Returns:
-        The name of a family, such as "llama" or "bert"; "fastlm" where transformers has no such model.
-    """
-    return next(name for name, family in FAMILIES.items() if family.has(config))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def _opened(source: "Path | str | PreTrainedModel") -> tuple[str, dict, Tensors]:
+def opened(source: "Path | str | PreTrainedModel") -> tuple[str, dict, Tensors]:
     """What the source is called, its config's entries, and its tensors by name."""
     if hasattr(source, "state_dict"):
         if not hasattr(getattr(source, "config", None), "to_dict"):

@@ -117,7 +117,26 @@ POOLINGS = {
 }
 
 
-class RowClassifier(nn.Module):
+class Headed(nn.Module):
+    """A model that a head is put on.
+
+    Attributes:
+        model: a `Transformer`.
+    """
+
+    model: "Transformer"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.model.config
+
+    def parameter_count(self) -> int:
+        """Numbers trained, those of the head among them."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class RowClassifier(Headed):
     """A model that labels whole rows: tokens [B, L] int64 → logits [B, labels]. One label is regression.
 
     Args:
@@ -137,7 +156,7 @@ class RowClassifier(nn.Module):
         super().__init__()
         whole(1, labels=labels)
         one_of(POOLINGS, pooling=pooling)
-        self.pooling, self.end = POOLINGS[pooling], end
+        self.pooling, self.end, self.labels = POOLINGS[pooling], end, labels
         if self.pooling.token == "end" and end is None:
             raise ValueError(f"pooling {pooling!r} reads the end-of-sequence token's state; give its number as end")
         dim = model.config.dim
@@ -180,7 +199,7 @@ class RowClassifier(nn.Module):
         return marked.shape[1] - 1 - marked.flip(-1).int().argmax(-1)
 
 
-class TokenClassifier(nn.Module):
+class TokenClassifier(Headed):
     """A model that labels tokens: tokens [B, L] int64 → logits [B, L, labels], or those of decoder_tokens.
 
     Args:

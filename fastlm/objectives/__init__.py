@@ -22,7 +22,7 @@ one, subclass `RowObjective`, or `Objective`, with a name and define its methods
 and the command line find it.
 """
 
-from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Vocabulary
+from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Shares, Terms, Vocabulary
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
@@ -38,6 +38,6 @@ from fastlm.objectives.spans import SpanCorruption
 
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
-    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "SpanBoundary", "SpanCorruption",
-    "Vocabulary", "recipe", "small",
+    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "Shares", "SpanBoundary",
+    "SpanCorruption", "Terms", "Vocabulary", "recipe", "small",
 ]  # fmt: skip

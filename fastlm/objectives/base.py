@@ -22,7 +22,7 @@ IGNORED = -100  # a label that is no target, as in torch.nn.functional.cross_ent
 Batch = dict[str, Tensor]
 Decode = Callable[[list[int]], str]
 Terms = dict[str, Tensor]  # term → its loss summed over its targets
-Shares = dict[str, tuple[Tensor, Tensor]]  # name → (how many, of how many)
+Shares = dict[str, tuple[Tensor, ...]]  # name → (how many, of how many), or other sums that `measure` knows
 
 
 class Vocabulary(NamedTuple):
@@ -75,6 +75,9 @@ class Objective:
         weights: term → what its mean is multiplied by in the loss; default 1 for those not named.
         compared: the term in nats a token that guessing by frequency is compared with. Default "loss", the only one.
         shares: names of what `evaluate` counts besides the loss. Default none.
+        unit: of the loss. Default "nats".
+        per: what it is the mean over. Default "token".
+        looked_at: how many windows a quick evaluation looks at. Default 64.
         continues: whether its rows can go on where others ended, for models that remember those; then it takes
             `streams`, how many of them an update has. Default False.
 
@@ -90,6 +93,9 @@ class Objective:
     weights: ClassVar[dict[str, float]] = {}
     compared: ClassVar[str] = "loss"
     shares: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "nats"
+    per: ClassVar[str] = "token"
+    looked_at: ClassVar[int] = 64
     continues: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
@@ -120,6 +126,28 @@ class Objective:
             model: the module that `model` made.
         """
         return model
+
+    def begin_with(self, model: nn.Module, trained: Transformer) -> list[str]:
+        """Give a new model the weights of a trained one.
+
+        Args:
+            model: the module that `model` made.
+            trained: of the same shape, but for its heads.
+
+        Returns:
+            Names of the parameters and buffers that `trained` lacks, which stay as they were drawn.
+
+        Raises:
+            ValueError: for tensors of other shapes, and for a module whose exported weights are made from several.
+        """
+        exported = self.exported(model)
+        if not {id(p) for p in exported.parameters()} <= {id(p) for p in model.parameters()}:
+            raise ValueError(f"a model of {self.name} holds more than was written; give a run with its state/")
+        return copy_weights(exported, trained)
+
+    def entries(self) -> dict:
+        """More of the config.json that is written beside a trained model; by default none."""
+        return {}
 
     def __len__(self) -> int:
         """Samples in an epoch."""
@@ -199,9 +227,30 @@ class Objective:
             batch: what `fixed` made.
 
         Returns:
-            (what `loss` gives; each of `shares` → (how many, of how many), integers). By default no share.
+            (what `loss` gives; each of `shares` → sums that `measure` knows, scalars). By default no share.
         """
         return self.loss(model, batch), {}
+
+    def measure(self, name: str, sums: Tensor) -> float:
+        """What a share comes to.
+
+        Args:
+            name: one of `shares`.
+            sums: fp64, what `evaluate` gave for it, each summed over all batches.
+
+        Returns:
+            By default the first over the second, how many of how many.
+        """
+        return (sums[0] / sums[1].clamp(min=1)).item()
+
+    def worded(self, name: str, value: float) -> str:
+        """A share as people read it; by default as a percentage.
+
+        Args:
+            name: one of `shares`.
+            value: what `measure` returned.
+        """
+        return f"{value:.1%}"
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """Something a person can read: what the model makes of nothing, or of held-out text.
@@ -226,3 +275,18 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(targets whose likeliest class is the label, targets): logits [..., V], labels [...] as above."""
     return (logits.argmax(-1) == labels).sum(), (labels != IGNORED).sum()
+
+
+@torch.no_grad()
+def copy_weights(model: nn.Module, trained: nn.Module) -> list[str]:
+    """Copy what two models both have, by name; return the names that the trained one lacks. Raises ValueError for
+    tensors of other shapes.
+    """
+    mine, theirs = model.state_dict(), trained.state_dict()
+    shared = mine.keys() & theirs.keys()
+    for name in sorted(shared):
+        if mine[name].shape != theirs[name].shape:
+            raise ValueError(f"{name} is {list(theirs[name].shape)}, and has to be {list(mine[name].shape)}")
+    for name in shared:
+        mine[name].copy_(theirs[name])
+    return [name for name in mine if name not in theirs]

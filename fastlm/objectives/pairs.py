@@ -71,7 +71,7 @@ class SentencePairs(Objective):
                 f"0 documents with two sentences that fit into {context - 3} tokens together; give other documents, a "
                 "larger --context, or --objective mlm"
             )
-        self._order: tuple[tuple[int, int], np.ndarray] | None = None  # the last (seed, epoch) and its pieces
+        self.order = noise.Order(len(self))
 
     def __len__(self) -> int:
         return len(self.pieces.begins)
@@ -81,20 +81,13 @@ class SentencePairs(Objective):
         return len(self)
 
     def batch(self, seed: int, first: int, count: int) -> Batch:
-        samples = [divmod(s, len(self)) for s in range(first, first + count)]
-        numbers = np.array([self._ordered(seed, epoch)[index] for epoch, index in samples])
-        epochs, indices = torch.tensor(samples).unbind(1)
-        return self._make(numbers, Samples(seed, epochs, indices))
+        numbers, samples = self.order.drawn(seed, first, count)
+        return self._make(numbers.numpy(), samples)
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         numbers = np.asarray(numbers)
         self.check_windows(numbers)
         return self._make(numbers, Samples(0, torch.tensor(0), torch.from_numpy(numbers)))
-
-    def _ordered(self, seed: int, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != (seed, epoch):
-            self._order = (seed, epoch), noise.permutation(seed, epoch, len(self)).numpy()
-        return self._order[1]
 
     def _make(self, numbers: np.ndarray, samples: Samples) -> Batch:
         where, label, other = samples.draw(3, noise.Purpose.PAIR).numpy().T

@@ -6,10 +6,13 @@
     schedule.py  step.py                         learning rates; one update and one evaluation, and nothing around them
     budget.py  memory.py                         minutes to steps; bytes, before there are any
     plan.py  checkpoint.py                       run.json; state on disk, without pickle
-    run.py  loop.py  signals.py                  a run made ready, or read back; its steps and its end; what stops it
+    opening.py  start.py                         what a folder holds of a model, and a run that begins with its weights
+    material.py                                  what a run learns from
+    run.py  ready.py                             the commands; a run begun, or read back from its folder
+    loop.py  signals.py                          its steps and its end; what stops it
     distributed/                                 several processes that train one model, on torch's engine
     sampling.py                                  a trained model writes
     outputs/                                     what is said and written
 
 Nothing below imports this room: the library and the models work without it. A new flag is a field of
-options/config.Config; a new schedule a function in schedule.py."""
+options/config.Config, or of options/training.Training if all runs have it; a new schedule a function in schedule.py."""

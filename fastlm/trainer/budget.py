@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastlm.backends.dispatch import record_choices
+from fastlm.objectives import Objective
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.options.config import DTYPES, Config
+from fastlm.trainer.options.training import DTYPES, Training
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import processes
 
@@ -20,7 +21,6 @@ PROBE = 0.6  # seconds of updates for each thread count
 MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoints and printing
 SAMPLES = 4  # on the way, at each quarter
 SAMPLE = 96  # tokens of one, where there is time
-QUICK_EVALUATION = 64  # windows of held-out text looked at on the way, where there is time; at the end, all of them
 MEASURING = 0.25  # of the budget at most goes to trying thread counts, but for one update's time
 LOOKING = 0.3  # of the budget at most goes to evaluations and samples
 
@@ -37,9 +37,9 @@ class Looks:
     sample: int
 
     @classmethod
-    def all_of(cls, config: Config, windows: int) -> "Looks":
-        """What was asked for, where time is no matter. windows: those there are."""
-        return cls(config.evaluations, min(QUICK_EVALUATION, windows), windows, SAMPLE)
+    def all_of(cls, config: Training, held_out: Objective) -> "Looks":
+        """What was asked for, where time is no matter."""
+        return cls(config.evaluations, min(held_out.looked_at, held_out.windows), held_out.windows, SAMPLE)
 
     @property
     def times(self) -> int:
@@ -71,7 +71,7 @@ class Budget:
     backends: dict[str, str]
 
 
-def measure(config: Config, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
+def measure(config: Training, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     """Try the thread counts (one, and all of torch's, while there is time), then fix the steps that fit in the minutes;
     nothing is timed if the configuration leaves nothing to decide. Of several processes each takes the threads that it
     was started with, and the first one's budget is to be all's.
@@ -82,7 +82,7 @@ def measure(config: Config, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:
         first = _timed(trainer, 0.0)
-    looks = Looks.all_of(config, trainer.held_out.windows)
+    looks = Looks.all_of(config, trainer.held_out)
     if len(candidates) == 1 and config.steps:
         return Budget(candidates[0], config.steps, looks, True, {}, backends)
     until = begun + MEASURING * 60 * config.minutes if config.steps is None else float("inf")
@@ -101,7 +101,7 @@ def measure(config: Config, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     return Budget(threads, max(1, steps), looks, steps >= 1, speeds, backends)
 
 
-def dtype_cost(config: Config) -> float:
+def dtype_cost(config: Training) -> float:
     """How many times fp32's time a matrix product takes in the configured dtype here; 1 on a GPU, which has the
     instructions. A CPU without them is several times slower, and says so nowhere.
     """
@@ -120,7 +120,7 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(seconds)
 
 
-def _thread_counts(config: Config, device: torch.device) -> list[int]:
+def _thread_counts(config: Training, device: torch.device) -> list[int]:
     everything = torch.get_num_threads()  # physical cores, or what OMP_NUM_THREADS says
     if config.threads:
         return [config.threads]
@@ -151,7 +151,7 @@ def _timed(trainer: Trainer, least: float) -> float:
 
 def _share(trainer: Trainer, seconds_per_update: float, begun: float) -> tuple[int, Looks]:
     """Updates that fit in the minutes beside what measuring took and the looks at the model; below 1 if none does."""
-    asked = Looks.all_of(trainer.config, trainer.held_out.windows)
+    asked = Looks.all_of(trainer.config, trainer.held_out)
     at = time.perf_counter()
     windows = min(asked.windows, trainer.config.batch)
     trainer.evaluate(windows)

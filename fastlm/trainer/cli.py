@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `resume`, `sample`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -10,7 +10,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TextIO
 
 from fastlm import __version__
@@ -19,11 +18,12 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import FULL, Failure, Refusal, absent, did_you_mean, processes, say
+from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, processes, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
-  pretrain      train a language model from nothing; without a flag, for two minutes on Python's own sources
+  pretrain      train a language model; without a flag, from nothing, for two minutes on Python's own sources
+  finetune DIR  teach a trained model a task, by labelled rows
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
   info          what this machine can run, what is missing, and the cure
@@ -129,12 +129,25 @@ def pretrain(argv: list[str]) -> int:
         return run.pretrain(config, ["pretrain", *argv])
 
 
+def finetune(argv: list[str]) -> int:
+    _check_extra()
+    plugins.load(listed(argv, "plugin"))
+    from fastlm.trainer.options.finetune import FineTune
+
+    config = parse(FineTune, "finetune", argv)
+    config.check_values()
+    from fastlm.trainer import finetune
+
+    with _machine():
+        return finetune.finetune(config, ["finetune", *argv])
+
+
 def resume(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.folders import Resume
+    from fastlm.trainer.options.folders import Resume, check_folder
 
     asked = parse(Resume, "resume", argv)
-    _check_folder(asked.folder)
+    check_folder(asked.folder)
     plugins.load(asked.plugin)
     from fastlm.trainer import run
 
@@ -144,11 +157,11 @@ def resume(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     _check_extra()
-    from fastlm.trainer.options.folders import Sample
+    from fastlm.trainer.options.folders import Sample, check_folder
 
     asked = parse(Sample, "sample", argv)
     asked.check()
-    _check_folder(asked.folder)
+    check_folder(asked.folder)
     plugins.load(asked.plugin)
     from fastlm.trainer import sampling
 
@@ -156,13 +169,6 @@ def sample(argv: list[str]) -> int:
         note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
         sampling.write(asked, lambda piece: print(piece, end="", flush=True), note)
     return 0
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise Refusal(absent(folder, "give the folder of a run"))
-    if not folder.is_dir():
-        raise Refusal(f"{folder} is a file; give the folder of a run")
 
 
 def info(argv: list[str]) -> int:
@@ -195,7 +201,7 @@ def _presets(names: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "resume": resume, "sample": sample, "info": info}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "info": info}
 
 
 def _check_extra() -> None:

@@ -8,15 +8,15 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastlm.models import Transformer
+from fastlm.models.heads import Headed
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import SAMPLES, due
-from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed.ranks import Ranks, noticing
+from fastlm.trainer.material import Material
 from fastlm.trainer.outputs import artefacts, lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
@@ -25,7 +25,7 @@ from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, command, disk_words, several
 
-JUDGED_FROM = 100  # steps from which a run must have passed the unigram line to count as a success
+JUDGED_FROM = 100  # steps from which a run must be better than what has learned nothing to count as a success
 
 
 @dataclass
@@ -37,8 +37,7 @@ class Run:
     folder: Path
     plan: Plan
     trainer: Trainer
-    tokens: Tokens
-    corpus: Corpus
+    material: Material
     console: Console
     metrics: Metrics
     stops: Stops
@@ -46,7 +45,7 @@ class Run:
     seconds: float
     first: int = 0
     kept: int = -1
-    begun: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     aside: float = 0.0
 
     def train(self) -> int:
@@ -58,7 +57,7 @@ class Run:
                 self._advance()
                 return self._finish()
             except Stopped as stop:
-                self._save()
+                self.save()
                 done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
                 self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
                 return stop.status
@@ -75,9 +74,9 @@ class Run:
                 flushed = time.monotonic()
             self._look()
             if self.ranks.any(time.monotonic() - saved >= self.plan.config.save_every):
-                self._save()
+                self.save()
                 saved = time.monotonic()
-        self._save()
+        self.save()
 
     @property
     def elapsed(self) -> float:
@@ -141,7 +140,8 @@ class Run:
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
         speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
         memory = max(map(len, self.trainer.recurrences), default=0)
-        return lines.of_progress(step, steps, left, speed, self.metrics.last, self.trainer.held_out.shares, memory)
+        shares = lines.shares(self.trainer.held_out, self.metrics.last)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last, shares, memory)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
@@ -159,7 +159,7 @@ class Run:
         cure = f"start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
         return Failure(f"{what}: training diverged; {cure}")
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
         be.
         """
@@ -186,7 +186,7 @@ class Run:
         except OSError as error:
             if self.ranks.world == 1:  # others know nothing of it, and would be waited for
                 with suppress(OSError):
-                    self._save()
+                    self.save()
             saved = [folder.name.replace("step-", "step ") for folder in checkpoint.saved(self.folder / "state")]
             held = f"{saved[0]} of {self.plan.steps:,} is saved" if saved else "no step is saved yet"
             go_on = f"go on with `{command('resume', self.folder)}`"
@@ -197,28 +197,28 @@ class Run:
         model = self.trainer.whole()
         if self.ranks.speaks:
             self._write(self.trainer.exported(model))
-        compared = self.metrics.last[f"held_out_{self.trainer.held_out.compared}"]
-        return self._verdict(compared, self.tokens.facts.unigram_nats)
+        return self._verdict()
 
-    def _write(self, exported: Transformer) -> None:
+    def _write(self, exported: Transformer | Headed) -> None:
         """The files of a finished run, report.md as the last, and the lines of its end."""
         self.stops.check()
-        artefacts.write_weights(exported, self.trainer.train.context, self.folder)
+        artefacts.write_weights(exported, self.trainer.train, self.folder)
         self.stops.check()
-        artefacts.write_plot(self.metrics, self.tokens, self.trainer.held_out.compared, self.folder / "loss.png")
+        artefacts.write_plot(self.metrics, self.material, self.trainer.held_out, self.folder / "loss.png")
         self.stops.check()
         report = self.folder / "report.md"
-        artefacts.write_report(self.plan, self.corpus, self.tokens, self.trainer, exported, self.metrics, report)
-        of_end = lines.of_end(self.folder, self.trainer, exported, self.tokens, self.metrics.last, self.elapsed)
-        self.console.say_all(of_end)
+        artefacts.write_report(self.plan, self.material, self.trainer, exported, self.metrics, report)
+        last = self.metrics.last
+        self.console.say_all(lines.of_end(self.folder, self.trainer, exported, self.material, last, self.elapsed))
 
-    def _verdict(self, loss: float, unigram: float) -> int:
-        if loss < unigram:
+    def _verdict(self) -> int:
+        """The exit status that the newest metrics deserve."""
+        failure = self.material.failure(self.trainer.held_out, self.metrics.last)
+        if failure is None:
             return 0
-        verdict = f"the held-out loss {loss:.3f} is not below the unigram line {unigram:.3f}"
+        short, why = failure
         if self.plan.steps < JUDGED_FROM:
-            self.console.say("note", f"{verdict}, which is no failure before step {JUDGED_FROM}")
+            self.console.say("note", f"{short}, which is no failure before step {JUDGED_FROM}")
             return 0
-        cure = "try another --lr, or more --minutes"
-        self.console.say("failed", f"{verdict}: the model learned nothing from context; {cure}")
+        self.console.say("failed", f"{short}: {why}")
         return 1

@@ -15,6 +15,7 @@ from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
 from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.training import Training
 from fastlm.trainer.step import autocast
 from fastlm.trainer.words import Refusal, size
 
@@ -44,38 +45,48 @@ def check(config: Config, text_size: int) -> None:
     """Raises Refusal, naming the flags and the cure, for a run over a text of so many bytes that takes more memory than
     there is.
     """
-    room = available_bytes(config.torch_device())
     vocab_size = most_ids(config.vocab, text_size)
     shape = config.sketch(vocab_size)
     if shape.context > 2 * text_size:  # a byte and an <eos> make two ids at most
         cure = "give more text or a smaller --context"
         raise Refusal(f"--context {shape.context} is longer than the text, which has {size(text_size)}; {cure}")
+    check_fits(config, vocab_size)
+
+
+def check_fits(config: Training, vocab_size: int) -> None:
+    """Raises Refusal, naming the flags and the cure, for a run that takes more memory than there is."""
+    room = available_bytes(config.torch_device())
     try:
         need = reckon(config, vocab_size)
     except RuntimeError:  # a plugin looks at numbers, which a reckoning has not
         return
     if room is not None and need.total > room:
-        raise Refusal(_cure(config, shape, need, room, one=reckon(replace(config, batch=1), vocab_size)))
+        one = reckon(replace(config, batch=1), vocab_size)
+        raise Refusal(_cure(config, config.sketch(vocab_size), need, room, one))
 
 
-def _cure(config: Config, shape: ModelConfig, need: Need, room: int, one: Need) -> str:
+def _cure(config: Training, shape: ModelConfig, need: Need, room: int, one: Need) -> str:
     """What takes too much, in words. one: the need of a single row."""
     there = f"and {size(room)} are free"
+    if need.model > room and config.shape is not None:
+        return f"the model of {config.source} takes {size(need.model)} to train, {there}; give a smaller one"
     if need.model > room:
         flags = f"--dim {shape.dim}, --layers {shape.layers} and --vocab {config.vocab}"
         return f"{flags} make a model that takes {size(need.model)} to train, {there}; give a smaller one of them"
     if need.model + need.ids > room:
         flags = f"--batch {config.batch} times --accumulate {config.accumulate}"
         return f"{flags} are rows whose ids take {size(need.ids)}, {there}; give a smaller one of them"
-    asked = f"--batch {config.batch} of --context {shape.context} takes {size(need.total)}, {there}"
+    context = f"rows of {shape.context} ids" if config.shape is not None else f"of --context {shape.context}"
+    asked = f"--batch {config.batch} {context} takes {size(need.total)}, {there}"
     fitting = int((room - need.model - need.ids) / max(one.rows, need.rows / config.batch))
     if fitting < 1:
-        return f"{asked}; give a smaller --context, --dim or --vocab"
+        cure = "a smaller model" if config.shape is not None else "a smaller --context, --dim or --vocab"
+        return f"{asked}; give {cure}"
     rows = config.batch * config.accumulate
     return f"{asked}; --batch {fitting} --accumulate {-(-rows // fitting)} makes an update of as many rows"
 
 
-def reckon(config: Config, vocab_size: int) -> Need:
+def reckon(config: Training, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
     fake, and of the layers a few are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
@@ -89,7 +100,7 @@ def reckon(config: Config, vocab_size: int) -> Need:
     return Need(more(two.model, four.model), two.ids, more(two.rows, four.rows))
 
 
-def _reckon(config: Config, shape: ModelConfig, objective: Objective, row: Batch) -> Need:
+def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Batch) -> Need:
     """row: a batch of one."""
     kept: dict[int, torch.UntypedStorage] = {}  # what the backward pass will look at
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,14 @@ from fastlm.backends.info import device_name
 from fastlm.trainer.budget import Looks
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.finetune import FineTune
+from fastlm.trainer.options.training import Training
 from fastlm.trainer.words import Refusal, command, disk_words, processes
 
+CONFIGURATIONS: dict[str, type[Config] | type[FineTune]] = {kind.command: kind for kind in (Config, FineTune)}
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
 BEFORE = (LOCK, "tokenizer.json", "metrics.jsonl")  # what there is of a run until it has a run.json
 
@@ -29,7 +34,7 @@ class Plan:
 
     fastlm: str
     command: str
-    config: Config
+    config: Training
     steps: int
     looks: Looks
     threads: int
@@ -47,7 +52,8 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Raises ValueError, TypeError or KeyError for a text that is no plan."""
         values = json.loads(text)
-        return cls(**values | {"config": Config.from_json(values["config"]), "looks": Looks(**values["looks"])})
+        config = CONFIGURATIONS[values["config"].get("command", "pretrain")].from_json(values["config"])
+        return cls(**values | {"config": config, "looks": Looks(**values["looks"])})
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
@@ -67,7 +73,18 @@ class Plan:
 
 
 @contextmanager
-def new_folder(out: Path | None) -> Iterator[Path]:
+def new_folder(out: Path | None, ranks: Ranks = ALONE) -> Iterator[Path]:
+    """The folder of a new run, which the first rank makes; arguments and errors as in `_new_folder`."""
+    if not ranks.speaks:
+        yield Path(ranks.told(""))
+        return
+    with _new_folder(out) as folder:
+        ranks.told(str(folder))
+        yield folder
+
+
+@contextmanager
+def _new_folder(out: Path | None) -> Iterator[Path]:
     """Make the folder of a new run and keep others out: `out`, or one named by the time. If no run.json is written
     there, it goes again with what was.
 
@@ -90,6 +107,7 @@ def new_folder(out: Path | None) -> Iterator[Path]:
             if not (folder / "run.json").exists():
                 for name in BEFORE:
                     (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / "state", ignore_errors=True)  # of weights to begin with
                 for path in absent if out else (folder, *absent):
                     with suppress(OSError):
                         path.rmdir()
@@ -120,14 +138,17 @@ def _make(out: Path | None) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system lets them in when this one ends, however it ends.
+def locked(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Keep processes of no rank out of a run's folder; the system lets them in when the first rank's ends, however it
+    ends.
 
     Raises Refusal if another one is there. Windows has no such lock, and there nobody is kept out.
     """
     try:
         import fcntl
     except ImportError:  # Windows
+        fcntl = None
+    if fcntl is None or not ranks.speaks:
         yield
         return
     try:
@@ -143,7 +164,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def environment(config: Config) -> dict[str, str]:
+def environment(config: Training) -> dict[str, str]:
     """What a result may depend on besides the configuration, in words."""
     return {
         "torch": torch.__version__,

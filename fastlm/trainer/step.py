@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from fastlm.amp import GradScaler
 from fastlm.models import Recurrence, Remembering, Transformer
+from fastlm.models.heads import Headed
 from fastlm.objectives import Batch, Objective, Vocabulary, noise
-from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups
+from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.optim.sharding import is_dtensor, local
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.distributed.shards import Division
-from fastlm.trainer.options.config import DTYPES, Config
+from fastlm.trainer.options.training import DTYPES, Training
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -57,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        config: Training,
         tokens: Tokens,
         steps: int,
         check: Callable[[], None] = lambda: None,
@@ -66,6 +67,7 @@ class Trainer:
         self.config, self.steps, self.step, self.check, self.ranks = config, steps, 0, check, ranks
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
+        shards.check(config, shape, ranks)
         self.tokenizer = load_tokenizer(tokens.tokenizer_file)
         known = vocabulary(self.tokenizer)
         self.remembers = config.remembers(shape)
@@ -75,11 +77,11 @@ class Trainer:
         torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.shape = shape
         self.model = self.train.model(shape).to(self.device)
-        self.division = Division(self.model, config.shard, ranks)
+        self.division = shards.Division(self.model, config.shard, ranks)
         self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
-        self.bytes_of = torch.from_numpy(tokens.bytes_of())
+        self.bytes_of = torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None
 
     def whole(self) -> nn.Module | None:
         """The model with all of its weights, wherever they lie; None on ranks that do not gather them."""
@@ -89,7 +91,7 @@ class Trainer:
         """The model, or one like it whose weights this rank takes its part of at the end of the `with` block."""
         return self.division.filling(lambda: self.train.model(self.shape))
 
-    def exported(self, model: nn.Module) -> Transformer:
+    def exported(self, model: nn.Module) -> Transformer | Headed:
         """What of a whole model others open."""
         return self.train.exported(model)
 
@@ -140,7 +142,7 @@ class Trainer:
         return Update(
             self.ranks.sums(losses),
             norm,
-            getattr(inner(self.optimizer), "overflow", None),
+            getattr(shards.inner(self.optimizer), "overflow", None),
             scale,
             lr,
             self.tokens_per_update,
@@ -159,14 +161,14 @@ class Trainer:
 
     def _step_optimizer(self) -> tuple[float, Tensor | None]:
         """The learning rate of the step, and the gradient's norm before clipping."""
-        lr, clips = self.lr(), isinstance(inner(self.optimizer), Optimizer)
+        lr, clips = self.lr(), isinstance(shards.inner(self.optimizer), Optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr, inner(self.optimizer).grad_norm if clips else norm
+        return lr, shards.inner(self.optimizer).grad_norm if clips else norm
 
     def _clip(self) -> Tensor:
         """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""
@@ -184,7 +186,7 @@ class Trainer:
         sums, counts = self.ranks.sums(sums), self.ranks.total(counts)
         terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
         found = self._means(terms, counts)
-        found |= {name: (value[0] / value[1].clamp(min=1)).item() for name, value in sums.items() if value.ndim}
+        found |= {name: self.held_out.measure(name, value) for name, value in sums.items() if value.ndim}
         if self.held_out.reports_bits_per_byte:
             found["bits_per_byte"] = sum(terms.values()) / math.log(2) / counts["bytes"]
         return found
@@ -253,14 +255,14 @@ class Trainer:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
 
-def autocast(config: Config, device: torch.device) -> torch.autocast:
+def autocast(config: Training, device: torch.device) -> torch.autocast:
     """Matrix products in the configured dtype."""
     dtype = getattr(torch, DTYPES[config.dtype])
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def make_objective(
-    config: Config, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
+    config: Training, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
 ) -> Objective:
     """The configured objective over one side of the text. Raises Refusal, naming the side, if it is too short."""
     try:
@@ -269,7 +271,7 @@ def make_objective(
         raise Refusal(f"the {side} side of the text has {error}") from error
 
 
-def make_optimizer(config: Config, model: nn.Module, division: Division) -> torch.optim.Optimizer:
+def make_optimizer(config: Training, model: nn.Module, division: shards.Division) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters, divided as the model is. betas and momentum go to those
     that have them; a relative step would take no notice of the schedule.
     """
@@ -277,15 +279,14 @@ def make_optimizer(config: Config, model: nn.Module, division: Division) -> torc
     known = inspect.signature(make).parameters
     options = dict(betas=config.betas, momentum=MOMENTUM, relative_step=False)
     options = {name: value for name, value in options.items() if name in known}
-    optimizer = division.optimizer(make, decay_groups(model, config.weight_decay), lr=config.lr, **options)
-    if isinstance(inner(optimizer), Optimizer):
-        inner(optimizer).max_grad_norm = config.clip or None
+    groups = decay_groups(model, config.weight_decay)
+    if config.layer_decay != 1:
+        groups = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
+        groups = [group | {"share": group.pop("lr")} for group in groups]  # of the rate that the schedule says
+    optimizer = division.optimizer(make, groups, lr=config.lr, **options)
+    if isinstance(shards.inner(optimizer), Optimizer):
+        shards.inner(optimizer).max_grad_norm = config.clip or None
     return optimizer
-
-
-def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that ZeroRedundancyOptimizer makes of this rank's parameters; others are their own."""
-    return getattr(optimizer, "optim", optimizer)
 
 
 def total(rows: list[dict]) -> dict:

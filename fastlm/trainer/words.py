@@ -50,6 +50,11 @@ def command(*words: object) -> str:
     return shlex.join(map(str, (*launched, "fastlm", *words)))
 
 
+def flag(name: str) -> str:
+    """A field's name on the command line."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
 def utf8(text: str) -> str:
     """The text with ? for lone surrogates, which JSON and the names of files may hold and UTF-8 may not."""
     return text.encode(errors="replace").decode()

@@ -5,7 +5,8 @@ import pytest
 from fastlm.models.presets import FAMILIES, PRESETS
 from fastlm.objectives import OBJECTIVES, recipe, small
 from fastlm.objectives.recipes import SMALL
-from fastlm.trainer.options.config import LR, Config
+from fastlm.trainer.options.config import Config
+from fastlm.trainer.options.training import LR
 
 POST = {name for name, row in FAMILIES.items() if row.norm_place == "post"}
 

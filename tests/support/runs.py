@@ -16,6 +16,7 @@ from fastlm.trainer import cli, run
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 from fastlm.trainer.step import Trainer
+from fastlm.trainer.words import flag
 
 TINY = dict(
     vocab=300,
@@ -53,7 +54,7 @@ def flags(config: Config) -> list[str]:
     default, words = Config(), []
     for name, value in config.to_json().items():
         if value != default.to_json()[name]:
-            words += ["--" + name.replace("_", "-"), *map(str, value if isinstance(value, (list, tuple)) else [value])]
+            words += [flag(name), *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return words
 
 

@@ -18,9 +18,9 @@ from fastlm.trainer import checkpoint
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.distributed.shards import bytes_each
-from fastlm.trainer.options.config import SHARDS
-from fastlm.trainer.step import Trainer, inner
+from fastlm.trainer.distributed.shards import bytes_each, inner
+from fastlm.trainer.options.training import SHARDS
+from fastlm.trainer.step import Trainer
 
 STEPS = 6
 PRESETS = ("llama", "bert", "t5", "albert", "electra")

@@ -13,6 +13,8 @@ from fastlm.positions import SCHEMES
 from fastlm.trainer.options import choices
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.flags import parse
+from fastlm.trainer.options.flags import shown as flags_of
+from fastlm.trainer.words import flag
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,15 +112,15 @@ def test_names_are_read_without_importing():
     code += "print(json.dumps({f: choices(f) for f in REGISTRIES}))"
     read = python(NO_TORCH + code)
     assert read.returncode == 0, read.stderr
-    for flag, names in json.loads(read.stdout).items():
-        assert sorted(names) == sorted(choices.choices(flag))
+    for name, names in json.loads(read.stdout).items():
+        assert sorted(names) == sorted(choices.choices(name))
 
 
 def test_help_says_what_every_flag_is_unless_given():
     """And does not wait for torch either."""
     shown = python(NO_TORCH + "main(['pretrain', '--help'])", env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1"})
     rows = dict(re.findall(r"^│ --([a-z-]+) (.*?\(default: [^)]+\))", shown.stdout, re.DOTALL | re.MULTILINE))
-    assert set(rows) == {name.replace("_", "-") for name in Config.__dataclass_fields__}, shown.stderr
+    assert set(rows) == {flag(name).removeprefix("--") for name in flags_of(Config)}, shown.stderr
     assert not any("None" in row for row in rows.values())
     for name in ("context", "dim", "layers", "heads", "dropout"):
         assert f"(default: the preset's; {getattr(PRESETS['llama'], name)} for llama)" in rows[name]

@@ -17,7 +17,7 @@ import pytest
 from runs import config, flags, repeatable, train, write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer import checkpoint, run, signals
+from fastlm.trainer import checkpoint, ready, run, signals
 from fastlm.trainer.data import tokens
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.console import Console
@@ -90,7 +90,7 @@ def at(owner: object, name: str, n: int, do: Callable[[], None]):
 MOMENTS = {
     "reading": (run, "find", 1),
     "vocabulary": (tokens.tokenizer, "train", 1),
-    "begin": (run, "Metrics", 1),
+    "begin": (ready, "Metrics", 1),
     "first-evaluation": (Causal, "fixed", 2),
     "updates": (Causal, "batch", 8),  # in the third update; one batch is reckoned with, two are measured
     "saving": (checkpoint, "_write", 3),

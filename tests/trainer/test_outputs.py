@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import config, train, write_text
 
+from fastlm.objectives import Causal
 from fastlm.trainer import budget, step, words
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
@@ -44,7 +45,7 @@ def test_a_terminal_shows_the_parts_that_fit(capsys, monkeypatch, columns, last)
 
 
 def test_an_evaluation_says_where_it_comes_from(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(budget, "QUICK_EVALUATION", 4)
+    monkeypatch.setattr(Causal, "looked_at", 4)
     assert train(text, tmp_path / "run", evaluations=1) == 0
     first, *_, last = said(capsys.readouterr().out, "held out")
     assert " · step 0 · " in first and first.endswith("4 of 18 windows")

@@ -11,6 +11,6 @@ add a kind of noise, write a function of (rows, random words) here, and have an 
 with stands in this namespace; the kinds of noise are imported from their files.
 """
 
-from fastlm.objectives.noise.draws import WORD, Purpose, Samples, choose, draw, number, permutation, pick, ranked
+from fastlm.objectives.noise.draws import WORD, Order, Purpose, Samples, choose, draw, number, permutation, pick, ranked
 
-__all__ = ["WORD", "Purpose", "Samples", "choose", "draw", "number", "permutation", "pick", "ranked"]
+__all__ = ["WORD", "Order", "Purpose", "Samples", "choose", "draw", "number", "permutation", "pick", "ranked"]

@@ -71,6 +71,27 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     return (high << 32 | low).argsort(stable=True)
 
 
+class Order:
+    """The order of n samples that are drawn as they are: each epoch is all of them, in an order of its own."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self._last: tuple[tuple[int, int], Tensor] | None = None  # (seed, epoch) and its order
+
+    def drawn(self, seed: int, first: int, count: int) -> tuple[Tensor, Samples]:
+        """[count] int64: the numbers of samples first … first + count - 1 of the training order; and whose noise they
+        have.
+        """
+        samples = [divmod(s, self.n) for s in range(first, first + count)]
+        numbers = torch.stack([self._of(seed, epoch)[index] for epoch, index in samples])
+        return numbers, Samples(seed, *torch.tensor(samples).unbind(1))
+
+    def _of(self, seed: int, epoch: int) -> Tensor:
+        if self._last is None or self._last[0] != (seed, epoch):
+            self._last = (seed, epoch), permutation(seed, epoch, self.n)
+        return self._last[1]
+
+
 def pick(words: Tensor, weights: list[float]) -> Tensor:
     """32-bit words → as many indices, each with p ∝ its weight."""
     ends = torch.tensor(weights, dtype=torch.float64).cumsum(0)

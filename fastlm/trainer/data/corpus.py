@@ -102,7 +102,7 @@ def find(paths: tuple[Path, ...], text_key: str = "text") -> Corpus:
     text_key: the field of a .jsonl's, .json's, .csv's or .tsv's row that holds its text.
     """
     skipped = Skipped()
-    name, files = _given(paths, skipped) if paths else _default()
+    name, files = _given(paths, skipped) if paths else default_files()
     return _survey(name, files, text_key, skipped)
 
 
@@ -130,7 +130,8 @@ def _given(paths: tuple[Path, ...], skipped: Skipped) -> tuple[str, list[tuple[P
     return " ".join(map(str, paths)), files
 
 
-def _default() -> tuple[str, list[tuple[Path, str]]]:
+def default_files() -> tuple[str, list[tuple[Path, str]]]:
+    """What is read where nothing is given: what it is called, and its files. Raises Refusal if they are not there."""
     library = f"Python {platform.python_version()} standard library"
     files = _sources_below(Path(sysconfig.get_paths()["stdlib"]))
     if files:

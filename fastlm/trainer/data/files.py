@@ -14,6 +14,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastlm.trainer.words import Refusal, utf8
@@ -78,22 +79,40 @@ def read_documents(path: Path, text_key: str, tell: Tell) -> list[str]:
 
     tell: of each row without one it is told the reason, and the line.
     """
+    with _read(path) as text:
+        rows = _documents(text, path, text_key, tell) if has_rows(path) else [text]
+        documents = [document for document in rows if document.strip()]
+    if not documents:
+        raise Refusal("no text in it")
+    return documents
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a file's name says that it holds rows."""
+    return _suffix(path.name) in (".jsonl", ".json", *DELIMITERS)
+
+
+def read_rows(path: Path, tell: Tell) -> list[tuple[int, object]]:
+    """(line, row) of a file that holds rows; of an array in a .json, (place, row). Raises Refusal with the reason if it
+    cannot be read. tell: as in `read_documents`.
+    """
+    with _read(path) as text:
+        return list(_rows(text, path, tell))
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[str]:
+    """The text of a file, and Refusal for what goes wrong with it."""
     if path.exists() and not path.is_file():  # a pipe or a device is read once, or waits forever
         raise Refusal("not a regular file")
     try:
-        text = _decoded(_bytes(path))
-        suffix = _suffix(path.name)
-        rows = _rows(text, suffix, text_key, tell) if suffix in (".jsonl", ".json", *DELIMITERS) else [text]
-        documents = [document for document in rows if document.strip()]
+        yield _decoded(_bytes(path))
     except UnicodeDecodeError:
         raise Refusal("not UTF-8; `iconv -t UTF-8` converts it") from None
     except csv.Error as error:
         raise Refusal(f"no table ({error})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise Refusal(_unreadable(error)) from None
-    if not documents:
-        raise Refusal("no text in it")
-    return documents
 
 
 def _suffix(name: str) -> str:
@@ -120,13 +139,16 @@ def _decoded(data: bytes) -> str:
     return text
 
 
-def _rows(text: str, suffix: str, key: str, tell: Tell) -> Iterator[str]:
-    """The text of each row that has one."""
+def _rows(text: str, path: Path, tell: Tell) -> Iterator[tuple[int, object]]:
+    suffix = _suffix(path.name)
     if suffix in DELIMITERS:
-        rows = _table_rows(text, DELIMITERS[suffix], tell)
-    else:
-        rows = _json_lines(text, tell) if suffix == ".jsonl" else _json_rows(text, tell)
-    for line, row in rows:
+        return _table_rows(text, DELIMITERS[suffix], tell)
+    return _json_lines(text, tell) if suffix == ".jsonl" else _json_rows(text, tell)
+
+
+def _documents(text: str, path: Path, key: str, tell: Tell) -> Iterator[str]:
+    """The text of each row that has one."""
+    for line, row in _rows(text, path, tell):
         document = row.get(key) if isinstance(row, dict) else row
         if isinstance(document, str) and document.strip():
             yield utf8(document)

@@ -93,14 +93,20 @@ class Tokens:
 
 
 def tokenize(
-    corpus: Corpus, vocab: int, tokenizer_file: Path | None = None, building: Callable[[], None] = lambda: None
+    corpus: Corpus,
+    vocab: int,
+    tokenizer_file: Path | None = None,
+    building: Callable[[], None] = lambda: None,
+    learned: bool = True,
 ) -> Tokens:
     """The corpus as ids, from the cache if they are there. tokenizer_file: use this one instead of training one;
-    building: is called if they are not there, before the work.
+    building: is called if they are not there, before the work; learned: whether that tokenizer was learned from this
+    corpus, and not from another.
 
     Raises Refusal if the cache cannot be written, or a file of the text changes meanwhile.
     """
-    made_from = json.dumps([corpus.fingerprint, corpus.split, vocab, FORMAT])
+    known_by = vocab if learned else sha256(tokenizer_file)
+    made_from = json.dumps([corpus.fingerprint, corpus.split, known_by, FORMAT])
     folder = cache_folder() / hashlib.sha256(made_from.encode()).hexdigest()[:16]
     facts = _valid_facts(folder, tokenizer_file)
     if facts is not None:

@@ -1,6 +1,7 @@
 """What a person may ask of a command.
 
-    config.py     every flag of `fastlm pretrain`, as the fields of a dataclass, checked
+    training.py   the flags of every run that trains, as the fields of a dataclass
+    config.py     those of `fastlm pretrain`, checked
     folders.py    likewise of the commands that read a run's folder
     flags.py      dataclasses → flags, --help and refusals in one line
     choices.py    the names a flag may take, known before anything heavy is imported

@@ -18,6 +18,7 @@ REGISTRIES = {
     "optimizer": ("optim", "OPTIMIZERS"),
     "objective": ("objectives", "OBJECTIVES"),
     "schedule": ("trainer.schedule", "SCHEDULES"),
+    "kind": ("trainer.tasks", "TASKS"),
 }
 
 

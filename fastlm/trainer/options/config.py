@@ -1,74 +1,44 @@
-"""Everything a command can be asked for: dataclasses from which the command line's flags are made."""
+"""Everything `fastlm pretrain` can be asked for: a dataclass from which its flags are made."""
 
-import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
 from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
-from fastlm.trainer.options import plugins
-from fastlm.trainer.options.choices import REGISTRIES, choices
-from fastlm.trainer.words import Refusal, did_you_mean
+from fastlm.trainer.options.choices import choices
+from fastlm.trainer.options.folders import check_folder
+from fastlm.trainer.options.training import DECAY, LR, OTHER_DECAY, OTHER_LR, TUPLES, Training, unset
+from fastlm.trainer.words import Refusal, flag
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
     import numpy as np
-    import torch
 
     from fastlm.models import ModelConfig
     from fastlm.objectives import Objective, Vocabulary
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
-SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
-AT_LEAST = {
-    "vocab": LEAST, "steps": 1, "context": 1, "dim": 1, "layers": 1, "heads": 1, "batch": 1,
-    "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "memory": 0, "dropout": 0, "lr": 0, "weight_decay": 0,
-    "clip": 0, "save_every": 0,
-}  # fmt: skip
-# ids are 32 bits wide; rows are tried before there is a text; OpenMP dies of far too many threads
-AT_MOST = {"vocab": 2**32, "context": 2**24, "memory": 2**24, "seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
-LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
-OTHER_LR = 1e-3  # of a plugin's optimizer
-DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
-OTHER_DECAY = 0.1
-
-
-def unset(kind: str, meaning: str) -> arg:
-    """How --help shows a flag that is None unless given: what it takes, and what None means."""
-    return arg(metavar=kind, help_behavior_hint=f"(default: {meaning})")
-
 
 @dataclass(frozen=True)
-class Config:
-    """Train a language model from nothing. Without a flag: two minutes on Python's own source code, on the machine at
-    hand.
-    """
+class Pretraining:
+    """The part of a configuration that says what is learned, and by which model."""
 
     preset: Literal[choices("preset")] = "llama"
     """The model's kind; the flags below change its shape."""
     position: Annotated[Literal[("preset", *choices("position"))], unset(None, "the preset's")] = "preset"
     """Positional scheme."""
-    optimizer: Literal[choices("optimizer")] = "adamw"
-    """What turns gradients into updates."""
     objective: Annotated[Literal[("preset", *choices("objective"))], unset(None, "the preset's")] = "preset"
     """What is learned; the README's table says what each objective is."""
-    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
-    """Modules or .py files to import first; what they register can be chosen here."""
+    from_: Annotated[Path | None, arg(name="from", metavar="DIR", help_behavior_hint="(default: nothing)")] = None
+    """A run's folder, or one that transformers can open, to begin with its weights; its shape and its tokenizer are the
+    model's then, and what it learned is what it learns."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
     """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
     text_key: str = "text"
     """The field that holds the text in a row of a .jsonl, .json, .csv or .tsv."""
     minutes: float = 2.0
     """Wall time to train for. The first seconds are measured and fix the number of steps."""
-    steps: Annotated[int | None, unset("INT", "what fits in the minutes")] = None
-    """Train for exactly this many updates instead."""
-    seed: int = 0
-    """Of weights, batches, dropout and samples; the same one gives the same run."""
-    out: Annotated[Path | None, unset("PATH", "runs/<date-time>")] = None
-    """Folder to write."""
-
     vocab: int = 2048
     """Size of the byte-level BPE vocabulary."""
     context: Annotated[int | None, unset("INT", "the preset's; 128 for llama")] = None
@@ -81,44 +51,44 @@ class Config:
     """Attention heads, each --dim / --heads wide."""
     memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
     """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
-    dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
-    """Share of activations left out in training; for small models, such as bert, the preset's is 0."""
 
-    batch: int = 8
-    """Rows in a micro-batch."""
-    accumulate: int = 1
-    """Micro-batches in an update."""
-    lr: Annotated[float | None, unset("FLOAT", ", ".join(f"{rate:g} for {name}" for name, rate in LR.items()))] = None
-    """Peak learning rate; small models whose norms come last, such as bert, get a share of the default."""
-    schedule: Literal[choices("schedule")] = "cosine"
-    """How the rate falls after its peak."""
-    warmup: float = 0.05
-    """Share of the steps on which the rate climbs."""
-    min_lr_ratio: float = 0.1
-    """Share of the peak rate at which the schedule ends."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """How much of the last means of gradients and of their squares Adam's kind keeps at each step."""
-    weight_decay: Annotated[float | None, unset("FLOAT", f"{OTHER_DECAY:g}; 0 for {' and '.join(DECAY)}")] = None
-    """How strongly weights are drawn to zero."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    dtype: Literal[tuple(DTYPES)] = "fp32"
-    """What matrix products are computed in; parameters stay fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU if there is one."""
-    shard: Literal[SHARDS] = "none"
-    """What processes that torchrun starts divide among them: ZeRO 1, 2 and 3."""
-    threads: Annotated[int | None, unset("INT", "the faster of one and all cores")] = None
-    """CPU threads."""
-    evaluations: int = 12
-    """How often to look at held-out text; at each quarter in any case."""
-    save_every: float = 30.0
-    """Seconds between checkpoints. Results do not depend on it."""
+
+@dataclass(frozen=True)
+class Config(Training, Pretraining):
+    """Train a language model, from nothing unless --from says otherwise. Without a flag: two minutes on Python's own
+    source code, on the machine at hand.
+    """
+
+    command: ClassVar[str] = "pretrain"
+    at_least: ClassVar[dict[str, float]] = Training.at_least | {
+        "vocab": LEAST, "context": 1, "dim": 1, "layers": 1, "heads": 1, "memory": 0,
+    }  # fmt: skip
+    # ids are 32 bits wide; rows are tried before there is a text
+    at_most: ClassVar[dict[str, float]] = Training.at_most | {"vocab": 2**32, "context": 2**24, "memory": 2**24}
+
+    @property
+    def source(self) -> Path | None:
+        """The folder whose weights a run begins with."""
+        return self.from_
+
+    @property
+    def named(self) -> str:
+        """What the model is called."""
+        return self.preset
 
     def model(self, vocab_size: int) -> "ModelConfig":
-        """The preset with this run's changes. Raises ValueError for shapes that do not fit together."""
+        """The preset with this run's changes, or the shape that --from found, which has all ids that are needed. Raises
+        ValueError for shapes that do not fit together.
+        """
+        from fastlm.models import ModelConfig
         from fastlm.models.presets import PRESETS, preset
         from fastlm.objectives import small
+
+        if self.shape is not None:
+            found = ModelConfig(**self.shape)
+            asked = {name: getattr(self, name) for name in ("memory", "dropout") if getattr(self, name) is not None}
+            head = {"head": "lm"} if found.head == "none" else {}
+            return replace(found, **head | self.objective_class().shape | asked)
 
         names = ("position", "context", "dim", "layers", "heads", "memory", "dropout")
         changes = {name: value for name in names if (value := getattr(self, name)) not in (None, "preset")}
@@ -151,76 +121,32 @@ class Config:
         options = options if made.name == name else {}
         return made(ids, context, known, **options | ({} if streams is None else {"streams": streams}))
 
-    def sketch(self, vocab_size: int) -> "ModelConfig":
-        """The same, without the memory that its positional scheme's parameters would take."""
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        try:
-            with FakeTensorMode():
-                return self.model(vocab_size)
-        except RuntimeError:  # a plugin's scheme looks at its numbers
-            return self.model(vocab_size)
-
-    def torch_device(self) -> "torch.device":
-        import torch
-
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
-
     def settled(self) -> "Config":
         """The same with what the machine, the folder or another flag decides written out, so that it can be
         repeated.
         """
         from fastlm.objectives import small
 
-        paths = {"data": tuple(p.resolve() for p in self.data)}
-        paths |= {"plugin": tuple(str(Path(name).resolve()) if plugins.is_file(name) else name for name in self.plugin)}
+        paths = {"data": tuple(p.resolve() for p in self.data), "from_": self.from_ and self.from_.resolve()}
         own = small(self.preset)
         lr = LR.get(self.optimizer, OTHER_LR) * (1.0 if own is None else own.lr)
         optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
         optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
-        return replace(self, device=self.torch_device().type, **paths, **optimizer)
+        return replace(self, **self.settled_paths(), **paths, **optimizer)
 
     def check(self) -> None:
         """Raises Refusal, naming the flag and the cure, for values no run can have."""
         self.check_values()
-        self._check_machine()
+        self.check_machine()
         self._check_shape()
 
     def check_values(self) -> None:
-        """What of `check` can be said before torch is there."""
-        for name in REGISTRIES:
-            of_preset = ("preset",) if name in ("position", "objective") else ()
-            value, known = getattr(self, name), (*choices(name), *of_preset)
-            if value not in known:
-                raise Refusal(
-                    f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
-                )
-        for name, least in AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):  # NaN is refused too
-                need = f"at least {least}" if value < least else "a finite number"
-                raise Refusal(f"{flag(name)} is {value}; it must be {need}")
-        for name, most in AT_MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise Refusal(f"{flag(name)} is {getattr(self, name)}; it must be at most {most}")
+        super().check_values()
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
-        for name in ("warmup", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise Refusal(f"{flag(name)} is {getattr(self, name)}; it is a share, from 0 to 1")
-        if (self.dropout or 0) >= 1:
-            raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
         check_there(self.data)
-
-    def _check_machine(self) -> None:
-        import torch
-
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")
+        if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
+            check_folder(self.from_, flag("from_"))
 
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
@@ -233,7 +159,7 @@ class Config:
                 f"of kind {kind}; give --objective {recipe(self.preset)[0]}, or another --preset"
             )
         dim, heads = self.dim or PRESETS[self.preset].dim, self.heads or PRESETS[self.preset].heads
-        if dim % heads:
+        if dim % heads and self.shape is None:
             near = max(1, round(dim / heads)) * heads
             raise Refusal(f"--dim {dim} is no multiple of --heads {heads}; give --dim {near}, or other --heads")
         try:
@@ -262,7 +188,6 @@ class Config:
             )
 
     def remembers(self, shape: "ModelConfig") -> bool:
-        """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
         return shape.memory > 0 and self.objective_class().continues
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Objective":
@@ -273,17 +198,10 @@ class Config:
         ids[context] = EOS
         return self.objective_over(ids, context, bare_vocabulary(vocab_size))
 
-    def to_json(self) -> dict:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"data": [str(p) for p in self.data], "out": None if self.out is None else str(self.out)}
-
     @classmethod
     def from_json(cls, values: dict) -> "Config":
-
-        paths = {"data": tuple(map(Path, values["data"])), "out": values["out"] and Path(values["out"])}
-        return cls(**values | paths | {name: tuple(values[name]) for name in ("betas", "plugin")})
-
-
-def flag(name: str) -> str:
-    """A field's name on the command line."""
-    return "--" + name.replace("_", "-")
+        """The configuration that `to_json` was of."""
+        optional = {name: values[name] and Path(values[name]) for name in ("out", "from_")}
+        values = {name: value for name, value in values.items() if name != "command"}
+        paths = {"data": tuple(map(Path, values["data"]))} | optional
+        return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES})

@@ -9,7 +9,7 @@ from dataclasses import fields
 from itertools import dropwhile, takewhile
 from typing import get_args, get_type_hints
 
-from fastlm.trainer.words import Refusal, did_you_mean
+from fastlm.trainer.words import Refusal, did_you_mean, flag
 
 FLAG = re.compile(r"(--?[a-zA-Z][\w-]*)(=|$)")
 NUMBERS = {"int": "a whole number", "float": "a number"}
@@ -19,7 +19,7 @@ def parse(kind: type, command: str, argv: list[str]):
     """An instance of the dataclass `kind` from flags. Raises Refusal with one line for what does not fit; --help
     exits.
     """
-    known = {"--" + field.name.replace("_", "-") for field in fields(kind)}
+    known = {flag(name) for name in shown(kind)}
     for word in argv:
         if (found := FLAG.match(word)) and (name := found[1].replace("_", "-")) not in known | {"--help", "-h"}:
             near = did_you_mean(name, known)
@@ -39,6 +39,20 @@ def parse(kind: type, command: str, argv: list[str]):
             sys.stdout.flush()  # while a reader that went away is still main's to meet
             raise
         raise Refusal(one_line(complaint.getvalue(), command)) from None
+
+
+def shown(kind: type) -> list[str]:
+    """The fields of a dataclass that are flags: those that are not kept from the command line."""
+    from tyro.conf import Suppress
+
+    hints = get_type_hints(kind, include_extras=True)
+    return [field.name for field in fields(kind) if Suppress not in getattr(hints[field.name], "__metadata__", ())]
+
+
+def given(argv: list[str], kind: type) -> set[str]:
+    """The fields of a dataclass for which a command line has flags."""
+    names = {found[1].replace("_", "-") for word in argv if (found := FLAG.match(word))}
+    return {name for name in shown(kind) if flag(name) in names}
 
 
 def listed(argv: list[str], name: str) -> list[str]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from fastlm.trainer.options.config import flag, unset
-from fastlm.trainer.words import Refusal, utf8
+from fastlm.trainer.options.training import unset
+from fastlm.trainer.words import Refusal, absent, flag, utf8
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,12 @@ class Sample:
             raise Refusal(f"--seed is {self.seed}; it must be from 0 to {2**63 - 1}")
         if self.prompt != utf8(self.prompt):
             raise Refusal(f"--prompt {self.prompt} is not UTF-8; give text that is")
+
+
+def check_folder(folder: Path, name: str = "") -> None:
+    """Raises Refusal for what is no folder. name: the flag that named it, if one did."""
+    said = f"{name} " if name else ""
+    if not folder.exists():
+        raise Refusal(said + absent(folder, "give the folder of a run"))
+    if not folder.is_dir():
+        raise Refusal(f"{said}{folder} is a file; give the folder of a run")

@@ -1,48 +1,38 @@
 """The files a finished run leaves: weights that open elsewhere, loss.png, sample.txt, and report.md as the last."""
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 
-from fastlm.interop import model_type, to_huggingface
-from fastlm.models import ModelConfig, Transformer
+from fastlm.interop import head_to_huggingface, model_type, to_huggingface
+from fastlm.interop.heads import architecture_of
+from fastlm.models import Transformer
+from fastlm.models.heads import Headed, RowClassifier
+from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.checkpoint import write_file
-from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokenizer import EOS, PAD
-from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.material import Material
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
-from fastlm.trainer.words import clock, several, size, utf8
+from fastlm.trainer.words import clock, size, utf8
 
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
 
-def reference_lines(tokens: Tokens) -> dict[str, float]:
-    """name → nats per held-out token: guessing evenly, guessing by frequency, and zlib -9 on each document by
-    itself.
-    """
-    facts = tokens.facts
-    return {
-        "ln V": math.log(facts.vocab_size),
-        "unigram": facts.unigram_nats,
-        "zlib -9": tokens.nats_per_token(facts.zlib_bits),
-    }
-
-
-def write_weights(model: Transformer, context: int, folder: Path) -> None:
+def write_weights(model: Transformer | Headed, objective: Objective, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
     tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
     if model.config.kind == "encoder-decoder":
         tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
-    to_huggingface(model, folder, **tokens)
+    write = to_huggingface if isinstance(model, Transformer) else head_to_huggingface
+    write(model, folder, **tokens, **objective.entries())
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
+        "model_max_length": objective.context,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<eos>",
         "pad_token": "<pad>",
@@ -51,12 +41,16 @@ def write_weights(model: Transformer, context: int, folder: Path) -> None:
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
 
 
-def opened_by(model: ModelConfig, folder: Path) -> str:
+def opened_by(model: Transformer | Headed, folder: Path) -> str:
     """The call that opens the weights: fastlm's own where transformers has no such model."""
-    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[model.kind]
-    head = "PreTraining" if model.head == "detection" or model.pair_labels else head
-    theirs = f"transformers.AutoModelFor{head}.from_pretrained"
-    opener = "fastlm.interop.from_huggingface" if model_type(model) == "fastlm" else theirs
+    shape = model.config
+    head = {"decoder": "CausalLM", "encoder": "MaskedLM", "encoder-decoder": "Seq2SeqLM"}[shape.kind]
+    head = "PreTraining" if shape.head == "detection" or shape.pair_labels else head
+    ours, known = "fastlm.interop.from_huggingface", model_type(shape) != "fastlm"
+    if not isinstance(model, Transformer):
+        head = "SequenceClassification" if isinstance(model, RowClassifier) else "QuestionAnswering"
+        ours, known = "fastlm.interop.head_from_huggingface", architecture_of(model) is not None
+    opener = f"transformers.AutoModelFor{head}.from_pretrained" if known else ours
     return f"{opener}({json.dumps(str(folder), ensure_ascii=False)})"
 
 
@@ -65,10 +59,11 @@ def write_samples(metrics: Metrics, path: Path) -> None:
     write_file(path, "\n".join(f"── step {step} ──\n{text}\n" for step, text in metrics.series("step", "sample")))
 
 
-def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
-    """loss.png: a term against tokens with reference lines, and below it speed and learning rate."""
+def write_plot(metrics: Metrics, material: Material, objective: Objective, path: Path) -> None:
+    """loss.png: the loss that is compared against tokens with reference lines, and below it speed and learning rate."""
     from matplotlib.figure import Figure  # without pyplot, nothing looks for a display
 
+    term = objective.compared
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     seen, losses, rates, speeds = map(
@@ -84,9 +79,9 @@ def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
         markersize=4,
         label="held out",
     )
-    for i, (name, nats) in enumerate(reference_lines(tokens).items()):
-        above.axhline(nats, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {nats:.2f}")
-    above.set_ylabel("nats per token")
+    for i, (name, loss) in enumerate(material.references().items()):
+        above.axhline(loss, color=f"C{i + 2}", linestyle="--", linewidth=1, label=f"{name} {loss:.2f}")
+    above.set_ylabel(f"{objective.unit} per {objective.per}")
     above.legend()
     below.plot(seen, smooth(speeds, width), color="C0")
     below.set(xlabel="tokens", ylabel="tokens per second", ylim=(0, None))
@@ -99,39 +94,23 @@ def write_plot(metrics: Metrics, tokens: Tokens, term: str, path: Path) -> None:
 
 
 def write_report(
-    plan: Plan,
-    corpus: Corpus,
-    tokens: Tokens,
-    trainer: Trainer,
-    exported: Transformer,
-    metrics: Metrics,
-    path: Path,
+    plan: Plan, material: Material, trainer: Trainer, exported: Transformer | Headed, metrics: Metrics, path: Path
 ) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
-    facts = tokens.facts
     bits = metrics.last.get("held_out_bits_per_byte")
     objective = trainer.held_out
+    unit = f"{objective.unit} per {objective.per}"
     result = {
         "objective": objective.name,
-        "held-out loss": f"{metrics.last['held_out_loss']:.4f} nats",
-        f"held-out {objective.compared}": f"{metrics.last[f'held_out_{objective.compared}']:.4f} nats per token",
-        **{f"held-out {name}": f"{metrics.last[f'held_out_{name}']:.1%}" for name in objective.shares},
+        "held-out loss": f"{metrics.last['held_out_loss']:.4f} {objective.unit}",
+        f"held-out {objective.compared}": f"{metrics.last[f'held_out_{objective.compared}']:.4f} {unit}",
+        **{f"held-out {name}": objective.worded(name, metrics.last[f"held_out_{name}"]) for name in objective.shares},
         "held-out bits per byte": None if bits is None else f"{bits:.4f}",
-        "zlib -9, each held-out document by itself": f"{facts.zlib_bits:.4f} bits per byte",
-        "unigram": f"{facts.unigram_nats:.4f} nats per token",
-        "ln V": f"{math.log(facts.vocab_size):.4f} nats per token",
+        **material.result(),
         "steps": f"{plan.steps:,}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
-        "weights open with": f"`{opened_by(exported.config, path.parent)}`",
-    }
-    data = {
-        "text": f"{corpus.name}, {several(len(corpus.sources), 'file')}, {corpus.bytes:,} bytes",
-        "skipped": "; ".join(corpus.skipped.lines()) or None,
-        "SHA-256": corpus.fingerprint,
-        "split": corpus.split,
-        "tokens": f"{len(tokens.train):,} to train on, {len(tokens.held_out):,} held out",
-        "held out": f"{tokens.held_out_share:.1%} of the text",
+        "weights open with": f"`{opened_by(exported, path.parent)}`",
     }
     model = {"parameters": f"{exported.parameter_count():,}"} | asdict(exported.config)
     table = memory_table(trainer.model, chosen=trainer.optimizer)
@@ -142,7 +121,7 @@ def write_report(
     environment = {"fastlm": plan.fastlm, "command": f"`{plan.command}`", **plan.environment, "threads": plan.threads}
     sections = {
         "Result": result,
-        "Data": data,
+        "Data": material.described(),
         "Model": model,
         "Memory without activations": memory,
         "Settings": plan.config.to_json(),

@@ -1,22 +1,24 @@
 """What a run says of its text, its model, its progress and its end: lines of a label and its parts, for a Console."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from fastlm.models import Transformer
+from fastlm.models.heads import Headed
 from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.budget import Budget, Looks
 from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.distributed.shards import bytes_each
+from fastlm.trainer.distributed.shards import bytes_each, inner
+from fastlm.trainer.material import Material
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
 from fastlm.trainer.plan import Plan
-from fastlm.trainer.step import Trainer, inner
+from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import clock, command, count, several, size
 
 REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
@@ -54,7 +56,7 @@ def of_tokens(config: Config, tokens: Tokens) -> Iterator[Line]:
 
 
 def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
-    """What the model is, and the losses to compare its own with."""
+    """What the model is."""
     shape = config.model(tokens.facts.vocab_size)
     objective = config.objective_on_rows(shape.context, tokens.facts.vocab_size)
     with torch.device("meta"):
@@ -62,7 +64,7 @@ def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
     size_of = f"{several(shape.layers, 'layer')} of {shape.dim}", several(shape.heads, "head")
     yield (
         "model",
-        config.preset,
+        config.named,
         objective.name,
         *size_of,
         f"context {shape.context}",
@@ -70,16 +72,17 @@ def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
         shape.position,
         f"{parameters} parameters",
     )
-    nats = artefacts.reference_lines(tokens)
-    yield (
-        "to beat",
-        *(f"{name} {loss:.2f} nats ({tokens.bits_per_byte(loss):.3f} bits/byte)" for name, loss in nats.items()),
-    )
 
 
-def of_plan(plan: Plan, budget: Budget, trainer: Trainer, tokens: Tokens) -> Iterator[Line]:
-    minutes = plan.config.minutes
+def of_new(names: list[str]) -> Iterator[str]:
+    """Of the tensors that a model does not have from elsewhere: the parts that they are of."""
+    if names:
+        yield f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in names))} drawn anew"
+
+
+def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) -> Iterator[Line]:
     if not budget.fits:
+        minutes = plan.config.minutes
         short = f"--minutes {minutes:g} is too short for one step on this machine; one is made all the same"
         yield "warning", f"{short}. Give more minutes, or a smaller --dim, --layers, --context or --batch"
     yield "threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items())
@@ -88,14 +91,16 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, tokens: Tokens) -> Ite
     if trainer.ranks.world > 1:
         yield "sharding", *_of_sharding(trainer)
     seen = plan.steps * trainer.tokens_per_update
-    length = f"what fits in {clock(60 * minutes)}" if budget.fits else "at least one"
-    length = "as asked" if plan.config.steps else length
-    if (looks := plan.looks) != Looks.all_of(plan.config, trainer.held_out.windows):
+    epochs = material.epochs(seen // trainer.train.context, trainer.train.context)
+    length = "as asked"
+    if plan.config.steps is None:
+        length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
+    if (looks := plan.looks) != Looks.all_of(plan.config, trainer.held_out):
         fewer = (
             f"{several(looks.times, 'evaluation')} of {several(looks.windows, 'window')}, the last of {looks.last:,}"
         )
         yield "note", f"{fewer}, leave time for the steps; with more --minutes there are more"
-    yield "steps", f"{plan.steps:,} ({length})", f"{count(seen)} tokens, {seen / len(tokens.train):.2g} epochs"
+    yield "steps", f"{plan.steps:,} ({length})", f"{count(seen)} tokens, {epochs:.2g} epochs"
 
 
 def _of_sharding(trainer: Trainer) -> Iterator[str]:
@@ -118,25 +123,26 @@ def of_evaluation(trainer: Trainer, windows: int, last: dict) -> Line:
 def _losses(objective: Objective, last: dict) -> list[str]:
     """The loss; the term that is compared where it is another; bits per byte and shares where there are any."""
     terms = dict.fromkeys(("loss", objective.compared))
-    parts = [f"{name} {last[f'held_out_{name}']:.3f}".removeprefix("loss ") + " nats" for name in terms]
+    parts = [f"{name} {last[f'held_out_{name}']:.3f} {objective.unit}".removeprefix("loss ") for name in terms]
     bits = last.get("held_out_bits_per_byte")  # None where the loss is no code length
-    return [*parts, *([] if bits is None else [f"{bits:.3f} bits/byte"]), *_shares(objective.shares, last)]
+    return [*parts, *([] if bits is None else [f"{bits:.3f} bits/byte"]), *shares(objective, last)]
 
 
-def _shares(names: tuple[str, ...], last: dict) -> list[str]:
-    return [f"{name.replace('_', ' ')} {last[f'held_out_{name}']:.1%}" for name in names]
+def shares(objective: Objective, last: dict) -> list[str]:
+    """What of held-out text was counted besides the loss."""
+    return [f"{name.replace('_', ' ')} {objective.worded(name, last[f'held_out_{name}'])}" for name in objective.shares]
 
 
 def of_progress(
-    step: int, steps: int, left: float, speed: float, last: dict, shares: tuple[str, ...] = (), memory: int = 0
+    step: int, steps: int, left: float, speed: float, last: dict, shares: Sequence[str] = (), memory: int = 0
 ) -> list[str]:
-    """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: the objective's;
+    """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: in words;
     memory: tokens of the rows before that the last update's attention saw.
     """
     parts = [f"{step / steps:4.0%}  {clock(left)} left", f"step {step:,}", _number("loss", last.get("loss"), ".3f")]
     parts += [f"held out {last['held_out_loss']:.3f}{' (step 0)' * (last['held_out_step'] == 0)}"]
     parts += [
-        *_shares(shares, last),
+        *shares,
         f"memory {memory}" * (memory > 0),
         _number("lr", last.get("lr"), ".2g"),
         f"{count(speed)} tok/s",
@@ -150,16 +156,17 @@ def _number(name: str, value: float | None, digits: str) -> str:
 
 
 def of_end(
-    folder: Path, trainer: Trainer, exported: Transformer, tokens: Tokens, last: dict, seconds: float
+    folder: Path, trainer: Trainer, exported: Transformer | Headed, material: Material, last: dict, seconds: float
 ) -> Iterator[Line]:
     seen = count(trainer.steps * trainer.tokens_per_update)
     yield (
         "done",
         f"held out {', '.join(_losses(trainer.held_out, last))}",
-        f"zlib -9 {tokens.facts.zlib_bits:.3f} bits/byte",
+        material.beside(),
         f"{seen} tokens",
         clock(seconds),
     )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
-    writes = () if exported.decoder is None else (command("sample", folder),)  # an encoder writes no text
-    yield "next", *writes, f"weights open with {artefacts.opened_by(exported.config, folder)}"
+    writes = getattr(exported, "decoder", None) is not None  # an encoder writes no text, nor does what has a head
+    said = (command("sample", folder),) if writes else ()
+    yield "next", *said, f"weights open with {artefacts.opened_by(exported, folder)}"
