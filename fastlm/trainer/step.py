@@ -74,9 +74,8 @@ class Trainer:
         streams = config.batch * config.accumulate if self.remembers else None
         self.train = make_objective(config, "train", tokens.train, shape.context, known, streams)
         self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
-        torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.shape = shape
-        self.model = self.train.model(shape).to(self.device)
+        self.model = self._new_model().to(self.device)
         self.division = shards.Division(self.model, config.shard, ranks)
         self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
@@ -85,11 +84,15 @@ class Trainer:
 
     def whole(self) -> nn.Module | None:
         """The model with all of its weights, wherever they lie; None on ranks that do not gather them."""
-        return self.division.whole(lambda: self.train.model(self.shape))
+        return self.division.whole(self._new_model)
 
     def filling(self) -> AbstractContextManager[nn.Module]:
         """The model, or one like it whose weights this rank takes its part of at the end of the `with` block."""
-        return self.division.filling(lambda: self.train.model(self.shape))
+        return self.division.filling(self._new_model)
+
+    def _new_model(self) -> nn.Module:
+        torch.manual_seed(noise.number(self.config.seed, noise.Purpose.WEIGHTS, 0))
+        return self.train.model(self.shape)
 
     def exported(self, model: nn.Module) -> Transformer | Headed:
         """What of a whole model others open."""
@@ -139,15 +142,8 @@ class Trainer:
         self.recurrences = recurrences
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
-        return Update(
-            self.ranks.sums(losses),
-            norm,
-            getattr(shards.inner(self.optimizer), "overflow", None),
-            scale,
-            lr,
-            self.tokens_per_update,
-            sum(counts.values()),
-        )
+        overflow, targets = getattr(shards.inner(self.optimizer), "overflow", None), sum(counts.values())
+        return Update(self.ranks.sums(losses), norm, overflow, scale, lr, self.tokens_per_update, targets)
 
     def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
         """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""
