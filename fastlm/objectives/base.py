@@ -219,6 +219,19 @@ class Objective:
         """
         raise NotImplementedError
 
+    def means(self, sums: dict, counts: dict[str, int]) -> dict:
+        """The loss of several batches.
+
+        Args:
+            sums: term → its loss summed over all targets.
+            counts: term → its number of targets.
+
+        Returns:
+            "loss", and each term over its targets, of which it is the sum by `weights`.
+        """
+        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
+        return {"loss": sum(self.weights.get(name, 1.0) * value for name, value in means.items())} | means
+
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
         """The loss, and what else tells a person how good the model is.
 

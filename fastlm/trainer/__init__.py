@@ -11,6 +11,7 @@
     run.py  ready.py                             the commands; a run begun, or read back from its folder
     loop.py  signals.py                          its steps and its end; what stops it
     distributed/                                 several processes that train one model, on torch's engine
+    evaluation.py  evaluating.py                 a loss over text, on the way and for a model that is trained
     sampling.py                                  a trained model writes
     outputs/                                     what is said and written
 

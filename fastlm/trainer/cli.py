@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `evaluate`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -15,6 +15,7 @@ from typing import TextIO
 from fastlm import __version__
 from fastlm.trainer.distributed.ranks import may_tell
 from fastlm.trainer.options import plugins
+from fastlm.trainer.options.files import expanded
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
@@ -26,6 +27,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   finetune DIR  teach a trained model a task, by labelled rows
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
+  evaluate DIR  measure a trained model over a text
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
@@ -121,6 +123,7 @@ def pretrain(argv: list[str]) -> int:
     plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
     from fastlm.trainer.options.config import Config
 
+    argv = expanded(argv, Config, "pretrain")
     config = parse(Config, "pretrain", argv)
     config.check_values()  # again in run.pretrain; here it does not wait for torch
     from fastlm.trainer import run
@@ -134,6 +137,7 @@ def finetune(argv: list[str]) -> int:
     plugins.load(listed(argv, "plugin"))
     from fastlm.trainer.options.finetune import FineTune
 
+    argv = expanded(argv, FineTune, "finetune")
     config = parse(FineTune, "finetune", argv)
     config.check_values()
     from fastlm.trainer import finetune
@@ -171,6 +175,21 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
+def evaluate(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.folders import Evaluate, check_folder
+
+    asked = parse(Evaluate, "evaluate", argv)
+    asked.check()
+    check_folder(asked.folder)
+    plugins.load(asked.plugin)
+    from fastlm.trainer import evaluating
+
+    with _machine():
+        evaluating.evaluate(asked, say)
+    return 0
+
+
 def info(argv: list[str]) -> int:
     if argv and set(argv) <= {"-h", "--help"}:
         print(INFO)
@@ -201,7 +220,9 @@ def _presets(names: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "info": info}
+COMMANDS = {
+    "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "evaluate": evaluate, "info": info,
+}  # fmt: skip
 
 
 def _check_extra() -> None:

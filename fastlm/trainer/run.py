@@ -62,7 +62,7 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     """Find the text and its ids, and say what they are; arguments as in `ready.Read`."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    corpus = find(config.data, config.text_key)
+    corpus = find(config.data, config.text_key, config.validation)
     console.say_all(lines.of_text(corpus))
     check_unchanged(f"{'--data ' * bool(config.data)}{corpus.name}", corpus.fingerprint, fingerprint)
     memory.check(config, corpus.bytes)

@@ -1,4 +1,4 @@
-"""The training step, and nothing around it: micro-batches, loss, backward, schedule, update, evaluation, a sample.
+"""The training step, and nothing around it: micro-batches, loss, backward, schedule, update, a sample.
 
 Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
 learning rate from the schedule, so a trainer set to step s with the weights, optimizer state and recurrences of step s
@@ -7,7 +7,7 @@ goes on as if it had never stopped. The host waits for the device only when numb
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -26,7 +26,8 @@ from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.options.training import DTYPES, Training
+from fastlm.trainer.evaluation import Evaluation, autocast, total
+from fastlm.trainer.options.training import Training
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -80,7 +81,11 @@ class Trainer:
         self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
-        self.bytes_of = torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None
+        self.evaluation = Evaluation(
+            self.held_out, config.batch, self.device, config.dtype,
+            bytes_of=torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None,
+            remembers=self.remembers, check=check, ask=self.division.ask_alone, ranks=ranks,
+        )  # fmt: skip
 
     def whole(self) -> nn.Module | None:
         """The model with all of its weights, wherever they lie; None on ranks that do not gather them."""
@@ -133,9 +138,9 @@ class Trainer:
         for i, (model, batch) in enumerate(zip(models, batches, strict=True), start=1):
             self.check()
             with self.division.adding_up(now=i == config.accumulate):
-                with autocast(config, self.device):
+                with autocast(config.dtype, self.device):
                     sums = self.division.ask(self.train.loss, model, self._placed(batch))
-                means = self._means(sums, counts)
+                means = self.train.means(sums, counts)
                 self.scaler.scale(self.ranks.world * means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
@@ -172,67 +177,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         return norm.full_tensor() if is_dtensor(norm) else norm
 
-    @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
-        """Held-out "loss", its terms, the objective's shares, and "bits_per_byte" where its loss is a code length; over
-        all windows, or over so many of them spread evenly, always the same.
-        """
-        self.model.eval()
-        sums, counts = self._held_out_sums(windows or self.held_out.windows)
-        sums, counts = self.ranks.sums(sums), self.ranks.total(counts)
-        terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
-        found = self._means(terms, counts)
-        found |= {name: self.held_out.measure(name, value) for name, value in sums.items() if value.ndim}
-        if self.held_out.reports_bits_per_byte:
-            found["bits_per_byte"] = sum(terms.values()) / math.log(2) / counts["bytes"]
-        return found
-
-    def _held_out_sums(self, windows: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """This rank's part of so many windows: terms summed, and shares as pairs, in fp64; targets, and "bytes" of
-        text.
-        """
-        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for model, numbers in self._looked_at(windows):
-            self.check()
-            mine = numbers[self.ranks.part(len(numbers))]
-            batch = self.held_out.fixed(mine if len(mine) else numbers[:1])  # every rank asks the model each time
-            with autocast(self.config, self.device):
-                terms, shares = self.division.ask_alone(self.held_out.evaluate, model, self._placed(batch))
-            there = self.held_out.targets(batch)
-            if self.held_out.reports_bits_per_byte:
-                there["bytes"] = self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-            for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
-                if name not in sums:
-                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
-                if len(mine):
-                    sums[name] += value
-            counts = total([counts, there if len(mine) else dict.fromkeys(there, 0)])
-        return sums, counts
-
-    def _looked_at(self, windows: int) -> Iterator[tuple[nn.Module, np.ndarray]]:
-        """Batches of so many held-out windows, by their numbers, and the model that looks at them: windows spread
-        evenly, or, for one that remembers, stretches of the text, each in a row of the batches from its beginning on.
-        """
-        there, batch = self.held_out.windows, self.config.batch
-        if not self.remembers:
-            numbers = np.arange(windows) * there // windows
-            yield from ((self.model, numbers[first : first + batch]) for first in range(0, windows, batch))
-            return
-        model = Remembering(self.model, self.model.new_recurrence())
-        rows = np.arange(min(batch, windows) + 1)
-        begins, lengths = rows[:-1] * there // rows[-1], np.diff(rows * windows // rows[-1])
-        order = np.argsort(-lengths, kind="stable")  # those that end first come last
-        for step in range(lengths.max()):
-            going_on = order[lengths[order] > step]
-            model.recurrence.reorder(torch.arange(len(going_on), device=self.device))
-            yield model, begins[going_on] + step
-
-    def _means(self, sums: dict, counts: dict[str, int]) -> dict:
-        """ "loss", and the terms over their targets, of which it is the weighted sum."""
-        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
-        return {"loss": sum(self.train.weights.get(name, 1.0) * value for name, value in means.items())} | means
+        """What `Evaluation` finds of the model over held-out text."""
+        return self.evaluation.of(self.model, windows)
 
     @torch.no_grad()
     def sample(self, n: int) -> str:
@@ -249,12 +196,6 @@ class Trainer:
 
     def _placed(self, batch: Batch) -> Batch:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-
-
-def autocast(config: Training, device: torch.device) -> torch.autocast:
-    """Matrix products in the configured dtype."""
-    dtype = getattr(torch, DTYPES[config.dtype])
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def make_objective(
@@ -283,12 +224,3 @@ def make_optimizer(config: Training, model: nn.Module, division: shards.Division
     if isinstance(shards.inner(optimizer), Optimizer):
         shards.inner(optimizer).max_grad_norm = config.clip or None
     return optimizer
-
-
-def total(rows: list[dict]) -> dict:
-    """Sum dicts key by key; a key may be missing from some."""
-    sums: dict = {}
-    for row in rows:
-        for name, value in row.items():
-            sums[name] = sums[name] + value if name in sums else value
-    return sums

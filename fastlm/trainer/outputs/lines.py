@@ -36,9 +36,11 @@ def of_machine(config: Config, environment: dict[str, str], dtype_cost: float) -
         yield "warning", f"{slow}; --dtype fp32 is faster here"
 
 
-def of_text(corpus: Corpus) -> Iterator[Line]:
+def of_text(corpus: Corpus, split: bool = True) -> Iterator[Line]:
+    """split: whether a part of it is held out."""
     files = several(len(corpus.sources), "file")
-    yield "data", corpus.name, files, size(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", corpus.split
+    said = (corpus.split,) if split else ()
+    yield "data", corpus.name, files, size(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", *said
     for line in corpus.skipped.lines():
         yield "skipped", line
     if corpus.repeated > REPEATED:
