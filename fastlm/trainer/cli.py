@@ -18,7 +18,7 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.files import expanded
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
-from fastlm.trainer.signals import Stopped
+from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, processes, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
@@ -76,6 +76,7 @@ def _usable(stream: TextIO | None) -> TextIO:
 
 
 def _tell(line: str, status: int) -> int:
+    Stops.told = True  # torchrun ends the other processes by a signal
     if not may_tell():
         return status
     with contextlib.suppress(OSError):  # the terminal may be what is gone
