@@ -84,6 +84,7 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
     plan = Plan.from_json(ranks.told(plan.to_json()))
     trainer = Trainer(config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
     console.say_all(lines.of_plan(plan, budget, trainer, material))
+    console.say("writes", f"{folder}/")
     metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
     run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
     if start is not None:
@@ -91,7 +92,6 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
             anew = start.give(trainer.train, model)
         console.say("begins", f"with the weights of {start.folder}", *lines.of_new(anew))
         run.save()
-    console.say("writes", f"{folder}/")
     if ranks.speaks:
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
         stops.deferred = True  # with its run.json a run has begun
