@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -25,6 +25,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   finetune DIR  teach a trained model a task, by labelled rows
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
+  predict DIR FILE    what a fine-tuned model says of the rows of a file
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
         with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
-            print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+            print(
+                f"fastlm {__version__}",
+                flush=True,
+                file=sys.stderr if argv[:1] in (["sample"], ["predict"]) else sys.stdout,
+            )
         status = _run(argv)
         sys.stdout.flush()
         return status
@@ -165,6 +170,22 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
+def predict(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.folders import Predict, check_folder
+
+    asked = parse(Predict, "predict", argv)
+    check_folder(asked.folder)
+    asked.check()
+    plugins.load(asked.plugin)
+    from fastlm.trainer import predicting
+
+    with _machine():
+        note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
+        predicting.write(asked, lambda line: print(line, flush=True), note)
+    return 0
+
+
 def info(argv: list[str]) -> int:
     if argv and set(argv) <= {"-h", "--help"}:
         print(INFO)
@@ -195,7 +216,14 @@ def _presets(names: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "info": info}
+COMMANDS = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "resume": resume,
+    "sample": sample,
+    "predict": predict,
+    "info": info,
+}
 
 
 def _check_extra() -> None:

@@ -1,6 +1,5 @@
 """`fastlm finetune`: labelled rows that are read, and a run that learns them from the weights of another."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
@@ -18,7 +17,7 @@ from fastlm.trainer.ready import begin
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.start import open_start
 from fastlm.trainer.tasks import library, rows
-from fastlm.trainer.tasks.examples import Examples, Facts, encoded, fingerprint, sides_of
+from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, fingerprint, sides_of
 from fastlm.trainer.tasks.rows import Row
 from fastlm.trainer.words import Refusal, several
 
@@ -52,7 +51,7 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
     tokenizer = load_tokenizer(tokenizer_file)
     known = vocabulary(tokenizer)
     memory.check_fits(config, known.size)
-    sides = [encoded(side, config, known, _encoding(tokenizer), skipped.add) for side in (train, held_out)]
+    sides = [encoded(side, config, known, encoding_of(tokenizer), skipped.add) for side in (train, held_out)]
     if not all(sides):
         lines = "; ".join(skipped.lines())
         raise Refusal(f"{name} leaves no row {'held out' if sides[0] else 'to train on'} ({lines}); give other rows")
@@ -92,14 +91,6 @@ def _check(config: FineTune, name: str, train: list[Row], held_out: list[Row]) -
             f"--kind {config.kind} writes text, and {config.folder} holds an {kind}, which writes none; give a run of "
             "another --preset, such as t5 or llama"
         )
-
-
-def _encoding(tokenizer) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:
-    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        made = tokenizer.encode(text, add_special_tokens=False)
-        return made.ids, made.offsets
-
-    return encode
 
 
 def _say(material: Examples, console: Console) -> None:

@@ -27,7 +27,7 @@ def write(asked: Sample, show: Callable[[str], None], note: Callable[[str], None
     """
     model, _, tokenizer, _ = trained(asked.folder, asked.plugin, note)
     if isinstance(model, Headed):
-        raise Refusal(f"{asked.folder} was taught to label, and writes no text; its sample.txt shows what it says")
+        raise Refusal(f"{asked.folder} was taught to label, and writes no text; `fastlm predict` says what it labels")
     if model.decoder is None:
         raise Refusal(f"{asked.folder} holds an encoder, which writes no text; its sample.txt shows what it fills in")
     prompt = tokenizer.encode(asked.prompt).ids or [EOS]

@@ -107,7 +107,7 @@ def test_two_labels_have_an_f1_and_pairs_are_one_row(bases, tmp_path, capsys):
 
 @pytest.mark.parametrize("preset", ["roberta", "llama"])
 def test_numbers_are_learned(bases, tmp_path, capsys, preset):
-    task, out = write(tmp_path / "numbers.jsonl", numbers()), tmp_path / "run"
+    task, out = write(tmp_path / "numbers.jsonl", numbers(240)), tmp_path / "run"
     assert cli.main(["finetune", str(bases / preset), *task, "--out", str(out), "--epochs", "6", *FAST]) == 0
     found, said = last(out), capsys.readouterr().out
     assert found["held_out_loss"] < 0.1 and found["held_out_pearson"] > 0.9
@@ -116,13 +116,17 @@ def test_numbers_are_learned(bases, tmp_path, capsys, preset):
     assert config["problem_type"] == "regression" and len(config["id2label"]) == 1
 
 
-def test_spans_are_found(bases, tmp_path):
+def test_spans_are_found(bases, tmp_path, capsys):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[test]'")
     task, out = write(tmp_path / "spans.jsonl", answered(400)), tmp_path / "run"
     assert cli.main(["finetune", str(bases / "roberta"), *task, "--out", str(out), "--epochs", "8", *FAST]) == 0
     found = last(out)
     assert found["held_out_exact_match"] > 0.8 and found["held_out_f1"] >= found["held_out_exact_match"]
     transformers.AutoModelForQuestionAnswering.from_pretrained(out)
+    write(tmp_path / "asked.jsonl", [{"question": "Who", "context": "7 lines Grace writes"}])
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(tmp_path / "asked.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] == "Grace"
 
 
 @pytest.mark.parametrize("preset", ["llama", "bart"])
@@ -131,6 +135,9 @@ def test_texts_answer_texts_and_can_be_written(bases, tmp_path, capsys, preset):
     assert cli.main(["finetune", str(bases / preset), *task, "--out", str(out), "--epochs", "8", *FAST]) == 0
     assert last(out)["held_out_exact_match"] > 0.9
     capsys.readouterr()
+    write(tmp_path / "asked.jsonl", [{"source": "Alan 17"}])
+    assert cli.main(["predict", str(out), str(tmp_path / "asked.jsonl")]) == 0
+    assert json.loads(capsys.readouterr().out) == {"source": "Alan 17", "prediction": "reads"}
     if preset == "bart":
         assert cli.main(["sample", str(out), "--prompt", "Alan 17", "--temperature", "0"]) == 0
         assert "reads" in capsys.readouterr().out
@@ -164,6 +171,29 @@ def test_lower_layers_may_learn_more_slowly(bases, tmp_path, monkeypatch):
                      "--layer-decay", "0.5", "--warmup", "0", "--schedule", "constant", *FAST]) == 0  # fmt: skip
     rates = {group["lr"] for group in made[-1].optimizer.param_groups}
     assert rates == {3e-3, 1.5e-3, 0.75e-3}  # the head, one layer, embeddings
+
+
+def test_what_is_asked_is_answered(bases, tmp_path, capsys):
+    """Of rows without answers, in their order; those that are none are told."""
+    task, out = write(tmp_path / "a.jsonl", labelled(240)), tmp_path / "run"
+    assert cli.main(["finetune", str(bases / "llama"), *task, "--out", str(out), "--epochs", "6", *FAST]) == 0
+    write(
+        tmp_path / "b.jsonl", [{"text": f"{name} reads 5 lines"} for name in ("Alan", "Grace", "Ada")] + [{"text": " "}]
+    )
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(tmp_path / "b.jsonl")]) == 0
+    said = capsys.readouterr()
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert [(row["text"].split()[0], row["prediction"]) for row in answers] == [
+        (x, x) for x in ("Alan", "Grace", "Ada")
+    ]
+    assert 'fastlm: skipped 1 × no "text" or "question" in a row: b.jsonl:4' in said.err
+    assert "was not fine-tuned" in fail(capsys, "predict", str(bases / "llama"), str(tmp_path / "b.jsonl"))
+    assert "nowhere.csv does not exist; give a file of rows" in fail(capsys, "predict", str(out), "nowhere.csv")
+    (tmp_path / "c.csv").write_text("words\na\n")
+    assert 'has words, and --kind classification needs "text"' in fail(
+        capsys, "predict", str(out), str(tmp_path / "c.csv")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     training.py   the flags of every run that trains, as the fields of a dataclass
     config.py     those of `fastlm pretrain`, checked
+    finetune.py   those of `fastlm finetune`
     folders.py    likewise of the commands that read a run's folder
     flags.py      dataclasses → flags, --help and refusals in one line
     choices.py    the names a flag may take, known before anything heavy is imported

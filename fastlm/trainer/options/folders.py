@@ -60,6 +60,23 @@ class Sample:
             raise Refusal(f"--prompt {self.prompt} is not UTF-8; give text that is")
 
 
+@dataclass(frozen=True)
+class Predict:
+    """Let a fine-tuned model answer."""
+
+    folder: Path
+    """The run's folder."""
+    file: Path
+    """Rows with the columns of the task but for the answer: a .jsonl, .json, .csv or .tsv, each also as .gz."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
+    """The plugins the run was made with."""
+
+    def check(self) -> None:
+        """Raises Refusal for a file that is not there."""
+        if not self.file.exists():
+            raise Refusal(absent(self.file, "give a file of rows"))
+
+
 def check_folder(folder: Path, name: str = "") -> None:
     """Raises Refusal for what is no folder. name: the flag that named it, if one did."""
     said = f"{name} " if name else ""

@@ -152,5 +152,6 @@ def of_end(folder: Path, trainer: Trainer, material: Material, last: dict, secon
     yield "wrote", f"{folder}/ {artefacts.FILES}"
     exported = trainer.exported()
     writes = getattr(exported, "decoder", None) is not None  # an encoder writes no text, nor does what has a head
-    said = (command("sample", folder),) if writes else ()
+    said = [command("predict", folder, "FILE")] * (trainer.config.command == "finetune")
+    said += [command("sample", folder)] * writes
     yield "next", *said, f"weights open with {artefacts.opened_by(exported, folder)}"
