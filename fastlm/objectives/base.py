@@ -154,6 +154,11 @@ class Objective:
         raise NotImplementedError
 
     @property
+    def tokens_per_row(self) -> int:
+        """How many tokens a row has on average; by default as many as it may have."""
+        return self.context
+
+    @property
     def windows(self) -> int:
         """How many `fixed` windows there are."""
         raise NotImplementedError

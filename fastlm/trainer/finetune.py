@@ -66,12 +66,13 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
 def _rows(config: FineTune, skipped: Skipped) -> tuple[str, str, list[Row], list[Row], str]:
     """What the rows are called, their kind, those of both sides, and how they were told apart."""
     if config.task is None:
-        if config.kind not in (None, "classification"):
+        if config.kind not in ("columns", "classification"):
             raise Refusal(f"--kind {config.kind} needs --task; without it, the kind is classification")
         name, found = library.rows()
         return name, "classification", *sides_of(found, config.seed), library.SPLIT
     name = config.task.name
-    kind, found = rows.read(config.task, "--task", config.kind, skipped.add)
+    kind = None if config.kind == "columns" else config.kind
+    kind, found = rows.read(config.task, "--task", kind, skipped.add)
     if config.held_out is not None:
         _, held_out = rows.read(config.held_out, "--held-out", kind, skipped.add)
         return name, kind, found, held_out, f"held out: {config.held_out.name}"

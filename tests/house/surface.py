@@ -9,6 +9,7 @@ import fastlm
 import fastlm.interop
 from fastlm import amp, optim, positions
 from fastlm.models import ModelConfig, Transformer
+from fastlm.models.heads import RowClassifier, SpanReader
 
 q = k = v = torch.zeros(1, 2, 8, 16)
 bias = positions.T5Bias(2)
@@ -41,3 +42,5 @@ model = Transformer(ModelConfig(dim=64, heads=2))
 assert_type(model.generate(torch.zeros(1, 1, dtype=torch.int64), 3), Tensor)
 assert_type(fastlm.interop.from_huggingface("folder"), Transformer)
 assert_type(fastlm.interop.to_huggingface(model, "folder"), str)
+assert_type(fastlm.interop.head_from_huggingface("folder"), RowClassifier | SpanReader)
+assert_type(fastlm.interop.head_to_huggingface(SpanReader(model), "folder"), str)

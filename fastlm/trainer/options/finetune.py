@@ -33,7 +33,7 @@ class Asked:
     )
     """Labelled rows, a .jsonl, .json, .csv or .tsv, each also as .gz; the columns say what is learned: text and label,
     with text_pair for pairs; text, context, answer and start; or source and target."""
-    kind: Annotated[Literal[choices("kind")] | None, unset(None, "as the columns say")] = None
+    kind: Annotated[Literal[("columns", *choices("kind"))], unset(None, "as the columns say")] = "columns"
     """What is learned of the rows; labels are numbers in a regression if one of them is written with a point."""
     held_out: Annotated[Path | None, unset("FILE", "a tenth of the rows, drawn by --seed")] = None
     """Rows to judge by, of the same columns."""

@@ -21,6 +21,7 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
+OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
 TUPLES = ("betas", "plugin")  # which JSON has as lists
 
 
@@ -111,9 +112,8 @@ class Training:
     def check_values(self) -> None:
         """Raises Refusal, naming the flag and the cure, for what can be told of values before torch is there."""
         for name in REGISTRIES.keys() & {field.name for field in fields(self)}:
-            of_preset = ("preset",) if name in ("position", "objective") else ()
-            value, known = getattr(self, name), (*choices(name), *of_preset)
-            if value not in (None, *known):
+            value, known = getattr(self, name), (*choices(name), *OTHERWISE.get(name, ()))
+            if value not in known:
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
                 )

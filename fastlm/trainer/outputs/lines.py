@@ -86,7 +86,8 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
     yield "kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items()))
     yield "memory", str(memory_table(trainer.model, chosen=trainer.optimizer)).replace("\n", "\n" + 9 * " ")
     seen = plan.steps * trainer.tokens_per_update
-    epochs = material.epochs(seen // trainer.train.context, trainer.train.context)
+    rows = plan.steps * plan.config.batch * plan.config.accumulate
+    epochs = material.epochs(rows, trainer.train.context)
     length = "as asked"
     if plan.config.steps is None:
         length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
