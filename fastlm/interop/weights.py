@@ -232,8 +232,8 @@ def _check_left_over(family: Family, names: set[str], where: str) -> None:
     poolers = {name for name in names if re.search(family.pooler, name)}
     if names - poolers:
         raise ValueError(
-            f"{where} has {min(names - poolers)!r}, which no head of ours reads; load the base model with transformers "
-            "and give it to from_huggingface"
+            f"{where} has {min(names - poolers)!r}, which no head of ours reads; try head_from_huggingface, or "
+            "load the base model with transformers and give it to from_huggingface"
         )
     if poolers:
         warnings.warn(f"{', '.join(sorted(poolers))} of {where} are left out: no head reads them", stacklevel=4)

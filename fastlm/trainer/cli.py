@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `evaluate`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `evaluate`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -27,6 +27,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   finetune DIR  teach a trained model a task, by labelled rows
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
+  predict DIR FILE    what a fine-tuned model says of the rows of a file
   evaluate DIR  measure a trained model over a text
   info          what this machine can run, what is missing, and the cure
 """
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
             if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, the first one speaks
-                print(f"fastlm {__version__}", flush=True, file=sys.stderr if argv[:1] == ["sample"] else sys.stdout)
+                shows = argv[:1] in (["sample"], ["predict"])  # on stdout what a model says, and nothing else
+                print(f"fastlm {__version__}", flush=True, file=sys.stderr if shows else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
@@ -176,6 +178,22 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
+def predict(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.folders import Predict, check_folder
+
+    asked = parse(Predict, "predict", argv)
+    check_folder(asked.folder)
+    asked.check()
+    plugins.load(asked.plugin)
+    from fastlm.trainer import predicting
+
+    with _machine():
+        note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
+        predicting.write(asked, lambda line: print(line, flush=True), note)
+    return 0
+
+
 def evaluate(argv: list[str]) -> int:
     _check_extra()
     from fastlm.trainer.options.folders import Evaluate, check_folder
@@ -222,7 +240,8 @@ def _presets(names: list[str]) -> int:
 
 
 COMMANDS = {
-    "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "evaluate": evaluate, "info": info,
+    "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "predict": predict,
+    "evaluate": evaluate, "info": info,
 }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """`fastlm finetune`: labelled rows that are read, and a run that learns them from the weights of another."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastlm.trainer.plan import new_folder
 from fastlm.trainer.ready import begin, heard
 from fastlm.trainer.start import open_start
 from fastlm.trainer.tasks import library, rows
-from fastlm.trainer.tasks.examples import Examples, Facts, encoded, fingerprint, sides_of
+from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, fingerprint, sides_of
 from fastlm.trainer.tasks.rows import Row
 from fastlm.trainer.words import Refusal, several
 
@@ -49,7 +48,7 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
     tokenizer = load_tokenizer(tokenizer_file)
     known = vocabulary(tokenizer)
     memory.check_fits(config, known.size)
-    sides = [encoded(side, config, known, _encoding(tokenizer), skipped.add) for side in (train, held_out)]
+    sides = [encoded(side, config, known, encoding_of(tokenizer), skipped.add) for side in (train, held_out)]
     if not all(sides):
         lines = "; ".join(skipped.lines())
         raise Refusal(f"{name} leaves no row {'held out' if sides[0] else 'to train on'} ({lines}); give other rows")
@@ -64,12 +63,13 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
 def _rows(config: FineTune, skipped: Skipped) -> tuple[str, str, list[Row], list[Row], str]:
     """What the rows are called, their kind, those of both sides, and how they were told apart."""
     if config.task is None:
-        if config.kind not in (None, "classification"):
+        if config.kind not in ("columns", "classification"):
             raise Refusal(f"--kind {config.kind} needs --task; without it, the kind is classification")
         name, found = library.rows()
         return name, "classification", *sides_of(found, config.seed), library.SPLIT
     name = config.task.name
-    kind, found = rows.read(config.task, "--task", config.kind, skipped.add)
+    kind = None if config.kind == "columns" else config.kind
+    kind, found = rows.read(config.task, "--task", kind, skipped.add)
     if config.held_out is not None:
         _, held_out = rows.read(config.held_out, "--held-out", kind, skipped.add)
         return name, kind, found, held_out, f"held out: {config.held_out.name}"
@@ -89,14 +89,6 @@ def _check(config: FineTune, name: str, train: list[Row], held_out: list[Row]) -
             f"--kind {config.kind} writes text, and {config.folder} holds an {kind}, which writes none; give a run of "
             "another --preset, such as t5 or llama"
         )
-
-
-def _encoding(tokenizer) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:
-    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        made = tokenizer.encode(text, add_special_tokens=False)
-        return made.ids, made.offsets
-
-    return encode
 
 
 def _say(material: Examples, console: Console) -> None:

@@ -13,26 +13,30 @@ from safetensors.torch import load_model
 from tokenizers import Tokenizer
 from torch import nn
 
-from fastlm.interop import from_huggingface
+from fastlm.interop import from_huggingface, head_from_huggingface
 from fastlm.models import Transformer
+from fastlm.models.heads import Headed
 from fastlm.trainer import checkpoint
 from fastlm.trainer.data.tokenizer import load_tokenizer
 from fastlm.trainer.options import plugins
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.words import Refusal, command
 
+# what the architectures with a head for rows or spans are called
+HEADED = ("ForSequenceClassification", "ForQuestionAnswering", "Simple", "RowClassifier", "SpanReader")
+
 
 class Opened(NamedTuple):
     """A trained model.
 
     Args:
-        model: what others open of it.
+        model: what others open of it, which stands under a head where it was fine-tuned to label rows or spans.
         module: all of it, such as a generator and a discriminator, where that was asked for and is there; or model.
         tokenizer: its tokenizer.
         plan: of the run that trained it; None for another folder.
     """
 
-    model: Transformer
+    model: Transformer | Headed
     module: nn.Module
     tokenizer: Tokenizer
     plan: Plan | None
@@ -69,9 +73,10 @@ def trained(folder: Path, imported: tuple[str, ...], note: Callable[[str], None]
         go_on = command("resume", folder)
         raise Refusal(f"{folder} holds no trained model yet (no whole checkpoint in state/); `{go_on}` goes on")
     with _reading(folder / "config.json"):
-        json.loads((folder / "config.json").read_text())
+        entries = json.loads((folder / "config.json").read_text())
+    headed = any(name.endswith(HEADED) for name in entries.get("architectures") or ())
     with _reading(folder / "model.safetensors", SafetensorError, RuntimeError, TypeError):
-        model = from_huggingface(folder)
+        model = (head_from_huggingface if headed else from_huggingface)(folder)
     return Opened(model, model, _tokenizer(folder), plan)
 
 

@@ -43,7 +43,8 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     plan = Plan.read(folder)
     if (folder / "report.md").exists():
         finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
-        say("done", f"{finished}; `{command('sample', folder)}` shows what it learned")
+        shows = command("predict", folder, "FILE") if plan.config.command == "finetune" else command("sample", folder)
+        say("done", f"{finished}; `{shows}` shows what it learned")
         return 0
     plugins.require(plan.config.plugin, imported, folder)
     try:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from tokenizers import Tokenizer
 
+from fastlm.models.heads import Headed
 from fastlm.trainer.data.tokenizer import EOS, PAD
 from fastlm.trainer.opening import trained
 from fastlm.trainer.options.folders import Sample
@@ -25,6 +26,8 @@ def write(asked: Sample, show: Callable[[str], None], note: Callable[[str], None
         Refusal: naming the file, for what is missing or damaged, and for a model that writes nothing.
     """
     model, _, tokenizer, _ = trained(asked.folder, asked.plugin, note)
+    if isinstance(model, Headed):
+        raise Refusal(f"{asked.folder} was taught to label, and writes no text; `fastlm predict` says what it labels")
     if model.decoder is None:
         raise Refusal(f"{asked.folder} holds an encoder, which writes no text; its sample.txt shows what it fills in")
     prompt = tokenizer.encode(asked.prompt).ids or [EOS]

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastlm.interop import model_type
 from fastlm.models import ModelConfig
+from fastlm.models.heads import Headed
 from fastlm.models.presets import FAMILIES, FAMILY, PRESETS
 from fastlm.objectives import Objective
 from fastlm.objectives.base import copy_weights
@@ -92,6 +93,8 @@ def begun_from(config: Config, given: Collection[str], note: Callable[[str], Non
 def open_start(folder: Path, imported: tuple[str, ...], note: Callable[[str], None]) -> Start:
     """What a folder holds to begin with. Raises Refusal, naming the file."""
     opened = trained(folder, imported, note, whole=True)
+    if isinstance(opened.model, Headed):  # another task begins with what is below the head
+        opened = opened._replace(model=opened.model.model, module=opened.model.model)
     known = [opened.tokenizer.token_to_id(token) for token in SPECIALS]
     if known != list(range(len(SPECIALS))):
         raise Refusal(

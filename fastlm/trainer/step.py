@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def tokens_per_update(self) -> int:
-        return self.config.batch * self.config.accumulate * self.train.context
+        return self.config.batch * self.config.accumulate * self.train.tokens_per_row
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)

@@ -9,6 +9,7 @@ import fastlm
 import fastlm.interop
 from fastlm import amp, optim, positions
 from fastlm.models import ModelConfig, Transformer
+from fastlm.models.heads import RowClassifier, SpanReader
 
 q = k = v = torch.zeros(1, 2, 8, 16)
 bias = positions.T5Bias(2)
@@ -47,3 +48,5 @@ assert_type(fastlm.interop.to_huggingface(model, "folder"), str)
 report = fastlm.swap(model, loss=False)
 assert_type(report.swapped, list[tuple[str, str]])
 fastlm.unswap(model)
+assert_type(fastlm.interop.head_from_huggingface("folder"), RowClassifier | SpanReader)
+assert_type(fastlm.interop.head_to_huggingface(SpanReader(model), "folder"), str)

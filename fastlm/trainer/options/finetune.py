@@ -33,14 +33,12 @@ class Asked:
     )
     """Labelled rows, a .jsonl, .json, .csv or .tsv, each also as .gz; the columns say what is learned: text and label,
     with text_pair for pairs; text, context, answer and start; or source and target."""
-    kind: Annotated[Literal[choices("kind")] | None, unset(None, "as the columns say")] = None
+    kind: Annotated[Literal[("columns", *choices("kind"))], unset(None, "as the columns say")] = "columns"
     """What is learned of the rows; labels are numbers in a regression if one of them is written with a point."""
     held_out: Annotated[Path | None, unset("FILE", "a tenth of the rows, drawn by --seed")] = None
     """Rows to judge by, of the same columns."""
     epochs: float = 3.0
     """How often each row is learned from."""
-    layer_decay: float = 1.0
-    """What the rate is multiplied by from a layer to the one below; 1 lets all layers learn alike."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ class FineTune(Training, Asked):
     comment or a docstring."""
 
     command: ClassVar[str] = "finetune"
-    at_least: ClassVar[dict[str, float]] = Training.at_least | {"epochs": 0, "layer_decay": 0}
-    at_most: ClassVar[dict[str, float]] = Training.at_most | {"layer_decay": 1}
+    at_least: ClassVar[dict[str, float]] = Training.at_least | {"epochs": 0}
 
     steps: Annotated[int | None, unset("INT", "as many as the epochs take")] = None
     """Train for exactly this many updates, whatever the epochs."""
@@ -135,9 +132,8 @@ class FineTune(Training, Asked):
 
     def check_values(self) -> None:
         super().check_values()
-        if not self.epochs > 0 or not self.layer_decay > 0:
-            name = "epochs" if not self.epochs > 0 else "layer-decay"
-            raise Refusal(f"--{name} is 0; it must be above 0")
+        if self.epochs == 0:
+            raise Refusal("--epochs is 0; it must be above 0")
         if self.shape is not None:  # a run that has begun needs the folder no more
             return
         check_folder(self.folder)

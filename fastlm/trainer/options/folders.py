@@ -62,6 +62,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Let a fine-tuned model answer."""
+
+    folder: Path
+    """The run's folder."""
+    file: Path
+    """Rows with the columns of the task but for the answer: a .jsonl, .json, .csv or .tsv, each also as .gz."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
+    """The plugins the run was made with."""
+
+    def check(self) -> None:
+        """Raises Refusal for a file that is not there."""
+        if not self.file.exists():
+            raise Refusal(absent(self.file, "give a file of rows"))
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Measure a trained model over a text that it did not learn."""
 

@@ -22,6 +22,7 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
+OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
 TUPLES = ("betas", "plugin")  # which JSON has as lists
 
 
@@ -36,18 +37,16 @@ class Training:
 
     Attributes:
         command: whose flags these are.
-        layer_decay: what the rate is multiplied by from a layer to the one below, where that is no flag.
         at_least: field → its least value; at_most: likewise.
     """
 
     command: ClassVar[str]
-    layer_decay: ClassVar[float] = 1.0
     at_least: ClassVar[dict[str, float]] = {
         "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0,
-        "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
+        "layer_decay": 0, "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
     }  # fmt: skip
     # OpenMP dies of far too many threads
-    at_most: ClassVar[dict[str, float]] = {"seed": 2**63 - 1, "threads": 16 * (os.cpu_count() or 1)}
+    at_most: ClassVar[dict[str, float]] = {"seed": 2**63 - 1, "layer_decay": 1, "threads": 16 * (os.cpu_count() or 1)}
 
     optimizer: Literal[choices("optimizer")] = "adamw"
     """What turns gradients into updates."""
@@ -77,6 +76,8 @@ class Training:
     """How strongly weights are drawn to zero."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    layer_decay: float = 1.0
+    """What the rate is multiplied by from a layer to the one below; 1 lets all layers learn alike."""
     dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
     """Share of activations left out in training; for small models, such as bert, the preset's is 0."""
     dtype: Literal[tuple(DTYPES)] = "fp32"
@@ -114,9 +115,8 @@ class Training:
     def check_values(self) -> None:
         """Raises Refusal, naming the flag and the cure, for what can be told of values before torch is there."""
         for name in REGISTRIES.keys() & {field.name for field in fields(self)}:
-            of_preset = ("preset",) if name in ("position", "objective") else ()
-            value, known = getattr(self, name), (*choices(name), *of_preset)
-            if value not in (None, *known):
+            value, known = getattr(self, name), (*choices(name), *OTHERWISE.get(name, ()))
+            if value not in known:
                 raise Refusal(
                     f"--{name} {value} is unknown{did_you_mean(value, known)}; choose from {', '.join(known)}"
                 )
@@ -131,6 +131,8 @@ class Training:
         for name in ("warmup", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"{flag(name)} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if self.layer_decay == 0:
+            raise Refusal("--layer-decay is 0; it must be above 0")
         if (self.dropout or 0) >= 1:
             raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):

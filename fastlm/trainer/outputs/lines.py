@@ -93,7 +93,8 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
     if trainer.ranks.world > 1:
         yield "sharding", *_of_sharding(trainer)
     seen = plan.steps * trainer.tokens_per_update
-    epochs = material.epochs(seen // trainer.train.context, trainer.train.context)
+    rows = plan.steps * plan.config.batch * plan.config.accumulate
+    epochs = material.epochs(rows, trainer.train.context)
     length = "as asked"
     if plan.config.steps is None:
         length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
@@ -170,5 +171,6 @@ def of_end(
     )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
     writes = getattr(exported, "decoder", None) is not None  # an encoder writes no text, nor does what has a head
-    said = (command("sample", folder),) if writes else ()
+    said = [command("predict", folder, "FILE")] * (trainer.config.command == "finetune")
+    said += [command("sample", folder)] * writes
     yield "next", *said, f"weights open with {artefacts.opened_by(exported, folder)}"

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
+
 from fastlm.models import ModelConfig
 from fastlm.objectives import Objective, Vocabulary, noise
 from fastlm.trainer.data.files import Skipped
@@ -16,6 +18,7 @@ from fastlm.trainer.tasks.rows import Row
 from fastlm.trainer.tasks.task import Baseline, Example, Head, Task
 from fastlm.trainer.words import several
 
+Encoding = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 HELD_OUT = 0.1  # of the groups of rows
 
 
@@ -120,7 +123,7 @@ def sides_of(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
 
 
 def encoded(
-    rows: list[Row], config: FineTune, known: Vocabulary, encoding: Callable, tell: Callable[[str, str], None]
+    rows: list[Row], config: FineTune, known: Vocabulary, encoding: Encoding, tell: Callable[[str, str], None]
 ) -> list[Example]:
     """The examples of rows; tell: of each that is not taken it is told the reason, and the row."""
     head, task = config.head(), config.task_class()
@@ -132,6 +135,16 @@ def encoded(
         except ValueError as error:
             tell(str(error), repr(row.answer[:40]))
     return made
+
+
+def encoding_of(tokenizer: Tokenizer) -> Encoding:
+    """What makes ids of a text, and tells where each begins and ends in it."""
+
+    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        made = tokenizer.encode(text, add_special_tokens=False)
+        return made.ids, made.offsets
+
+    return encode
 
 
 def fingerprint(train: list[Row], held_out: list[Row]) -> str:

@@ -34,7 +34,7 @@ def rows() -> tuple[str, list[Row]]:
     made: dict[str, list[Row]] = defaultdict(list)
     for path, short in files[:: -(-len(files) // FILES)]:
         for label, texts in _texts(path).items():
-            texts = [text for text in map(dedent, texts) if len(text) >= LEAST]
+            texts = [text for text in map(dedent, texts) if len(text) >= LEAST and "#" not in text]
             apart = max(1, len(texts) // OF_FILE)
             made[label] += [Row(text, None, label, group=short) for text in texts[::apart][:OF_FILE]]
     least = min(map(len, made.values()))

@@ -30,6 +30,7 @@ NEEDS = {
     "regression": ("text", "label"),
 }
 MAY_HAVE = {"classification": ("second",), "regression": ("second",)}
+ANSWERS = ("label", "answer", "start", "target")  # of which a row that is asked about has none
 
 
 class Row(NamedTuple):
@@ -54,7 +55,7 @@ class Row(NamedTuple):
         return self.group or "\0".join((self.first, self.second or ""))
 
 
-def read(path: Path, flag: str, kind: str | None, tell: Tell) -> tuple[str, list[Row]]:
+def read(path: Path, flag: str, kind: str | None, tell: Tell, answered: bool = True) -> tuple[str, list[Row]]:
     """The kind of a file's rows, and the rows.
 
     Args:
@@ -62,36 +63,46 @@ def read(path: Path, flag: str, kind: str | None, tell: Tell) -> tuple[str, list
         flag: that named it.
         kind: a key of NEEDS; None for what the columns say.
         tell: of each row that is not taken it is told the reason, and the file with the line.
+        answered: whether rows have answers; those that are asked about need none.
 
     Raises:
         Refusal: in one line, for what cannot be read, and for a file without rows of that kind.
     """
+    given = f"{flag} {path}".strip()
     if not has_rows(path):
-        raise Refusal(f"{flag} {path} is no .jsonl, .json, .csv or .tsv; give labelled rows as one of these")
+        raise Refusal(f"{given} is no .jsonl, .json, .csv or .tsv; give labelled rows as one of these")
     place = lambda line: f"{path.name}:{line}"
     try:
         found = read_rows(path, lambda reason, line: tell(reason, place(line)))
     except Refusal as error:
-        raise Refusal(f"{flag} {path}: {error}") from None
+        raise Refusal(f"{given}: {error}") from None
     rows = [(line, row) for line, row in found if isinstance(row, dict)]
     for line, row in found:
         if not isinstance(row, dict):
             tell("no object in a row", place(line))
     if not rows:
-        raise Refusal(f"{flag} {path} holds no rows; give one labelled example a row")
+        raise Refusal(f"{given} holds no rows; give one labelled example a row")
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    kind = kind or _kind(columns, [row for _, row in rows], f"{flag} {path}")
-    if missing := [_words(part) for part in NEEDS[kind] if not _there(part, columns)]:
-        raise Refusal(f"{flag} {path} has {', '.join(columns)}, and --kind {kind} needs {' and '.join(missing)}")
+    kind = kind or _kind(columns, [row for _, row in rows], given)
+    needs = [part for part in NEEDS[kind] if answered or part not in ANSWERS]
+    if missing := [_words(part) for part in needs if not _there(part, columns)]:
+        raise Refusal(f"{given} has {', '.join(columns)}, and --kind {kind} needs {' and '.join(missing)}")
     made = []
     for line, row in rows:
         try:
-            made.append(_row(kind, row))
+            made.append(_row(kind, row, needs))
         except ValueError as error:
             tell(str(error), place(line))
     if not made:
-        raise Refusal(f"{flag} {path} holds no row of --kind {kind}: the first has {_shown(rows[0][1])}")
+        raise Refusal(f"{given} holds no row of --kind {kind}: the first has {_shown(rows[0][1])}")
     return kind, made
+
+
+def shown(kind: str, row: Row) -> dict[str, str]:
+    """The texts of a row, under the first of their columns' names."""
+    first, *others = (part for part in (*NEEDS[kind], *MAY_HAVE.get(kind, ())) if part not in ANSWERS)
+    made = {COLUMNS[first][0]: row.first}
+    return made | ({COLUMNS[others[0]][0]: row.second} if row.second is not None else {})
 
 
 def labels_of(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -125,13 +136,15 @@ def _fraction(label: object) -> bool | None:
     return not str(label).strip().lstrip("+-").isdecimal()
 
 
-def _row(kind: str, row: dict) -> Row:
+def _row(kind: str, row: dict, needs: Sequence[str]) -> Row:
     """Raises ValueError, saying what a row lacks."""
-    parts = {part: _value(part, row) for part in (*NEEDS[kind], *MAY_HAVE.get(kind, ()))}
-    for part in NEEDS[kind]:
+    parts = {part: _value(part, row) for part in (*needs, *MAY_HAVE.get(kind, ()))}
+    for part in needs:
         if parts[part] is None or not str(parts[part]).strip():
             raise ValueError(f"no {_words(part)} in a row")
     text = {part: utf8(str(value)) for part, value in parts.items() if value is not None}
+    if not {*ANSWERS} & {*needs}:
+        return Row(text.get("text") or text["source"], text.get("second") or text.get("context"), "")
     if kind == "text-to-text":
         return Row(text["source"], None, text["target"])
     if kind == "spans":

@@ -1,6 +1,7 @@
 """What a task is: an objective over labelled examples, in place of a stream of ids. TASKS has each by name."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -143,6 +144,10 @@ class Task(Objective):
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @cached_property
+    def tokens_per_row(self) -> int:
+        return max(1, round(sum(len(example.row.ids) for example in self.examples) / len(self.examples)))
 
     @property
     def windows(self) -> int:
