@@ -65,21 +65,19 @@ def begun_from(config: Config, given: Collection[str], note: Callable[[str], Non
     """
     start = open_start(config.from_, config.plugin, note)
     shape, plan = start.opened.model.config, start.opened.plan
-    found = {name: getattr(shape, name) for name in SHAPE} | {"vocab": start.opened.tokenizer.get_vocab_size()}
-    preset = "preset" in given and PRESETS[config.preset].kind == shape.kind and config.preset
-    if plan is not None and plan.config.command == "pretrain":
-        found |= {"preset": plan.config.preset}
-        preset = plan.config.preset
-    learned = plan.config.objective if plan is not None and plan.config.command == "pretrain" else "preset"
+    run = plan.config if plan is not None and plan.config.command == "pretrain" else None
+    found = {name: getattr(shape, name) for name in SHAPE}
+    found |= {"vocab": start.opened.tokenizer.get_vocab_size(), "preset": run.preset if run else preset_of(shape)}
+    if run is None and "preset" in given and PRESETS[config.preset].kind == shape.kind:  # nothing there says which
+        found["preset"] = config.preset
     for name in found:
         if name in given and getattr(config, name) not in (found[name], "preset"):
             raise Refusal(
                 f"{flag(name)} {getattr(config, name)} contradicts --from {config.from_}, which has {found[name]}; "
                 "leave it out"
             )
-    found |= {"preset": preset or preset_of(shape)}
-    if "objective" not in given:
-        found["objective"] = learned
+    if run is not None and "objective" not in given:
+        found["objective"] = run.objective
     config = replace(config, **found, shape=asdict(shape))
     needed = found["vocab"] + config.objective_class().extra_ids
     if shape.vocab_size < needed:

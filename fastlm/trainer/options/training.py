@@ -114,7 +114,7 @@ class Training:
 
     def check_values(self) -> None:
         """Raises Refusal, naming the flag and the cure, for what can be told of values before torch is there."""
-        for name in REGISTRIES.keys() & {field.name for field in fields(self)}:
+        for name in filter(self.__dataclass_fields__.__contains__, REGISTRIES):
             value, known = getattr(self, name), (*choices(name), *OTHERWISE.get(name, ()))
             if value not in known:
                 raise Refusal(

@@ -19,6 +19,7 @@ from fastlm.trainer.tasks.task import Baseline, Example, Head, Task
 from fastlm.trainer.words import several
 
 Encoding = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+SHOWN = 20  # labels in the report
 HELD_OUT = 0.1  # of the groups of rows
 
 
@@ -96,7 +97,7 @@ class Examples:
         return {
             "rows": f"{self.name}: {len(self.train):,} to train on, {len(self.held_out):,} held out",
             "kind": self.task.name,
-            "labels": f"{len(labels)}: {', '.join(labels)}" if labels else None,
+            "labels": f"{len(labels)}: {', '.join(labels[:SHOWN])}{', …' * (len(labels) > SHOWN)}" if labels else None,
             "skipped": "; ".join(self.skipped.lines()) or None,
             "cut": f"{several(self.cut, 'row')} longer than the model reads" if self.cut else None,
             "SHA-256": self.fingerprint,
