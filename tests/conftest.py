@@ -33,10 +33,10 @@ def pytest_addoption(parser):
 # in the order of their time; left out by -m "not slow"
 SLOW = [
     "kernels/test_triton.py", "kernels/test_triton_compile.py", "csrc/test_sanitizers.py", "optim/test_sharded.py",
-    "optim/test_sharded_models.py", "trainer/test_interruptions.py", "trainer/test_checkpoint.py",
-    "trainer/test_finetune.py", "trainer/test_start.py", "trainer/test_cli.py", "trainer/test_presets.py",
-    "ops/test_transforms.py", "house/test_types.py",
-    "trainer/test_trainer.py", "trainer/test_memory.py", "csrc/test_cuda_on_host.py",
+    "optim/test_sharded_models.py", "trainer/test_distributed.py", "trainer/test_interruptions.py",
+    "trainer/test_checkpoint.py", "trainer/test_finetune.py", "trainer/test_start.py", "trainer/test_cli.py",
+    "trainer/test_presets.py", "ops/test_transforms.py", "house/test_types.py", "trainer/test_trainer.py",
+    "trainer/test_memory.py", "csrc/test_cuda_on_host.py",
     "csrc/test_cuda_attention_on_host.py", "optim/test_sharded_checkpoints.py", "ops/test_attention_threads.py",
     "optim/test_trainers.py", "csrc/test_cuda_compile.py", "house/test_benchmarks.py", "house/test_readme.py",
     "ops/test_combinations.py", "ops/test_lesser_processors.py",

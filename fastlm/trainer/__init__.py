@@ -10,6 +10,7 @@
     material.py                                  what a run learns from
     run.py  finetune.py  ready.py                the commands; a run begun, or read back from its folder
     loop.py  signals.py                          its steps and its end; what stops it
+    distributed/                                 several processes that train one model, on torch's engine
     sampling.py  predicting.py                   a trained model writes; a fine-tuned one answers
     tasks/                                       what is learned of labelled rows
     outputs/                                     what is said and written

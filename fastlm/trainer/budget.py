@@ -12,8 +12,10 @@ import torch
 from fastlm.backends.dispatch import record_choices
 from fastlm.objectives import Objective
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options.training import DTYPES, Training
 from fastlm.trainer.step import Trainer
+from fastlm.trainer.words import processes
 
 PROBE = 0.6  # seconds of updates for each thread count
 MARGIN = 0.97  # of the budget goes to what was measured; the rest to checkpoints and printing
@@ -69,12 +71,13 @@ class Budget:
     backends: dict[str, str]
 
 
-def measure(config: Training, tokens: Tokens) -> Budget:
+def measure(config: Training, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     """Try the thread counts (one, and all of torch's, while there is time), then fix the steps that fit in the minutes;
-    nothing is timed if the configuration leaves nothing to decide.
+    nothing is timed if the configuration leaves nothing to decide. Of several processes each takes the threads that it
+    was started with, and the first one's budget is to be all's.
     """
     begun = time.perf_counter()
-    trainer = Trainer(config, tokens, steps=1000)
+    trainer = Trainer(config, tokens, steps=1000, ranks=ranks)
     candidates = _thread_counts(config, trainer.device)
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:
@@ -83,7 +86,8 @@ def measure(config: Training, tokens: Tokens) -> Budget:
     if len(candidates) == 1 and config.steps:
         return Budget(candidates[0], config.steps, looks, True, {}, backends)
     until = begun + MEASURING * 60 * config.minutes if config.steps is None else float("inf")
-    seconds = {candidates[0]: first if time.perf_counter() + first > until else _timed(trainer, PROBE)}
+    late = ranks.any(time.perf_counter() + first > until)
+    seconds = {candidates[0]: first if late else _timed(trainer, PROBE)}
     for threads in candidates[1:]:
         best = min(seconds.values())
         if time.perf_counter() + best <= until:
@@ -120,6 +124,8 @@ def _thread_counts(config: Training, device: torch.device) -> list[int]:
     everything = torch.get_num_threads()  # physical cores, or what OMP_NUM_THREADS says
     if config.threads:
         return [config.threads]
+    if processes() > 1:
+        return [everything]
     return sorted({1, everything}) if device.type == "cpu" else [everything]
 
 
@@ -135,7 +141,7 @@ def _seconds_per_update(trainer: Trainer, threads: int, best: float, until: floa
 def _timed(trainer: Trainer, least: float) -> float:
     """Seconds per update, over at least one update and `least` seconds."""
     begun, updates = time.perf_counter(), 0
-    while not updates or time.perf_counter() - begun < least:
+    while not updates or trainer.ranks.any(time.perf_counter() - begun < least):
         trainer.update()
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()

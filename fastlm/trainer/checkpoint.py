@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -33,12 +34,12 @@ def save(
     state: Path,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    states: dict[int, dict[str, Tensor]],
     progress: dict,
     recurrences: Sequence[Recurrence] = (),
 ) -> None:
-    """Write state/step-N. progress: whatever JSON the caller needs to go on; recurrences: of each micro-batch. Weights
-    that share memory are written once.
+    """Write state/step-N. states: of the optimizer, by the parameter's number; progress: whatever JSON the caller needs
+    to go on; recurrences: of each micro-batch. Weights that share memory are written once.
     """
     made, final = state / f"{TEMPORARY}{step}", state / f"step-{step}"
     if final.exists() and damage(final) is None:  # the same step gives the same bits
@@ -46,7 +47,7 @@ def save(
     clear_temporary(state)
     made.mkdir(parents=True)
     try:
-        _write(made, model, optimizer, {"step": step, **progress}, recurrences)
+        _write(made, model, states, {"step": step, **progress}, recurrences)
     except OSError:  # a full disk has better use for the room
         clear_temporary(state)
         raise
@@ -63,14 +64,14 @@ def save(
 def _write(
     made: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    states: dict[int, dict[str, Tensor]],
     progress: dict,
     recurrences: Sequence[Recurrence],
 ) -> None:
     with tensor_file(made / "model.safetensors") as file:
         save_model(model, str(file))
     with tensor_file(made / "optimizer.safetensors") as file:
-        save_file(_joined(optimizer.state_dict()["state"]), file)  # configuration and step make the groups
+        save_file(_joined(states), file)  # configuration and step make the groups
     (made / "state.json").write_text(json.dumps(progress))
     if recurrences:
         held = dict(enumerate(recurrence.state_dict() for recurrence in recurrences))
@@ -96,8 +97,14 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """Load weights and optimizer state in place; return the saved progress and `step`."""
     load_model(model, str(folder / "model.safetensors"))
     state = _apart(load_file(str(folder / "optimizer.safetensors")))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": _groups(optimizer)})
     return json.loads((folder / "state.json").read_text())
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Its groups as in a state dict, with parameters by their number."""
+    numbers = count()
+    return [{**group, "params": [next(numbers) for _ in group["params"]]} for group in optimizer.param_groups]
 
 
 def remembered(folder: Path, device: torch.device) -> list[dict[str, Tensor]]:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from fastlm import __version__
+from fastlm.trainer.distributed.ranks import may_tell
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped
-from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, say
+from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, processes, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -39,14 +40,14 @@ EXTRA = ("numpy", "tokenizers", "safetensors", "tyro", "matplotlib")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if processes() > 1:  # DDP warns of unused parameters that it looks for and does not find
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
         with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
-            print(
-                f"fastlm {__version__}",
-                flush=True,
-                file=sys.stderr if argv[:1] in (["sample"], ["predict"]) else sys.stdout,
-            )
+            if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, the first one speaks
+                aside = argv[:1] in (["sample"], ["predict"])  # whose output is the text
+                print(f"fastlm {__version__}", flush=True, file=sys.stderr if aside else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
@@ -75,6 +76,8 @@ def _usable(stream: TextIO | None) -> TextIO:
 
 
 def _tell(line: str, status: int) -> int:
+    if not may_tell():
+        return status
     with contextlib.suppress(OSError):  # the terminal may be what is gone
         print(line, file=sys.stderr)
     return status

@@ -11,8 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastlm.models import Transformer
+from fastlm.models.heads import Headed
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import SAMPLES, due
+from fastlm.trainer.distributed.ranks import Ranks, noticing
 from fastlm.trainer.material import Material
 from fastlm.trainer.outputs import artefacts, lines
 from fastlm.trainer.outputs.console import Console
@@ -28,7 +31,7 @@ JUDGED_FROM = 100  # steps from which a run must be better than what has learned
 @dataclass
 class Run:
     """A run under way. seconds: spent on it before this process, which began at step `first`, at the clock's `begun`;
-    aside: seconds of this process that went not into updates.
+    aside: seconds of this process that went not into updates; kept: the step that was last saved.
     """
 
     folder: Path
@@ -38,8 +41,10 @@ class Run:
     console: Console
     metrics: Metrics
     stops: Stops
+    ranks: Ranks
     seconds: float
     first: int = 0
+    kept: int = -1
     begun: float = 0.0
     aside: float = 0.0
 
@@ -47,7 +52,7 @@ class Run:
         """Train to the last step, or until something stops it; return the exit status. Raises Failure."""
         self.first, self.begun = self.trainer.step, time.monotonic()
         self.stops.deferred = True
-        with self._disk():
+        with self._disk(), noticing(f"go on with `{command('resume', self.folder)}`"):
             try:
                 self._advance()
                 return self._finish()
@@ -68,7 +73,7 @@ class Run:
                 self._flush()
                 flushed = time.monotonic()
             self._look()
-            if time.monotonic() - saved >= self.plan.config.save_every:
+            if self.ranks.any(time.monotonic() - saved >= self.plan.config.save_every):
                 self._save()
                 saved = time.monotonic()
         self._save()
@@ -125,7 +130,8 @@ class Run:
             if anew:
                 text = self.trainer.sample(self.plan.looks.sample)
                 self.metrics.write({"step": self.trainer.step, "sample": text})
-            artefacts.write_samples(self.metrics, self.folder / "sample.txt")
+            if self.ranks.speaks:
+                artefacts.write_samples(self.metrics, self.folder / "sample.txt")
         self.console.say("sample", repr(self.metrics.last["sample"][:160]))
 
     def _progress(self) -> list[str]:
@@ -157,19 +163,18 @@ class Run:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
         be.
         """
+        if self.trainer.step == self.kept:
+            return
         self._flush(to_disk=True)
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
         progress = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
         with self._aside():
-            checkpoint.save(
-                self.folder / "state",
-                self.trainer.step,
-                self.trainer.model,
-                self.trainer.optimizer,
-                progress,
-                self.trainer.recurrences,
-            )
+            model, states = self.trainer.whole(), self.trainer.division.whole_states(self.trainer.optimizer)
+            if self.ranks.speaks:
+                recurrences = self.trainer.recurrences
+                checkpoint.save(self.folder / "state", self.trainer.step, model, states, progress, recurrences)
+        self.kept = self.trainer.step
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -179,8 +184,9 @@ class Run:
         try:
             yield
         except OSError as error:
-            with suppress(OSError):
-                self._save()
+            if self.ranks.world == 1:  # others know nothing of it, and would be waited for
+                with suppress(OSError):
+                    self._save()
             saved = [folder.name.replace("step-", "step ") for folder in checkpoint.saved(self.folder / "state")]
             held = f"{saved[0]} of {self.plan.steps:,} is saved" if saved else "no step is saved yet"
             go_on = f"go on with `{command('resume', self.folder)}`"
@@ -188,15 +194,25 @@ class Run:
 
     def _finish(self) -> int:
         """Write what is left to write, say how it went, and return the exit status."""
+        model = self.trainer.whole()
+        if self.ranks.speaks:
+            self._write(self.trainer.exported(model))
+        return self._verdict()
+
+    def _write(self, exported: Transformer | Headed) -> None:
+        """The files of a finished run, report.md as the last, and the lines of its end."""
         self.stops.check()
-        artefacts.write_weights(self.trainer, self.folder)
+        artefacts.write_weights(exported, self.trainer.train, self.folder)
         self.stops.check()
         artefacts.write_plot(self.metrics, self.material, self.trainer.held_out, self.folder / "loss.png")
         self.stops.check()
-        artefacts.write_report(self.plan, self.material, self.trainer, self.metrics, self.folder / "report.md")
-        last = self.metrics.last
-        self.console.say_all(lines.of_end(self.folder, self.trainer, self.material, last, self.elapsed))
-        failure = self.material.failure(self.trainer.held_out, last)
+        report = self.folder / "report.md"
+        artefacts.write_report(self.plan, self.material, self.trainer, exported, self.metrics, report)
+        of_end = lines.of_end(self.folder, self.trainer, exported, self.material, self.metrics.last, self.elapsed)
+        self.console.say_all(of_end)
+
+    def _verdict(self) -> int:
+        failure = self.material.failure(self.trainer.held_out, self.metrics.last)
         if failure is None:
             return 0
         short, why = failure

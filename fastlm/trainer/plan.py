@@ -20,7 +20,7 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.options.training import Training
-from fastlm.trainer.words import Refusal, command, disk_words
+from fastlm.trainer.words import Refusal, command, disk_words, processes
 
 CONFIGURATIONS: dict[str, type[Config] | type[FineTune]] = {kind.command: kind for kind in (Config, FineTune)}
 LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
@@ -42,7 +42,17 @@ class Plan:
     environment: dict[str, str]
 
     def write(self, folder: Path) -> None:
-        write_file(folder / "run.json", json.dumps(asdict(self) | {"config": self.config.to_json()}, indent=1))
+        write_file(folder / "run.json", self.to_json())
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"config": self.config.to_json()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Raises ValueError, TypeError or KeyError for a text that is no plan."""
+        values = json.loads(text)
+        config = CONFIGURATIONS[values["config"].get("command", "pretrain")].from_json(values["config"])
+        return cls(**values | {"config": config, "looks": Looks(**values["looks"])})
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
@@ -54,10 +64,7 @@ class Plan:
                 "`fastlm pretrain` starts one"
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            config = CONFIGURATIONS[values["config"].get("command", "pretrain")].from_json(values["config"])
-            parts = {"config": config, "looks": Looks(**values["looks"])}
-            return cls(**values | parts)
+            return cls.from_json(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError, KeyError) as error:
             raise Refusal(
                 f"{path} cannot be understood ({error}); it was altered, or written by another version of fastlm"
@@ -149,5 +156,6 @@ def environment(config: Training) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device_name(config.torch_device()),
         "system": platform.platform(terse=True),
+        "processes": str(processes()),
         **{f"plugin {name}": f"SHA-256 {sha256(Path(name))[:12]}" for name in config.plugin if plugins.is_file(name)},
     }

@@ -7,21 +7,26 @@ runs/<date-time>/  run.json  metrics.jsonl  sample.txt  state/  tokenizer.json  
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from fastlm import __version__
+from fastlm.objectives import noise
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import dtype_cost, measure
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.distributed import shards
+from fastlm.trainer.distributed.ranks import Ranks, joined
 from fastlm.trainer.loop import Run
 from fastlm.trainer.material import Material
+from fastlm.trainer.options import plugins
 from fastlm.trainer.options.training import Training
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
-from fastlm.trainer.plan import Plan, environment
+from fastlm.trainer.plan import Plan, environment, new_folder
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.start import Start
 from fastlm.trainer.step import Trainer
@@ -32,8 +37,36 @@ from fastlm.trainer.words import Refusal, command
 Read = Callable[[Training, Console, Path | None, str | None], tuple[Training, Material]]
 
 
-def begin(
-    folder: Path, config: Training, argv: list[str], console: Console, stops: Stops, read: Read, start: Start | None
+def start_out(
+    asked: Training, argv: list[str], settle: Callable[[Console], tuple[Training, Start | None]], read: Read
+) -> int:
+    """A new run from its configuration to its end; return the exit status.
+
+    settle: checks the configuration that was asked for and settles it, and finds the weights to begin with, or None.
+    """
+    plugins.load(asked.plugin)
+    asked.check_values()
+    asked.check_machine()
+    stops = Stops("nothing was begun")
+    with joined(asked.torch_device().type) as ranks, ExitStack() as stack:
+        stack.enter_context(stops.heard())
+        console = Console(stops.note, ranks.speaks)
+        stack.enter_context(console.warnings())
+        config, start = settle(console)
+        shards.check(config)
+        folder = Path(ranks.told(str(stack.enter_context(new_folder(config.out))) if ranks.speaks else ""))
+        return _begin(folder, config, argv, console, stops, ranks, read, start).train()
+
+
+def _begin(
+    folder: Path,
+    config: Training,
+    argv: list[str],
+    console: Console,
+    stops: Stops,
+    ranks: Ranks,
+    read: Read,
+    start: Start | None,
 ) -> Run:
     """Read what is learned, measure, write down the plan: a run before its first step.
 
@@ -42,10 +75,11 @@ def begin(
     """
     where = environment(config)
     console.say_all(lines.of_machine(config, where, dtype_cost(config)))
-    config, material = read(config, console, start and start.tokenizer_file, None)
+    with ranks.one_first():
+        config, material = read(config, console, start and start.tokenizer_file, None)
     console.say_all(lines.of_model(config, material.sides))
     console.say("to beat", *material.to_beat())
-    budget = measure(config, material.sides)
+    budget = measure(config, material.sides, ranks)
     tokenizer_file = material.sides.tokenizer_file
     plan = Plan(
         __version__,
@@ -58,23 +92,34 @@ def begin(
         sha256(tokenizer_file),
         where,
     )
-    trainer = Trainer(config, material.sides, plan.steps, stops.check)
-    anew = [] if start is None else start.give(trainer.train, trainer.model)
+    plan = Plan.from_json(ranks.told(plan.to_json()))
+    trainer = Trainer(config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
     console.say_all(lines.of_plan(plan, budget, trainer, material))
     if start is not None:
+        anew = _give(start, trainer, folder)
         console.say("begins", f"with the weights of {start.folder}", *lines.of_new(anew))
     console.say("writes", f"{folder}/")
-    shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
-    if start is not None:
+    metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
+    if ranks.speaks:
+        shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+        stops.deferred = True  # with its run.json a run has begun
+        plan.write(folder)
+    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
+
+
+def _give(start: Start, trainer: Trainer, folder: Path) -> list[str]:
+    """Have a trainer begin with the weights, and save them as its step 0; return the names of those that are new."""
+    torch.manual_seed(noise.number(trainer.config.seed, noise.Purpose.WEIGHTS, 0))  # the same new ones on every rank
+    with trainer.filling() as model:
+        anew = start.give(trainer.train, model)
+    whole, states = trainer.whole(), trainer.division.whole_states(trainer.optimizer)
+    if trainer.ranks.speaks:
         progress = {"seconds": 0.0, "scaler": trainer.scaler.state_dict()}
-        checkpoint.save(folder / "state", 0, trainer.model, trainer.optimizer, progress)
-    metrics = Metrics(folder / "metrics.jsonl", 0)
-    stops.deferred = True  # with its run.json a run has begun
-    plan.write(folder)
-    return Run(folder, plan, trainer, material, console, metrics, stops, 0.0)
+        checkpoint.save(folder / "state", 0, whole, states, progress)
+    return anew
 
 
-def go_on(folder: Path, plan: Plan, console: Console, stops: Stops, read: Read) -> Run:
+def go_on(folder: Path, plan: Plan, console: Console, stops: Stops, ranks: Ranks, read: Read) -> Run:
     """The run as its newest whole checkpoint left it."""
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.exists() or sha256(tokenizer_file) != plan.tokenizer:
@@ -86,12 +131,15 @@ def go_on(folder: Path, plan: Plan, console: Console, stops: Stops, read: Read) 
                 f"{name} is {here}, and was {plan.environment[name]}: the results may differ in their last bits",
             )
     torch.set_num_threads(plan.threads)
-    _, material = read(plan.config, console, tokenizer_file, plan.fingerprint)
-    trainer, seconds = Trainer(plan.config, material.sides, plan.steps, stops.check), 0.0
+    with ranks.one_first():
+        _, material = read(plan.config, console, tokenizer_file, plan.fingerprint)
+    trainer = Trainer(plan.config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
+    seconds = 0.0
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
         try:
-            progress = checkpoint.restore(last, trainer.model, trainer.optimizer)
+            with trainer.filling() as model:
+                progress = checkpoint.restore(last, model, trainer.optimizer)
             trainer.remember(checkpoint.remembered(last, trainer.device))
         except (RuntimeError, ValueError, KeyError) as error:
             raise Refusal(altered(folder, error)) from error
@@ -103,8 +151,9 @@ def go_on(folder: Path, plan: Plan, console: Console, stops: Stops, read: Read) 
             "restore it, or start a new run"
         )
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
-    metrics = Metrics(folder / "metrics.jsonl", trainer.step)
-    return Run(folder, plan, trainer, material, console, metrics, stops, seconds)
+    with ranks.one_first():
+        metrics = Metrics(folder / "metrics.jsonl", trainer.step, ranks.speaks)
+    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, seconds)
 
 
 def altered(folder: Path, error: Exception) -> str:

@@ -1,22 +1,25 @@
 """`fastlm pretrain`, and `fastlm resume` of any run: a text that is read, and a run over it from end to end."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from fastlm.trainer import finetune, memory
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import tokenize
+from fastlm.trainer.distributed import shards
+from fastlm.trainer.distributed.ranks import joined
 from fastlm.trainer.material import check_unchanged
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.plan import Plan, locked, new_folder
-from fastlm.trainer.ready import Read, altered, begin, go_on
+from fastlm.trainer.plan import Plan, locked
+from fastlm.trainer.ready import Read, altered, go_on, start_out
 from fastlm.trainer.signals import Stops
-from fastlm.trainer.start import begun_from
-from fastlm.trainer.words import Refusal, command, disk_words, several
+from fastlm.trainer.start import Start, begun_from
+from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 
 def pretrain(config: Config, argv: list[str]) -> int:
@@ -25,15 +28,15 @@ def pretrain(config: Config, argv: list[str]) -> int:
 
     argv: the command line, which says which of the fields were asked for.
     """
-    plugins.load(config.plugin)
-    stops = Stops("nothing was begun")
-    console, start = Console(stops.note), None
-    with stops.heard(), console.warnings():
+
+    def settle(console: Console) -> tuple[Config, Start | None]:
+        settled, start = config, None
         if config.from_ is not None:
-            config, start = begun_from(config, given(argv, Config), lambda line: console.say("note", line))
-        config.check()
-        with new_folder(config.out) as folder:
-            return begin(folder, config.settled(), argv, console, stops, read, start).train()
+            settled, start = begun_from(config, given(argv, Config), lambda line: console.say("note", line))
+        settled.check()
+        return settled.settled(), start
+
+    return start_out(config, argv, settle, read)
 
 
 def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
@@ -43,20 +46,26 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     """
     go_on_with = f"go on with `{command('resume', folder)}`"
     stops = Stops(f"nothing was changed; {go_on_with}")
-    console, plan = Console(stops.note), Plan.read(folder)
+    plan = Plan.read(folder)
     if (folder / "report.md").exists():
         finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
         shows = command("predict", folder, "FILE") if plan.config.command == "finetune" else command("sample", folder)
-        console.say("done", f"{finished}; `{shows}` shows what it learned")
+        say("done", f"{finished}; `{shows}` shows what it learned")
         return 0
     plugins.require(plan.config.plugin, imported, folder)
     try:
         plan.config.check()
     except TypeError as error:
         raise Refusal(altered(folder, error)) from error
-    with stops.heard(), locked(folder), console.warnings():
+    shards.check(plan.config)
+    with joined(plan.config.torch_device().type) as ranks, ExitStack() as stack:
+        stack.enter_context(stops.heard())
+        console = Console(stops.note, ranks.speaks)
+        if ranks.speaks:
+            stack.enter_context(locked(folder))
+        stack.enter_context(console.warnings())
         try:
-            run = go_on(folder, plan, console, stops, READERS[plan.config.command])
+            run = go_on(folder, plan, console, stops, ranks, READERS[plan.config.command])
         except OSError as error:
             raise Refusal(disk_words(error, folder, "nothing was changed", go_on_with)) from error
         return run.train()

@@ -8,6 +8,7 @@ goes on as if it had never stopped. The host waits for the device only when numb
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,12 @@ from fastlm.models import Recurrence, Remembering, Transformer
 from fastlm.models.heads import Headed
 from fastlm.objectives import Batch, Objective, Vocabulary, noise
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
+from fastlm.optim.sharding import is_dtensor, local
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.distributed.ranks import ALONE, Ranks
+from fastlm.trainer.distributed.shards import Division
 from fastlm.trainer.options.training import DTYPES, Training
 from fastlm.trainer.words import Refusal
 
@@ -48,10 +52,19 @@ class Trainer:
     """A model in training. step: updates done so far, of `steps`. recurrences: what the model remembers of each
     micro-batch of the last update, where the rows of the next one go on; none for a model without memory. check: called
     before each micro-batch and each batch of an evaluation; when it raises, all of this is as the last update left it.
+    ranks: the processes that train it, each of which has a part of every batch's rows and, as --shard says, of the
+    model.
     """
 
-    def __init__(self, config: Training, tokens: Tokens, steps: int, check: Callable[[], None] = lambda: None):
-        self.config, self.steps, self.step, self.check = config, steps, 0, check
+    def __init__(
+        self,
+        config: Training,
+        tokens: Tokens,
+        steps: int,
+        check: Callable[[], None] = lambda: None,
+        ranks: Ranks = ALONE,
+    ):
+        self.config, self.steps, self.step, self.check, self.ranks = config, steps, 0, check, ranks
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
         self.tokenizer = load_tokenizer(tokens.tokenizer_file)
@@ -61,15 +74,25 @@ class Trainer:
         self.train = make_objective(config, "train", tokens.train, shape.context, known, streams)
         self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
         torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
+        self.shape = shape
         self.model = self.train.model(shape).to(self.device)
-        self.optimizer = make_optimizer(config, self.model)
+        self.division = Division(self.model, config.shard, ranks)
+        self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
         self.bytes_of = torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None
 
-    def exported(self) -> Transformer | Headed:
-        """What of the model others open."""
-        return self.train.exported(self.model)
+    def whole(self) -> nn.Module | None:
+        """The model with all of its weights, wherever they lie; None on ranks that do not gather them."""
+        return self.division.whole(lambda: self.train.model(self.shape))
+
+    def filling(self) -> AbstractContextManager[nn.Module]:
+        """The model, or one like it whose weights this rank takes its part of at the end of the `with` block."""
+        return self.division.filling(lambda: self.train.model(self.shape))
+
+    def exported(self, model: nn.Module) -> Transformer | Headed:
+        """What of a whole model others open."""
+        return self.train.exported(model)
 
     def remember(self, held: list[dict[str, Tensor]]) -> None:
         """Go on from what the `recurrences` held. Raises ValueError if they are not those of its micro-batches."""
@@ -95,34 +118,28 @@ class Trainer:
         """
         config = self.config
         first = self.step * config.batch * config.accumulate
-        batches = [
-            self.train.batch(config.seed, first + i * config.batch, config.batch) for i in range(config.accumulate)
-        ]
-        counts = total([self.train.targets(batch) for batch in batches])
-        torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, 0, self.step))
+        part = self.ranks.part(config.batch)
+        begins = range(first + part.start, first + config.batch * config.accumulate, config.batch)
+        batches = [self.train.batch(config.seed, begin, part.stop - part.start) for begin in begins]
+        counts = self.ranks.total(total([self.train.targets(batch) for batch in batches]))
+        torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, self.ranks.rank, self.step))
         self.model.train()
         losses: dict[str, Tensor] = {}
         models, recurrences = self._remembering(first)
-        for model, batch in zip(models, batches, strict=True):
+        for i, (model, batch) in enumerate(zip(models, batches, strict=True), start=1):
             self.check()
-            with autocast(config, self.device):
-                sums = self.train.loss(model, self._placed(batch))
-            means = self._means(sums, counts)
-            self.scaler.scale(means["loss"]).backward()
+            with self.division.adding_up(now=i == config.accumulate):
+                with autocast(config, self.device):
+                    sums = self.division.ask(self.train.loss, model, self._placed(batch))
+                means = self._means(sums, counts)
+                self.scaler.scale(self.ranks.world * means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
         self.recurrences = recurrences
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
-        return Update(
-            losses,
-            norm,
-            getattr(self.optimizer, "overflow", None),
-            scale,
-            lr,
-            self.tokens_per_update,
-            sum(counts.values()),
-        )
+        losses, overflow = self.ranks.sums(losses), getattr(inner(self.optimizer), "overflow", None)
+        return Update(losses, norm, overflow, scale, lr, self.tokens_per_update, sum(counts.values()))
 
     def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
         """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""
@@ -136,19 +153,20 @@ class Trainer:
 
     def _step_optimizer(self) -> tuple[float, Tensor | None]:
         """The learning rate of the step, and the gradient's norm before clipping."""
-        lr, clips = self.lr(), isinstance(self.optimizer, Optimizer)
+        lr, clips = self.lr(), isinstance(inner(self.optimizer), Optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1.0)
         norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr, self.optimizer.grad_norm if clips else norm
+        return lr, inner(self.optimizer).grad_norm if clips else norm
 
     def _clip(self) -> Tensor:
         """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""
         self.scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        return norm.full_tensor() if is_dtensor(norm) else norm
 
     @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
@@ -156,29 +174,38 @@ class Trainer:
         all windows, or over so many of them spread evenly, always the same.
         """
         self.model.eval()
-        windows = windows or self.held_out.windows
-        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        size = 0
-        for model, numbers in self._looked_at(windows):
-            self.check()
-            batch = self.held_out.fixed(numbers)
-            counts = total([counts, self.held_out.targets(batch)])
-            if self.held_out.reports_bits_per_byte:
-                size += self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-            with autocast(self.config, self.device):
-                terms, shares = self.held_out.evaluate(model, self._placed(batch))
-            for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
-                if name not in sums:
-                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
-                sums[name] += value
+        sums, counts = self._held_out_sums(windows or self.held_out.windows)
+        sums, counts = self.ranks.sums(sums), self.ranks.total(counts)
         terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
         found = self._means(terms, counts)
         found |= {name: self.held_out.measure(name, value) for name, value in sums.items() if value.ndim}
         if self.held_out.reports_bits_per_byte:
-            found["bits_per_byte"] = sum(terms.values()) / math.log(2) / size
+            found["bits_per_byte"] = sum(terms.values()) / math.log(2) / counts["bytes"]
         return found
+
+    def _held_out_sums(self, windows: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """This rank's part of so many windows: terms summed, and shares as pairs, in fp64; targets, and "bytes" of
+        text.
+        """
+        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for model, numbers in self._looked_at(windows):
+            self.check()
+            mine = numbers[self.ranks.part(len(numbers))]
+            batch = self.held_out.fixed(mine if len(mine) else numbers[:1])  # every rank asks the model each time
+            with autocast(self.config, self.device):
+                terms, shares = self.division.ask_alone(self.held_out.evaluate, model, self._placed(batch))
+            there = self.held_out.targets(batch)
+            if self.held_out.reports_bits_per_byte:
+                there["bytes"] = self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
+            for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
+                if name not in sums:
+                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
+                if len(mine):
+                    sums[name] += value
+            counts = total([counts, there if len(mine) else dict.fromkeys(there, 0)])
+        return sums, counts
 
     def _looked_at(self, windows: int) -> Iterator[tuple[nn.Module, np.ndarray]]:
         """Batches of so many held-out windows, by their numbers, and the model that looks at them: windows spread
@@ -209,11 +236,12 @@ class Trainer:
         self.model.eval()
         seed = noise.number(self.config.seed, noise.Purpose.SAMPLE, 0, self.step)
         generator = torch.Generator(self.device).manual_seed(seed)
-        return self.held_out.sample(self.model, n, generator, self.tokenizer.decode)
+        model = self.whole()
+        return "" if model is None else self.held_out.sample(model, n, generator, self.tokenizer.decode)
 
     def finite(self) -> bool:
         """Whether every parameter is a finite number. The host waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all())
+        return bool(torch.stack([local(p).isfinite().all() for p in self.model.parameters()]).all())
 
     def _placed(self, batch: Batch) -> Batch:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -235,9 +263,9 @@ def make_objective(
         raise Refusal(f"the {side} side of the text has {error}") from error
 
 
-def make_optimizer(config: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimizer over the model's parameters. betas and momentum go to those that have them; a relative
-    step would take no notice of the schedule.
+def make_optimizer(config: Training, model: nn.Module, division: Division) -> torch.optim.Optimizer:
+    """The configured optimizer over the model's parameters, divided as the model is. betas and momentum go to those
+    that have them; a relative step would take no notice of the schedule.
     """
     make = OPTIMIZERS[config.optimizer]
     known = inspect.signature(make).parameters
@@ -245,12 +273,17 @@ def make_optimizer(config: Training, model: nn.Module) -> torch.optim.Optimizer:
     options = {name: value for name, value in options.items() if name in known}
     groups = decay_groups(model, config.weight_decay)
     if config.layer_decay != 1:
-        groups = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
-        groups = [group | {"share": group.pop("lr")} for group in groups]  # of the rate that the schedule says
-    optimizer = make(groups, lr=config.lr, **options)
-    if isinstance(optimizer, Optimizer):
-        optimizer.max_grad_norm = config.clip or None
+        layers = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
+        groups = [group | {"share": group.pop("lr")} for group in layers]  # of the rate that the schedule says
+    optimizer = division.optimizer(make, groups, lr=config.lr, **options)
+    if isinstance(inner(optimizer), Optimizer):
+        inner(optimizer).max_grad_norm = config.clip or None
     return optimizer
+
+
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that ZeroRedundancyOptimizer makes of this rank's parameters; others are their own."""
+    return getattr(optimizer, "optim", optimizer)
 
 
 def total(rows: list[dict]) -> dict:

@@ -4,6 +4,7 @@ Python.
 
 import errno
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import TextIO
@@ -35,9 +36,18 @@ def disk_words(error: OSError, folder: Path, held: str, then: str) -> str:
     return f"{folder} cannot be written to ({error.strerror}); {held}: {cure}, then {then}"
 
 
+def processes() -> int:
+    """How many processes torchrun started as one run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def command(*words: object) -> str:
-    """`fastlm` with these words, quoted so that a shell takes them as they are."""
-    return shlex.join(("fastlm", *map(str, words)))
+    """`fastlm` with these words, quoted so that a shell takes them as they are; what trains, in as many processes as
+    this run.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if words[0] in ("pretrain", "resume") else 1
+    launched = ("torchrun", "--nproc-per-node", here, "-m") if here > 1 else ()
+    return shlex.join(map(str, (*launched, "fastlm", *words)))
 
 
 def flag(name: str) -> str:

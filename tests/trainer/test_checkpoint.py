@@ -234,12 +234,12 @@ def test_damage_is_seen_in_every_file(tmp_path, name, harm):
     recurrence = Recurrence(4)
     recurrence.extend(0, torch.ones(1, 2, 3))
     for step in (8, 9):
-        checkpoint.save(tmp_path, step, model, optimizer, {}, [recurrence])
+        checkpoint.save(tmp_path, step, model, optimizer.state_dict()["state"], {}, [recurrence])
     harm(tmp_path / "step-9" / name)
     heard = []
     assert checkpoint.newest(tmp_path, heard.append) == tmp_path / "step-8"
     assert len(heard) == 1 and "step-9 is damaged" in heard[0] and "\n" not in heard[0]
-    checkpoint.save(tmp_path, 9, model, optimizer, {}, [recurrence])
+    checkpoint.save(tmp_path, 9, model, optimizer.state_dict()["state"], {}, [recurrence])
     assert checkpoint.newest(tmp_path, heard.append) == tmp_path / "step-9" and len(heard) == 1
 
 
@@ -368,7 +368,7 @@ def test_every_tensor_of_the_optimizer_comes_back(tmp_path):
     optimizer, fresh = (torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(2))
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    checkpoint.save(tmp_path, 1, model, optimizer, {"note": 1})
+    checkpoint.save(tmp_path, 1, model, optimizer.state_dict()["state"], {"note": 1})
     assert checkpoint.restore(tmp_path / "step-1", model, fresh) == {"step": 1, "note": 1}
     for p in model.parameters():
         torch.testing.assert_close(fresh.state[p], optimizer.state[p], rtol=0, atol=0)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
     from fastlm.models import ModelConfig
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
+SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
@@ -83,6 +84,8 @@ class Training:
     """What matrix products are computed in; parameters stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU if there is one."""
+    shard: Literal[SHARDS] = "none"
+    """What processes that torchrun starts divide among them: ZeRO 1, 2 and 3."""
     threads: Annotated[int | None, unset("INT", "the faster of one and all cores")] = None
     """CPU threads."""
     evaluations: int = 12

@@ -21,19 +21,18 @@ from fastlm.trainer.words import clock, size, utf8
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
 
-def write_weights(trainer: Trainer, folder: Path) -> None:
+def write_weights(model: Transformer | Headed, objective: Objective, folder: Path) -> None:
     """config.json, model.safetensors, and tokenizer_config.json, which transformers' AutoTokenizer wants beside
     tokenizer.json.
     """
     tokens = {"eos_token_id": EOS, "pad_token_id": PAD}
-    model = trainer.exported()
     if model.config.kind == "encoder-decoder":
         tokens |= {"decoder_start_token_id": PAD, "forced_eos_token_id": None}  # BART's config has its own for both
     write = to_huggingface if isinstance(model, Transformer) else head_to_huggingface
-    write(model, folder, **tokens, **trainer.train.entries())
+    write(model, folder, **tokens, **objective.entries())
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": trainer.train.context,
+        "model_max_length": objective.context,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<eos>",
         "pad_token": "<pad>",
@@ -94,9 +93,10 @@ def write_plot(metrics: Metrics, material: Material, objective: Objective, path:
     made.replace(path)
 
 
-def write_report(plan: Plan, material: Material, trainer: Trainer, metrics: Metrics, path: Path) -> None:
+def write_report(
+    plan: Plan, material: Material, trainer: Trainer, exported: Transformer | Headed, metrics: Metrics, path: Path
+) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
-    exported = trainer.exported()
     bits = metrics.last.get("held_out_bits_per_byte")
     objective = trainer.held_out
     unit = f"{objective.unit} per {objective.per}"

@@ -21,9 +21,11 @@ class Console:
     """Labelled lines, and one progress line that stays below them on a terminal.
 
     lost: called once with the reason, when the output cannot be written any more; lines go to stderr from then on.
+    speaks: whether lines are shown at all, which of several processes those of one are.
     """
 
-    def __init__(self, lost: Callable[[str], None] = lambda why: None):
+    def __init__(self, lost: Callable[[str], None] = lambda why: None, speaks: bool = True):
+        self.speaks = speaks
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
         self.lost = lost
         self._file = sys.stdout
@@ -32,6 +34,8 @@ class Console:
 
     def say(self, label: str, *parts: str) -> None:
         """A labelled line above the progress line."""
+        if not self.speaks:
+            return
         with self._noticing():
             if self._shown:
                 print("\r" + " " * len(self._shown) + "\r", end="", file=self._file)
@@ -51,10 +55,12 @@ class Console:
 
     def due(self) -> bool:
         """Whether the progress line is old."""
-        return time.monotonic() >= self._next
+        return self.speaks and time.monotonic() >= self._next
 
     def progress(self, parts: Sequence[str]) -> None:
         """Show how far the run is: on a terminal, as many of the parts as fit into its width, the first ones."""
+        if not self.speaks:
+            return
         self._next = time.monotonic() + PERIOD[self.live]
         with self._noticing():
             if not self.live:

@@ -5,17 +5,20 @@ from pathlib import Path
 
 import torch
 
+from fastlm.models import Transformer
+from fastlm.models.heads import Headed
 from fastlm.objectives import Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.budget import Budget, Looks
 from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.distributed.shards import bytes_each
 from fastlm.trainer.material import Material
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
 from fastlm.trainer.plan import Plan
-from fastlm.trainer.step import Trainer
+from fastlm.trainer.step import Trainer, inner
 from fastlm.trainer.words import clock, command, count, several, size
 
 REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
@@ -84,7 +87,9 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
         yield "warning", f"{short}. Give more minutes, or a smaller --dim, --layers, --context or --batch"
     yield "threads", str(plan.threads), *(f"{count(speed)} tok/s with {n}" for n, speed in budget.speeds.items())
     yield "kernels", *(f"{op} {backend}" for op, backend in sorted(budget.backends.items()))
-    yield "memory", str(memory_table(trainer.model, chosen=trainer.optimizer)).replace("\n", "\n" + 9 * " ")
+    yield "memory", str(memory_table(trainer.model, chosen=inner(trainer.optimizer))).replace("\n", "\n" + 9 * " ")
+    if trainer.ranks.world > 1:
+        yield "sharding", *_of_sharding(trainer)
     seen = plan.steps * trainer.tokens_per_update
     rows = plan.steps * plan.config.batch * plan.config.accumulate
     epochs = material.epochs(rows, trainer.train.context)
@@ -97,6 +102,16 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
         )
         yield "note", f"{fewer}, leave time for the steps; with more --minutes there are more"
     yield "steps", f"{plan.steps:,} ({length})", f"{count(seen)} tokens, {epochs:.2g} epochs"
+
+
+def _of_sharding(trainer: Trainer) -> Iterator[str]:
+    """What each process keeps for every way to divide the model, with the optimizer that it has, or else AdamW."""
+    table = memory_table(trainer.model)
+    row = next((row for row in table if row.optimizer == trainer.config.optimizer), None) or table[0]
+    yield f"{trainer.ranks.world} processes, {row.optimizer}"
+    each = bytes_each(row.parameters, row.gradients, row.masters + row.states, trainer.ranks.world)
+    for name, kept in each.items():
+        yield f"{name} {size(kept)}{' ← chosen' * (name == trainer.config.shard)}"
 
 
 def of_evaluation(trainer: Trainer, windows: int, last: dict) -> Line:
@@ -141,7 +156,9 @@ def _number(name: str, value: float | None, digits: str) -> str:
     return "" if value is None else f"{name} {value:{digits}}"
 
 
-def of_end(folder: Path, trainer: Trainer, material: Material, last: dict, seconds: float) -> Iterator[Line]:
+def of_end(
+    folder: Path, trainer: Trainer, exported: Transformer | Headed, material: Material, last: dict, seconds: float
+) -> Iterator[Line]:
     seen = count(trainer.steps * trainer.tokens_per_update)
     yield (
         "done",
@@ -151,7 +168,6 @@ def of_end(folder: Path, trainer: Trainer, material: Material, last: dict, secon
         clock(seconds),
     )
     yield "wrote", f"{folder}/ {artefacts.FILES}"
-    exported = trainer.exported()
     writes = getattr(exported, "decoder", None) is not None  # an encoder writes no text, nor does what has a head
     said = [command("predict", folder, "FILE")] * (trainer.config.command == "finetune")
     said += [command("sample", folder)] * writes

@@ -21,15 +21,17 @@ class Metrics:
     file for a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not
     finite, or that nobody looked at, is null.
 
+    writes: whether this process writes the file, which others of the same run read and go on from in memory.
     last: field → newest value, and held_out_step, the step of the newest evaluation. opened_with: the fields that there
     were for `step`. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
     skipped: updates that were skipped, for their gradients were not finite.
     """
 
-    def __init__(self, path: Path, step: int):
-        self.path = path
+    def __init__(self, path: Path, step: int, writes: bool = True):
+        self.path, self.writes = path, writes
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
-        write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if writes:
+            write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.opened_with = {name for row in kept if row["step"] == step for name in row}
         self.last: dict = {}
         self.diverged: int | None = None
@@ -68,7 +70,7 @@ class Metrics:
             self._waiting = []
             lost = (row["step"] for row in rows if not math.isfinite(row["loss"]) and row["skipped"] != 1)
             self.diverged = self.diverged or next(lost, None)
-        if to_disk:
+        if to_disk and self.writes:
             flush(self.path)
 
     def skipping(self, steps: int) -> bool:
@@ -83,13 +85,14 @@ class Metrics:
 
     def _append(self, rows: list[dict]) -> None:
         rows = [{name: _finite(value) for name, value in row.items()} for row in rows]
-        before = self.path.stat().st_size
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        except OSError:  # a full disk took some of them, maybe half a row
-            os.truncate(self.path, before)
-            raise
+        if self.writes:
+            before = self.path.stat().st_size
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            except OSError:  # a full disk took some of them, maybe half a row
+                os.truncate(self.path, before)
+                raise
         self._remember(rows)
 
     def _remember(self, rows: list[dict]) -> None:

@@ -1,0 +1,224 @@
+"""Several processes train as one does: the same samples, losses and weights, however the model is divided."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import config, flags, python, repeatable, write_text
+from safetensors.torch import load_file
+from sharded import on
+
+from fastlm.optim import OPTIMIZERS
+from fastlm.optim.sharding import local
+from fastlm.trainer import checkpoint
+from fastlm.trainer.data.corpus import find
+from fastlm.trainer.data.tokens import tokenize
+from fastlm.trainer.distributed.ranks import ALONE, Ranks
+from fastlm.trainer.distributed.shards import bytes_each
+from fastlm.trainer.options.training import SHARDS
+from fastlm.trainer.step import Trainer, inner
+
+STEPS = 6
+PRESETS = ("llama", "bert", "t5", "albert", "electra")
+
+
+@pytest.fixture
+def text(text) -> Path:
+    """Four documents, for text of a pair come from two."""
+    folder = text.with_name("text")
+    folder.mkdir()
+    for seed in range(4):
+        write_text(folder / f"{seed}.txt", seed, lines=150)
+    return folder
+
+
+def make(text: Path, ranks: Ranks, **changes) -> Trainer:
+    """On 3 ranks, rows are 1, 1 and 2; micro-batches have other numbers of targets."""
+    os.environ["XDG_CACHE_HOME"] = str(text.parent / "cache")  # in processes that other tests use as well
+    asked = config(text, **dict(context=32, layers=2, accumulate=2, lr=2e-3) | changes).settled()
+    return Trainer(asked, tokenize(find((text,)), asked.vocab), STEPS, ranks=ranks)
+
+
+def close(found: dict[str, float], wanted: dict[str, float], **tolerance) -> None:
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(float(found[name]), float(wanted[name]), **tolerance)
+
+
+def equals_one_process(rank: int, world: int, text: Path, shard: str, **changes) -> None:
+    many, one = make(text, Ranks(rank, world), shard=shard, **changes), make(text, ALONE, **changes)
+    close(many.evaluate(), one.evaluate(), rtol=1e-6, atol=1e-6)
+    for _ in range(STEPS):
+        update, single = many.update(), one.update()
+        close(update.losses, single.losses, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(update.norm, single.norm, rtol=2e-5, atol=1e-6)
+        assert update.targets == single.targets and update.tokens == single.tokens
+    close(many.evaluate(3), one.evaluate(3), rtol=1e-5, atol=1e-5)
+    whole = many.whole()
+    assert (whole is None) == (rank > 0 and shard in ("gradients", "parameters"))
+    if rank == 0:
+        # Adam's first steps make ±lr of a gradient that is a rounding error
+        for (name, p), q in zip(whole.named_parameters(), one.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert many.sample(8) == (one.sample(8) if whole is not None else "")
+
+
+def every_preset(rank: int, world: int, text: Path, shard: str) -> None:
+    for preset in PRESETS:
+        equals_one_process(rank, world, text, shard, preset=preset, dropout=0.0)
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+@on(2, 3)
+def test_every_division_equals_one_process(ranks, text, shard):
+    ranks.run(every_preset, text, shard)
+
+
+def every_optimizer(rank: int, world: int, text: Path) -> None:
+    for name in OPTIMIZERS:
+        for shard in SHARDS[1:]:
+            equals_one_process(rank, world, text, shard, optimizer=name, lr=None)
+
+
+@on(2, 3)
+def test_every_optimizer_steps_as_in_one_process(ranks, text):
+    ranks.run(every_optimizer, text)
+
+
+def scales(rank: int, world: int, text: Path) -> None:
+    """In fp16, with an overflow that one rank alone meets: all skip that update."""
+    for shard in SHARDS:
+        trainer = make(text, Ranks(rank, world), shard=shard, dtype="fp16")
+        trainer.update()
+        before = [local(p.detach()).clone() for p in trainer.model.parameters()]
+        ask = trainer.division.ask
+        broken = lambda *args: {k: x * torch.inf for k, x in ask(*args).items()}  # noqa: B023
+        trainer.division.ask = broken if rank == world - 1 else ask
+        scale = trainer.scaler.get_scale()
+        trainer.update()
+        assert trainer.scaler.get_scale() == scale / 2, shard
+        for p, q in zip(trainer.model.parameters(), before, strict=True):
+            torch.testing.assert_close(local(p.detach()), q, rtol=0, atol=0)
+        trainer.division.ask = ask
+        trainer.update()
+        assert trainer.finite() and any(
+            not local(p.detach()).equal(q) for p, q in zip(trainer.model.parameters(), before, strict=True)
+        )
+
+
+@on(2)
+def test_ranks_skip_an_update_together(ranks, text):
+    ranks.run(scales, text)
+
+
+def goes_on(rank: int, world: int, text: Path, folder: Path) -> None:
+    """From a checkpoint, on as many ranks and on one."""
+    for shard in SHARDS:
+        state = folder / f"{shard}-{world}"
+        first = make(text, Ranks(rank, world), shard=shard, preset="bert")
+        for step in range(STEPS):
+            if step == 3:
+                model, states = first.whole(), first.division.whole_states(first.optimizer)
+                if rank == 0:
+                    checkpoint.save(state, step, model, states, {})
+                first.ranks.any(False)
+            first.update()
+        for ranks in (first.ranks, ALONE):
+            again = make(text, ranks, shard=shard, preset="bert")
+            with again.filling() as model:
+                again.step = checkpoint.restore(state / "step-3", model, again.optimizer)["step"]
+            while again.step < STEPS:
+                again.update()
+            exact = dict(rtol=0, atol=0) if ranks is first.ranks else dict(rtol=1e-3, atol=2e-4)
+            whole, wanted = again.whole(), first.whole()
+            if rank == 0:
+                for (name, p), q in zip(whole.named_parameters(), wanted.parameters(), strict=True):
+                    torch.testing.assert_close(p, q, **exact, msg=lambda m, what=(shard, name): f"{what}: {m}")
+
+
+@on(2, 3)
+def test_a_checkpoint_is_gone_on_from_bit_for_bit_and_on_other_numbers_of_ranks(ranks, text, tmp_path):
+    ranks.run(goes_on, text, tmp_path)
+
+
+def keeps_what_was_said(rank: int, world: int, text: Path) -> None:
+    """After a backward pass, before the update."""
+    for shard in SHARDS:
+        trainer = make(text, Ranks(rank, world), shard=shard, dim=64)
+        trainer.update()
+        trainer.optimizer.step = trainer.optimizer.zero_grad = lambda set_to_none=True: None
+        trainer.update()
+        size = lambda tensors: sum(local(x).nbytes for x in tensors)
+        whole = sum(p.numel() * p.itemsize for p in trainer.model.parameters())
+        gradients = size(p.grad for p in trainer.model.parameters())
+        states = size(x for state in inner(trainer.optimizer).state.values() for x in state.values())
+        found = (whole if shard != "parameters" else size(trainer.model.parameters())) + gradients + states
+        wanted = bytes_each(whole, whole, 2 * whole, world)[shard]
+        assert 0.9 * wanted <= found <= 1.1 * wanted, f"{shard}: {found:,} bytes instead of {wanted:,}"
+
+
+@on(2)
+def test_memory_is_what_the_table_says(ranks, text):
+    ranks.run(keeps_what_was_said, text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs that torchrun starts
+
+
+LONG = dict(steps=12, batch=4, accumulate=2, context=32, save_every=0.0, dropout=0.1)
+
+
+def start(processes: int, *argv: str, code: str = "") -> subprocess.Popen:
+    """`torchrun … -m fastlm ARGV`, or code that runs it; in a session of its own, so that a test can end it all."""
+    program = ["-c", code] if code else ["-m", "fastlm"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = [*words, "--no-python", sys.executable, *program, *map(str, argv)]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(launcher, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+def run(processes: int, *argv: str, code: str = "") -> tuple[int, str, str]:
+    """(exit status, stdout, what of stderr fastlm said)."""
+    process = start(processes, *argv, code=code)
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, "".join(line for line in err.splitlines(True) if line.startswith("fastlm: "))
+
+
+KILLED = """
+import os, sys
+from fastlm.trainer import cli, step
+rank, at = sys.argv[1:3]
+update = step.Trainer.update
+def killed(trainer):
+    if os.environ["RANK"] == rank and trainer.step == int(at):
+        os.kill(os.getpid(), 9)
+    return update(trainer)
+step.Trainer.update = killed
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("shard, killed", [("none", 1), ("parameters", 0)])
+def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
+    """Its weights end as those of a run that lost none, bit for bit; other numbers of ranks go on from it too."""
+    asked = lambda name: flags(config(text, tmp_path / name, shard=shard, **LONG))
+    assert run(2, "pretrain", *asked("whole"))[0] == 0
+    status, _, said = run(2, str(killed), "7", "pretrain", *asked("parts"), code=KILLED)
+    assert status == 1 and said.count("\n") == 1
+    assert "another process of this run is gone; go on with `torchrun --nproc-per-node 2 -m fastlm resume" in said
+    shutil.copytree(tmp_path / "parts", tmp_path / "alone")
+    status, out, said = run(2, "resume", tmp_path / "parts")
+    assert (status, said) == (0, "") and "from step 7 of 12" in out and out.count("fastlm 0") == 1
+    assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
+    assert run_one("resume", str(tmp_path / "alone")) == 0
+    alone, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "whole"))
+    assert alone.keys() == whole.keys()
+
+
+def run_one(*argv: str) -> int:
+    return python("import sys; from fastlm.trainer import cli; sys.exit(cli.main(sys.argv[1:]))", *argv).returncode
