@@ -51,7 +51,9 @@ def _texts(path: Path) -> dict[str, list[str]]:
         return {}
     nodes = list(ast.walk(tree))
     strings = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    quoted = {i for node in strings if node.end_lineno > node.lineno for i in range(node.lineno, node.end_lineno + 1)}
+    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings on one line, too
+    long = [node for node in strings if node.end_lineno > node.lineno or id(node) in alone]
+    quoted = {i for node in long for i in range(node.lineno, node.end_lineno + 1)}
     bare = [i for i, line in enumerate(lines, 1) if line.lstrip().startswith("#") and i not in quoted]
     code = [i for i, line in enumerate(lines, 1) if line.strip() and "#" not in line and i not in quoted]
     docstrings = filter(None, (ast.get_docstring(node) for node in nodes if isinstance(node, DOCUMENTED)))
