@@ -22,8 +22,8 @@ using TermViews = std::map<std::string, std::pair<View, int>>;
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
-// The ops of fastlm/ops/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each parameter's
-// size, the optimizer's own states, its options, and where to work.
+// The ops of fastlm/ops/optim/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each
+// parameter's size, the optimizer's own states, its options, and where to work.
 
 void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
     const AdamOptions& options, int threads);

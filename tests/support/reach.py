@@ -18,8 +18,8 @@ import fastlm
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS
 from fastlm.ops.attention import attention
+from fastlm.ops.optim.unscale import grad_stats, unscale
 from fastlm.ops.rotary import rotate
-from fastlm.ops.unscale import grad_stats, unscale
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
