@@ -54,6 +54,22 @@ struct Rotation {  // one row [D] of x and of the result, with its angles [R/2]
     bool interleaved;
 };
 
+struct Norm {  // of dense rows [D]; data is null where nothing is given
+    Span x, residual, y, s;      // s = x + residual
+    const float *weight, *bias;  // [D], with the weight's offset
+    float *mean, *rstd;          // of each row; mean is null for RMS norm
+    int64_t D;
+    float eps;
+    bool rounds_first;  // rounded to y's dtype before the weight
+};
+
+struct NormBackward {
+    Span dy, ds, s, dx;
+    const float* weight;
+    const float *mean, *rstd;
+    int64_t D;
+};
+
 struct Kernels {
     const char* name;
     // p, m, v updated in place from g · coefficient
@@ -77,6 +93,10 @@ struct Kernels {
     // g ← factor · g; true if an element was not finite before
     bool (*unscale)(Span g, int64_t n, float factor);
     void (*rotate)(const Rotation& row);
+    // rows begin … end - 1; workspace: 3 D. Backward writes what these rows add to dweight and dbias [D]; workspace: 4 D
+    void (*norm)(const Norm& a, int64_t begin, int64_t end, float* workspace);
+    void (*norm_backward)(
+        const NormBackward& a, int64_t begin, int64_t end, float* dweight, float* dbias, float* workspace);
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);

@@ -19,6 +19,7 @@ void use(const std::string& name);  // throws std::invalid_argument for a set it
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;
 // (view, dtype) by the names of fastlm/ops/attention.py
 using TermViews = std::map<std::string, std::pair<View, int>>;
+using Operands = std::map<std::string, std::pair<Address, int>>;  // (address, dtype) of dense tensors, by name
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
@@ -53,6 +54,15 @@ void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Addres
 void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape,
     const std::vector<int64_t>& x_strides, const std::vector<int64_t>& out_strides, Address cos, Address sin,
     int64_t angle_stride, int R, bool interleaved, int threads);
+
+// The ops of fastlm/ops/norm.py, layer_norm where centred: tensors by the names there. statistics, fp32: rows of mean
+// where centred, then of rstd.
+void launch_norm(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D, double eps,
+    double weight_offset, bool rounds_first, int threads);
+
+// dweight, dbias [D] fp32, or 0.
+void launch_norm_backward(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D,
+    double weight_offset, Address dweight, Address dbias, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
 // Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`

@@ -91,6 +91,11 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def named(**tensors: Tensor | None) -> dict[str, tuple[int, int]]:
+    """(address, dtype number) of each dense tensor that is given, by its name."""
+    return {name: (x.data_ptr(), DTYPES[x.dtype]) for name, x in tensors.items() if x is not None}
+
+
 def side_by_side(x: Tensor) -> Tensor:
     """x itself if its last dimension lies side by side in memory, else a copy where it does."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

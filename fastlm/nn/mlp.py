@@ -1,4 +1,4 @@
-"""The feed-forward layer and the norms that language models are made of, by their names in a model's config."""
+"""The feed-forward layer, with any activation by its name in a model's config."""
 
 from collections.abc import Callable
 from functools import partial
@@ -62,6 +62,3 @@ class MLP(nn.Module):
         else:
             x = f(x)
         return self.out(F.dropout(x, self.dropout, self.training))
-
-
-NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

@@ -77,6 +77,18 @@ def test_unknown_instruction_sets_are_refused():
         ),
         (lambda m: m.rotate(8, 8, F32, [1, 1, 1, 8], [8, 8, 8, 1], [8, 8, 8, 1], 8, 8, 0, 10, False, 1), "at most D"),
         (lambda m: m.rotate(0, 8, F32, [1, 1, 1, 8], [8, 8, 8, 1], [8, 8, 8, 1], 8, 8, 0, 8, False, 1), "null"),
+        (lambda m: m.norm({"x": (8, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "y must be given"),
+        (
+            lambda m: m.norm(dict.fromkeys(("x", "residual", "y"), (8, F32)), 8, True, 2, 4, 1e-5, 0.0, False, 1),
+            "s must be given",
+        ),
+        (lambda m: m.norm({"x": (0, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "x has a null address"),
+        (lambda m: m.norm({"x": (8, 5)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "x has a dtype that is not"),
+        (lambda m: m.norm({"x": (9, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "not a multiple of its element's size"),
+        (lambda m: m.norm({}, 0, True, 2, 4, 1e-5, 0.0, False, 1), "statistics must be given"),
+        (lambda m: m.norm({}, 8, True, 2, 0, 1e-5, 0.0, False, 1), "rows must have 1 to"),
+        (lambda m: m.norm_backward({}, 8, True, -2, 4, 0.0, 8, 8, 1), "a size is negative"),
+        (lambda m: m.norm_backward({}, 8, True, 2, 4, 0.0, 8, 8, 1), "dy must be given"),
     ],
 )
 def test_launchers_check_what_they_are_given(call, message):

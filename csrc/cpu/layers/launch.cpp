@@ -1,0 +1,100 @@
+// Launchers of the layers between matrix products; see launch.h. They check addresses and sizes, and hand rows to
+// threads.
+#include "../launch.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "../parallel.h"
+
+namespace fastlm {
+
+constexpr int64_t WORTH = 32768;    // elements that a thread takes at least
+constexpr int64_t PARTIALS = 64;    // of a sum over rows, at most
+constexpr int64_t PARTIAL_ROWS = 16;
+
+// The tensor of this name; no data where it is not given.
+static Span span(const Operands& tensors, const char* name, bool required) {
+    const auto found = tensors.find(name);
+    const std::string who = name;
+    if (found == tensors.end()) {
+        check(!required, who + " must be given");
+        return {nullptr, F32};
+    }
+    const auto [address, dtype] = found->second;
+    check(address != 0, who + " has a null address");
+    check(dtype >= F32 && dtype <= F16, who + " has a dtype that is not fp32, bf16 or fp16");
+    check(address % element_size(dtype) == 0, who + " has an address that is not a multiple of its element's size");
+    return {reinterpret_cast<void*>(address), dtype};
+}
+
+// n elements of x in fp32, plus offset; of one that is not given, as many times `otherwise`.
+static std::unique_ptr<float[]> vector_of(Span x, int64_t n, float offset, float otherwise) {
+    std::unique_ptr<float[]> made(new float[n]);
+    for (int64_t i = 0; i < n; i++)
+        made[i] = !x.data          ? otherwise
+                  : x.dtype == F32 ? static_cast<const float*>(x.data)[i] + offset
+                  : x.dtype == F16 ? widen(static_cast<const f16*>(x.data)[i]) + offset
+                                   : widen(static_cast<const bf16*>(x.data)[i]) + offset;
+    return made;
+}
+
+static void check_rows(int64_t rows, int64_t D, Address statistics) {
+    check(rows >= 0, "a size is negative");
+    check(D >= 1 && D <= INT32_MAX, "rows must have 1 to 2³¹ - 1 elements");
+    check(statistics || rows == 0, "statistics must be given");
+}
+
+void launch_norm(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D, double eps,
+    double weight_offset, bool rounds_first, int threads) {
+    check_rows(rows, D, statistics);
+    if (rows == 0) return;
+    Norm a = {};
+    a.x = span(tensors, "x", true), a.residual = span(tensors, "residual", false), a.y = span(tensors, "y", true);
+    a.s = span(tensors, "s", a.residual.data != nullptr);
+    const auto weight = vector_of(span(tensors, "weight", false), D, float(weight_offset), 1.0f),
+               bias = vector_of(span(tensors, "bias", false), D, 0.0f, 0.0f);
+    a.weight = weight.get(), a.bias = bias.get();
+    a.mean = centred ? reinterpret_cast<float*>(statistics) : nullptr;
+    a.rstd = reinterpret_cast<float*>(statistics) + (centred ? rows : 0);
+    a.D = D;
+    a.eps = float(eps);
+    a.rounds_first = rounds_first && a.y.dtype != F32;
+    const int64_t together = std::max<int64_t>(1, WORTH / D);
+    const Kernels& k = active();
+    share(ceil_div(rows, together), 3 * D, threads, [&](int64_t unit, float* workspace) {
+        k.norm(a, unit * together, std::min(rows, (unit + 1) * together), workspace);
+    });
+}
+
+void launch_norm_backward(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D,
+    double weight_offset, Address dweight, Address dbias, int threads) {
+    check_rows(rows, D, statistics);
+    NormBackward a = {};
+    const int64_t together = std::max(PARTIAL_ROWS, ceil_div(rows, PARTIALS)), units = ceil_div(rows, together);
+    std::unique_ptr<float[]> partials(new float[units * 2 * D]);
+    const auto weight = vector_of(span(tensors, "weight", false), D, float(weight_offset), 1.0f);
+    if (rows > 0) {
+        a.dy = span(tensors, "dy", true), a.ds = span(tensors, "ds", false), a.s = span(tensors, "s", true);
+        a.dx = span(tensors, "dx", true);
+        a.weight = weight.get();
+        a.mean = centred ? reinterpret_cast<const float*>(statistics) : nullptr;
+        a.rstd = reinterpret_cast<const float*>(statistics) + (centred ? rows : 0);
+        a.D = D;
+        const Kernels& k = active();
+        share(units, 4 * D, threads, [&](int64_t unit, float* workspace) {
+            float* sums = partials.get() + unit * 2 * D;
+            k.norm_backward(a, unit * together, std::min(rows, (unit + 1) * together), sums, sums + D, workspace);
+        });
+    }
+    // rows are cut by their number alone, so that the sums' bits do not depend on threads
+    for (int which = 0; which < 2; which++) {
+        float* to = reinterpret_cast<float*>(which ? dbias : dweight);
+        if (!to) continue;
+        std::fill(to, to + D, 0.0f);
+        for (int64_t unit = 0; unit < units; unit++)
+            for (int64_t i = 0; i < D; i++) to[i] += partials[(2 * unit + which) * D + i];
+    }
+}
+
+}  // namespace fastlm

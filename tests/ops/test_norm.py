@@ -1,0 +1,148 @@
+"""Layer norm and RMS norm, by every backend: the tolerance rule, threads, and what PyTorch does to operators."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import NORM
+from tolerance import Yardstick, assert_accurate, max_and_rms
+
+import fastlm
+from fastlm.backends import native
+from fastlm.backends.dispatch import OPS
+from fastlm.ops.norm import Arguments, layer_norm, rms_norm
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEARNED = ("x", "residual", "weight", "bias")
+NAMED = {str(case): case for case in NORM}
+
+
+def results(op, a: Arguments, order=None) -> dict[str, torch.Tensor]:
+    """y, s and the gradient of every tensor, the channels in this order."""
+    given = [name for name in LEARNED if getattr(a, name) is not None]
+    ordered = lambda x: x if order is None else x[..., order]
+    leaves = {name: ordered(getattr(a, name)).detach().requires_grad_() for name in given}
+    y, s = op(a._replace(**leaves))[:2]
+    g = torch.Generator().manual_seed(1)
+    dy, ds = (torch.randn(a.x.shape, generator=g).to(a.x.device) for _ in range(2))
+    outputs = {"y": y} if a.residual is None else {"y": y, "s": s}
+    grads = [ordered(x).to(y) for x in (dy, ds)][: len(outputs)]
+    made = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grads)
+    back = lambda x: x.detach() if order is None else x.detach()[..., order.argsort()]
+    return {name: back(x) for name, x in (outputs | dict(zip(given, made, strict=True))).items()}
+
+
+def plain(name: str, a: Arguments):
+    """Eager PyTorch, or transformers' lines, in the dtypes that come."""
+    s = a.x if a.residual is None else a.x + a.residual
+    if not a.weight_offset and not a.rounds_first and a.weight is not None and a.weight.dtype == s.dtype:
+        if name == "layer_norm":
+            return F.layer_norm(s, s.shape[-1:], a.weight, a.bias, a.eps), s
+        return F.rms_norm(s, s.shape[-1:], a.weight, a.eps), s
+    n = s.to(torch.promote_types(s.dtype, torch.float32))
+    n = n - n.mean(-1, keepdim=True) if name == "layer_norm" else n
+    n = n * torch.rsqrt(n.pow(2).mean(-1, keepdim=True) + a.eps)
+    if a.rounds_first:
+        return (a.weight * n.to(s.dtype)).to(s.dtype), s
+    n = n if a.weight is None else n * (a.weight_offset + a.weight.to(n.dtype))
+    return (n if a.bias is None else n + a.bias).to(s.dtype), s
+
+
+def yardstick(name: str, a: Arguments) -> Yardstick:
+    exact = a._replace(**{n: getattr(a, n).double() for n in LEARNED if getattr(a, n) is not None})
+    truth, errors = results(OPS[name].definition, exact), {}
+    for i in range(3):
+        order = torch.randperm(a.x.shape[-1], generator=torch.Generator().manual_seed(i)).to(a.x.device)
+        for key, x in results(lambda a: plain(name, a), a, order).items():
+            errors.setdefault(key, []).append(max_and_rms(x, truth[key]))
+    return Yardstick(truth, {key: tuple(map(max, zip(*of, strict=True))) for key, of in errors.items()})
+
+
+def assert_norm_accurate(case, dtype, device) -> None:
+    a = case.make(dtype, device)
+    against = yardstick(case.op, a)
+    for key, got in results(OPS[case.op], a).items():
+        assert_accurate(key, got, against, ulps=1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", NORM, ids=str)
+def test_it_is_as_accurate_as_pytorch(case, dtype):
+    with fastlm.use_backend("reference"):
+        assert_norm_accurate(case, dtype, CPU)
+
+
+@pytest.mark.skipif(native.cpp_missing(CPU) is not None, reason="the C++ extension is not built")
+class TestCpp:
+    @pytest.fixture(autouse=True)
+    def poisoned(self, threads):
+        """Results start as NaN."""
+        torch.use_deterministic_algorithms(True)
+        with fastlm.use_backend("cpp"):
+            yield
+        torch.use_deterministic_algorithms(False)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("case", NORM, ids=str)
+    def test_it_is_as_accurate_as_pytorch(self, case, dtype):
+        assert_norm_accurate(case, dtype, CPU)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("case", NORM, ids=str)
+    def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(self, case, dtype, threads):
+        a, active = case.make(dtype, CPU), native.cpu().active()
+        expected = results(OPS[case.op], a)
+        try:
+            for isa in native.cpu().available():
+                native.cpu().use(isa)
+                for n in (1, 2, 7):
+                    threads(n)
+                    for key, x in results(OPS[case.op], a).items():
+                        assert torch.equal(x, expected[key]), (isa, n, key)
+        finally:
+            native.cpu().use(active)
+
+    def test_only_what_is_read_has_a_gradient(self):
+        a = NAMED["layer_norm-bias"].make(torch.float32, CPU)
+        leaves = {name: getattr(a, name).requires_grad_() for name in LEARNED}
+        y, s, _ = layer_norm(a)
+        whole = torch.autograd.grad((y.sum(), (3 * s).sum()), leaves.values())
+        y, s, _ = layer_norm(a)
+        of_y = torch.autograd.grad(y.sum(), leaves.values())
+        of_s = torch.autograd.grad((3 * layer_norm(a)[1]).sum(), (a.x, a.residual))
+        torch.testing.assert_close(whole[:2], tuple(p + q for p, q in zip(of_y, of_s, strict=False)))
+        torch.testing.assert_close(whole[2:], of_y[2:])
+
+    @pytest.mark.parametrize("name", ["layer_norm-bias", "layer_norm-alone", "rms_norm-mixed", "rms_norm-no_rows"])
+    def test_it_is_a_proper_operator(self, name):
+        case = NAMED[name]
+        a = case.make(torch.float32, CPU)
+        a = a._replace(**{n: getattr(a, n).requires_grad_() for n in LEARNED if getattr(a, n) is not None})
+        some = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(OPS[case.op].torch_op, tuple(a), test_utils=some)
+
+    def test_it_compiles_into_one_graph(self):
+        a = NAMED["layer_norm-bias"].make(torch.float32, CPU)
+        compiled = torch.compile(layer_norm.__call__, fullgraph=True, backend="aot_eager")
+        for got, expected in zip(results(compiled, a).values(), results(layer_norm, a).values(), strict=True):
+            assert torch.equal(got, expected)
+
+    def test_a_second_derivative_is_refused_with_the_cure(self):
+        x = torch.randn(3, 8, requires_grad=True)
+        y, *_ = rms_norm(Arguments(x, None, None, None, 1e-5, 0.0, False))
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        with pytest.raises(fastlm.BackendError, match=r'more often under fastlm.use_backend\(rms_norm="torch"\)'):
+            grad.sum().backward()
+
+
+def test_small_calls_are_pytorchs_and_large_ones_are_not():
+    made = lambda rows: Arguments(torch.empty(rows, 1024), None, torch.empty(1024), None, 1e-5, 0.0, False)
+    faster = "cpp" if native.cpp_missing(CPU) is None else "torch"
+    for op, rows in ((layer_norm, 1024), (rms_norm, 64)):
+        assert [op.choose(made(n)).name for n in (1, rows - 1, rows)] == ["torch", "torch", faster]
+
+
+def test_pytorchs_are_differentiable_often():
+    x = torch.randn(3, 8, requires_grad=True, dtype=torch.float64)
+    for op in (layer_norm, rms_norm):
+        assert torch.autograd.gradgradcheck(lambda x, op=op: op(Arguments(x, x, None, None, 1e-5, 0.0, False))[0], x)
