@@ -21,6 +21,8 @@ from torch import Tensor
 from fastlm.backends import native
 from fastlm.backends.dispatch import BackendError, op
 
+LONGEST = 16384  # elements of a row that a Triton program holds
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
 
@@ -153,19 +155,30 @@ def _torch(centred: bool, a: Arguments) -> tuple[Tensor, Tensor, None]:
     return F.rms_norm(s, s.shape[-1:], a.weight, a.eps), s, None
 
 
-def _refuses(a: Arguments) -> str | None:
-    return _unserved(x=a.x, residual=a.residual, weight=a.weight, bias=a.bias)
-
-
-def _backward_refuses(a: Saved) -> str | None:
-    return _unserved(dy=a.dy, ds=a.ds, s=a.s, weight=a.weight)
-
-
-def _unserved(**tensors: Tensor | None) -> str | None:
-    for name, x in tensors.items():
-        if x is not None and x.dtype not in native.DTYPES:
+def _refuses(a: Arguments | Saved) -> str | None:
+    for name, x in a._asdict().items():
+        if isinstance(x, Tensor) and x.dtype not in native.DTYPES:
             return f"{name} is {x.dtype}; served are fp32, bf16 and fp16"
     return None
+
+
+def _triton(centred: bool, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    from fastlm.kernels.norm import forward
+
+    return forward(a, centred)
+
+
+def _triton_backward(a: Saved) -> tuple[Tensor, Tensor, Tensor]:
+    from fastlm.kernels.norm import backward
+
+    return backward(a)
+
+
+def _triton_refuses(a: Arguments | Saved) -> str | None:
+    x = a.x if isinstance(a, Arguments) else a.s
+    if x.shape[-1] > LONGEST or x.numel() == 0:
+        return f"x is {list(x.shape)}; served are rows, at least one, of at most {LONGEST} elements"
+    return _refuses(a)
 
 
 def _cpp(centred: bool, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,9 +218,15 @@ for _op, _centred in ((layer_norm, True), (rms_norm, False)):
         slower_than_next=partial(_torch_is_slower, _centred),
         differentiable=True,
     )(partial(_torch, _centred))
+    _op.backend("triton", devices=("cuda",), unavailable=native.triton_missing, refuses=_triton_refuses)(
+        partial(_triton, _centred)
+    )
     _op.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)(partial(_cpp, _centred))
 for _op in (layer_norm_backward, rms_norm_backward):
-    _op.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_backward_refuses)(_cpp_backward)
+    _op.backend("triton", devices=("cuda",), unavailable=native.triton_missing, refuses=_triton_refuses)(
+        _triton_backward
+    )
+    _op.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)(_cpp_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
