@@ -26,7 +26,7 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fastlm.kernels import attention, attention_backward, norm, rotary
+from fastlm.kernels import attention, attention_backward, gate, norm, rotary
 from fastlm.ops.attention import LEARNED, Arguments
 from fastlm.ops.norm import Arguments as NormArguments
 from fastlm.ops.norm import Saved
@@ -205,9 +205,19 @@ def norm_case(dtype: torch.dtype, D: int) -> Callable:
     return launch
 
 
+def gate_case(dtype: torch.dtype, activation: str) -> Callable:
+    """Launch the gated activation of 2,048 channels, and its gradient."""
+
+    def launch() -> None:
+        x = empty(L, 4096, dtype=dtype)
+        gate.gated_backward(gate.gated(x, activation), x, activation)
+
+    return launch
+
+
 BY_TERM = ((torch.bfloat16, 64), (torch.bfloat16, 128))  # where every term is compiled
 FEW = ("bias", "dropout, segments", "shaw", "deberta", "xlnet")  # by CI, for time: they hold all the others do
-SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm")  # on every GPU
+SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated")  # on every GPU
 
 
 def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
@@ -231,6 +241,8 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
                 yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)
         for D in (64, 768, 1024, 4096, 8192, 16384) if everything else (768, 8192):
             yield f"{name} D={D} norm", norm_case(dtype, D)
+        for activation in ("gelu", "gelu_tanh", "relu", "silu", "tanh") if everything else ("silu", "tanh"):
+            yield f"{name} {activation} gated", gate_case(dtype, activation)
 
 
 def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resources]:

@@ -70,6 +70,24 @@ struct NormBackward {
     int64_t D;
 };
 
+enum Activation : int { GELU = 0, GELU_TANH = 1, RELU = 2, SILU = 3, TANH = 4 };  // fastlm/ops/gate.py: ACTIVATIONS
+
+struct Gate {  // of dense rows: x and dx [2 H] gated, gate first, else [H]; y and its gradient [H]
+    Span x, y, dx;
+    int64_t H;
+    int activation;
+    bool gated;
+};
+
+struct Logits {  // rows [V] of fp32; softcap 0: none
+    int64_t V;
+    float softcap, temperature, label_smoothing;
+};
+
+struct RowLoss {
+    float lse, wanted;  // (1 - ε) z_label + ε mean_j z_j
+};
+
 struct Kernels {
     const char* name;
     // p, m, v updated in place from g · coefficient
@@ -97,6 +115,12 @@ struct Kernels {
     void (*norm)(const Norm& a, int64_t begin, int64_t end, float* workspace);
     void (*norm_backward)(
         const NormBackward& a, int64_t begin, int64_t end, float* dweight, float* dbias, float* workspace);
+    // rows begin … end - 1; backward reads x and, in y, its gradient
+    void (*gate)(const Gate& a, int64_t begin, int64_t end);
+    void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
+    // one row of logits → z, in place; then z → the gradient of the logits, in place, of scale · lse - g · wanted
+    RowLoss (*logits_measure)(const Logits& c, float* x, int64_t label);
+    void (*logits_gradient)(const Logits& c, float* z, int64_t label, float lse, float scale, float g);
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);

@@ -3,6 +3,7 @@ Results do not depend on the number of threads: every chunk is computed whole by
 in chunk order. */
 #pragma once
 
+#include <array>
 #include <map>
 #include <tuple>
 
@@ -63,6 +64,17 @@ void launch_norm(const Operands& tensors, Address statistics, bool centred, int6
 // dweight, dbias [D] fp32, or 0.
 void launch_norm_backward(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D,
     double weight_offset, Address dweight, Address dbias, int threads);
+
+// The ops of fastlm/ops/gate.py: x and y; backward: x, dy and dx, by name. activation: a number of kernels.h.
+void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
+void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
+
+// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V], in place; labels int64, the others [rows] fp32.
+// options: softcap, temperature, label smoothing. First x → z, lse and wanted; then z → the gradient of x.
+void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads);
+void launch_logits_gradient(Address z, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
 // Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`

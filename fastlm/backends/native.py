@@ -63,6 +63,14 @@ def cpp_missing(device: torch.device) -> str | None:
     return module if isinstance(module, str) else None
 
 
+def cpp_is_built() -> bool:
+    return cpp_missing(torch.device("cpu")) is None
+
+
+# torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
+cpp_is_built._dynamo_marked_constant = True
+
+
 def cuda_missing(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the CUDA backend computes on CUDA tensors, and these are on {device.type}"

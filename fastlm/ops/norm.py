@@ -137,15 +137,7 @@ def _torch_is_slower(centred: bool, a: Arguments) -> bool:
     """But for calls so small that the custom operator's own time counts, by a sweep in benchmarks/FACTS.md."""
     if a.x.dtype == torch.float64:
         return False
-    return a.x.device.type != "cpu" or (a.x.numel() >= (2**20 if centred else 2**16) and _cpp_is_built())
-
-
-def _cpp_is_built() -> bool:
-    return native.cpp_missing(torch.device("cpu")) is None
-
-
-# torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
-_cpp_is_built._dynamo_marked_constant = True
+    return a.x.device.type != "cpu" or (a.x.numel() >= (2**20 if centred else 2**16) and native.cpp_is_built())
 
 
 def _torch(centred: bool, a: Arguments) -> tuple[Tensor, Tensor, None]:

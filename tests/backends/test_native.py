@@ -89,6 +89,10 @@ def test_unknown_instruction_sets_are_refused():
         (lambda m: m.norm({}, 8, True, 2, 0, 1e-5, 0.0, False, 1), "rows must have 1 to"),
         (lambda m: m.norm_backward({}, 8, True, -2, 4, 0.0, 8, 8, 1), "a size is negative"),
         (lambda m: m.norm_backward({}, 8, True, 2, 4, 0.0, 8, 8, 1), "dy must be given"),
+        (lambda m: m.gate({"x": (8, F32)}, 2, 4, 0, True, 1), "y must be given"),
+        (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, 2, 4, 5, True, 1), "the activation's number is unknown"),
+        (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, -2, 4, 0, True, 1), "a size is negative"),
+        (lambda m: m.gate_backward({"x": (8, F32), "dy": (8, F32)}, 2, 4, 0, True, 1), "dx must be given"),
     ],
 )
 def test_launchers_check_what_they_are_given(call, message):

@@ -11,7 +11,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
-from fastlm.ops import norm
+from fastlm.ops import gate, norm
 from fastlm.ops.attention import TENSORS, VECTORS, Arguments
 from fastlm.positions import frequencies
 
@@ -142,6 +142,18 @@ def _norm(rows=(3, 13), D=64, residual=True, weight=True, bias=False, offset=0.0
     return make
 
 
+def _gate(activation, rows=(3, 13), H=300):
+    """Elements to ±12, where activations are flat, and 0."""
+
+    def make(dtype, device):
+        g = torch.Generator().manual_seed(H)
+        x = (3 * torch.randn(*rows, H, generator=g)).clamp(-12, 12)
+        x[..., :1] = 0.0
+        return x.to(device, dtype), activation
+
+    return make
+
+
 def _all(op: str, **makes) -> list[Case]:
     return [Case(op, name, make) for name, make in makes.items()]
 
@@ -237,6 +249,12 @@ NORMED = dict(
 NORM = [
     *_all("layer_norm", **NORMED, bias=_norm(bias=True), bias_alone=_norm(bias=True, residual=False)),
     *_all("rms_norm", **NORMED),
+]
+
+GATE = [
+    *_all("gated", **{name: _gate(name, H=2 * 300) for name in gate.ACTIVATIONS}),
+    *_all("activated", **{name: _gate(name) for name in gate.ACTIVATIONS}),
+    *_all("gated", narrow=_gate("silu", rows=(40,), H=2), odd=_gate("gelu", H=2 * 37), no_rows=_gate("silu", (0, 4))),
 ]
 
 

@@ -106,6 +106,7 @@ def main() -> None:
             resources.attention_case(torch.bfloat16, 64, term)()
         rotary.rotate(x, angle, angle, "half")
         resources.norm_case(torch.bfloat16, 768)()
+        resources.gate_case(torch.bfloat16, "silu")()
     print(*sorted(LAUNCHED))
     print(json.dumps(ragged_compilations()))
 

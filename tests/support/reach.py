@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from cases import NORM, OPTIMIZERS, ROTATE
+from cases import GATE, NORM, OPTIMIZERS, ROTATE
 from chosen import MANY_TERMS, MANY_TURNS, TERMS, arguments, draw, results, taken_in_turns, with_terms
 from draws import arguments as drawn
 from hypothesis import HealthCheck, given, settings
@@ -92,6 +92,16 @@ def norms(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
         yield str(case), call
 
 
+def gates(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    for case in GATE:
+
+        def call(case=case) -> None:
+            x, activation = case.make(dtype, CPU)
+            OPS[case.op](x.requires_grad_(), activation).float().sum().backward()
+
+        yield str(case), call
+
+
 def tensors_of(args) -> dict[str, torch.Tensor]:
     return {name: x for name, x in args._asdict().items() if isinstance(x, torch.Tensor)}
 
@@ -110,7 +120,7 @@ def memory() -> None:
     for isa in sets:
         native.cpu().use(isa)
         for dtype in DTYPES:
-            for calls in (attentions, rotations, norms, optimizers):
+            for calls in (attentions, rotations, norms, gates, optimizers):
                 for name, call in calls(dtype):
                     if (isa, dtype) == (sets[0], DTYPES[0]) or not name.endswith(BY_LAUNCHERS):
                         print(isa, dtype, calls.__name__, name, flush=True)
@@ -130,7 +140,7 @@ def threads() -> None:
             torch.set_num_threads(n)
             for key, got in results(args).items():
                 assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    for name, call in (*norms(torch.float32), *optimizers(torch.float32)):
+    for name, call in (*norms(torch.float32), *gates(torch.float32), *optimizers(torch.float32)):
         print(native.cpu().active(), name, flush=True)
         call()
 

@@ -39,6 +39,14 @@ static std::unique_ptr<float[]> vector_of(Span x, int64_t n, float offset, float
     return made;
 }
 
+// work(begin, end) for runs of rows that are worth a thread.
+template <typename Work>
+static void by_rows(int64_t rows, int64_t elements, int threads, const Work& work) {
+    const int64_t together = std::max<int64_t>(1, WORTH / elements);
+    parallel_for(ceil_div(rows, together), threads,
+        [&](int64_t unit) { work(unit * together, std::min(rows, (unit + 1) * together)); });
+}
+
 static void check_rows(int64_t rows, int64_t D, Address statistics) {
     check(rows >= 0, "a size is negative");
     check(D >= 1 && D <= INT32_MAX, "rows must have 1 to 2³¹ - 1 elements");
@@ -95,6 +103,67 @@ void launch_norm_backward(const Operands& tensors, Address statistics, bool cent
         for (int64_t unit = 0; unit < units; unit++)
             for (int64_t i = 0; i < D; i++) to[i] += partials[(2 * unit + which) * D + i];
     }
+}
+
+static Gate gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, bool backward) {
+    check(rows >= 0 && H >= 0, "a size is negative");
+    check(activation >= GELU && activation <= TANH, "the activation's number is unknown");
+    Gate a = {};
+    a.x = span(tensors, "x", true), a.y = span(tensors, backward ? "dy" : "y", true);
+    a.dx = span(tensors, "dx", backward);
+    a.H = H;
+    a.activation = activation;
+    a.gated = gated;
+    return a;
+}
+
+void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads) {
+    if (rows == 0 || H == 0) return;
+    const Gate a = gate(tensors, rows, H, activation, gated, false);
+    by_rows(rows, H, threads, [&](int64_t begin, int64_t end) { active().gate(a, begin, end); });
+}
+
+void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads) {
+    if (rows == 0 || H == 0) return;
+    const Gate a = gate(tensors, rows, H, activation, gated, true);
+    by_rows(rows, H, threads, [&](int64_t begin, int64_t end) { active().gate_backward(a, begin, end); });
+}
+
+static Logits logits(Address x, Address labels, int64_t rows, int64_t V, const std::array<double, 3>& options) {
+    const auto [softcap, temperature, label_smoothing] = options;
+    check(rows >= 0 && V >= 1, "there must be at least one logit in a row");
+    check(rows == 0 || (x && labels), "an address is null");
+    check(temperature > 0 && softcap >= 0, "temperature must be positive, and softcap at least 0");
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t label = reinterpret_cast<const int64_t*>(labels)[row];
+        check(label >= 0 && label < V, "a label is " + std::to_string(label) + "; give 0 to " + std::to_string(V - 1));
+    }
+    return {V, float(softcap), float(temperature), float(label_smoothing)};
+}
+
+void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(x, labels, rows, V, options);
+    check(rows == 0 || (lse && wanted), "an address is null");
+    const Kernels& k = active();
+    parallel_for(rows, threads, [&](int64_t row) {
+        const RowLoss r =
+            k.logits_measure(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
+        reinterpret_cast<float*>(lse)[row] = r.lse;
+        reinterpret_cast<float*>(wanted)[row] = r.wanted;
+    });
+}
+
+void launch_logits_gradient(Address z, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(z, labels, rows, V, options);
+    check(rows == 0 || (lse && scale && g), "an address is null");
+    const auto of_row = [](Address values, int64_t row) { return reinterpret_cast<const float*>(values)[row]; };
+    const Kernels& k = active();
+    parallel_for(rows, threads, [&](int64_t row) {
+        k.logits_gradient(c, reinterpret_cast<float*>(z) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
+            of_row(lse, row), of_row(scale, row), of_row(g, row));
+    });
 }
 
 }  // namespace fastlm

@@ -12,6 +12,17 @@ static FASTLM_INLINE float take(float, const float* p) { return *p; }
 static FASTLM_INLINE void put(float* p, V x) { store(p, x); }
 static FASTLM_INLINE void put(float* p, float x) { *p = x; }
 
+// The first n < W lanes, the others as `otherwise` says.
+static FASTLM_INLINE V load(const float* p, int n, float otherwise) {
+    V x = V{} + otherwise;
+    for (int l = 0; l < n; l++) x[l] = p[l];
+    return x;
+}
+
+static FASTLM_INLINE void store(float* p, V x, int n) {
+    for (int l = 0; l < n; l++) p[l] = x[l];
+}
+
 template <class Body>
 static FASTLM_INLINE void each(int64_t n, const Body& body) {
     int64_t i = 0;
