@@ -118,9 +118,9 @@ struct Kernels {
     // rows begin … end - 1; backward reads x and, in y, its gradient
     void (*gate)(const Gate& a, int64_t begin, int64_t end);
     void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
-    // one row of logits → z, in place; then z → the gradient of the logits, in place, of scale · lse - g · wanted
-    RowLoss (*logits_measure)(const Logits& c, float* x, int64_t label);
-    void (*logits_gradient)(const Logits& c, float* z, int64_t label, float lse, float scale, float g);
+    // of one row of logits; then, in its place, the gradient of scale · lse - g · wanted
+    RowLoss (*logits_measure)(const Logits& c, const float* x, int64_t label);
+    void (*logits_gradient)(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);

@@ -69,11 +69,11 @@ void launch_norm_backward(const Operands& tensors, Address statistics, bool cent
 void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 
-// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V], in place; labels int64, the others [rows] fp32.
-// options: softcap, temperature, label smoothing. First x → z, lse and wanted; then z → the gradient of x.
+// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V]: lse and wanted; then, in their place, the gradient
+// of scale · lse - g · wanted. labels int64, the others [rows] fp32. options: softcap, temperature, label smoothing.
 void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
     const std::array<double, 3>& options, int threads);
-void launch_logits_gradient(Address z, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
     const std::array<double, 3>& options, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,

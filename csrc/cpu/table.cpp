@@ -32,8 +32,8 @@ void norm_backward_rows(
     const NormBackward& a, int64_t begin, int64_t end, float* dweight, float* dbias, float* workspace);
 void gate_rows(const Gate& a, int64_t begin, int64_t end);
 void gate_backward_rows(const Gate& a, int64_t begin, int64_t end);
-RowLoss logits_measure(const Logits& c, float* x, int64_t label);
-void logits_gradient(const Logits& c, float* z, int64_t label, float lse, float scale, float g);
+RowLoss logits_measure(const Logits& c, const float* x, int64_t label);
+void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
 
 }  // namespace FASTLM_ELEMENTWISE
 

@@ -7,6 +7,7 @@ are right is other tests' business; here they need only be made."""
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from cases import GATE, NORM, OPTIMIZERS, ROTATE
@@ -102,6 +103,20 @@ def gates(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
         yield str(case), call
 
 
+def losses(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    """Rows of several blocks and a rest, and short ones."""
+    every = dict(label_smoothing=0.1, z_loss=0.1, softcap=2.0, temperature=0.7)
+    for V, options in product((1, 5, 1024, 2061), ({}, every)):
+
+        def call(V=V, options=options) -> None:
+            hidden, weight = (draw(n, 3, dtype=dtype).requires_grad_() for n in (9, V))
+            for reduction in ("sum", "none"):
+                loss = fastlm.linear_cross_entropy(hidden, weight, torch.arange(9) % V, reduction=reduction, **options)
+                loss.sum().backward()
+
+        yield f"{V} words {' '.join(options)}", call
+
+
 def tensors_of(args) -> dict[str, torch.Tensor]:
     return {name: x for name, x in args._asdict().items() if isinstance(x, torch.Tensor)}
 
@@ -120,7 +135,7 @@ def memory() -> None:
     for isa in sets:
         native.cpu().use(isa)
         for dtype in DTYPES:
-            for calls in (attentions, rotations, norms, gates, optimizers):
+            for calls in (attentions, rotations, norms, gates, losses, optimizers):
                 for name, call in calls(dtype):
                     if (isa, dtype) == (sets[0], DTYPES[0]) or not name.endswith(BY_LAUNCHERS):
                         print(isa, dtype, calls.__name__, name, flush=True)
@@ -140,7 +155,12 @@ def threads() -> None:
             torch.set_num_threads(n)
             for key, got in results(args).items():
                 assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    for name, call in (*norms(torch.float32), *gates(torch.float32), *optimizers(torch.float32)):
+    for name, call in (
+        *norms(torch.float32),
+        *gates(torch.float32),
+        *losses(torch.float32),
+        *optimizers(torch.float32),
+    ):
         print(native.cpu().active(), name, flush=True)
         call()
 

@@ -147,21 +147,21 @@ void launch_logits_measure(Address x, Address labels, Address lse, Address wante
     check(rows == 0 || (lse && wanted), "an address is null");
     const Kernels& k = active();
     parallel_for(rows, threads, [&](int64_t row) {
-        const RowLoss r =
-            k.logits_measure(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
+        const RowLoss r = k.logits_measure(
+            c, reinterpret_cast<const float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
         reinterpret_cast<float*>(lse)[row] = r.lse;
         reinterpret_cast<float*>(wanted)[row] = r.wanted;
     });
 }
 
-void launch_logits_gradient(Address z, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
     const std::array<double, 3>& options, int threads) {
-    const Logits c = logits(z, labels, rows, V, options);
+    const Logits c = logits(x, labels, rows, V, options);
     check(rows == 0 || (lse && scale && g), "an address is null");
     const auto of_row = [](Address values, int64_t row) { return reinterpret_cast<const float*>(values)[row]; };
     const Kernels& k = active();
     parallel_for(rows, threads, [&](int64_t row) {
-        k.logits_gradient(c, reinterpret_cast<float*>(z) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
+        k.logits_gradient(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
             of_row(lse, row), of_row(scale, row), of_row(g, row));
     });
 }

@@ -1,4 +1,5 @@
-// Rows of logits in place: what their cross entropy is made of in one pass over memory, their gradient in a second one.
+// Rows of logits: what their cross entropy is made of in one pass over memory, and their gradient, in their place, in a
+// second one.
 // Formulas: fastlm/ops/linear_cross_entropy.py.
 #include "rows.h"
 
@@ -7,18 +8,19 @@ namespace FASTLM_ISA {
 
 constexpr float INFINITE = __builtin_inff();
 
-// n logits → z, in their place
-static void cap(const Logits& c, float* x, int n) {
+// z of n ≤ BLOCK logits: they themselves, or made in buffer.
+static const float* cap(const Logits& c, const float* x, float* buffer, int n) {
+    if (c.softcap == 0.0f && c.temperature == 1.0f) return x;
     const float inverse = 1.0f / c.temperature;
     if (c.softcap == 0.0f) {
-        if (c.temperature == 1.0f) return;
-        each(n, [&](auto lane, int64_t i) { put(x + i, take(lane, x + i) * inverse); });
-        return;
+        each(n, [&](auto lane, int64_t i) { put(buffer + i, take(lane, x + i) * inverse); });
+        return buffer;
     }
     const float into = 1.0f / c.softcap, out = c.softcap * inverse;
     int i = 0;
-    for (; i + W <= n; i += W) store(x + i, tanh(load(x + i) * into) * out);
-    store(x + i, tanh(load(x + i, n - i, 0.0f) * into) * out, n - i);
+    for (; i + W <= n; i += W) store(buffer + i, tanh(load(x + i) * into) * out);
+    store(buffer + i, tanh(load(x + i, n - i, 0.0f) * into) * out, n - i);
+    return buffer;
 }
 
 static float largest(const float* z, int n) {
@@ -42,33 +44,39 @@ static float powers(const float* z, int n, float top) {
     return total;
 }
 
-RowLoss logits_measure(const Logits& c, float* x, int64_t label) {
-    float top = -INFINITE;
+RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
+    float buffer[BLOCK], top = -INFINITE, at_label = 0.0f;
     double shares = 0.0, total = 0.0;  // Σ exp(z - top), Σ z
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
-        float* z = x + o;
-        cap(c, z, n);
-        const float before = top, most = largest(z, n);
+        const float *z = cap(c, x + o, buffer, n), before = top, most = largest(z, n);
         top = most > top ? most : top;
         shares = shares * double(exp(V{} + (before - top))[0]) + double(powers(z, n, top));
         if (c.label_smoothing != 0.0f) total += double(sum(n, [&](auto lane, int64_t i) { return take(lane, z + i); }));
+        if (o <= label && label < o + n) at_label = z[label - o];
     }
-    const double mean = total / double(c.V), smoothing = c.label_smoothing;
-    return {float(double(top) + __builtin_log(shares)), float((1.0 - smoothing) * double(x[label]) + smoothing * mean)};
+    const double smoothing = c.label_smoothing, mean = total / double(c.V);
+    return {float(double(top) + __builtin_log(shares)), float((1.0 - smoothing) * double(at_label) + smoothing * mean)};
 }
 
-void logits_gradient(const Logits& c, float* z, int64_t label, float lse, float scale, float g) {
-    const float even = g * (c.label_smoothing / float(c.V)), inverse = 1.0f / c.temperature,
-                back = c.softcap == 0.0f ? 0.0f : c.temperature / c.softcap;
-    // dz/dx, 1 - tanh² over the temperature
-    const auto slope = [&](auto v) { return (1.0f - (v * back) * (v * back)) * inverse; };
-    const auto gradient = [&](V v) { return (exp(v - lse) * scale - even) * slope(v); };
-    const float at_label = (1.0f - c.label_smoothing) * g * slope(z[label]);
-    int64_t i = 0;
-    for (; i + W <= c.V; i += W) store(z + i, gradient(load(z + i)));
-    store(z + i, gradient(load(z + i, int(c.V - i), 0.0f)), int(c.V - i));
-    z[label] -= at_label;
+void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g) {
+    float buffer[BLOCK];
+    const float even = g * (c.label_smoothing / float(c.V)), of_label = g * (1.0f - c.label_smoothing),
+                inverse = 1.0f / c.temperature, back = c.softcap == 0.0f ? 0.0f : c.temperature / c.softcap;
+    // times dz/dx, which is 1 - tanh² over the temperature
+    const auto gradient = [&](V z) {
+        return (exp(z - lse) * scale - even) * ((1.0f - (z * back) * (z * back)) * inverse);
+    };
+    for (int64_t o = 0; o < c.V; o += BLOCK) {
+        const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
+        const float* z = cap(c, x + o, buffer, n);
+        const bool here = o <= label && label < o + n;
+        const float t = here ? z[label - o] * back : 0.0f;
+        int i = 0;
+        for (; i + W <= n; i += W) store(x + o + i, gradient(load(z + i)));
+        store(x + o + i, gradient(load(z + i, n - i, 0.0f)), n - i);
+        if (here) x[label] -= of_label * ((1.0f - t * t) * inverse);
+    }
 }
 
 }  // namespace FASTLM_ISA
