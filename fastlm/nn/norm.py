@@ -102,9 +102,13 @@ def _normed(
         raise ValueError(f"x is {list(x.shape)}; its last dimensions must be {list(shape)}, which the norm is over")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual is {list(residual.shape)} and x {list(x.shape)}; give them one shape")
-    flat = lambda t: t if t is None or len(shape) == 1 else t.flatten(-len(shape))
-    y, s, _ = op(Arguments(*map(flat, (x, residual, module.weight, bias)), eps, weight_offset, rounds_first))
-    return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    options = eps, weight_offset, rounds_first
+    if len(shape) > 1:
+        flat = [None if t is None else t.flatten(-len(shape)) for t in (x, residual, module.weight, bias)]
+        y, s, _ = op(Arguments(*flat, *options))
+        return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    y, s, _ = op(Arguments(x, residual, module.weight, bias, *options))
+    return y if residual is None else (y, s)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}  # by their names in a model's config

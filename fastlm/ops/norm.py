@@ -128,8 +128,10 @@ def _torch_refuses(centred: bool, a: Arguments) -> str | None:
         return "PyTorch's norms add nothing to the weight, and round at the end alone"
     if not centred and a.bias is not None:
         return "PyTorch's rms_norm has no bias"
-    if any(t is not None and t.dtype != sum_dtype(a.x, a.residual) for t in (a.weight, a.bias)):
-        return "PyTorch's norms take a weight in the dtype of what they norm"
+    dtype = sum_dtype(a.x, a.residual)
+    served = (dtype, torch.float32) if centred else (dtype,)
+    if a.weight is not None and a.weight.dtype not in served:
+        return f"PyTorch norms {dtype} with a weight in that dtype{' or fp32' * centred}, not {a.weight.dtype}"
     return None
 
 
