@@ -96,7 +96,7 @@ def _torch_is_slower(gates: bool, x: Tensor, activation: str) -> bool:
     if x.dtype == torch.float64 or not (gates or activation == "gelu_tanh"):
         return False
     return (x.device.type == "cuda" and gates) or (
-        x.device.type == "cpu" and x.numel() >= (2**18 if gates else 2**17) and native.cpp_is_built()
+        x.device.type == "cpu" and x.numel() >= (2**19 if gates else 2**17) and native.cpp_is_built()
     )
 
 

@@ -139,7 +139,8 @@ def _torch_is_slower(centred: bool, a: Arguments) -> bool:
     """But for calls so small that the custom operator's own time counts, by a sweep in benchmarks/FACTS.md."""
     if a.x.dtype == torch.float64:
         return False
-    return a.x.device.type != "cpu" or (a.x.numel() >= (2**20 if centred else 2**16) and native.cpp_is_built())
+    smallest = 2**16 if not centred else 2**22 if a.residual is None else 2**21
+    return a.x.device.type != "cpu" or (a.x.numel() >= smallest and native.cpp_is_built())
 
 
 def _torch(centred: bool, a: Arguments) -> tuple[Tensor, Tensor, None]:

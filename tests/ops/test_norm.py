@@ -86,10 +86,13 @@ class TestCpp:
 
 
 def test_small_calls_are_pytorchs_and_large_ones_are_not():
-    made = lambda rows: Arguments(torch.empty(rows, 1024), None, torch.empty(1024), None, 1e-5, 0.0, False)
     faster = "cpp" if native.cpp_missing(CPU) is None else "torch"
-    for op, rows in ((layer_norm, 1024), (rms_norm, 64)):
-        assert [op.choose(made(n)).name for n in (1, rows - 1, rows)] == ["torch", "torch", faster]
+    for op, residual, rows in ((layer_norm, False, 4096), (layer_norm, True, 2048), (rms_norm, False, 64)):
+        chosen = []
+        for n in (1, rows - 1, rows):
+            x = torch.empty(n, 1024)
+            chosen.append(op.choose(Arguments(x, x if residual else None, None, None, 1e-5, 0.0, False)).name)
+        assert chosen == ["torch", "torch", faster]
 
 
 def test_pytorchs_are_differentiable_often():
