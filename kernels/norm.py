@@ -106,12 +106,13 @@ def forward(a: tuple, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
     n_rows, D = x.shape[:-1].numel(), x.shape[-1]
     statistics = x.new_empty(1 + centred, n_rows, dtype=torch.float32)
     rows, tiles = _tiles(D)
-    with torch.cuda.device_of(x):
-        launch(
-            norm_kernel, cdiv(n_rows, rows), tiles, seen,
-            x, residual, weight, bias, y, s, statistics,
-            n_rows, a.eps, a.weight_offset, D, centred, a.rounds_first and dtype != torch.float32, *tiles[:2],
-        )  # fmt: skip
+    if n_rows:
+        with torch.cuda.device_of(x):
+            launch(
+                norm_kernel, cdiv(n_rows, rows), tiles, seen,
+                x, residual, weight, bias, y, s, statistics,
+                n_rows, a.eps, a.weight_offset, D, centred, a.rounds_first and dtype != torch.float32, *tiles[:2],
+            )  # fmt: skip
     return y, x.new_empty(0) if s is None else s, statistics
 
 
@@ -124,12 +125,13 @@ def backward(a: tuple) -> tuple[Tensor, Tensor, Tensor]:
     run = rows * max(1, cdiv(n_rows, rows * PROGRAMS))
     programs = cdiv(n_rows, run)
     sums = s.new_empty(2, programs, D, dtype=torch.float32)
-    with torch.cuda.device_of(s):
-        launch(
-            norm_backward_kernel, programs, tiles, seen,
-            dy, ds, s, a.statistics, weight, dx, sums, n_rows, run, a.weight_offset,
-            D, len(a.statistics) == 2, *tiles[:2],
-        )  # fmt: skip
+    if programs:
+        with torch.cuda.device_of(s):
+            launch(
+                norm_backward_kernel, programs, tiles, seen,
+                dy, ds, s, a.statistics, weight, dx, sums, n_rows, run, a.weight_offset,
+                D, len(a.statistics) == 2, *tiles[:2],
+            )  # fmt: skip
     wanted = weight is not None, a.of_bias
     dweight, dbias = (x.sum(0) if give else x.new_empty(0) for x, give in zip(sums, wanted, strict=True))
     return dx, dweight, dbias

@@ -3,6 +3,8 @@
     attention.py               softmax(q kᵀ + everything positional) v; attention_backends.py: who computes it;
                                attention_cuda.py: in CUDA C++; attention_twice.py: its second derivatives
     rotary.py                  turn pairs of channels by their position
+    norm.py                    layer norm and RMS norm, of a sum with a residual too
+    gate.py                    activations, gated or not
     linear_cross_entropy.py    the loss of a linear layer's logits that are never there as a whole
     optim/                     one update of many tensors
 

@@ -71,7 +71,7 @@ def rms_norm(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 def layer_norm_backward(a: Saved) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of s (and so of x and of residual), weight and bias, these in fp32 (fp64); empty where none is wanted.
 
-    With g = dy · (weight + weight_offset), ds' = rstd · (g - mean_j g_j - n · mean_j g_j n_j) + ds; Σ_rows dy · n and
+    With g = dy · (weight + weight_offset), rstd · (g - mean_j g_j - n · mean_j g_j n_j) + ds, Σ_rows dy · n and
     Σ_rows dy.
     """
     return _gradients(a)
@@ -171,8 +171,8 @@ def _triton_backward(a: Saved) -> tuple[Tensor, Tensor, Tensor]:
 
 def _triton_refuses(a: Arguments | Saved) -> str | None:
     x = a.x if isinstance(a, Arguments) else a.s
-    if x.shape[-1] > LONGEST or x.numel() == 0:
-        return f"x is {list(x.shape)}; served are rows, at least one, of at most {LONGEST} elements"
+    if x.shape[-1] > LONGEST:
+        return f"x is {list(x.shape)}; served are rows of at most {LONGEST} elements"
     return _refuses(a)
 
 

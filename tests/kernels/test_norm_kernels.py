@@ -14,7 +14,6 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install trito
 import interpreting
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SERVED = [case for case in NORM if case.name != "no_rows"]
 if native.interpreting():
     interpreting.patch_once()
 
@@ -29,7 +28,7 @@ def poisoned_outputs():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", SERVED, ids=str)
+@pytest.mark.parametrize("case", NORM, ids=str)
 def test_it_is_as_accurate_as_pytorch(case, dtype):
     assert_norm_accurate(case, dtype, DEVICE)
 
@@ -43,8 +42,7 @@ def test_the_same_bits_every_time():
             assert torch.equal(x, first[key]), key
 
 
-def test_long_and_no_rows_are_refused():
-    for shape in ((2, 16385), (0, 8)):
-        a = NORM[0].make(torch.float32, DEVICE)._replace(x=torch.ones(*shape, device=DEVICE), weight=None)
-        with pytest.raises(fastlm.BackendError, match="of at most 16384 elements"):
-            OPS[NORM[0].op](a)
+def test_long_rows_are_refused():
+    a = NORM[0].make(torch.float32, DEVICE)._replace(x=torch.ones(2, 16385, device=DEVICE), weight=None)
+    with pytest.raises(fastlm.BackendError, match="of at most 16384 elements"):
+        OPS[NORM[0].op](a)

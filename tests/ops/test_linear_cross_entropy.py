@@ -129,6 +129,20 @@ def test_a_sum_is_differentiable_once_and_says_so():
         grad.square().sum().backward()
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_words_without_a_share(reduction):
+    """Logits of -∞, a whole block of them first."""
+    hidden, weight, _, _ = draw(torch.float32, V=2000)
+    bias = torch.zeros(2000).index_fill_(0, torch.arange(1100), -torch.inf)
+    labels = torch.arange(1100, 1137)
+    made = []
+    for function in (lambda *a: fastlm.linear_cross_entropy(*a, reduction=reduction), plain):
+        leaves = [x.detach().clone().requires_grad_() for x in (hidden, weight)]
+        loss = function(*leaves, labels, bias)
+        made.append((loss.sum(), *torch.autograd.grad(loss.sum(), leaves)))
+    torch.testing.assert_close(*made)
+
+
 def test_reductions_are_pytorchs():
     hidden, weight, bias, labels = draw(torch.float32)
     for reduction in ("mean", "sum", "none"):

@@ -1,6 +1,5 @@
 // Rows of logits: what their cross entropy is made of in one pass over memory, and their gradient, in their place, in a
-// second one.
-// Formulas: fastlm/ops/linear_cross_entropy.py.
+// second one. Formulas: fastlm/ops/linear_cross_entropy.py. A logit may be -∞, whose word has no share.
 #include "rows.h"
 
 namespace fastlm {
@@ -49,9 +48,12 @@ RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
     double shares = 0.0, total = 0.0;  // Σ exp(z - top), Σ z
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
-        const float *z = cap(c, x + o, buffer, n), before = top, most = largest(z, n);
-        top = most > top ? most : top;
-        shares = shares * double(exp(V{} + (before - top))[0]) + double(powers(z, n, top));
+        const float *z = cap(c, x + o, buffer, n), most = largest(z, n);
+        if (most > top) {
+            shares *= double(exp(V{} + (top - most))[0]);
+            top = most;
+        }
+        if (top > -INFINITE) shares += double(powers(z, n, top));
         if (c.label_smoothing != 0.0f) total += double(sum(n, [&](auto lane, int64_t i) { return take(lane, z + i); }));
         if (o <= label && label < o + n) at_label = z[label - o];
     }
@@ -62,20 +64,20 @@ RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
 void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g) {
     float buffer[BLOCK];
     const float even = g * (c.label_smoothing / float(c.V)), of_label = g * (1.0f - c.label_smoothing),
-                inverse = 1.0f / c.temperature, back = c.softcap == 0.0f ? 0.0f : c.temperature / c.softcap;
-    // times dz/dx, which is 1 - tanh² over the temperature
-    const auto gradient = [&](V z) {
-        return (exp(z - lse) * scale - even) * ((1.0f - (z * back) * (z * back)) * inverse);
-    };
+                inverse = 1.0f / c.temperature, back = c.temperature / c.softcap;
+    const bool capped = c.softcap != 0.0f;
+    // dz/dx: 1 - tanh² over the temperature
+    const auto slope = [&](V z) { return capped ? (1.0f - (z * back) * (z * back)) * inverse : V{} + inverse; };
+    const auto gradient = [&](V z) { return (exp(z - lse) * scale - even) * slope(z); };
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
         const float* z = cap(c, x + o, buffer, n);
         const bool here = o <= label && label < o + n;
-        const float t = here ? z[label - o] * back : 0.0f;
+        const float of_wanted = here ? of_label * slope(V{} + z[label - o])[0] : 0.0f;
         int i = 0;
         for (; i + W <= n; i += W) store(x + o + i, gradient(load(z + i)));
         store(x + o + i, gradient(load(z + i, n - i, 0.0f)), n - i);
-        if (here) x[label] -= of_label * ((1.0f - t * t) * inverse);
+        if (here) x[label] -= of_wanted;
     }
 }
 
