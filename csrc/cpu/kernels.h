@@ -111,7 +111,7 @@ struct Kernels {
     // g ← factor · g; true if an element was not finite before
     bool (*unscale)(Span g, int64_t n, float factor);
     void (*rotate)(const Rotation& row);
-    // rows begin … end - 1; workspace: 3 D. Backward writes what these rows add to dweight and dbias [D]; workspace: 4 D
+    // rows begin … end - 1; workspace: 3 D. Backward writes what these rows add to dweight and dbias [D], and takes 4 D
     void (*norm)(const Norm& a, int64_t begin, int64_t end, float* workspace);
     void (*norm_backward)(
         const NormBackward& a, int64_t begin, int64_t end, float* dweight, float* dbias, float* workspace);

@@ -69,8 +69,8 @@ void launch_norm_backward(const Operands& tensors, Address statistics, bool cent
 void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 
-// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V]: lse and wanted; then, in their place, the gradient
-// of scale · lse - g · wanted. labels int64, the others [rows] fp32. options: softcap, temperature, label smoothing.
+// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V]: lse and wanted; then, in their place, the
+// gradient of scale · lse - g · wanted. labels int64, the others [rows] fp32. options: softcap, temperature, smoothing.
 void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
     const std::array<double, 3>& options, int threads);
 void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,

@@ -1,5 +1,5 @@
-// Loops over a row of fp32: W elements at a time, and what is left one by one. A body is given a zero, V or float, which
-// says which it is, and the number of its first element.
+// Loops over a row of fp32: W elements at a time, and what is left one by one. A body is given a zero, V or float,
+// whose type says which it is, and the number of its first element.
 #pragma once
 
 #include "../vector.h"
