@@ -155,7 +155,7 @@ def _attention(
         raise _refusal(f"takes no dense mask; got one of shape {list(mask.shape)}")
     if mask.lengths != lengths:
         raise _refusal(f"was given a mask for {mask.lengths} queries and keys; {type(module).__name__} has {lengths}")
-    seen = {name: _to(query.device, x) for name, x in mask.seen.items()}  # layers may stand on several devices
+    seen = on_device(query.device, mask.seen)
     bias = kwargs.get("position_bias")  # T5's, which its model made dense
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     query, key, value, width = _of_one_width(query, key, value)
@@ -174,6 +174,11 @@ def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Te
         return query, key, F.pad(value, (0, D - width)), width
     more = (0, width - D)
     return (F.pad(query, more), F.pad(key, more), value, width) if width > D else (query, key, value, width)
+
+
+def on_device(device: torch.device, seen: dict[str, object]) -> dict[str, object]:
+    """Arguments of `fastlm.attention` there, for layers may stand on several devices."""
+    return {name: _to(device, x) for name, x in seen.items()}
 
 
 def _to(device: torch.device, x: object) -> object:

@@ -1,0 +1,190 @@
+"""The call: what of a model fastlm can answer for, exchanged and brought back."""
+
+import inspect
+import re
+import sys
+
+from torch import nn
+
+from fastlm.checks import flag
+from fastlm.interop.attention import NAME, register
+from fastlm.interop.swap import bloom, deberta, mpt, t5, xlnet
+from fastlm.interop.swap.masks import before_5
+from fastlm.interop.swap.report import Report
+from fastlm.interop.swap.served import Served, exchange, is_served, restore
+
+FAMILIES: tuple[type[Served], ...] = (
+    t5.UMT5Attention, t5.T5Attention, t5.Stack, bloom.BloomAttention, bloom.BloomModel, mpt.MptAttention, mpt.MptModel,
+    deberta.SelfAttention, deberta.FirstSelfAttention, deberta.Encoder, xlnet.RelativeAttention, xlnet.Model,
+)  # fmt: skip
+BY_NAME = {name: served for served in FAMILIES for name in served.names}
+BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
+# Sources that make a mask of each pair themselves, whatever implementation is asked for.
+DENSE = re.compile(
+    r"_prepare_4d_\w*mask|get_extended_attention_mask|invert_attention_mask|_update_causal_mask|_expand_mask"
+)
+
+
+def swap(model: nn.Module, *, attention: bool = True) -> Report:
+    """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
+
+    T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3) and XLNet then build no tensor of L×L for their positions; models that
+    go through transformers' attention interface get attn_implementation="fastlm". Names, parameters, state dict,
+    hooks, optimizers and what `save_pretrained` writes stay as they are; a copy or a pickle is swapped too. What a
+    swapped module cannot do, such as output_attentions, it refuses in words when it is asked to.
+
+    Args:
+        model: any module; what is known is looked for among all its modules.
+        attention: whether attention is swapped. Default True.
+
+    Returns:
+        `Report`, to be printed: what was swapped, what was not, and why.
+
+    Raises:
+        ValueError: for arguments of other types.
+
+    Padding may stand on either side. Queries that see no key give zeros, and what comes out at padding is therefore not
+    what it was. Dropout drops other probabilities than torch's generator would.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    flag(attention=attention)
+    report = Report()
+    names = {module: name for name, module in model.named_modules()}
+    if attention:
+        _swap_families(names, report)
+        _swap_interfaces(names, report)
+        _tell_of_the_rest(names, report)
+    return report
+
+
+def unswap(model: nn.Module) -> None:
+    """Undo `swap`: every module has its own forward again, and every config its attention implementation.
+
+    Args:
+        model: as it was given to `swap`, or a copy of that.
+
+    Raises:
+        ValueError: where something was put around a swapped forward since, with what to undo first; nothing is undone.
+    """
+    modules = list(model.modules())
+    for name, module in model.named_modules():
+        if isinstance(module, Served) and (not is_served(module) or "forward" in vars(module)):
+            raise ValueError(f"{name or 'the model'} was wrapped after fastlm.swap; take the wrapper off first")
+    for module in modules:
+        if BEFORE in vars(module):
+            module.config._attn_implementation_internal = vars(module).pop(BEFORE)
+        if isinstance(module, Served):
+            restore(module)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules that are known by their class
+
+
+def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
+    """A stack and all of its attention, or neither: its masks are for those who know them."""
+    for stack, name in names.items():
+        served = _served(stack)
+        if served is None or not served.parts:
+            continue
+        parts = {part: names[part] for part in stack.modules() if _served(part)}
+        reasons = {label: why for part, label in parts.items() if (why := _refusal(part))}
+        report.kept |= reasons
+        if reasons:
+            label, why = next(iter(reasons.items()))
+            report.kept |= {other: f"{label} cannot be: {why}" for other in parts.values() if other not in reasons}
+            continue
+        for part, label in parts.items():
+            if not is_served(part):
+                exchange(part, _served(part))
+            report.swapped[label] = type(part).how
+        if type(stack).by_interface and not before_5():
+            register()
+            _name_ours(stack)
+
+
+def _served(module: nn.Module) -> type[Served] | None:
+    """Who answers for modules of this class."""
+    return type(module).served if is_served(module) else BY_NAME.get(_qualified(type(module)))
+
+
+def _refusal(module: nn.Module) -> str | None:
+    if is_served(module):
+        return None
+    if "forward" in vars(module):
+        return "its forward was wrapped, as by accelerate; swap first"
+    return _served(module).refusal(module)
+
+
+def _name_ours(model: nn.Module) -> None:
+    if model.config._attn_implementation_internal != NAME:
+        setattr(model, BEFORE, model.config._attn_implementation_internal)
+        model.config._attn_implementation_internal = NAME
+
+
+def _qualified(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models that ask transformers' attention interface
+
+
+def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
+    done: set[nn.Module] = set()
+    for model, name in names.items():
+        if model in done or not _is_model(model):
+            continue
+        parts = list(model.modules())
+        if any(_served(part) for part in parts):  # what is beside it may be another model
+            continue
+        done.update(parts)
+        models = [part for part in parts if _is_model(part)]
+        before = {part: part.config._attn_implementation_internal for part in models}
+        register()
+        try:
+            if before_5() and (makes := next(filter(_makes_masks, models), None)):
+                raise NotImplementedError(f"{type(makes).__name__} makes a mask of each pair itself")
+            model.set_attn_implementation(NAME)
+        except (NotImplementedError, ValueError) as refusal:
+            for part, implementation in before.items():
+                part.config._attn_implementation_internal = implementation
+            report.kept[name] = str(refusal).split("; ")[0]
+            continue
+        for part, implementation in before.items():
+            if implementation != NAME and part.config._attn_implementation_internal == NAME:
+                setattr(part, BEFORE, implementation)
+        report.swapped[name] = f"attn_implementation={NAME!r}"
+
+
+def _is_model(module: nn.Module) -> bool:
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+
+
+def _makes_masks(model: nn.Module) -> bool:
+    """Whether its source makes masks of each pair. Source that cannot be read, as in a notebook, makes none."""
+    try:
+        return DENSE.search(inspect.getsource(sys.modules[type(model).__module__])) is not None
+    except (KeyError, OSError, TypeError):
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rest
+
+
+def _tell_of_the_rest(names: dict[nn.Module, str], report: Report) -> None:
+    """Attention that nothing above has met, by the names of classes."""
+    met = {part for module, name in names.items() if name in report.swapped | report.kept for part in module.modules()}
+    for module, name in names.items():
+        attends = [part for part in module.modules() if "Attention" in type(part).__name__]
+        if module in met or attends != [module]:
+            continue
+        base = next((base for base in type(module).__mro__ if _qualified(base) in BY_NAME), None)
+        report.kept[name] = (
+            f"fastlm does not know {type(module).__name__}"
+            if base is None
+            else f"{type(module).__name__} extends {base.__name__}, and may compute something else"
+        )
