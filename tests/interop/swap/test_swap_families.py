@@ -1,0 +1,204 @@
+"""Every family that swap knows, on small configs with options of every kind: outputs, losses and gradients beside those
+of its own forward, caches, memory, and everything as it was after unswap.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from checkpoints import CHECKPOINTS, VOCABULARY, Checkpoint, batches, family_of, identity, theirs, transformers
+from families import BEFORE_5
+from largest import Largest
+from tolerance import Yardstick, assert_accurate
+
+import fastlm
+from fastlm.backends.dispatch import record_choices
+
+FAMILIES = ("t5", "mt5", "umt5", "bloom", "mpt", "deberta", "deberta-v2", "xlnet")
+OTHERS = [
+    Checkpoint("BloomForCausalLM", dict(apply_residual_connection_post_layernorm=True, pretraining_tp=2)),
+    Checkpoint("MptForCausalLM", dict(attn_config={"clip_qkv": 0.5})),
+    Checkpoint("XLNetLMHeadModel", dict(attn_type="uni")),
+    Checkpoint("XLNetLMHeadModel", dict(attn_type="uni", same_length=True, clamp_len=3)),
+    Checkpoint("T5ForQuestionAnswering", {}),
+    Checkpoint("DebertaV2ForTokenClassification", dict(position_buckets=4, max_relative_positions=9)),
+]
+SWAPPED = [c for c in CHECKPOINTS if family_of(c) in FAMILIES] + OTHERS
+each = pytest.mark.parametrize("checkpoint", SWAPPED, ids=identity)
+one_each = pytest.mark.parametrize(
+    "checkpoint", [next(c for c in SWAPPED if family_of(c) == family) for family in FAMILIES], ids=identity
+)
+
+
+def run(model, batch) -> dict[str, torch.Tensor]:
+    """Outputs and every gradient of their sum, weighted."""
+    model.zero_grad()
+    outputs = [x for x in theirs(model, batch) if x is not None]
+    sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in outputs).backward()
+    made = {str(i): x.detach() for i, x in enumerate(outputs)}
+    return made | {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def swapped(model) -> torch.nn.Module:
+    report = fastlm.swap(model)
+    assert report.swapped and not report.kept, report
+    return model
+
+
+def compare(plain: dict, got: dict, truth: dict) -> None:
+    """The rule of tests/support/tolerance.py: against the error of the model's own forward in the same dtype."""
+    assert got.keys() == plain.keys() == truth.keys()
+    error = lambda x: (x.abs().max().item(), x.square().mean().sqrt().item())
+    scale = max(x.abs().max().item() for x in truth.values())
+    errors = {name: error(plain[name].double() - x) for name, x in truth.items()}
+    yardstick = Yardstick(truth, errors)
+    for name, x in got.items():
+        # a gradient that is zero in exact arithmetic, as of a bias that moves all scores of a query alike
+        if truth[name].abs().max() > 1e-6 * scale:
+            assert_accurate(name, x, yardstick, ulps=8)
+        else:
+            assert x.abs().max() <= 1e-5 * scale, name
+
+
+@each
+def test_outputs_and_gradients(checkpoint: Checkpoint):
+    model, exact = checkpoint.make(), checkpoint.make().double()
+    plain = {name: run(model, batch) for name, batch in batches(model).items()}
+    truth = {name: run(exact, batch) for name, batch in batches(model).items()}
+    swapped(model)
+    for name, batch in batches(model).items():
+        compare(plain[name], run(model, batch), truth[name])
+
+
+@one_each
+def test_everything_is_as_it_was(checkpoint: Checkpoint, tmp_path):
+    """Parameters, state dict and files while it is swapped; and every bit after."""
+    model = checkpoint.make()
+    batch = batches(model)["left"]
+    before, state = theirs(model, batch), {name: x.clone() for name, x in model.state_dict().items()}
+    parameters, classes = dict(model.named_parameters()), [type(module) for module in model.modules()]
+    config = model.config.to_dict()
+    calls = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    swapped(model)
+    assert list(model.state_dict()) == list(state) and model.config.to_dict() == config
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert [type(module).__name__ for module in model.modules()] == [kind.__name__ for kind in classes]
+    assert all(isinstance(module, kind) for module, kind in zip(model.modules(), classes, strict=True))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert not any(isinstance(module, fastlm.interop.swap.served.Served) for module in again.modules())
+    got = theirs(model, batch)
+    assert any("Attention" in name for name in calls)
+    model = next(iter([model]))
+    for module in model.modules():
+        module._forward_hooks.clear()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(torch.equal(*pair) for pair in zip(theirs(other, batch), got, strict=True))
+        fastlm.unswap(other)
+        assert all(torch.equal(*pair) for pair in zip(theirs(other, batch), before, strict=True))
+    fastlm.unswap(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    assert all(torch.equal(*pair) for pair in zip(theirs(model, batch), before, strict=True))
+
+
+@one_each
+def test_nothing_is_l_by_l(checkpoint: Checkpoint):
+    """Forward and backward at L = 2048 make no tensor of L·L elements, and attention is computed by a fused kernel."""
+    L = 2048
+    lengths = {"mpt": dict(max_seq_len=L), "t5": dict(num_layers=1), "umt5": dict(num_layers=1)}
+    changes = lengths.get(family_of(checkpoint), {})
+    changes |= {"max_position_embeddings": L} if "deberta" in family_of(checkpoint) else {}
+    model = swapped(checkpoint._replace(options=checkpoint.options | changes).make().train())
+    ids = torch.randint(4, VOCABULARY, (2, L), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "attention_mask": (torch.arange(L) < torch.tensor([[L], [L - 300]])).long()}
+    given |= {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {"token_type_ids": ids % 2}
+    given = {name: x for name, x in given.items() if name != "token_type_ids" or family_of(checkpoint) == "xlnet"}
+    with Largest() as largest, record_choices() as chosen:
+        model(**given)[0].float().square().sum().backward()
+    assert largest.elements < L * L
+    assert chosen["attention"] in ("cpp", "sdpa"), chosen
+
+
+CACHES = ["dynamic", "static", "offloaded"]
+WRITERS = [c for c in SWAPPED if c.architecture.endswith(("ForConditionalGeneration", "ForCausalLM", "LMHeadModel"))]
+
+
+@pytest.mark.parametrize("checkpoint", WRITERS, ids=identity)
+@pytest.mark.parametrize("cache", CACHES)
+def test_generate(checkpoint: Checkpoint, cache):
+    """The same tokens after prompts of several lengths, and after four beams."""
+    model = checkpoint.make()
+    batch = batches(model)["left"].given
+    given = {name: x for name, x in batch.items() if not name.startswith("decoder")}
+    options = dict(max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0, disable_compile=True)
+    if family_of(checkpoint) == "xlnet":
+        if cache != "dynamic":
+            pytest.skip("it remembers states, and has no cache")
+    elif cache == "offloaded" and not torch.cuda.is_available():
+        pytest.skip("transformers offloads from a GPU")
+    else:
+        options["cache_implementation"] = cache
+    ways = (dict(), dict(num_beams=4))
+    write = lambda: [model.generate(**given, **options, **way) for way in ways]
+    try:
+        want = write()
+    except (ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError) as error:
+        pytest.skip(f"transformers itself: {error}")
+    swapped(model)
+    assert all(torch.equal(*pair) for pair in zip(write(), want, strict=True))
+
+
+@one_each
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpoints_and_dropout(checkpoint: Checkpoint, reentrant):
+    """The same dropout when it is computed again, and another one the next time."""
+    model = swapped(checkpoint.make()).train()
+    batch = batches(model)["left"]
+    if not model.supports_gradient_checkpointing:
+        pytest.skip("transformers has no checkpoints in this model")
+
+    def gradients(seed: int) -> dict:
+        torch.manual_seed(seed)
+        return run(model, batch)
+
+    want, other = gradients(0), gradients(1)
+    model._set_gradient_checkpointing(
+        True, lambda *args, **kwargs: torch.utils.checkpoint.checkpoint(*args, use_reentrant=reentrant, **kwargs)
+    )
+    if reentrant:
+        model.enable_input_require_grads()
+    got = gradients(0)
+    torch.testing.assert_close(got, want)
+    assert any(not torch.allclose(got[name], other[name]) for name in got) == bool(dropout(model))
+
+
+def dropout(model) -> float:
+    return max((m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)), default=0.0)
+
+
+@one_each
+def test_autocast(checkpoint: Checkpoint):
+    """In bf16, as near to fp64 as the model's own forward is."""
+    model, exact = checkpoint.make(), checkpoint.make().double()
+    batch = batches(model)["right"]
+    truth = run(exact, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = run(model, batch)
+        got = run(swapped(model), batch)
+    far = lambda made: max((made[name].double() - x).norm() / x.norm().clamp(min=1e-2) for name, x in truth.items())
+    assert far(got) <= 1.5 * far(plain)
+
+
+@one_each
+@pytest.mark.skipif(BEFORE_5, reason="before transformers 5 masks ask where queries stand, which torch.compile refuses")
+def test_torch_compile(checkpoint: Checkpoint):
+    model = swapped(checkpoint.make())
+    compiled = torch.compile(model, backend="aot_eager")
+    for side in ("none", "right"):
+        batch = batches(model)[side]
+        for want, got in zip(theirs(model, batch), theirs(compiled, batch), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
