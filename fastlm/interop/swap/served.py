@@ -14,7 +14,6 @@ class Served:
     Attributes:
         names: the classes it answers for, as "module.Class".
         parts: who must answer inside it too, for the masks that it hands out are not for others.
-        kind: the argument of `swap` that asks for it.
         how: what it does, for the report.
         by_interface: whether it asks transformers' attention interface for masks, from transformers 5 on, so that its
             config must name ours.
@@ -23,7 +22,6 @@ class Served:
 
     names: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[type, ...]] = ()
-    kind: ClassVar[str] = "attention"
     how: ClassVar[str] = "fastlm.attention"
     by_interface: ClassVar[bool] = False
     original: ClassVar[type]
@@ -60,17 +58,25 @@ class Served:
 
 def exchange(module: nn.Module, served: type[Served]) -> None:
     """Let `served` answer for the module."""
+    vars(module).pop("forward", None)
     module.__class__ = _class(type(module), served)
 
 
 def restore(module: nn.Module) -> None:
     """Give the module its own class back."""
+    vars(module).pop("forward", None)
     module.__class__ = type(module).original
 
 
 def is_served(module: nn.Module) -> bool:
     """Whether a module's class was made by `exchange`, and not derived from such a class since."""
     return "served" in vars(type(module)) and issubclass(type(module), Served)
+
+
+def is_wrapped(module: nn.Module) -> bool:
+    """Whether the module has a forward of its own that is not its class's; accelerate leaves that when it goes."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 @functools.cache

@@ -8,10 +8,10 @@ from torch import nn
 
 from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
-from fastlm.interop.swap import bloom, deberta, mpt, t5, xlnet
+from fastlm.interop.swap import bloom, causal_loss, deberta, mpt, t5, xlnet
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.report import Report
-from fastlm.interop.swap.served import Served, exchange, is_served, restore
+from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
 
 FAMILIES: tuple[type[Served], ...] = (
     t5.UMT5Attention, t5.T5Attention, t5.Stack, bloom.BloomAttention, bloom.BloomModel, mpt.MptAttention, mpt.MptModel,
@@ -25,7 +25,7 @@ DENSE = re.compile(
 )
 
 
-def swap(model: nn.Module, *, attention: bool = True) -> Report:
+def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
     T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3) and XLNet then build no tensor of L×L for their positions; models that
@@ -36,6 +36,9 @@ def swap(model: nn.Module, *, attention: bool = True) -> Report:
     Args:
         model: any module; what is known is looked for among all its modules.
         attention: whether attention is swapped. Default True.
+        loss: whether models that write compute their loss without logits while they train with labels; their output
+            has None for logits then. Of models where nothing stands between head and loss (causal_loss.py), and with
+            transformers' own loss function. Default True.
 
     Returns:
         `Report`, to be printed: what was swapped, what was not, and why.
@@ -48,13 +51,15 @@ def swap(model: nn.Module, *, attention: bool = True) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    flag(attention=attention)
+    flag(attention=attention, loss=loss)
     report = Report()
     names = {module: name for name, module in model.named_modules()}
     if attention:
         _swap_families(names, report)
         _swap_interfaces(names, report)
         _tell_of_the_rest(names, report)
+    if loss:
+        _swap_losses(names, report)
     return report
 
 
@@ -69,7 +74,7 @@ def unswap(model: nn.Module) -> None:
     """
     modules = list(model.modules())
     for name, module in model.named_modules():
-        if isinstance(module, Served) and (not is_served(module) or "forward" in vars(module)):
+        if isinstance(module, Served) and (not is_served(module) or is_wrapped(module)):
             raise ValueError(f"{name or 'the model'} was wrapped after fastlm.swap; take the wrapper off first")
     for module in modules:
         if BEFORE in vars(module):
@@ -84,21 +89,21 @@ def unswap(model: nn.Module) -> None:
 
 def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
     """A stack and all of its attention, or neither: its masks are for those who know them."""
-    for stack, name in names.items():
-        served = _served(stack)
-        if served is None or not served.parts:
+    for stack in names:
+        known = _served(stack) or ((base := _extends(stack)) and BY_NAME[_qualified(base)])
+        if not known or not known.parts:
             continue
-        parts = {part: names[part] for part in stack.modules() if _served(part)}
-        reasons = {label: why for part, label in parts.items() if (why := _refusal(part))}
-        report.kept |= reasons
+        parts = {part: names[part] for part in stack.modules() if _served(part) or _extends(part)}
+        reasons = {label: why for part, label in parts.items() if (why := _refusal(part, _served(part)))}
         if reasons:
-            label, why = next(iter(reasons.items()))
-            report.kept |= {other: f"{label} cannot be: {why}" for other in parts.values() if other not in reasons}
+            first = next(iter(reasons))
+            beside = f"{first} cannot be: {reasons[first]}"
+            report.kept += [(label, reasons.get(label, beside)) for label in parts.values()]
             continue
         for part, label in parts.items():
             if not is_served(part):
                 exchange(part, _served(part))
-            report.swapped[label] = type(part).how
+            report.swapped.append((label, type(part).how))
         if type(stack).by_interface and not before_5():
             register()
             _name_ours(stack)
@@ -109,12 +114,19 @@ def _served(module: nn.Module) -> type[Served] | None:
     return type(module).served if is_served(module) else BY_NAME.get(_qualified(type(module)))
 
 
-def _refusal(module: nn.Module) -> str | None:
+def _extends(module: nn.Module) -> type | None:
+    """The known class that a module's own class derives from."""
+    return next((base for base in type(module).__mro__[1:] if _qualified(base) in BY_NAME), None)
+
+
+def _refusal(module: nn.Module, served: type[Served] | None) -> str | None:
     if is_served(module):
         return None
-    if "forward" in vars(module):
+    if served is None:
+        return f"{type(module).__name__} extends {_extends(module).__name__}, and may compute something else"
+    if is_wrapped(module):
         return "its forward was wrapped, as by accelerate; swap first"
-    return _served(module).refusal(module)
+    return served.refusal(module)
 
 
 def _name_ours(model: nn.Module) -> None:
@@ -137,7 +149,7 @@ def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
         if model in done or not _is_model(model):
             continue
         parts = list(model.modules())
-        if any(_served(part) for part in parts):  # what is beside it may be another model
+        if any(_served(part) or _extends(part) for part in parts):  # what is beside it may be another model
             continue
         done.update(parts)
         models = [part for part in parts if _is_model(part)]
@@ -150,12 +162,12 @@ def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
         except (NotImplementedError, ValueError) as refusal:
             for part, implementation in before.items():
                 part.config._attn_implementation_internal = implementation
-            report.kept[name] = str(refusal).split("; ")[0]
+            report.kept.append((name, str(refusal).split("; ")[0]))
             continue
         for part, implementation in before.items():
             if implementation != NAME and part.config._attn_implementation_internal == NAME:
                 setattr(part, BEFORE, implementation)
-        report.swapped[name] = f"attn_implementation={NAME!r}"
+        report.swapped.append((name, f"attn_implementation={NAME!r}"))
 
 
 def _is_model(module: nn.Module) -> bool:
@@ -177,14 +189,29 @@ def _makes_masks(model: nn.Module) -> bool:
 
 def _tell_of_the_rest(names: dict[nn.Module, str], report: Report) -> None:
     """Attention that nothing above has met, by the names of classes."""
-    met = {part for module, name in names.items() if name in report.swapped | report.kept for part in module.modules()}
+    told = {name for name, _ in report.swapped + report.kept}
+    met = {part for module, name in names.items() if name in told for part in module.modules()}
     for module, name in names.items():
         attends = [part for part in module.modules() if "Attention" in type(part).__name__]
         if module in met or attends != [module]:
             continue
-        base = next((base for base in type(module).__mro__ if _qualified(base) in BY_NAME), None)
-        report.kept[name] = (
-            f"fastlm does not know {type(module).__name__}"
-            if base is None
-            else f"{type(module).__name__} extends {base.__name__}, and may compute something else"
-        )
+        report.kept.append((name, f"fastlm does not know {type(module).__name__}"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def _swap_losses(names: dict[nn.Module, str], report: Report) -> None:
+    for model, name in names.items():
+        if not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) or not _is_model(model):
+            continue
+        served, why = causal_loss.CausalLM, "its loss is not one that fastlm knows how to compute without logits"
+        if is_served(model):
+            report.swapped.append((name, served.how))
+        elif _qualified(type(model)) not in served.names or (why := _refusal(model, served)):
+            report.kept.append((name, why))
+        else:
+            exchange(model.get_output_embeddings(), causal_loss.Head)
+            exchange(model, served)
+            report.swapped.append((name, served.how))

@@ -3,14 +3,15 @@ of its own forward, caches, memory, and everything as it was after unswap.
 """
 
 import copy
+import functools
 import pickle
 
 import pytest
 import torch
-from checkpoints import CHECKPOINTS, VOCABULARY, Checkpoint, batches, family_of, identity, theirs, transformers
+import torch.utils.checkpoint
+from checkpoints import CHECKPOINTS, VOCABULARY, Checkpoint, batches, family_of, identity, theirs
 from families import BEFORE_5
 from largest import Largest
-from tolerance import Yardstick, assert_accurate
 
 import fastlm
 from fastlm.backends.dispatch import record_choices
@@ -47,28 +48,40 @@ def swapped(model) -> torch.nn.Module:
 
 
 def compare(plain: dict, got: dict, truth: dict) -> None:
-    """The rule of tests/support/tolerance.py: against the error of the model's own forward in the same dtype."""
+    """The rule of tests/support/tolerance.py, where plain PyTorch is the model's own forward: twice its error for
+    outputs, and three times for gradients, which are long reductions.
+    """
     assert got.keys() == plain.keys() == truth.keys()
-    error = lambda x: (x.abs().max().item(), x.square().mean().sqrt().item())
-    scale = max(x.abs().max().item() for x in truth.values())
-    errors = {name: error(plain[name].double() - x) for name, x in truth.items()}
-    yardstick = Yardstick(truth, errors)
-    for name, x in got.items():
-        # a gradient that is zero in exact arithmetic, as of a bias that moves all scores of a query alike
-        if truth[name].abs().max() > 1e-6 * scale:
-            assert_accurate(name, x, yardstick, ulps=8)
-        else:
-            assert x.abs().max() <= 1e-5 * scale, name
+    scale = max(x.abs().max() for x in truth.values())
+    for name, x in truth.items():
+        error, of_plain = ((made[name].double() - x).abs() for made in (got, plain))
+        probe = 8 * torch.finfo(torch.float32).eps * max(x.abs().max(), 1e-2 * scale)  # some are zero but for rounding
+        factor = 2 if name.isdigit() else 3
+        assert of_plain.max() <= 1e-3 * scale, f"{name}: transformers' own forward is {of_plain.max():.1e} off"
+        assert error.max() <= factor * of_plain.max() + probe, f"{name}: {error.max():.1e}, {of_plain.max():.1e}"
+
+
+def exact(checkpoint: Checkpoint) -> torch.nn.Module:
+    """In fp64. BLOOM and MPT do softmax in fp32, where fp64's least number is -inf, so they are swapped."""
+    model = checkpoint.make().double()
+    return swapped(model) if family_of(checkpoint) in ("bloom", "mpt") else model
+
+
+def batches_of(model) -> dict:
+    """transformers' XLNet takes no masks for one direction."""
+    only = ["none"] if getattr(model.config, "attn_type", "bi") == "uni" else None
+    return {name: batch for name, batch in batches(model).items() if only is None or name in only}
 
 
 @each
 def test_outputs_and_gradients(checkpoint: Checkpoint):
-    model, exact = checkpoint.make(), checkpoint.make().double()
-    plain = {name: run(model, batch) for name, batch in batches(model).items()}
-    truth = {name: run(exact, batch) for name, batch in batches(model).items()}
+    model, truth = checkpoint.make(), exact(checkpoint)
+    plain = {name: run(model, batch) for name, batch in batches_of(model).items()}
     swapped(model)
-    for name, batch in batches(model).items():
-        compare(plain[name], run(model, batch), truth[name])
+    for name, batch in batches_of(model).items():
+        with fastlm.use_backend("reference"):  # for what of it is swapped
+            want = run(truth, batch)
+        compare(plain[name], run(model, batch), want)
 
 
 @one_each
@@ -92,7 +105,6 @@ def test_everything_is_as_it_was(checkpoint: Checkpoint, tmp_path):
     assert not any(isinstance(module, fastlm.interop.swap.served.Served) for module in again.modules())
     got = theirs(model, batch)
     assert any("Attention" in name for name in calls)
-    model = next(iter([model]))
     for module in model.modules():
         module._forward_hooks.clear()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -123,30 +135,27 @@ def test_nothing_is_l_by_l(checkpoint: Checkpoint):
     assert chosen["attention"] in ("cpp", "sdpa"), chosen
 
 
-CACHES = ["dynamic", "static", "offloaded"]
 WRITERS = [c for c in SWAPPED if c.architecture.endswith(("ForConditionalGeneration", "ForCausalLM", "LMHeadModel"))]
 
 
 @pytest.mark.parametrize("checkpoint", WRITERS, ids=identity)
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("cache", ["dynamic", "static", "none"])
 def test_generate(checkpoint: Checkpoint, cache):
     """The same tokens after prompts of several lengths, and after four beams."""
     model = checkpoint.make()
     batch = batches(model)["left"].given
     given = {name: x for name, x in batch.items() if not name.startswith("decoder")}
     options = dict(max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0, disable_compile=True)
+    options |= {"use_cache": False} if cache == "none" else {"cache_implementation": cache}
     if family_of(checkpoint) == "xlnet":
-        if cache != "dynamic":
+        if cache == "static":
             pytest.skip("it remembers states, and has no cache")
-    elif cache == "offloaded" and not torch.cuda.is_available():
-        pytest.skip("transformers offloads from a GPU")
-    else:
-        options["cache_implementation"] = cache
+        options.pop("cache_implementation", None)
     ways = (dict(), dict(num_beams=4))
     write = lambda: [model.generate(**given, **options, **way) for way in ways]
     try:
         want = write()
-    except (ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError) as error:
+    except (ValueError, IndexError, RuntimeError, AttributeError, TypeError) as error:
         pytest.skip(f"transformers itself: {error}")
     swapped(model)
     assert all(torch.equal(*pair) for pair in zip(write(), want, strict=True))
@@ -165,32 +174,40 @@ def test_gradient_checkpoints_and_dropout(checkpoint: Checkpoint, reentrant):
         torch.manual_seed(seed)
         return run(model, batch)
 
+    checkpointed = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=reentrant)
     want, other = gradients(0), gradients(1)
-    model._set_gradient_checkpointing(
-        True, lambda *args, **kwargs: torch.utils.checkpoint.checkpoint(*args, use_reentrant=reentrant, **kwargs)
-    )
+    model._set_gradient_checkpointing(True, checkpointed)
     if reentrant:
         model.enable_input_require_grads()
+        if "deberta" in family_of(checkpoint):
+            pytest.skip("transformers' own passes through its table twice")
     got = gradients(0)
-    torch.testing.assert_close(got, want)
-    assert any(not torch.allclose(got[name], other[name]) for name in got) == bool(dropout(model))
-
-
-def dropout(model) -> float:
-    return max((m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)), default=0.0)
+    largest = max(x.abs().max().item() for x in want.values())
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5 * largest)
+    differ = [name for name in want if not torch.allclose(want[name], other[name], rtol=1e-3)]
+    assert bool(differ) == any(m.p > 0 for m in model.modules() if isinstance(m, torch.nn.Dropout))
 
 
 @one_each
 def test_autocast(checkpoint: Checkpoint):
     """In bf16, as near to fp64 as the model's own forward is."""
-    model, exact = checkpoint.make(), checkpoint.make().double()
+    model = checkpoint.make()
     batch = batches(model)["right"]
-    truth = run(exact, batch)
-    with torch.autocast("cpu", torch.bfloat16):
-        plain = run(model, batch)
-        got = run(swapped(model), batch)
-    far = lambda made: max((made[name].double() - x).norm() / x.norm().clamp(min=1e-2) for name, x in truth.items())
-    assert far(got) <= 1.5 * far(plain)
+    with fastlm.use_backend("reference"):  # for what of it is swapped
+        truth, bound = run(exact(checkpoint), batch), 0.05
+
+    def far(model) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = run(model, batch)
+        return (squares(made[name].double() - x for name, x in truth.items()) / squares(truth.values())) ** 0.5
+
+    if family_of(checkpoint) != "deberta":  # whose own overflows there
+        bound = 1.5 * far(model)
+    assert far(swapped(model)) <= bound
+
+
+def squares(tensors) -> float:
+    return sum(x.square().sum().item() for x in tensors)
 
 
 @one_each
