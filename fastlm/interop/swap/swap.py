@@ -19,10 +19,9 @@ FAMILIES: tuple[type[Served], ...] = (
 )  # fmt: skip
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
-# Sources that make a mask of each pair themselves, whatever implementation is asked for.
-DENSE = re.compile(
-    r"_prepare_4d_\w*mask|get_extended_attention_mask|invert_attention_mask|_update_causal_mask|_expand_mask"
-)
+# What sources call that make a mask of each pair themselves, and what those call that ask the attention interface.
+DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_causal_mask")
+ASKING = re.compile(r"create_\w*causal_mask\w*\(")
 
 
 def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Report:
@@ -178,9 +177,10 @@ def _is_model(module: nn.Module) -> bool:
 def _makes_masks(model: nn.Module) -> bool:
     """Whether its source makes masks of each pair. Source that cannot be read, as in a notebook, makes none."""
     try:
-        return DENSE.search(inspect.getsource(sys.modules[type(model).__module__])) is not None
+        source = inspect.getsource(sys.modules[type(model).__module__])
     except (KeyError, OSError, TypeError):
         return False
+    return DENSE.search(source) is not None and ASKING.search(source) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import VOCABULARY, make, padded, tokens, transformers
+from families import BEFORE_5, VOCABULARY, make, padded, tokens, transformers
 from largest import Largest
 
 import fastlm
@@ -37,6 +37,8 @@ WAYS = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("way", WAYS)
 def test_loss_and_gradients(name, way):
+    if BEFORE_5 and name == "bloom" and way in ("labels in their places", "another label to ignore"):
+        pytest.skip("before transformers 5 BLOOM takes no such argument")
     model, given = make("causal", name, "eager").train(), labelled(**WAYS[way])
     want, gradients = step(model, given)
     assert ("", HOW) in fastlm.swap(model).swapped

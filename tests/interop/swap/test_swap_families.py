@@ -42,7 +42,7 @@ def run(model, batch) -> dict[str, torch.Tensor]:
 
 
 def swapped(model) -> torch.nn.Module:
-    report = fastlm.swap(model)
+    report = fastlm.swap(model, loss=False)
     assert report.swapped and not report.kept, report
     return model
 
@@ -55,16 +55,18 @@ def compare(plain: dict, got: dict, truth: dict) -> None:
     scale = max(x.abs().max() for x in truth.values())
     for name, x in truth.items():
         error, of_plain = ((made[name].double() - x).abs() for made in (got, plain))
-        probe = 8 * torch.finfo(torch.float32).eps * max(x.abs().max(), 1e-2 * scale)  # some are zero but for rounding
+        # a row that sees one key has no gradient of scores; softmax itself cancels exactly there, fused kernels round
+        probe = 32 * torch.finfo(torch.float32).eps * max(x.abs().max(), 1e-2 * scale)  # some are zero but for rounding
         factor = 2 if name.isdigit() else 3
         assert of_plain.max() <= 1e-3 * scale, f"{name}: transformers' own forward is {of_plain.max():.1e} off"
         assert error.max() <= factor * of_plain.max() + probe, f"{name}: {error.max():.1e}, {of_plain.max():.1e}"
 
 
 def exact(checkpoint: Checkpoint) -> torch.nn.Module:
-    """In fp64. BLOOM and MPT do softmax in fp32, where fp64's least number is -inf, so they are swapped."""
+    """In fp64; swapped where transformers' softmax is in fp32, in which fp64's least number is -inf."""
     model = checkpoint.make().double()
-    return swapped(model) if family_of(checkpoint) in ("bloom", "mpt") else model
+    in_fp32 = ("bloom", "mpt", "t5", "mt5", "umt5") if BEFORE_5 else ("bloom", "mpt")
+    return swapped(model) if family_of(checkpoint) in in_fp32 else model
 
 
 def batches_of(model) -> dict:
