@@ -5,12 +5,12 @@ import inspect
 import types
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastlm import masks
 from fastlm.interop.attention import Mask, on_device
+from fastlm.nn.torch_forms import mask_arguments
 
 
 def mask(real: Tensor | None, Lq: int, Lk: int, *, offset: int | None = None, causal: bool = False) -> Mask:
@@ -57,12 +57,7 @@ def arguments(seen: Mask | Tensor | None, query: Tensor, key: Tensor) -> dict[st
         if seen.lengths != lengths:
             raise ValueError(f"a mask for {seen.lengths} queries and keys met {lengths}")
         return on_device(query.device, seen.seen)
-    seen = seen[..., : lengths[1]]
-    if seen.shape[1:3] == (1, 1) and seen.device.type == "cpu" and not torch.compiler.is_compiling():
-        real = seen if seen.dtype == torch.bool else seen == 0
-        if seen.dtype == torch.bool or bool((real | (seen <= torch.finfo(seen.dtype).min / 2)).all()):
-            return masks.padding(real[:, 0, 0].expand(query.shape[0], -1), lengths[0])
-    return {"bias": torch.where(seen, 0.0, -torch.inf) if seen.dtype == torch.bool else seen}
+    return mask_arguments(seen[..., : lengths[1]], query.shape[0], lengths[0])
 
 
 def causal_mask(attention_mask: Tensor | None, inputs: Tensor, where: Tensor, cache: object) -> Mask | Tensor:

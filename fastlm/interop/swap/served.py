@@ -14,6 +14,7 @@ class Served:
     Attributes:
         names: the classes it answers for, as "module.Class".
         parts: who must answer inside it too, for the masks that it hands out are not for others.
+        alone: whether it needs none around it that is swapped too.
         how: what it does, for the report.
         by_interface: whether it asks transformers' attention interface for masks, from transformers 5 on, so that its
             config must name ours.
@@ -22,6 +23,7 @@ class Served:
 
     names: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[type, ...]] = ()
+    alone: ClassVar[bool] = False
     how: ClassVar[str] = "fastlm.attention"
     by_interface: ClassVar[bool] = False
     original: ClassVar[type]

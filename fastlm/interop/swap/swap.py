@@ -8,7 +8,7 @@ from torch import nn
 
 from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
-from fastlm.interop.swap import bloom, causal_loss, deberta, mpt, t5, xlnet
+from fastlm.interop.swap import bloom, causal_loss, deberta, mpt, t5, torch_attention, xlnet
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.report import Report
 from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
@@ -16,6 +16,7 @@ from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, 
 FAMILIES: tuple[type[Served], ...] = (
     t5.UMT5Attention, t5.T5Attention, t5.Stack, bloom.BloomAttention, bloom.BloomModel, mpt.MptAttention, mpt.MptModel,
     deberta.SelfAttention, deberta.FirstSelfAttention, deberta.Encoder, xlnet.RelativeAttention, xlnet.Model,
+    torch_attention.TorchAttention,
 )  # fmt: skip
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
@@ -89,10 +90,10 @@ def unswap(model: nn.Module) -> None:
 def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
     """A stack and all of its attention, or neither: its masks are for those who know them."""
     for stack in names:
-        known = _served(stack) or ((base := _extends(stack)) and BY_NAME[_qualified(base)])
-        if not known or not known.parts:
+        known = _known(stack)
+        if known is None or not (known.parts or known.alone):
             continue
-        parts = {part: names[part] for part in stack.modules() if _served(part) or _extends(part)}
+        parts = {part: names[part] for part in stack.modules() if _known(part)}
         reasons = {label: why for part, label in parts.items() if (why := _refusal(part, _served(part)))}
         if reasons:
             first = next(iter(reasons))
@@ -109,13 +110,25 @@ def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
 
 
 def _served(module: nn.Module) -> type[Served] | None:
-    """Who answers for modules of this class."""
-    return type(module).served if is_served(module) else BY_NAME.get(_qualified(type(module)))
+    """Who answers for the attention of modules of this class, or for what hands it its masks."""
+    served = type(module).served if is_served(module) else BY_NAME.get(_qualified(type(module)))
+    return served if served in FAMILIES else None
+
+
+def _known(module: nn.Module) -> type[Served] | None:
+    """Who answers for modules of this class, or for those of the class that it extends."""
+    base = _extends(module)
+    return _served(module) or (None if base is None else BY_NAME[_qualified(base)])
 
 
 def _extends(module: nn.Module) -> type | None:
-    """The known class that a module's own class derives from."""
-    return next((base for base in type(module).__mro__[1:] if _qualified(base) in BY_NAME), None)
+    """The known class that a module's own class derives from, unless that is fastlm's."""
+    bases = () if _is_ours(module) else type(module).__mro__[1:]
+    return next((base for base in bases if _qualified(base) in BY_NAME), None)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("fastlm.")
 
 
 def _refusal(module: nn.Module, served: type[Served] | None) -> str | None:
@@ -148,7 +161,7 @@ def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
         if model in done or not _is_model(model):
             continue
         parts = list(model.modules())
-        if any(_served(part) or _extends(part) for part in parts):  # what is beside it may be another model
+        if any(known is not None and not known.alone for known in map(_known, parts)):  # beside it may be another model
             continue
         done.update(parts)
         models = [part for part in parts if _is_model(part)]
@@ -193,7 +206,7 @@ def _tell_of_the_rest(names: dict[nn.Module, str], report: Report) -> None:
     met = {part for module, name in names.items() if name in told for part in module.modules()}
     for module, name in names.items():
         attends = [part for part in module.modules() if "Attention" in type(part).__name__]
-        if module in met or attends != [module]:
+        if module in met or attends != [module] or _is_ours(module):
             continue
         report.kept.append((name, f"fastlm does not know {type(module).__name__}"))
 
