@@ -38,7 +38,8 @@ class ByScoreMod(Position):
 def from_score_mod(score_mod: ScoreMod, heads: int, length: int) -> Position:
     """A scheme that adds to scores what FlexAttention's score_mod does, where that is a number a head and distance.
 
-    It is evaluated at every distance from the last query, the first and some that are drawn, in two rows of a batch and at two scores.
+    It is evaluated at every distance, from the first and the last query that have a key there and from some that are
+    drawn; in two rows of a batch, and at two scores.
 
     Args:
         score_mod: (score, b, h, q_idx, kv_idx) → score, of scalar tensors. If it is a module its parameters are the
