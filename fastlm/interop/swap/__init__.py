@@ -14,6 +14,7 @@ A family is a file: the classes of transformers that it answers for, by name, an
     bloom.py, mpt.py     ALiBi
     deberta.py           DeBERTa v1, v2 and v3
     xlnet.py             XLNet
+    bert.py              BERT and its like with rows by distance, which transformers has before 5
     torch_attention.py   torch.nn.MultiheadAttention
     causal_loss.py       the loss of models that write, without logits
 

@@ -14,7 +14,8 @@ class Served:
     Attributes:
         names: the classes it answers for, as "module.Class".
         parts: who must answer inside it too, for the masks that it hands out are not for others.
-        alone: whether it needs none around it that is swapped too.
+        anywhere: whether it may stand in a model that asks transformers' attention interface.
+        only_before_5: whether transformers has its classes in a form that it answers for before 5 alone.
         how: what it does, for the report.
         by_interface: whether it asks transformers' attention interface for masks, from transformers 5 on, so that its
             config must name ours.
@@ -23,7 +24,8 @@ class Served:
 
     names: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[type, ...]] = ()
-    alone: ClassVar[bool] = False
+    anywhere: ClassVar[bool] = False
+    only_before_5: ClassVar[bool] = False
     how: ClassVar[str] = "fastlm.attention"
     by_interface: ClassVar[bool] = False
     original: ClassVar[type]

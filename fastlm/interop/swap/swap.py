@@ -8,7 +8,7 @@ from torch import nn
 
 from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
-from fastlm.interop.swap import bloom, causal_loss, deberta, mpt, t5, torch_attention, xlnet
+from fastlm.interop.swap import bert, bloom, causal_loss, deberta, mpt, t5, torch_attention, xlnet
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.report import Report
 from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
@@ -16,9 +16,10 @@ from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, 
 FAMILIES: tuple[type[Served], ...] = (
     t5.UMT5Attention, t5.T5Attention, t5.Stack, bloom.BloomAttention, bloom.BloomModel, mpt.MptAttention, mpt.MptModel,
     deberta.SelfAttention, deberta.FirstSelfAttention, deberta.Encoder, xlnet.RelativeAttention, xlnet.Model,
-    torch_attention.TorchAttention,
+    bert.SelfAttention, torch_attention.TorchAttention,
 )  # fmt: skip
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
+INSIDE = {part for served in FAMILIES for part in served.parts}  # who is swapped with what stands around it alone
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
 # What sources call that make a mask of each pair themselves, and what those call that ask the attention interface.
 DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_causal_mask")
@@ -28,17 +29,20 @@ ASKING = re.compile(r"create_\w*causal_mask\w*\(")
 def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
-    T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3) and XLNet then build no tensor of L×L for their positions; models that
-    go through transformers' attention interface get attn_implementation="fastlm". Names, parameters, state dict,
-    hooks, optimizers and what `save_pretrained` writes stay as they are; a copy or a pickle is swapped too. What a
-    swapped module cannot do, such as output_attentions, it refuses in words when it is asked to.
+    T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3), XLNet, and before transformers 5 BERT with relative positions, then
+    build no tensor of L×L for these. torch.nn.MultiheadAttention makes one where weights are asked for alone. Models
+    that go through transformers' attention interface get attn_implementation="fastlm".
+
+    Names, parameters, state dict, hooks, optimizers and what `save_pretrained` writes stay as they are; a copy or a
+    pickle is swapped too. What a swapped module cannot do, such as output_attentions, it refuses in words when it is
+    asked to.
 
     Args:
         model: any module; what is known is looked for among all its modules.
         attention: whether attention is swapped. Default True.
         loss: whether models that write compute their loss without logits while they train with labels; their output
-            has None for logits then. Of models where nothing stands between head and loss (causal_loss.py), and with
-            transformers' own loss function. Default True.
+            has None for logits then. It saves memory, and on a CPU no time. Of models where nothing stands between
+            head and loss (causal_loss.py), and with transformers' own loss function. Default True.
 
     Returns:
         `Report`, to be printed: what was swapped, what was not, and why.
@@ -91,7 +95,7 @@ def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
     """A stack and all of its attention, or neither: its masks are for those who know them."""
     for stack in names:
         known = _known(stack)
-        if known is None or not (known.parts or known.alone):
+        if known is None or known in INSIDE:
             continue
         parts = {part: names[part] for part in stack.modules() if _known(part)}
         reasons = {label: why for part, label in parts.items() if (why := _refusal(part, _served(part)))}
@@ -112,7 +116,7 @@ def _swap_families(names: dict[nn.Module, str], report: Report) -> None:
 def _served(module: nn.Module) -> type[Served] | None:
     """Who answers for the attention of modules of this class, or for what hands it its masks."""
     served = type(module).served if is_served(module) else BY_NAME.get(_qualified(type(module)))
-    return served if served in FAMILIES else None
+    return served if served in FAMILIES and not (served.only_before_5 and not before_5()) else None
 
 
 def _known(module: nn.Module) -> type[Served] | None:
@@ -161,7 +165,7 @@ def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
         if model in done or not _is_model(model):
             continue
         parts = list(model.modules())
-        if any(known is not None and not known.alone for known in map(_known, parts)):  # beside it may be another model
+        if any(known and not known.anywhere for known in map(_known, parts)):  # beside it may be another model
             continue
         done.update(parts)
         models = [part for part in parts if _is_model(part)]

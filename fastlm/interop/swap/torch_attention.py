@@ -11,7 +11,7 @@ class TorchAttention(Served):
 
     names = ("torch.nn.modules.activation.MultiheadAttention",)
     how = "fastlm.attention where need_weights is False"
-    alone = True
+    anywhere = True
 
     def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
                 average_attn_weights=True, is_causal=False):  # fmt: skip

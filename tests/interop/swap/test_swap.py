@@ -112,6 +112,14 @@ def test_options_that_are_not_served():
         assert report.swapped == [] and any(why in words for _, words in report.kept)
 
 
+@pytest.mark.skipif(not BEFORE_5, reason="transformers 5 has no relative positions in BERT")
+def test_bert_that_is_not_served():
+    for options, why in (({}, "its positions are absolute"), (dict(is_decoder=True), "it decodes")):
+        options = {"position_embedding_type": "relative_key"} | options if options else options
+        report = fastlm.swap(Checkpoint("BertModel", options).make())
+        assert report.swapped == [] and all(why in words for _, words in report.kept)
+
+
 def test_without_transformers():
     import subprocess
 
