@@ -34,7 +34,7 @@ def check(config: Training) -> None:
         return
     if config.batch < world:
         raise Refusal(f"--batch {config.batch} has no row for each of {world} processes; give at least {world}")
-    if config.remembers(config.sketch(config.vocab)):
+    if config.command == "pretrain" and config.remembers(config.sketch(config.vocab)):  # labelled rows go on nowhere
         cure = "give --memory 0, or train in one process"
         raise Refusal(f"--memory is of rows before, which {world} processes do not share; {cure}")
 

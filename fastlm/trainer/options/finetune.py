@@ -78,11 +78,6 @@ class FineTune(Training, Asked):
         return self.folder
 
     @property
-    def vocab(self) -> int:
-        """How many ids the model has."""
-        return self.shape["vocab_size"]
-
-    @property
     def named(self) -> str:
         """What the model is called."""
         return self.folder.name
