@@ -45,7 +45,7 @@ def command(*words: object) -> str:
     """`fastlm` with these words, quoted so that a shell takes them as they are; what trains, in as many processes as
     this run.
     """
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if words[0] in ("pretrain", "resume") else 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if words[0] in ("pretrain", "finetune", "resume") else 1
     launched = ("torchrun", "--nproc-per-node", here, "-m") if here > 1 else ()
     return shlex.join(map(str, (*launched, "fastlm", *words)))
 
