@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from fastlm.trainer.finetune import read
+from fastlm.trainer.commands.finetune import read
+from fastlm.trainer.commands.start import Start, open_start
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.start import Start, open_start
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.tasks.examples import Examples
 

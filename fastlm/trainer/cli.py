@@ -129,7 +129,7 @@ def pretrain(argv: list[str]) -> int:
     argv = expanded(argv, Config, "pretrain")
     config = parse(Config, "pretrain", argv)
     config.check_values()  # again in run.pretrain; here it does not wait for torch
-    from fastlm.trainer import run
+    from fastlm.trainer.commands import run
 
     with _machine():
         return run.pretrain(config, ["pretrain", *argv])
@@ -143,7 +143,7 @@ def finetune(argv: list[str]) -> int:
     argv = expanded(argv, FineTune, "finetune")
     config = parse(FineTune, "finetune", argv)
     config.check_values()
-    from fastlm.trainer import finetune
+    from fastlm.trainer.commands import finetune
 
     with _machine():
         return finetune.finetune(config, ["finetune", *argv])
@@ -156,7 +156,7 @@ def resume(argv: list[str]) -> int:
     asked = parse(Resume, "resume", argv)
     check_folder(asked.folder)
     plugins.load(asked.plugin)
-    from fastlm.trainer import run
+    from fastlm.trainer.commands import run
 
     with _machine():
         return run.resume(asked.folder, asked.plugin)
@@ -170,7 +170,7 @@ def sample(argv: list[str]) -> int:
     asked.check()
     check_folder(asked.folder)
     plugins.load(asked.plugin)
-    from fastlm.trainer import sampling
+    from fastlm.trainer.commands import sampling
 
     with _machine():
         note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
@@ -186,7 +186,7 @@ def predict(argv: list[str]) -> int:
     check_folder(asked.folder)
     asked.check()
     plugins.load(asked.plugin)
-    from fastlm.trainer import predicting
+    from fastlm.trainer.commands import predicting
 
     with _machine():
         note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
@@ -202,7 +202,7 @@ def evaluate(argv: list[str]) -> int:
     asked.check()
     check_folder(asked.folder)
     plugins.load(asked.plugin)
-    from fastlm.trainer import evaluating
+    from fastlm.trainer.commands import evaluating
 
     with _machine():
         evaluating.evaluate(asked, say)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import fastlm
-from fastlm.trainer import cli, run
+from fastlm.trainer import cli
+from fastlm.trainer.commands import run
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.metrics import read_rows
 from fastlm.trainer.step import Trainer

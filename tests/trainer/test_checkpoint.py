@@ -12,7 +12,8 @@ from runs import TINY, config, flags, python, repeatable, train, write_text
 from safetensors import safe_open
 
 from fastlm.models import Recurrence
-from fastlm.trainer import checkpoint, cli, plan, run
+from fastlm.trainer import checkpoint, cli, plan
+from fastlm.trainer.commands import run
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, Refusal
 
@@ -21,7 +22,7 @@ LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint
 # Runs the command line in a process that kills itself when a function is called for the nth time.
 KILL = """
 import os, signal, sys
-import fastlm.trainer.checkpoint, fastlm.trainer.run, fastlm.trainer.step, fastlm.trainer.cli
+import fastlm.trainer.checkpoint, fastlm.trainer.commands.run, fastlm.trainer.step, fastlm.trainer.cli
 import fastlm.trainer.outputs.artefacts
 where, n, *argv = sys.argv[1:]
 module, _, name = where.rpartition(".")

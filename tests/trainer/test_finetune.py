@@ -10,7 +10,8 @@ import torch
 from runs import fail, python, repeatable, train, write_text
 from test_checkpoint import KILL
 
-from fastlm.trainer import cli, run
+from fastlm.trainer import cli
+from fastlm.trainer.commands import run
 from fastlm.trainer.data.tokenizer import load_tokenizer
 from fastlm.trainer.outputs.metrics import read_rows
 from fastlm.trainer.words import Refusal

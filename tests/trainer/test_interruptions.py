@@ -17,7 +17,8 @@ import pytest
 from runs import config, flags, repeatable, train, write_text
 
 from fastlm.objectives import Causal
-from fastlm.trainer import checkpoint, ready, run, signals
+from fastlm.trainer import checkpoint, signals
+from fastlm.trainer.commands import ready, run
 from fastlm.trainer.data import tokens
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.console import Console

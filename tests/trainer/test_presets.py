@@ -8,7 +8,7 @@ from torch import nn
 from fastlm.models import Transformer
 from fastlm.models.presets import FAMILIES
 from fastlm.objectives import recipe
-from fastlm.trainer import run
+from fastlm.trainer.commands import run
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.options.config import Config

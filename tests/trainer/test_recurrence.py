@@ -6,7 +6,7 @@ import torch
 from runs import TINY, config, fail, flags, repeatable, stop_before, train
 
 from fastlm.models import Remembering
-from fastlm.trainer import run
+from fastlm.trainer.commands import run
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.memory import reckon

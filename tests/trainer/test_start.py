@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from test_checkpoint import KILL
 
 from fastlm.interop import from_huggingface, to_huggingface
-from fastlm.trainer import cli, run
+from fastlm.trainer import cli
+from fastlm.trainer.commands import run
+from fastlm.trainer.commands.start import preset_of
 from fastlm.trainer.outputs.metrics import read_rows
-from fastlm.trainer.start import preset_of
 from fastlm.trainer.words import Refusal
 
 # what the folder of --from says otherwise
@@ -100,7 +101,7 @@ def test_a_run_that_did_not_begin_leaves_nothing(text, tmp_path, trained):
     assert died.returncode == -signal.SIGKILL and (tmp_path / "run" / "state").exists()
     shutil.rmtree(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastlm.trainer.ready.Metrics", lambda *a: (_ for _ in ()).throw(Refusal("no")))
+        patch.setattr("fastlm.trainer.commands.ready.Metrics", lambda *a: (_ for _ in ()).throw(Refusal("no")))
         assert cli.main(asked(text, tmp_path / "run", trained)) == 2
     assert not (tmp_path / "run").exists()
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastlm.trainer.commands.start import Start, open_start, preset_of
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokenizer import bytes_of, dtype_of, encode, vocabulary
 from fastlm.trainer.evaluation import Evaluation
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.folders import Evaluate
 from fastlm.trainer.outputs import lines
-from fastlm.trainer.start import Start, open_start, preset_of
 from fastlm.trainer.words import Refusal, clock, count, several
 
 Say = Callable[..., None]

@@ -15,8 +15,8 @@ from fastlm.models.heads import Headed
 from fastlm.models.presets import FAMILIES, FAMILY, PRESETS
 from fastlm.objectives import Objective
 from fastlm.objectives.base import copy_weights
+from fastlm.trainer.commands.opening import Opened, trained
 from fastlm.trainer.data.tokenizer import SPECIALS
-from fastlm.trainer.opening import Opened, trained
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.words import Refusal, flag
 

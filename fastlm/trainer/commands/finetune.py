@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fastlm.models import ModelConfig
 from fastlm.trainer import memory
+from fastlm.trainer.commands.ready import begin, heard
+from fastlm.trainer.commands.start import open_start
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.material import check_unchanged
@@ -13,8 +15,6 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.plan import new_folder
-from fastlm.trainer.ready import begin, heard
-from fastlm.trainer.start import open_start
 from fastlm.trainer.tasks import library, rows
 from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, fingerprint, sides_of
 from fastlm.trainer.tasks.rows import Row

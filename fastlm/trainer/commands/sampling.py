@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer
 
 from fastlm.models.heads import Headed
+from fastlm.trainer.commands.opening import trained
 from fastlm.trainer.data.tokenizer import EOS, PAD
-from fastlm.trainer.opening import trained
 from fastlm.trainer.options.folders import Sample
 from fastlm.trainer.words import Refusal
 

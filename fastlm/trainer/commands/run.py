@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from fastlm.trainer import finetune, memory
+from fastlm.trainer import memory
+from fastlm.trainer.commands import finetune
+from fastlm.trainer.commands.ready import Read, altered, begin, go_on, heard
+from fastlm.trainer.commands.start import begun_from
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import tokenize
@@ -13,8 +16,6 @@ from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.plan import Plan, locked, new_folder
-from fastlm.trainer.ready import Read, altered, begin, go_on, heard
-from fastlm.trainer.start import begun_from
 from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 

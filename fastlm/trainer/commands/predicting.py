@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from fastlm.trainer.commands.opening import trained
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.tokenizer import vocabulary
-from fastlm.trainer.opening import trained
 from fastlm.trainer.options.folders import Predict
 from fastlm.trainer.tasks import rows
 from fastlm.trainer.tasks.examples import encoded, encoding_of

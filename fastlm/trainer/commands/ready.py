@@ -16,6 +16,7 @@ import torch
 from fastlm import __version__
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import dtype_cost, measure
+from fastlm.trainer.commands.start import Start
 from fastlm.trainer.data.tokens import sha256
 from fastlm.trainer.distributed.ranks import Ranks, joined
 from fastlm.trainer.loop import Run
@@ -26,7 +27,6 @@ from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.plan import Plan, environment
 from fastlm.trainer.signals import Stops
-from fastlm.trainer.start import Start
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Refusal, command
 

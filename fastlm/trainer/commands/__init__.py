@@ -1,0 +1,12 @@
+"""What each command does, from its flags to its last line.
+
+run.py          `fastlm pretrain`, and `fastlm resume` of any run
+finetune.py     `fastlm finetune`: labelled rows, from the weights of another run
+sampling.py     `fastlm sample`: a trained model writes
+predicting.py   `fastlm predict`: a fine-tuned one answers
+evaluating.py   `fastlm evaluate`: a trained one is measured over a text
+
+opening.py      what a folder holds of a trained model
+start.py        a run that begins with its weights
+ready.py        a run begun, or read back from its folder
+"""
