@@ -35,7 +35,10 @@ AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
 ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX} if X86 else {})
 # compiled once per instruction set, the second kind not for AMX, which multiplies matrices; the rest of csrc/cpu once
 PER_ISA = ("table", "attention/forward", "attention/backward")
-ELEMENTWISE = ("attention/rotary", "optim/adafactor", "optim/adam", "optim/sgd", "optim/unscale")
+ELEMENTWISE = (
+    "attention/rotary", "layers/gate", "layers/loss", "layers/norm", "optim/adafactor", "optim/adam", "optim/sgd",
+    "optim/unscale",
+)  # fmt: skip
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 
 

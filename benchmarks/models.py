@@ -1,4 +1,5 @@
-"""Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop.
+"""Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop, and against
+that one swapped, whose modules are its own and whose attention is ours.
 
     train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens
     decode    64 tokens written after 128, greedily, by GPT-2 with a cache: "generate" is both libraries' function of
@@ -12,11 +13,12 @@ cost nothing. transformers' ratio over that one is therefore the most that any m
     python benchmarks/models.py t5 1024 fastlm < config.json      # the memory of one side, in a process of its own
 """
 
+import copy
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -27,12 +29,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # a checkout built in place, unless fastlm is installed
+import fastlm
 from fastlm.interop import from_huggingface
 from fastlm.interop.families import FAMILIES
 from fastlm.models import Transformer
 
 VOCABULARY = 32000
-SIDES = OURS, THEIRS = "fastlm", "transformers"
+SIDES = OURS, THEIRS, SWAPPED = "fastlm", "transformers", "swapped"
 PROMPT, WRITTEN = 128, 64
 _DECODER = dict(bos_token_id=None, eos_token_id=None)
 _BERT = dict(max_position_embeddings=1024, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -80,6 +83,13 @@ def shape(name: str, layers: int | None = None, smoke: bool = False) -> tuple[ty
 def attending(kind: type, config: object) -> nn.Module:
     """transformers' model, attending in the fastest way that it has."""
     return kind._from_config(config, attn_implementation="sdpa" if kind._supports_sdpa else "eager")
+
+
+def swapped(model: nn.Module) -> nn.Module:
+    """transformers' model with our attention."""
+    report = fastlm.swap(model, loss=False)
+    assert report.swapped and not report.kept, report
+    return model
 
 
 def theirs(name: str, **size) -> nn.Module:
@@ -161,31 +171,44 @@ class Products(TorchDispatchMode):
         return run
 
 
-def check(ours: nn.Module, other: nn.Module, losses: tuple[Tensor, Tensor]) -> None:
-    """Raise AssertionError where losses, or the gradients of all parameters together, differ."""
-    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
-    known, of = dict(other.named_parameters()), dict(ours.named_parameters())
+def check(losses: Iterable[Tensor], gradients: Iterable[tuple[str, Tensor, Tensor]]) -> None:
+    """Raise AssertionError where losses differ, or the gradients (name, got, expected) of all parameters together."""
+    first, *others = losses
+    for loss in others:
+        torch.testing.assert_close(loss, first, rtol=1e-4, atol=0)
     differ = total = 0.0
+    for _, got, expected in gradients:
+        differ += (got - expected).double().square().sum().item()
+        total += expected.double().square().sum().item()
+    error = (differ / total) ** 0.5
+    assert error <= 1e-3, f"gradients are off by {error:.1e}"
+
+
+def gradients_of_ours(ours: nn.Module, other: nn.Module) -> Iterable[tuple[str, Tensor, Tensor]]:
+    known, of = dict(other.named_parameters()), dict(ours.named_parameters())
     for part in FAMILIES[other.config.model_type].parts(ours.config):
         if (expected := known[part.theirs].grad) is not None:
-            differ += (part.of(of[part.ours].grad) - expected).double().square().sum().item()
-            total += expected.double().square().sum().item()
-    error = (differ / total) ** 0.5
-    assert error <= 1e-3, f"{other.config.model_type}: gradients are off by {error:.1e}"
+            yield part.theirs, part.of(of[part.ours].grad), expected
+
+
+def gradients_of_same(mine: nn.Module, other: nn.Module) -> Iterable[tuple[str, Tensor, Tensor]]:
+    of = dict(mine.named_parameters())
+    return ((name, of[name].grad, p.grad) for name, p in other.named_parameters() if p.grad is not None)
 
 
 def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers: int | None = None, **limits) -> dict:
     """One row of results: a training step."""
     other = theirs(name, smoke=smoke, layers=layers)
-    both = {OURS: from_huggingface(other).train(), THEIRS: other}
-    runs = {side: step(name, L, side, model) for side, model in both.items()}
-    losses = tuple(run() for run in runs.values())
-    check(*both.values(), losses)
+    models = {OURS: from_huggingface(other).train(), THEIRS: other, SWAPPED: swapped(copy.deepcopy(other))}
+    runs = {side: step(name, L, side, model) for side, model in models.items()}
+    losses = {side: run() for side, run in runs.items()}
+    check(losses.values(), gradients_of_ours(models[OURS], other))
+    check(losses.values(), gradients_of_same(models[SWAPPED], other))
     with Products() as products:
         runs[OURS]()
     runs["products"] = products.alone()
     row = compare({side: lambda run=run: [run] for side, run in runs.items()}, clock, **limits)
-    del other, both, runs, products
+    del other, models, runs, products
     peak = memory(name, L, smoke, layers)
     return row.row(kind="models", step="train", model=name, B=1, L=L, peak=peak)
 
@@ -246,6 +269,7 @@ def main() -> None:
 
         kind = getattr(transformers, *entries["architectures"])
         model = attending(kind, kind.config_class(**entries))
+        model = swapped(model) if side == SWAPPED else model
     grows = peak_growth(step(name, int(L), side, model.train()))
     peak = 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
     print(json.dumps({"peak": peak, "grows": grows}))

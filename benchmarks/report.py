@@ -75,6 +75,13 @@ def optimizer_line(row: dict) -> str:
     return f"| {row['step']} {row['shapes']} ({row['clock']}) | {seconds(ours)} | {rate} | {peers(row)} |"
 
 
+def loss_line(row: dict) -> str:
+    ours = row["seconds"][OURS]
+    speed = row["flops"] / ours["median"]
+    rate = f"{speed / 1e9:.0f} GFLOP/s in its three products, {100 * speed / row['matmul']:.0f} % of torch.mm"
+    return f"| N {row['N']} V {row['V']} D {row['D']} ({row['clock']}) | {seconds(ours)} | {rate} | {peers(row)} |"
+
+
 def model_line(row: dict) -> str:
     ours, tokens = row["seconds"][OURS], row["B"] * (row["L"] if row["step"] == "train" else row["written"])
     peaks = [
@@ -91,7 +98,8 @@ def markdown(rows: list[dict]) -> str:
     by_table = lambda row: (row["device"], row["kind"])
     for (device, kind), group in groupby(sorted(rows, key=by_table), by_table):
         group = list(group)
-        line = model_line if kind == "models" else attention_line if "flops" in group[0] else optimizer_line
+        line = {"models": model_line, "loss": loss_line}.get(kind)
+        line = line or (attention_line if "flops" in group[0] else optimizer_line)
         parts += [
             f"\n### {kind} on {device}\n",
             "| | fastlm | rate | peers' time over ours |",
@@ -156,7 +164,7 @@ def draw(rows: list[dict], folder: Path) -> None:
     for (kind, device, dtype, D), group in groupby(sorted(rows, key=by_plot), by_plot):
         machine = "".join(c if c.isalnum() else "-" for c in device.lower())
         group = list(group)
-        if kind.startswith(("tiles", "models")):  # one size each
+        if kind.startswith(("tiles", "models", "loss")):  # one size each
             continue
         if kind == "attention":
             draw_attention(

@@ -26,8 +26,10 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fastlm.kernels import attention, attention_backward, rotary
+from fastlm.kernels import attention, attention_backward, gate, norm, rotary
 from fastlm.ops.attention import LEARNED, Arguments
+from fastlm.ops.norm import Arguments as NormArguments
+from fastlm.ops.norm import Saved
 
 ARCHITECTURES = (80, 90, 100)
 # bytes a block may have; the multiprocessor has 1 KiB more for each block
@@ -192,9 +194,30 @@ def rotate_case(dtype: torch.dtype, D: int, R: int, layout: str) -> Callable:
     return launch
 
 
+def norm_case(dtype: torch.dtype, D: int) -> Callable:
+    """Launch layer norm with a residual, and its gradient."""
+
+    def launch() -> None:
+        x, weight = empty(L, D, dtype=dtype), empty(D, dtype=dtype)
+        _, s, statistics = norm.forward(NormArguments(x, x, weight, weight, 1e-5, 0.0, False), centred=True)
+        norm.backward(Saved(x, x, s, statistics, weight, 0.0, True))
+
+    return launch
+
+
+def gate_case(dtype: torch.dtype, activation: str) -> Callable:
+    """Launch the gated activation of 2,048 channels, and its gradient."""
+
+    def launch() -> None:
+        x = empty(L, 4096, dtype=dtype)
+        gate.gated_backward(gate.gated(x, activation), x, activation)
+
+    return launch
+
+
 BY_TERM = ((torch.bfloat16, 64), (torch.bfloat16, 128))  # where every term is compiled
 FEW = ("bias", "dropout, segments", "shaw", "deberta", "xlnet")  # by CI, for time: they hold all the others do
-SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved")  # on every GPU
+SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated")  # on every GPU
 
 
 def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
@@ -216,6 +239,10 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
         for layout in ("half", "interleaved"):
             for R in (128, 32) if everything else (128,):
                 yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)
+        for D in (64, 768, 1024, 4096, 8192, 16384) if everything else (768, 8192):
+            yield f"{name} D={D} norm", norm_case(dtype, D)
+        for activation in ("gelu", "gelu_tanh", "relu", "silu", "tanh") if everything else ("silu", "tanh"):
+            yield f"{name} {activation} gated", gate_case(dtype, activation)
 
 
 def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resources]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastlm import amp, masks, nn, optim, positions
     from fastlm.backends.dispatch import BackendError, SlowPathWarning, use_backend
+    from fastlm.interop.swap.swap import swap, unswap
     from fastlm.nn.functional import attention, rotate
     from fastlm.nn.loss import linear_cross_entropy
 
@@ -24,9 +25,12 @@ __all__ = [
     "optim",
     "positions",
     "rotate",
+    "swap",
+    "unswap",
     "use_backend",
 ]
 _HOMES = {
+    "interop.swap.swap": ("swap", "unswap"),
     "backends.dispatch": ("BackendError", "SlowPathWarning", "use_backend"),
     "nn.functional": ("attention", "rotate"),
     "nn.loss": ("linear_cross_entropy",),

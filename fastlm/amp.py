@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from fastlm.ops.unscale import unscale
+from fastlm.ops.optim.unscale import unscale
 from fastlm.optim import Optimizer, checks, sharding
 
 HELD = (Tensor, int, float, str, torch.dtype)  # what a state may hold for a copy to put it back

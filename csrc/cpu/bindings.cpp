@@ -45,6 +45,12 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("grad_stats", &launch_grad_stats, unlocked());
     m.def("unscale", &launch_unscale, unlocked());
     m.def("rotate", &launch_rotate, unlocked());
+    m.def("norm", &launch_norm, unlocked());
+    m.def("norm_backward", &launch_norm_backward, unlocked());
+    m.def("gate", &launch_gate, unlocked());
+    m.def("gate_backward", &launch_gate_backward, unlocked());
+    m.def("logits_measure", &launch_logits_measure, unlocked());
+    m.def("logits_gradient", &launch_logits_gradient, unlocked());
     m.def(
         "attention_exp",
         [](Address x, Address out, int64_t n) {

@@ -54,6 +54,40 @@ struct Rotation {  // one row [D] of x and of the result, with its angles [R/2]
     bool interleaved;
 };
 
+struct Norm {  // of dense rows [D]; data is null where nothing is given
+    Span x, residual, y, s;      // s = x + residual
+    const float *weight, *bias;  // [D], with the weight's offset
+    float *mean, *rstd;          // of each row; mean is null for RMS norm
+    int64_t D;
+    float eps;
+    bool rounds_first;  // rounded to y's dtype before the weight
+};
+
+struct NormBackward {
+    Span dy, ds, s, dx;
+    const float* weight;
+    const float *mean, *rstd;
+    int64_t D;
+};
+
+enum Activation : int { GELU = 0, GELU_TANH = 1, RELU = 2, SILU = 3, TANH = 4 };  // fastlm/ops/gate.py: ACTIVATIONS
+
+struct Gate {  // of dense rows: x and dx [2 H] gated, gate first, else [H]; y and its gradient [H]
+    Span x, y, dx;
+    int64_t H;
+    int activation;
+    bool gated;
+};
+
+struct Logits {  // rows [V] of fp32; softcap 0: none
+    int64_t V;
+    float softcap, temperature, label_smoothing;
+};
+
+struct RowLoss {
+    float lse, wanted;  // (1 - ε) z_label + ε mean_j z_j
+};
+
 struct Kernels {
     const char* name;
     // p, m, v updated in place from g · coefficient
@@ -77,6 +111,16 @@ struct Kernels {
     // g ← factor · g; true if an element was not finite before
     bool (*unscale)(Span g, int64_t n, float factor);
     void (*rotate)(const Rotation& row);
+    // rows begin … end - 1; workspace: 3 D. Backward writes what these rows add to dweight and dbias [D], and takes 4 D
+    void (*norm)(const Norm& a, int64_t begin, int64_t end, float* workspace);
+    void (*norm_backward)(
+        const NormBackward& a, int64_t begin, int64_t end, float* dweight, float* dbias, float* workspace);
+    // rows begin … end - 1; backward reads x and, in y, its gradient
+    void (*gate)(const Gate& a, int64_t begin, int64_t end);
+    void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
+    // of one row of logits; then, in its place, the gradient of scale · lse - g · wanted
+    RowLoss (*logits_measure)(const Logits& c, const float* x, int64_t label);
+    void (*logits_gradient)(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);

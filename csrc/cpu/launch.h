@@ -3,6 +3,7 @@ Results do not depend on the number of threads: every chunk is computed whole by
 in chunk order. */
 #pragma once
 
+#include <array>
 #include <map>
 #include <tuple>
 
@@ -19,11 +20,12 @@ void use(const std::string& name);  // throws std::invalid_argument for a set it
 using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;
 // (view, dtype) by the names of fastlm/ops/attention.py
 using TermViews = std::map<std::string, std::pair<View, int>>;
+using Operands = std::map<std::string, std::pair<Address, int>>;  // (address, dtype) of dense tensors, by name
 using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
-// The ops of fastlm/ops/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each parameter's
-// size, the optimizer's own states, its options, and where to work.
+// The ops of fastlm/ops/optim/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each
+// parameter's size, the optimizer's own states, its options, and where to work.
 
 void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, const Tensors& v,
     const AdamOptions& options, int threads);
@@ -53,6 +55,26 @@ void launch_unscale(const Tensors& g, const Sizes& sizes, Address factor, Addres
 void launch_rotate(Address x, Address out, int dtype, const std::vector<int64_t>& shape,
     const std::vector<int64_t>& x_strides, const std::vector<int64_t>& out_strides, Address cos, Address sin,
     int64_t angle_stride, int R, bool interleaved, int threads);
+
+// The ops of fastlm/ops/norm.py, layer_norm where centred: tensors by the names there. statistics, fp32: rows of mean
+// where centred, then of rstd.
+void launch_norm(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D, double eps,
+    double weight_offset, bool rounds_first, int threads);
+
+// dweight, dbias [D] fp32, or 0.
+void launch_norm_backward(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D,
+    double weight_offset, Address dweight, Address dbias, int threads);
+
+// The ops of fastlm/ops/gate.py: x and y; backward: x, dy and dx, by name. activation: a number of kernels.h.
+void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
+void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
+
+// What fastlm/ops/linear_cross_entropy.py needs of logits x [rows, V]: lse and wanted; then, in their place, the
+// gradient of scale · lse - g · wanted. labels int64, the others [rows] fp32. options: softcap, temperature, smoothing.
+void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads);
+void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
 // Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`

@@ -20,7 +20,8 @@ torch makes is saved. */
 
 namespace fastlm {
 
-enum Correction : int { UNCORRECTED = 0, CORRECT_MOMENTS = 1, CORRECT_STEP = 2 };  // fastlm/ops/adamw.py: CORRECTIONS
+// fastlm/ops/optim/adamw.py: CORRECTIONS
+enum Correction : int { UNCORRECTED = 0, CORRECT_MOMENTS = 1, CORRECT_STEP = 2 };
 
 struct AdamOptions {
     double lr, beta1, beta2, eps, weight_decay;

@@ -20,7 +20,7 @@ using Sizes = std::vector<int64_t>;                    // elements of each tenso
 // (matrices, rows, columns); columns 0: not factored, `rows` elements
 using Shapes = std::vector<std::array<int64_t, 3>>;
 
-// What every optimizer's launcher is given, besides its own states: fastlm/ops/update.py. Steps are fp32 scalars,
+// What every optimizer's launcher is given, besides its own states: fastlm/ops/optim/update.py. Steps are fp32 scalars,
 // advanced by one; coefficient, which multiplies gradients, and found_inf are fp32 scalars or 0; found_inf ≠ 0 leaves
 // every bit as it is.
 struct Update {

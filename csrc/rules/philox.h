@@ -4,7 +4,7 @@ pure function of a 128-bit counter and a 64-bit key; and the rounding that uses 
 Stochastic rounding of fp32 to bf16 adds 16 random bits below the bits that stay, and cuts: x goes up with the
 probability that makes the mean x. Element e of a parameter takes half-word e mod 8 of the counter (e / 8 low, e / 8
 high, step, 0) under the parameter's key, low half first, so the same step gives the same bits on every processor, in
-whatever order elements are visited. fastlm/ops/precision.py defines the same. */
+whatever order elements are visited. fastlm/ops/optim/precision.py defines the same. */
 #pragma once
 
 #include "numeric.h"

@@ -63,6 +63,14 @@ def cpp_missing(device: torch.device) -> str | None:
     return module if isinstance(module, str) else None
 
 
+def cpp_is_built() -> bool:
+    return cpp_missing(torch.device("cpu")) is None
+
+
+# torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
+cpp_is_built._dynamo_marked_constant = True
+
+
 def cuda_missing(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the CUDA backend computes on CUDA tensors, and these are on {device.type}"
@@ -89,6 +97,11 @@ def view(x: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
 
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def named(**tensors: Tensor | None) -> dict[str, tuple[int, int]]:
+    """(address, dtype number) of each dense tensor that is given, by its name."""
+    return {name: (x.data_ptr(), DTYPES[x.dtype]) for name, x in tensors.items() if x is not None}
 
 
 def side_by_side(x: Tensor) -> Tensor:

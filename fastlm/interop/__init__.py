@@ -11,6 +11,7 @@
     heads.py             that of models with a head for rows or spans
     family.py            what a family is: its options and its tensors, in our terms
     families/            a file a family
+    swap/                fastlm.swap: their modules answered by ours, in place
 
 A config that none of their families has, such as GPT-2 with T5's bias, is saved as model_type "fastlm", with fastlm's
 own names, for `from_huggingface`.

@@ -25,6 +25,7 @@ from torch import Tensor
 from fastlm import masks
 from fastlm.interop.mask_functions import read
 from fastlm.nn.functional import attention
+from fastlm.nn.torch_forms import of_one_width
 
 NAME = "fastlm"  # attn_implementation=...
 UNSERVED = (  # what some models ask of attention by a keyword
@@ -155,10 +156,10 @@ def _attention(
         raise _refusal(f"takes no dense mask; got one of shape {list(mask.shape)}")
     if mask.lengths != lengths:
         raise _refusal(f"was given a mask for {mask.lengths} queries and keys; {type(module).__name__} has {lengths}")
-    seen = {name: _to(query.device, x) for name, x in mask.seen.items()}  # layers may stand on several devices
+    seen = on_device(query.device, mask.seen)
     bias = kwargs.get("position_bias")  # T5's, which its model made dense
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    query, key, value, width = _of_one_width(query, key, value)
+    query, key, value, width = of_one_width(query, key, value)
     sinks = s_aux is not None
     out = attention(query, key, value, bias=bias, dropout=dropout, scale=scale, return_lse=sinks, **seen)
     if sinks:  # a sink takes its share of the probabilities and gives nothing
@@ -167,13 +168,9 @@ def _attention(
     return out[..., :width].transpose(1, 2).contiguous(), None
 
 
-def _of_one_width(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Heads of one size, by channels of zeros, and how many of value's are its own."""
-    D, width = query.shape[3], value.shape[3]
-    if width < D:
-        return query, key, F.pad(value, (0, D - width)), width
-    more = (0, width - D)
-    return (F.pad(query, more), F.pad(key, more), value, width) if width > D else (query, key, value, width)
+def on_device(device: torch.device, seen: dict[str, object]) -> dict[str, object]:
+    """Arguments of `fastlm.attention` there, for layers may stand on several devices."""
+    return {name: _to(device, x) for name, x in seen.items()}
 
 
 def _to(device: torch.device, x: object) -> object:

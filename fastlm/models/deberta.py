@@ -60,7 +60,7 @@ class Convolution(nn.Module):
         """
         y = self.conv(embedded.mT).mT if documents is None else self._within(embedded, documents)
         y = F.dropout(y, self.dropout, self.training)
-        return self.norm(x + ACTIVATIONS[self.activation](y))
+        return self.norm(ACTIVATIONS[self.activation](y), x)[0]
 
     def _within(self, x: Tensor, documents: Tensor) -> Tensor:
         """The convolution, in which tokens of other documents are zeros: a matrix product for each distance."""

@@ -76,19 +76,24 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [B, L, dim] → [B, L, dim]; with keys, which `keys` made, x's tokens attend to those instead."""
         attend = lambda x: self.attention(x, keys=keys, position=inputs.terms, cache=cache, **inputs.masks)
-        x = self._branch(x, self.attention_norm, attend)
+        branches = [(self.attention_norm, attend), (self.mlp_norm, self.mlp)]
         if self.cross is not None:
             recall = lambda x: self.cross(x, inputs.memory, cache=cache, **inputs.memory_masks)
-            x = self._branch(x, self.cross_norm, recall)
-        return self._branch(x, self.mlp_norm, self.mlp)
+            branches.insert(1, (self.cross_norm, recall))
+        drop = lambda x: F.dropout(x, self.dropout, self.training)
+        if not self.pre:
+            for norm, sublayer in branches:
+                x, _ = norm(drop(sublayer(x)), x)
+            return x
+        branch = None  # what the next norm adds to x in its pass
+        for norm, sublayer in branches:
+            y, x = (norm(x), x) if branch is None else norm(branch, x)
+            branch = drop(sublayer(y))
+        return x + branch
 
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, Lk, dim], for `forward`."""
         return self.attention.keys(self.attention_norm(x) if self.pre else x)
-
-    def _branch(self, x: Tensor, norm: nn.Module, sublayer) -> Tensor:
-        drop = lambda x: F.dropout(x, self.dropout, self.training)
-        return x + drop(sublayer(norm(x))) if self.pre else norm(x + drop(sublayer(x)))
 
 
 class Stack(nn.Module):

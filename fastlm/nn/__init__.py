@@ -1,15 +1,24 @@
 """Modules, and the checked functions below them.
 
 functional.py    attention, rotate: arguments checked, schemes and masks turned into what an op takes
+                 scaled_dot_product_attention, by torch's arguments
+torch_forms.py   those of torch's masks, widths and dimensions in our terms
+multihead.py     MultiheadAttention, by torch's arguments and state dict, with any scheme
 loss.py          linear_cross_entropy, without a tensor of logits
 attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
 checks.py        what attention and rotate refuse, in words
-mlp.py           MLP, the feed-forward layer with any activation, gated or not; norms
+mlp.py           MLP, the feed-forward layer with any activation, gated or not
+norm.py          LayerNorm, RMSNorm: torch's, that add a residual in the same pass
 """
 
 from fastlm.nn.attention import Attention, CrossAttention
 from fastlm.nn.cache import KVCache
-from fastlm.nn.mlp import ACTIVATIONS, MLP, NORMS
+from fastlm.nn.mlp import ACTIVATIONS, MLP
+from fastlm.nn.multihead import MultiheadAttention
+from fastlm.nn.norm import NORMS, LayerNorm, RMSNorm
 
-__all__ = ["ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "KVCache"]
+__all__ = [
+    "ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "KVCache", "LayerNorm", "MultiheadAttention",
+    "RMSNorm",
+]  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlm import masks
 from fastlm.backends.dispatch import BackendError, transformed
 from fastlm.checks import flag
-from fastlm.nn import checks
+from fastlm.nn import checks, torch_forms
 from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.attention import attention as attention_op
 from fastlm.ops.attention_twice import ONCE
@@ -171,6 +171,35 @@ def attention(
     )  # fmt: skip
     _refuse_second_derivatives(out)
     return (out, lse) if return_lse else out
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, whose arguments these are, by `fastlm.attention`.
+
+    A mask that hides keys from all queries alike is padding, which costs less; any other is read as it is. Dropout
+    draws by fastlm's generator. Returns [..., H, Lq, Dv]; queries that see no key give zeros. Raises ValueError for
+    what does not fit, attn_mask beside is_causal among it.
+    """
+    checks.tensors(query=query, key=key, value=value)
+    flag(is_causal=is_causal, enable_gqa=enable_gqa)
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask is given and is_causal is True; give one of the two")
+    (q, k, v, mask), lead = torch_forms.of_four_dimensions(query, key, value, attn_mask, enable_gqa)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v, width = torch_forms.of_one_width(q, k, v)
+    seen = {} if mask is None else torch_forms.mask_arguments(mask, q.shape[0], q.shape[2])
+    seen |= {"causal": True, "offset": 0} if is_causal else {}
+    out = attention(q, k, v, scale=scale, dropout=dropout_p, **seen)[..., :width]
+    return out.reshape(*lead, *out.shape[2:])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tensor:

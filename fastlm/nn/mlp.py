@@ -1,21 +1,21 @@
-"""The feed-forward layer and the norms that language models are made of, by their names in a model's config."""
+"""The feed-forward layer, with any activation by its name in a model's config."""
 
 from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import below_one, flag, one_of, whole
+from fastlm.ops import gate
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,  # Hendrycks and Gimpel 2016
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # its approximation, as in GPT-2
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+
+def _activated(name: str, x: Tensor) -> Tensor:
+    return gate.activated(x, name)
+
+
+# by their names in a model's config; fastlm/ops/gate.py has their formulas
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {name: partial(_activated, name) for name in gate.ACTIVATIONS}
 
 
 class MLP(nn.Module):
@@ -55,13 +55,5 @@ class MLP(nn.Module):
         self.out = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        f, x = ACTIVATIONS[self.activation], self.inner(x)
-        if self.gated:
-            gate, up = x.chunk(2, -1)
-            x = f(gate) * up
-        else:
-            x = f(x)
+        x = (gate.gated if self.gated else gate.activated)(self.inner(x), self.activation)
         return self.out(F.dropout(x, self.dropout, self.training))
-
-
-NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}

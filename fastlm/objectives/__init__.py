@@ -1,6 +1,7 @@
 """What a model is trained to do: each objective a pure function of (seed, epoch, index).
 
-    base.py             Objective, what one defines; OBJECTIVES, name → class; Vocabulary, the ids they know
+    base.py             Objective, what one defines; OBJECTIVES, name → class
+    vocabulary.py       Vocabulary, the ids they know
     recipes.py          which one a preset learns, in which variant, and what its small model is trained with
 
     causal.py           predict each next token
@@ -22,7 +23,7 @@ one, subclass `RowObjective`, or `Objective`, with a name and define its methods
 and the command line find it.
 """
 
-from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Shares, Terms, Vocabulary
+from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Shares, Terms
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
@@ -35,6 +36,7 @@ from fastlm.objectives.replaced_tokens import ReplacedTokens
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.span_boundary import SpanBoundary
 from fastlm.objectives.spans import SpanCorruption
+from fastlm.objectives.vocabulary import Vocabulary
 
 __all__ = [
     "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",

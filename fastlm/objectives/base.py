@@ -7,7 +7,7 @@ averages inside a micro-batch would be wrong where counts differ.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastlm.checks import whole
 from fastlm.models import ModelConfig, Transformer
+from fastlm.objectives.vocabulary import Vocabulary
 
 OBJECTIVES: dict[str, type["Objective"]] = {}
 IGNORED = -100  # a label that is no target, as in torch.nn.functional.cross_entropy
@@ -23,38 +24,6 @@ Batch = dict[str, Tensor]
 Decode = Callable[[list[int]], str]
 Terms = dict[str, Tensor]  # term → its loss summed over its targets
 Shares = dict[str, tuple[Tensor, ...]]  # name → (how many, of how many), or other sums that `measure` knows
-
-
-class Vocabulary(NamedTuple):
-    """The ids that objectives know. Those below `specials` are no text: never targets, never drawn at random.
-
-    Args:
-        size: ids of the tokenizer.
-        specials: how many special ids come first. Default 5.
-        pad: fills rows, and starts an encoder–decoder's decoder. Default 0.
-        eos: ends a document. Default 1.
-        begin: stands before a pair of texts. Default 3.
-        mask: stands for a token that is hidden. Default 4.
-        begins_word: [size] bool, the ids whose text begins a word. Default unknown, as the next two.
-        ends_sentence: [size] bool, those whose text ends a sentence where no word goes on after it.
-        ends_line: [size] bool, those whose text ends a line.
-    """
-
-    size: int
-    specials: int = 5
-    pad: int = 0
-    eos: int = 1
-    begin: int = 3
-    mask: int = 4
-    begins_word: Tensor | None = None
-    ends_sentence: Tensor | None = None
-    ends_line: Tensor | None = None
-
-    def check_knows(self, *names: str) -> None:
-        """Raises ValueError if one of these fields is not given."""
-        for name in names:
-            if getattr(self, name) is None:
-                raise ValueError(f"the vocabulary lacks {name}, by which words and sentences are found; give it [size]")
 
 
 class Objective:
@@ -223,6 +192,19 @@ class Objective:
             Term → loss in nats summed over its targets, an fp32 scalar.
         """
         raise NotImplementedError
+
+    def means(self, sums: dict, counts: dict[str, int]) -> dict:
+        """The loss of several batches.
+
+        Args:
+            sums: term → its loss summed over all targets.
+            counts: term → its number of targets.
+
+        Returns:
+            "loss", and each term over its targets, of which it is the sum by `weights`.
+        """
+        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
+        return {"loss": sum(self.weights.get(name, 1.0) * value for name, value in means.items())} | means
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
         """The loss, and what else tells a person how good the model is.

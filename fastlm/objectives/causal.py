@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.objectives.base import Batch, Decode, Vocabulary
+from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class Causal(RowObjective, name="causal"):

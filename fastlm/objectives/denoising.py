@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, flag, one_of, share, whole
-from fastlm.objectives.base import Batch, Decode, Vocabulary
+from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import WORD, Samples, ranked
 from fastlm.objectives.noise.infilling import Spoiled, infilled
 from fastlm.objectives.noise.masking import units_of
 from fastlm.objectives.noise.sentences import permuted
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 WAYS = ("infill", "mask", "delete", "shuffle", "none")
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
-from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
+from fastlm.objectives.base import IGNORED, Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class Masked(RowObjective, name="mlm"):

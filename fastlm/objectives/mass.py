@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.objectives.base import Batch, Decode, Vocabulary
+from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import WORD, Samples
 from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class MASS(RowObjective, name="mass"):

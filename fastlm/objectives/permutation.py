@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
-from fastlm.objectives.base import IGNORED, Batch, Decode, Vocabulary
+from fastlm.objectives.base import IGNORED, Batch, Decode
 from fastlm.objectives.masked import filled_in
 from fastlm.objectives.noise import WORD, Samples
 from fastlm.objectives.noise.masking import run_lengths
 from fastlm.objectives.noise.sentences import documents
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 LONGEST = 5  # tokens of a span
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fastlm.models import Electra, ModelConfig, Transformer
 from fastlm.models.electra import generator_config
-from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.masked import logits_at
 from fastlm.objectives.noise import Purpose, Samples, choose
 from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class ReplacedTokens(RowObjective, name="replaced-tokens"):

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.objectives import noise
-from fastlm.objectives.base import Batch, Objective, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import Batch, Objective, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.noise import Samples
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class Windows:

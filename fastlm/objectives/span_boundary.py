@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fastlm.checks import whole
 from fastlm.models import ModelConfig, SpanBERT, Transformer
-from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, Vocabulary, hits, summed_cross_entropy
+from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class SpanBoundary(RowObjective, name="span-boundary"):

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import finite, whole
-from fastlm.objectives.base import Batch, Decode, Vocabulary
+from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
+from fastlm.objectives.vocabulary import Vocabulary
 
 SENTINELS = 100
 

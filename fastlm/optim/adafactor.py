@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from fastlm.ops.adafactor import AdafactorOptions, AdafactorUpdate, adafactor, adafactor_rules
+from fastlm.ops.optim.adafactor import AdafactorOptions, AdafactorUpdate, adafactor, adafactor_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.adafactor_variants import (
     CLASSES,

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastlm.ops.adamw import CORRECTIONS, AdamOptions, AdamUpdate, adamw
-from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
+from fastlm.ops.optim.adamw import CORRECTIONS, AdamOptions, AdamUpdate, adamw
+from fastlm.ops.optim.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.base import Optimizer, Part
 from fastlm.optim.states import moments_specs

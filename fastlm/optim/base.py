@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.sums import Shards
-from fastlm.ops.unscale import grad_stats
+from fastlm.ops.optim.sums import Shards
+from fastlm.ops.optim.unscale import grad_stats
 from fastlm.optim import checks, loading, namesakes, sharding
 from fastlm.optim.loading import OF_ALL_GROUPS
 from fastlm.optim.states import MASTER_STATES, MASTERS, STATE_DTYPES, StateSpec, StateSpecs, master_of, zeros

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.adamw import CORRECTIONS
-from fastlm.ops.lamb import RatioOptions, lamb, lamb_rules
+from fastlm.ops.optim.adamw import CORRECTIONS
+from fastlm.ops.optim.lamb import RatioOptions, lamb, lamb_rules
 from fastlm.optim import checks, sharding
 from fastlm.optim.adam import adam_options, moments_update
 from fastlm.optim.base import Optimizer

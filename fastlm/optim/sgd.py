@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fastlm.ops.sgd import SgdOptions, SgdUpdate, sgd
+from fastlm.ops.optim.sgd import SgdOptions, SgdUpdate, sgd
 from fastlm.optim import checks
 from fastlm.optim.base import Optimizer
 from fastlm.optim.states import STATE_DTYPES, StateSpec

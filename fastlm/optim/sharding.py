@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fastlm.backends.dispatch import REFERENCE, BackendError, Op, forced_backend
-from fastlm.ops.sums import Shards, UpdateRule, all_reduce_sums, run_rules
-from fastlm.ops.unscale import grad_stats
+from fastlm.ops.optim.sums import Shards, UpdateRule, all_reduce_sums, run_rules
+from fastlm.ops.optim.unscale import grad_stats
 
 PLAIN = (Tensor, torch.nn.Parameter)
 # elements of this rank whose updates may wait for sums at once; each holds some 16 bytes meanwhile

@@ -7,6 +7,7 @@
     vectors.py       Shaw, Transformer-XL, XLNet: a vector a head and distance
     deberta.py       DeBERTa: likewise, from a table
     shared.py        what the layers of a stack share of such a scheme
+    score_mods.py    FlexAttention's score_mods as schemes, and back
     rows.py          rows of a table by distance, with a gradient that does not queue on GPUs
 
 In go a model's facts (its heads, its width) and the lengths of a call; out come O(L) rows and tables that attention's
@@ -25,6 +26,7 @@ from fastlm.positions.base import FACTS, SCHEMES, Position, Terms, Vectors, make
 from fastlm.positions.bias import ALiBi, Kerple, T5Bias, UMT5Bias, alibi_slopes, t5_bucket
 from fastlm.positions.deberta import DeBERTa, deberta_bucket
 from fastlm.positions.rotary import RoPE
+from fastlm.positions.score_mods import from_score_mod, to_score_mod
 from fastlm.positions.shared import LayerPosition, SharedPart, SharedTerms, make_shared
 from fastlm.positions.vectors import RelativeSegments, Shaw, TransformerXL, XLNet
 
@@ -52,7 +54,9 @@ __all__ = [
     "XLNet",
     "alibi_slopes",
     "deberta_bucket",
+    "from_score_mod",
     "make",
     "make_shared",
     "t5_bucket",
+    "to_score_mod",
 ]  # fmt: skip

@@ -11,8 +11,9 @@
     run.py  finetune.py  ready.py                the commands; a run begun, or read back from its folder
     loop.py  signals.py                          its steps and its end; what stops it
     distributed/                                 several processes that train one model, on torch's engine
-    sampling.py  predicting.py                   a trained model writes; a fine-tuned one answers
     tasks/                                       what is learned of labelled rows
+    evaluation.py  evaluating.py                 a loss over text, on the way and for a model that is trained
+    sampling.py  predicting.py                   a trained model writes; a fine-tuned one answers
     outputs/                                     what is said and written
 
 Nothing below imports this room: the library and the models work without it. A new flag is a field of

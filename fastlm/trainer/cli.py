@@ -1,4 +1,4 @@
-"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `evaluate`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -15,9 +15,10 @@ from typing import TextIO
 from fastlm import __version__
 from fastlm.trainer.distributed.ranks import may_tell
 from fastlm.trainer.options import plugins
+from fastlm.trainer.options.files import expanded
 from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
-from fastlm.trainer.signals import Stopped
+from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, processes, say
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
@@ -27,6 +28,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   resume DIR    go on with an interrupted run, exactly where it was
   sample DIR    let a trained model write
   predict DIR FILE    what a fine-tuned model says of the rows of a file
+  evaluate DIR  measure a trained model over a text
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
@@ -46,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.suppress(OSError):  # what is said next finds it too, and knows what to do
             if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, the first one speaks
-                aside = argv[:1] in (["sample"], ["predict"])  # whose output is the text
-                print(f"fastlm {__version__}", flush=True, file=sys.stderr if aside else sys.stdout)
+                shows = argv[:1] in (["sample"], ["predict"])  # on stdout what a model says, and nothing else
+                print(f"fastlm {__version__}", flush=True, file=sys.stderr if shows else sys.stdout)
         status = _run(argv)
         sys.stdout.flush()
         return status
@@ -76,6 +78,7 @@ def _usable(stream: TextIO | None) -> TextIO:
 
 
 def _tell(line: str, status: int) -> int:
+    Stops.told = True  # torchrun ends the other processes by a signal
     if not may_tell():
         return status
     with contextlib.suppress(OSError):  # the terminal may be what is gone
@@ -123,6 +126,7 @@ def pretrain(argv: list[str]) -> int:
     plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
     from fastlm.trainer.options.config import Config
 
+    argv = expanded(argv, Config, "pretrain")
     config = parse(Config, "pretrain", argv)
     config.check_values()  # again in run.pretrain; here it does not wait for torch
     from fastlm.trainer import run
@@ -136,6 +140,7 @@ def finetune(argv: list[str]) -> int:
     plugins.load(listed(argv, "plugin"))
     from fastlm.trainer.options.finetune import FineTune
 
+    argv = expanded(argv, FineTune, "finetune")
     config = parse(FineTune, "finetune", argv)
     config.check_values()
     from fastlm.trainer import finetune
@@ -189,6 +194,21 @@ def predict(argv: list[str]) -> int:
     return 0
 
 
+def evaluate(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.folders import Evaluate, check_folder
+
+    asked = parse(Evaluate, "evaluate", argv)
+    asked.check()
+    check_folder(asked.folder)
+    plugins.load(asked.plugin)
+    from fastlm.trainer import evaluating
+
+    with _machine():
+        evaluating.evaluate(asked, say)
+    return 0
+
+
 def info(argv: list[str]) -> int:
     if argv and set(argv) <= {"-h", "--help"}:
         print(INFO)
@@ -220,13 +240,9 @@ def _presets(names: list[str]) -> int:
 
 
 COMMANDS = {
-    "pretrain": pretrain,
-    "finetune": finetune,
-    "resume": resume,
-    "sample": sample,
-    "predict": predict,
-    "info": info,
-}
+    "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "predict": predict,
+    "evaluate": evaluate, "info": info,
+}  # fmt: skip
 
 
 def _check_extra() -> None:

@@ -9,10 +9,12 @@ from fastlm.trainer import memory
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.material import check_unchanged
+from fastlm.trainer.options import plugins
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.ready import start_out
-from fastlm.trainer.start import Start, open_start
+from fastlm.trainer.plan import new_folder
+from fastlm.trainer.ready import begin, heard
+from fastlm.trainer.start import open_start
 from fastlm.trainer.tasks import library, rows
 from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, fingerprint, sides_of
 from fastlm.trainer.tasks.rows import Row
@@ -23,13 +25,13 @@ KINDS = {"text-to-text": ("decoder", "encoder-decoder")}  # of models that can l
 
 def finetune(config: FineTune, argv: list[str]) -> int:
     """Fine-tune a model; return the exit status. Raises Refusal before any work is lost, Failure if training fails."""
-
-    def settle(console: Console) -> tuple[FineTune, Start]:
+    plugins.load(config.plugin)
+    with heard(config, "nothing was begun") as here:
         config.check()
-        start = open_start(config.folder, config.plugin, lambda line: console.say("note", line))
-        return replace(config, shape=asdict(start.opened.model.config)).settled(), start
-
-    return start_out(config, argv, settle, read)
+        start = open_start(config.folder, config.plugin, lambda line: here.console.say("note", line))
+        config = replace(config, shape=asdict(start.opened.model.config))
+        with new_folder(config.out, here.ranks) as folder:
+            return begin(folder, config.settled(), argv, here, read, start).train()
 
 
 def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | None) -> tuple[FineTune, Examples]:

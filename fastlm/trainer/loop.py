@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastlm.models import Transformer
@@ -45,7 +45,7 @@ class Run:
     seconds: float
     first: int = 0
     kept: int = -1
-    begun: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     aside: float = 0.0
 
     def train(self) -> int:
@@ -57,7 +57,7 @@ class Run:
                 self._advance()
                 return self._finish()
             except Stopped as stop:
-                self._save()
+                self.save()
                 done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
                 self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
                 return stop.status
@@ -74,9 +74,9 @@ class Run:
                 flushed = time.monotonic()
             self._look()
             if self.ranks.any(time.monotonic() - saved >= self.plan.config.save_every):
-                self._save()
+                self.save()
                 saved = time.monotonic()
-        self._save()
+        self.save()
 
     @property
     def elapsed(self) -> float:
@@ -159,7 +159,7 @@ class Run:
         cure = f"start a new run with a lower --lr ({self.plan.config.lr:g}) or a longer --warmup"
         return Failure(f"{what}: training diverged; {cure}")
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint that is worth going on from, and what is before it first. Raises Failure if it would not
         be.
         """
@@ -186,7 +186,7 @@ class Run:
         except OSError as error:
             if self.ranks.world == 1:  # others know nothing of it, and would be waited for
                 with suppress(OSError):
-                    self._save()
+                    self.save()
             saved = [folder.name.replace("step-", "step ") for folder in checkpoint.saved(self.folder / "state")]
             held = f"{saved[0]} of {self.plan.steps:,} is saved" if saved else "no step is saved yet"
             go_on = f"go on with `{command('resume', self.folder)}`"
@@ -208,10 +208,11 @@ class Run:
         self.stops.check()
         report = self.folder / "report.md"
         artefacts.write_report(self.plan, self.material, self.trainer, exported, self.metrics, report)
-        of_end = lines.of_end(self.folder, self.trainer, exported, self.material, self.metrics.last, self.elapsed)
-        self.console.say_all(of_end)
+        last = self.metrics.last
+        self.console.say_all(lines.of_end(self.folder, self.trainer, exported, self.material, last, self.elapsed))
 
     def _verdict(self) -> int:
+        """The exit status that the newest metrics deserve."""
         failure = self.material.failure(self.trainer.held_out, self.metrics.last)
         if failure is None:
             return 0

@@ -14,9 +14,9 @@ from fastlm.models import ModelConfig, Remembering
 from fastlm.objectives import Batch, Objective
 from fastlm.optim import memory_table
 from fastlm.trainer.data.tokenizer import most_ids
+from fastlm.trainer.evaluation import autocast
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.training import Training
-from fastlm.trainer.step import autocast
 from fastlm.trainer.words import Refusal, size
 
 # Linux keeps a container's limit, what it uses, and how much of that are files that may be dropped; versions 2 and 1
@@ -116,7 +116,7 @@ def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Bat
         objective.loss(model, batch)
         held = [x.new_empty(x.shape[0], shape.memory, x.shape[2]) for x in model.recurrence.states]
         model.recurrence.states, remembered = held, config.accumulate * sum(x.nbytes for x in held)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config, torch.device("cpu")):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast(config.dtype, torch.device("cpu")):
         objective.loss(model, batch)
     totals = {row.optimizer: row.total for row in memory_table(model)}
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}

@@ -16,6 +16,7 @@ from fastlm.backends.info import device_name
 from fastlm.trainer.budget import Looks
 from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.finetune import FineTune
@@ -72,7 +73,18 @@ class Plan:
 
 
 @contextmanager
-def new_folder(out: Path | None) -> Iterator[Path]:
+def new_folder(out: Path | None, ranks: Ranks = ALONE) -> Iterator[Path]:
+    """The folder of a new run, which the first rank makes; arguments and errors as in `_new_folder`."""
+    if not ranks.speaks:
+        yield Path(ranks.told(""))
+        return
+    with _new_folder(out) as folder:
+        ranks.told(str(folder))
+        yield folder
+
+
+@contextmanager
+def _new_folder(out: Path | None) -> Iterator[Path]:
     """Make the folder of a new run and keep others out: `out`, or one named by the time. If no run.json is written
     there, it goes again with what was.
 
@@ -126,14 +138,17 @@ def _make(out: Path | None) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system lets them in when this one ends, however it ends.
+def locked(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Keep processes of no rank out of a run's folder; the system lets them in when the first rank's ends, however it
+    ends.
 
     Raises Refusal if another one is there. Windows has no such lock, and there nobody is kept out.
     """
     try:
         import fcntl
     except ImportError:  # Windows
+        fcntl = None
+    if fcntl is None or not ranks.speaks:
         yield
         return
     try:

@@ -6,27 +6,25 @@ runs/<date-time>/  run.json  metrics.jsonl  sample.txt  state/  tokenizer.json  
 """
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fastlm import __version__
-from fastlm.objectives import noise
 from fastlm.trainer import checkpoint
 from fastlm.trainer.budget import dtype_cost, measure
 from fastlm.trainer.data.tokens import sha256
-from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import Ranks, joined
 from fastlm.trainer.loop import Run
 from fastlm.trainer.material import Material
-from fastlm.trainer.options import plugins
 from fastlm.trainer.options.training import Training
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
-from fastlm.trainer.plan import Plan, environment, new_folder
+from fastlm.trainer.plan import Plan, environment
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.start import Start
 from fastlm.trainer.step import Trainer
@@ -37,43 +35,34 @@ from fastlm.trainer.words import Refusal, command
 Read = Callable[[Training, Console, Path | None, str | None], tuple[Training, Material]]
 
 
-def start_out(
-    asked: Training, argv: list[str], settle: Callable[[Console], tuple[Training, Start | None]], read: Read
-) -> int:
-    """A new run from its configuration to its end; return the exit status.
+class Here(NamedTuple):
+    """What a run in this process speaks through, is stopped by, and shares its work with."""
 
-    settle: checks the configuration that was asked for and settles it, and finds the weights to begin with, or None.
+    console: Console
+    stops: Stops
+    ranks: Ranks
+
+
+@contextmanager
+def heard(config: Training, before: str) -> Iterator[Here]:
+    """Inside the `with` block this process is one of the run's, hears signals, and shows warnings as lines.
+
+    before: what to say of a run that had not begun to train when it was stopped.
     """
-    plugins.load(asked.plugin)
-    asked.check_values()
-    asked.check_machine()
-    stops = Stops("nothing was begun")
-    with joined(asked.torch_device().type) as ranks, ExitStack() as stack:
-        stack.enter_context(stops.heard())
+    stops = Stops(before)
+    with joined(config.torch_device().type) as ranks, stops.heard():
         console = Console(stops.note, ranks.speaks)
-        stack.enter_context(console.warnings())
-        config, start = settle(console)
-        shards.check(config)
-        folder = Path(ranks.told(str(stack.enter_context(new_folder(config.out))) if ranks.speaks else ""))
-        return _begin(folder, config, argv, console, stops, ranks, read, start).train()
+        with console.warnings():
+            yield Here(console, stops, ranks)
 
 
-def _begin(
-    folder: Path,
-    config: Training,
-    argv: list[str],
-    console: Console,
-    stops: Stops,
-    ranks: Ranks,
-    read: Read,
-    start: Start | None,
-) -> Run:
+def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Read, start: Start | None) -> Run:
     """Read what is learned, measure, write down the plan: a run before its first step.
 
     start: the weights to begin with, which the run's first checkpoint holds, so that it needs them from nowhere else;
     None for new ones.
     """
-    where = environment(config)
+    (console, stops, ranks), where = here, environment(config)
     console.say_all(lines.of_machine(config, where, dtype_cost(config)))
     with ranks.one_first():
         config, material = read(config, console, start and start.tokenizer_file, None)
@@ -95,46 +84,37 @@ def _begin(
     plan = Plan.from_json(ranks.told(plan.to_json()))
     trainer = Trainer(config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
     console.say_all(lines.of_plan(plan, budget, trainer, material))
-    if start is not None:
-        anew = _give(start, trainer, folder)
-        console.say("begins", f"with the weights of {start.folder}", *lines.of_new(anew))
     console.say("writes", f"{folder}/")
     metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
+    run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
+    if start is not None:
+        with trainer.filling() as model:
+            anew = start.give(trainer.train, model)
+        console.say("begins", f"with the weights of {start.folder}", *lines.of_new(anew))
+        run.save()
     if ranks.speaks:
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
         stops.deferred = True  # with its run.json a run has begun
         plan.write(folder)
-    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
+    return run
 
 
-def _give(start: Start, trainer: Trainer, folder: Path) -> list[str]:
-    """Have a trainer begin with the weights, and save them as its step 0; return the names of those that are new."""
-    torch.manual_seed(noise.number(trainer.config.seed, noise.Purpose.WEIGHTS, 0))  # the same new ones on every rank
-    with trainer.filling() as model:
-        anew = start.give(trainer.train, model)
-    whole, states = trainer.whole(), trainer.division.whole_states(trainer.optimizer)
-    if trainer.ranks.speaks:
-        progress = {"seconds": 0.0, "scaler": trainer.scaler.state_dict()}
-        checkpoint.save(folder / "state", 0, whole, states, progress)
-    return anew
-
-
-def go_on(folder: Path, plan: Plan, console: Console, stops: Stops, ranks: Ranks, read: Read) -> Run:
+def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
     """The run as its newest whole checkpoint left it."""
+    console, stops, ranks = here
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.exists() or sha256(tokenizer_file) != plan.tokenizer:
         raise Refusal(f"{tokenizer_file} is not the one the run began with; restore it, or start a new run")
-    for name, here in environment(plan.config).items():
-        if here != plan.environment[name]:
+    for name, now in environment(plan.config).items():
+        if now != plan.environment[name]:
             console.say(
                 "warning",
-                f"{name} is {here}, and was {plan.environment[name]}: the results may differ in their last bits",
+                f"{name} is {now}, and was {plan.environment[name]}: the results may differ in their last bits",
             )
     torch.set_num_threads(plan.threads)
     with ranks.one_first():
         _, material = read(plan.config, console, tokenizer_file, plan.fingerprint)
-    trainer = Trainer(plan.config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
-    seconds = 0.0
+    trainer, seconds = Trainer(plan.config, material.sides, plan.steps, lambda: ranks.check(stops), ranks), 0.0
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
         try:

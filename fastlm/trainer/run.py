@@ -1,24 +1,20 @@
 """`fastlm pretrain`, and `fastlm resume` of any run: a text that is read, and a run over it from end to end."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 from fastlm.trainer import finetune, memory
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import tokenize
-from fastlm.trainer.distributed import shards
-from fastlm.trainer.distributed.ranks import joined
 from fastlm.trainer.material import check_unchanged
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
-from fastlm.trainer.plan import Plan, locked
-from fastlm.trainer.ready import Read, altered, go_on, start_out
-from fastlm.trainer.signals import Stops
-from fastlm.trainer.start import Start, begun_from
+from fastlm.trainer.plan import Plan, locked, new_folder
+from fastlm.trainer.ready import Read, altered, begin, go_on, heard
+from fastlm.trainer.start import begun_from
 from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 
@@ -28,15 +24,14 @@ def pretrain(config: Config, argv: list[str]) -> int:
 
     argv: the command line, which says which of the fields were asked for.
     """
-
-    def settle(console: Console) -> tuple[Config, Start | None]:
-        settled, start = config, None
+    plugins.load(config.plugin)
+    start = None
+    with heard(config, "nothing was begun") as here:
         if config.from_ is not None:
-            settled, start = begun_from(config, given(argv, Config), lambda line: console.say("note", line))
-        settled.check()
-        return settled.settled(), start
-
-    return start_out(config, argv, settle, read)
+            config, start = begun_from(config, given(argv, Config), lambda line: here.console.say("note", line))
+        config.check()
+        with new_folder(config.out, here.ranks) as folder:
+            return begin(folder, config.settled(), argv, here, read, start).train()
 
 
 def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
@@ -45,7 +40,6 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     imported: the plugins that were given for it, in this process.
     """
     go_on_with = f"go on with `{command('resume', folder)}`"
-    stops = Stops(f"nothing was changed; {go_on_with}")
     plan = Plan.read(folder)
     if (folder / "report.md").exists():
         finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
@@ -57,15 +51,9 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
         plan.config.check()
     except TypeError as error:
         raise Refusal(altered(folder, error)) from error
-    shards.check(plan.config)
-    with joined(plan.config.torch_device().type) as ranks, ExitStack() as stack:
-        stack.enter_context(stops.heard())
-        console = Console(stops.note, ranks.speaks)
-        if ranks.speaks:
-            stack.enter_context(locked(folder))
-        stack.enter_context(console.warnings())
+    with heard(plan.config, f"nothing was changed; {go_on_with}") as here, locked(folder, here.ranks):
         try:
-            run = go_on(folder, plan, console, stops, ranks, READERS[plan.config.command])
+            run = go_on(folder, plan, here, READERS[plan.config.command])
         except OSError as error:
             raise Refusal(disk_words(error, folder, "nothing was changed", go_on_with)) from error
         return run.train()
@@ -75,7 +63,7 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     """Find the text and its ids, and say what they are; arguments as in `ready.Read`."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    corpus = find(config.data, config.text_key)
+    corpus = find(config.data, config.text_key, config.validation)
     console.say_all(lines.of_text(corpus))
     check_unchanged(f"{'--data ' * bool(config.data)}{corpus.name}", corpus.fingerprint, fingerprint)
     memory.check(config, corpus.bytes)

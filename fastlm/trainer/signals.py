@@ -36,6 +36,7 @@ class Stops:
     """
 
     used = False  # whether this process came as far as a run
+    told = False  # whether it has said why it ends
 
     def __init__(self, before: str):
         self.before, self.deferred = before, False
@@ -78,7 +79,8 @@ def end_at_once() -> None:
     def end(number: int, frame) -> None:
         with suppress(OSError):
             state = "" if Stops.used else ": nothing was begun"
-            os.write(2, f"\nfastlm: stopped by {signal.Signals(number).name}{state}\n".encode())
+            if not Stops.told:
+                os.write(2, f"\nfastlm: stopped by {signal.Signals(number).name}{state}\n".encode())
         os._exit(128 + number)
 
     for number in _ours():

@@ -20,7 +20,8 @@ from fastlm.trainer.opening import Opened, trained
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.words import Refusal, flag
 
-SHAPE = ("position", "context", "dim", "layers", "heads")  # flags that are fields of a ModelConfig
+# flags that are fields of a ModelConfig
+SHAPE = ("position", "context", "dim", "layers", "heads", "kv_heads", "hidden")
 
 
 class Start(NamedTuple):

@@ -1,4 +1,4 @@
-"""The training step, and nothing around it: micro-batches, loss, backward, schedule, update, evaluation, a sample.
+"""The training step, and nothing around it: micro-batches, loss, backward, schedule, update, a sample.
 
 Everything here is a function of (configuration, data, step): batches and dropout come from the step's number, the
 learning rate from the schedule, so a trainer set to step s with the weights, optimizer state and recurrences of step s
@@ -7,7 +7,7 @@ goes on as if it had never stopped. The host waits for the device only when numb
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -24,9 +24,10 @@ from fastlm.optim.sharding import is_dtensor, local
 from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
+from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.distributed.shards import Division
-from fastlm.trainer.options.training import DTYPES, Training
+from fastlm.trainer.evaluation import Evaluation, autocast, total
+from fastlm.trainer.options.training import Training
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -67,28 +68,36 @@ class Trainer:
         self.config, self.steps, self.step, self.check, self.ranks = config, steps, 0, check, ranks
         self.device = config.torch_device()
         shape = config.model(tokens.facts.vocab_size)
+        shards.check(config, shape, ranks)
         self.tokenizer = load_tokenizer(tokens.tokenizer_file)
         known = vocabulary(self.tokenizer)
         self.remembers = config.remembers(shape)
         streams = config.batch * config.accumulate if self.remembers else None
         self.train = make_objective(config, "train", tokens.train, shape.context, known, streams)
         self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
-        torch.manual_seed(noise.number(config.seed, noise.Purpose.WEIGHTS, 0))
         self.shape = shape
-        self.model = self.train.model(shape).to(self.device)
-        self.division = Division(self.model, config.shard, ranks)
+        self.model = self._new_model().to(self.device)
+        self.division = shards.Division(self.model, config.shard, ranks)
         self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
-        self.bytes_of = torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None
+        self.evaluation = Evaluation(
+            self.held_out, config.batch, self.device, config.dtype,
+            bytes_of=torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None,
+            remembers=self.remembers, check=check, ask=self.division.ask_alone, ranks=ranks,
+        )  # fmt: skip
 
     def whole(self) -> nn.Module | None:
         """The model with all of its weights, wherever they lie; None on ranks that do not gather them."""
-        return self.division.whole(lambda: self.train.model(self.shape))
+        return self.division.whole(self._new_model)
 
     def filling(self) -> AbstractContextManager[nn.Module]:
         """The model, or one like it whose weights this rank takes its part of at the end of the `with` block."""
-        return self.division.filling(lambda: self.train.model(self.shape))
+        return self.division.filling(self._new_model)
+
+    def _new_model(self) -> nn.Module:
+        torch.manual_seed(noise.number(self.config.seed, noise.Purpose.WEIGHTS, 0))
+        return self.train.model(self.shape)
 
     def exported(self, model: nn.Module) -> Transformer | Headed:
         """What of a whole model others open."""
@@ -129,17 +138,17 @@ class Trainer:
         for i, (model, batch) in enumerate(zip(models, batches, strict=True), start=1):
             self.check()
             with self.division.adding_up(now=i == config.accumulate):
-                with autocast(config, self.device):
+                with autocast(config.dtype, self.device):
                     sums = self.division.ask(self.train.loss, model, self._placed(batch))
-                means = self._means(sums, counts)
+                means = self.train.means(sums, counts)
                 self.scaler.scale(self.ranks.world * means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
         self.recurrences = recurrences
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
-        losses, overflow = self.ranks.sums(losses), getattr(inner(self.optimizer), "overflow", None)
-        return Update(losses, norm, overflow, scale, lr, self.tokens_per_update, sum(counts.values()))
+        overflow, targets = getattr(shards.inner(self.optimizer), "overflow", None), sum(counts.values())
+        return Update(self.ranks.sums(losses), norm, overflow, scale, lr, self.tokens_per_update, targets)
 
     def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
         """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""
@@ -153,14 +162,14 @@ class Trainer:
 
     def _step_optimizer(self) -> tuple[float, Tensor | None]:
         """The learning rate of the step, and the gradient's norm before clipping."""
-        lr, clips = self.lr(), isinstance(inner(self.optimizer), Optimizer)
+        lr, clips = self.lr(), isinstance(shards.inner(self.optimizer), Optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1.0)
         norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return lr, inner(self.optimizer).grad_norm if clips else norm
+        return lr, shards.inner(self.optimizer).grad_norm if clips else norm
 
     def _clip(self) -> Tensor:
         """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""
@@ -168,67 +177,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
         return norm.full_tensor() if is_dtensor(norm) else norm
 
-    @torch.no_grad()
     def evaluate(self, windows: int | None = None) -> dict[str, float]:
-        """Held-out "loss", its terms, the objective's shares, and "bits_per_byte" where its loss is a code length; over
-        all windows, or over so many of them spread evenly, always the same.
-        """
-        self.model.eval()
-        sums, counts = self._held_out_sums(windows or self.held_out.windows)
-        sums, counts = self.ranks.sums(sums), self.ranks.total(counts)
-        terms = {name: value.item() for name, value in sums.items() if value.ndim == 0}
-        found = self._means(terms, counts)
-        found |= {name: self.held_out.measure(name, value) for name, value in sums.items() if value.ndim}
-        if self.held_out.reports_bits_per_byte:
-            found["bits_per_byte"] = sum(terms.values()) / math.log(2) / counts["bytes"]
-        return found
-
-    def _held_out_sums(self, windows: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """This rank's part of so many windows: terms summed, and shares as pairs, in fp64; targets, and "bytes" of
-        text.
-        """
-        # in place: a scalar kept from each batch would lie in the heap where the next batch's logits have to fit
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for model, numbers in self._looked_at(windows):
-            self.check()
-            mine = numbers[self.ranks.part(len(numbers))]
-            batch = self.held_out.fixed(mine if len(mine) else numbers[:1])  # every rank asks the model each time
-            with autocast(self.config, self.device):
-                terms, shares = self.division.ask_alone(self.held_out.evaluate, model, self._placed(batch))
-            there = self.held_out.targets(batch)
-            if self.held_out.reports_bits_per_byte:
-                there["bytes"] = self.bytes_of[batch["labels"].clamp(min=0)].sum().item()
-            for name, value in (terms | {name: torch.stack(share) for name, share in shares.items()}).items():
-                if name not in sums:
-                    sums[name] = torch.zeros_like(value, dtype=torch.float64)
-                if len(mine):
-                    sums[name] += value
-            counts = total([counts, there if len(mine) else dict.fromkeys(there, 0)])
-        return sums, counts
-
-    def _looked_at(self, windows: int) -> Iterator[tuple[nn.Module, np.ndarray]]:
-        """Batches of so many held-out windows, by their numbers, and the model that looks at them: windows spread
-        evenly, or, for one that remembers, stretches of the text, each in a row of the batches from its beginning on.
-        """
-        there, batch = self.held_out.windows, self.config.batch
-        if not self.remembers:
-            numbers = np.arange(windows) * there // windows
-            yield from ((self.model, numbers[first : first + batch]) for first in range(0, windows, batch))
-            return
-        model = Remembering(self.model, self.model.new_recurrence())
-        rows = np.arange(min(batch, windows) + 1)
-        begins, lengths = rows[:-1] * there // rows[-1], np.diff(rows * windows // rows[-1])
-        order = np.argsort(-lengths, kind="stable")  # those that end first come last
-        for step in range(lengths.max()):
-            going_on = order[lengths[order] > step]
-            model.recurrence.reorder(torch.arange(len(going_on), device=self.device))
-            yield model, begins[going_on] + step
-
-    def _means(self, sums: dict, counts: dict[str, int]) -> dict:
-        """ "loss", and the terms over their targets, of which it is the weighted sum."""
-        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
-        return {"loss": sum(self.train.weights.get(name, 1.0) * value for name, value in means.items())} | means
+        """What `Evaluation` finds of the model over held-out text."""
+        return self.evaluation.of(self.model, windows)
 
     @torch.no_grad()
     def sample(self, n: int) -> str:
@@ -247,12 +198,6 @@ class Trainer:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
 
-def autocast(config: Training, device: torch.device) -> torch.autocast:
-    """Matrix products in the configured dtype."""
-    dtype = getattr(torch, DTYPES[config.dtype])
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-
-
 def make_objective(
     config: Training, side: str, ids: np.ndarray, context: int, known: Vocabulary, streams: int | None = None
 ) -> Objective:
@@ -263,7 +208,7 @@ def make_objective(
         raise Refusal(f"the {side} side of the text has {error}") from error
 
 
-def make_optimizer(config: Training, model: nn.Module, division: Division) -> torch.optim.Optimizer:
+def make_optimizer(config: Training, model: nn.Module, division: shards.Division) -> torch.optim.Optimizer:
     """The configured optimizer over the model's parameters, divided as the model is. betas and momentum go to those
     that have them; a relative step would take no notice of the schedule.
     """
@@ -273,23 +218,9 @@ def make_optimizer(config: Training, model: nn.Module, division: Division) -> to
     options = {name: value for name, value in options.items() if name in known}
     groups = decay_groups(model, config.weight_decay)
     if config.layer_decay != 1:
-        layers = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
-        groups = [group | {"share": group.pop("lr")} for group in layers]  # of the rate that the schedule says
+        groups = layer_groups(model, 1.0, config.layer_decay, config.weight_decay)
+        groups = [group | {"share": group.pop("lr")} for group in groups]  # of the rate that the schedule says
     optimizer = division.optimizer(make, groups, lr=config.lr, **options)
-    if isinstance(inner(optimizer), Optimizer):
-        inner(optimizer).max_grad_norm = config.clip or None
+    if isinstance(shards.inner(optimizer), Optimizer):
+        shards.inner(optimizer).max_grad_norm = config.clip or None
     return optimizer
-
-
-def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that ZeroRedundancyOptimizer makes of this rank's parameters; others are their own."""
-    return getattr(optimizer, "optim", optimizer)
-
-
-def total(rows: list[dict]) -> dict:
-    """Sum dicts key by key; a key may be missing from some."""
-    sums: dict = {}
-    for row in rows:
-        for name, value in row.items():
-            sums[name] = sums[name] + value if name in sums else value
-    return sums

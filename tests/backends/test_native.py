@@ -16,6 +16,7 @@ from fastlm.backends import native
 
 CPU = torch.device("cpu")
 F32 = 0
+LABELS = torch.tensor([3, 4])
 
 
 def test_it_is_built_and_chosen():
@@ -77,6 +78,27 @@ def test_unknown_instruction_sets_are_refused():
         ),
         (lambda m: m.rotate(8, 8, F32, [1, 1, 1, 8], [8, 8, 8, 1], [8, 8, 8, 1], 8, 8, 0, 10, False, 1), "at most D"),
         (lambda m: m.rotate(0, 8, F32, [1, 1, 1, 8], [8, 8, 8, 1], [8, 8, 8, 1], 8, 8, 0, 8, False, 1), "null"),
+        (lambda m: m.norm({"x": (8, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "y must be given"),
+        (
+            lambda m: m.norm(dict.fromkeys(("x", "residual", "y"), (8, F32)), 8, True, 2, 4, 1e-5, 0.0, False, 1),
+            "s must be given",
+        ),
+        (lambda m: m.norm({"x": (0, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "x has a null address"),
+        (lambda m: m.norm({"x": (8, 5)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "x has a dtype that is not"),
+        (lambda m: m.norm({"x": (9, F32)}, 8, True, 2, 4, 1e-5, 0.0, False, 1), "not a multiple of its element's size"),
+        (lambda m: m.norm({}, 0, True, 2, 4, 1e-5, 0.0, False, 1), "statistics must be given"),
+        (lambda m: m.norm({}, 8, True, 2, 0, 1e-5, 0.0, False, 1), "rows must have 1 to"),
+        (lambda m: m.norm_backward({}, 8, True, -2, 4, 0.0, 8, 8, 1), "a size is negative"),
+        (lambda m: m.norm_backward({}, 8, True, 2, 4, 0.0, 8, 8, 1), "dy must be given"),
+        (lambda m: m.gate({"x": (8, F32)}, 2, 4, 0, True, 1), "y must be given"),
+        (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, 2, 4, 5, True, 1), "the activation's number is unknown"),
+        (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, -2, 4, 0, True, 1), "a size is negative"),
+        (lambda m: m.gate_backward({"x": (8, F32), "dy": (8, F32)}, 2, 4, 0, True, 1), "dx must be given"),
+        (lambda m: m.logits_measure(8, LABELS.data_ptr(), 8, 8, 2, 4, (0.0, 1.0, 0.0), 1), "a label is 4; give 0 to 3"),
+        (lambda m: m.logits_measure(0, 8, 8, 8, 2, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(8, 8, 8, 8, 2, 0, (0.0, 1.0, 0.0), 1), "at least one logit"),
+        (lambda m: m.logits_gradient(8, 8, 8, 8, 8, 2, 4, (0.0, 0.0, 0.0), 1), "temperature must be positive"),
+        (lambda m: m.logits_gradient(8, LABELS.data_ptr(), 8, 0, 8, 1, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
     ],
 )
 def test_launchers_check_what_they_are_given(call, message):

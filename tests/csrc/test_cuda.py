@@ -14,8 +14,8 @@ from cases import ADAFACTOR, ADAMW, LAMB, SGD
 from fastlm import amp, optim
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS, use_backend
-from fastlm.ops.adamw import CORRECTIONS, AdamOptions, adamw
-from fastlm.ops.unscale import grad_stats, unscale
+from fastlm.ops.optim.adamw import CORRECTIONS, AdamOptions, adamw
+from fastlm.ops.optim.unscale import grad_stats, unscale
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU, or a CPU build of torch"

@@ -64,7 +64,7 @@ def test_kernels_agree_with_the_cpp_backend(on_host, case, dtype):
 def test_gradients_are_read_as_the_cpp_backend_reads_them(on_host, bad):
     grads = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (1, 5, 16384, 100_003)]
     grads[3][50_000] += bad
-    room, scale = sys.modules["fastlm.ops.unscale"], torch.tensor(128.0)
+    room, scale = sys.modules["fastlm.ops.optim.unscale"], torch.tensor(128.0)
     memory = workspace(on_host, "grad_stats", [g.numel() for g in grads])
     stats = room._grad_stats(on_host, grads, scale, 0.01, memory.data_ptr(), 0, 0)
     copies, flags = [g.clone() for g in grads], [torch.zeros(()), torch.zeros(())]

@@ -20,6 +20,9 @@ assert_type(fastlm.rotate(q, q[0, 0], q[0, 0], layout="interleaved"), Tensor)
 assert_type(bias.weight, nn.Parameter)
 assert_type(positions.make("alibi", heads=2), positions.Position)
 
+assert_type(fastlm.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), Tensor)
+assert_type(positions.from_score_mod(lambda score, b, h, q_idx, kv_idx: score, heads=2, length=8), positions.Position)
+
 block = fastlm.nn.Attention(32, 2, position="rope", causal=False)
 assert_type(block.forward(torch.zeros(1, 8, 32), key_lengths=torch.tensor([3])), Tensor)
 
@@ -42,5 +45,8 @@ model = Transformer(ModelConfig(dim=64, heads=2))
 assert_type(model.generate(torch.zeros(1, 1, dtype=torch.int64), 3), Tensor)
 assert_type(fastlm.interop.from_huggingface("folder"), Transformer)
 assert_type(fastlm.interop.to_huggingface(model, "folder"), str)
+report = fastlm.swap(model, loss=False)
+assert_type(report.swapped, list[tuple[str, str]])
+fastlm.unswap(model)
 assert_type(fastlm.interop.head_from_huggingface("folder"), RowClassifier | SpanReader)
 assert_type(fastlm.interop.head_to_huggingface(SpanReader(model), "folder"), str)

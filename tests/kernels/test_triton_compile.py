@@ -43,7 +43,19 @@ def resources(request, tmp_path_factory) -> list[dict]:
     return table["kernels"]
 
 
-KERNELS = {"forward", "dq", "dkdv", "distances", "distances_sum", "bias", "rotate"}
+KERNELS = {
+    "forward",
+    "dq",
+    "dkdv",
+    "distances",
+    "distances_sum",
+    "bias",
+    "rotate",
+    "norm",
+    "norm_backward",
+    "gated",
+    "gated_backward",
+}
 
 
 def test_every_kernel_compiles_everywhere(resources):
@@ -57,16 +69,17 @@ def test_shared_memory_fits(resources):
 
 
 def test_registers_hold_everything(resources):
-    """The forward in 16 bits and the small kernels spill nothing; in fp32 a word or two, by which the compiler fits a
-    second program.
+    """The forward in 16 bits and the small kernels spill nothing; in fp32, and norms' gradients of long rows, a word or
+    two, by which the compiler fits a second program.
 
-    The backward kernels spill bytes by the hundred, mostly constants of their loops.
+    Attention's backward kernels spill bytes by the hundred, mostly constants of their loops.
     """
     for k in resources:
-        spares = k["kernel"] in ("distances_sum", "rotate") or (
+        spares = k["kernel"] in ("distances_sum", "rotate", "norm", "gated", "gated_backward") or (
             k["kernel"] == "forward" and k["case"].startswith("bfloat16")
         )
-        assert k["spills"] <= (0 if spares else 16 if k["kernel"] == "forward" else 512), k
+        few = k["kernel"] in ("forward", "norm_backward")
+        assert k["spills"] <= (0 if spares else 16 if few else 512), k
 
 
 def test_two_programs_share_a_multiprocessor(resources):

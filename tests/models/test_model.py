@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from largest import Largest
 
 import fastlm
 from fastlm.backends.dispatch import record_choices
@@ -219,18 +218,6 @@ def test_token_types_and_a_pair_head():
     assert torch.equal(model(tokens()), model(tokens(), token_types=types))
     assert not torch.equal(model(tokens()), model(tokens(), token_types=types + 1))
     assert model.pair_head(model.states(tokens())).shape == (2, 2)
-
-
-class Largest(TorchDispatchMode):
-    """The most elements that a tensor made in the block has."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        made = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.elements = max(self.elements, *made, 0)
-        return out
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fastlm
+from fastlm.backends import native
 from fastlm.ops import linear_cross_entropy as module
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -44,14 +45,16 @@ def with_gradients(function, tensors, labels, dtype, **options):
 def chunk(request, monkeypatch):
     if request.param == "a few rows at a time":
         monkeypatch.setattr(module, "CHUNK", 4 * 91 * 4)
+        monkeypatch.setattr(module, "ROWS", 1)
         monkeypatch.setattr(module, "TILE", 10 * 24 * 4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_error_is_at_most_twice_plain_pytorchs(reduction, options, dtype, chunk):
-    *tensors, labels = draw(dtype)
+OPS = ("linear_cross_entropy", "summed_linear_cross_entropy")
+CPP_MISSING = native.cpp_missing(torch.device("cpu"))
+
+
+def assert_accurate(drawn, dtype, reduction, options):
+    *tensors, labels = drawn
     reduced = lambda *a, **o: plain(*a, **o) if reduction == "none" else plain(*a, **o).sum()
     truth = with_gradients(reduced, tensors, labels, torch.float64, **options)
     theirs = with_gradients(reduced, tensors, labels, dtype, **options)
@@ -61,6 +64,46 @@ def test_error_is_at_most_twice_plain_pytorchs(reduction, options, dtype, chunk)
     for got, other, true in zip(ours, theirs, truth, strict=True):
         ulp = 4 * torch.finfo(got.dtype).eps * (1 + true.abs().max())
         assert (got - true).abs().max() <= 2 * (other - true).abs().max() + ulp
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_error_is_at_most_twice_plain_pytorchs(backend, reduction, options, dtype, chunk):
+    if backend == "cpp" and CPP_MISSING:
+        pytest.skip(CPP_MISSING)
+    with fastlm.use_backend(**dict.fromkeys(OPS, backend)):
+        assert_accurate(draw(dtype), dtype, reduction, options)
+
+
+@pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_instruction_set_is_as_accurate_whatever_the_threads(options, threads):
+    """Over a row of several blocks and a rest, whose largest logits come late."""
+    hidden, weight, bias, labels = draw(torch.float32, V=2 * 1024 + 37)
+    bias, active = bias + torch.linspace(-9, 9, len(bias)), native.cpu().active()
+    try:
+        for isa in native.cpu().available():
+            native.cpu().use(isa)
+            bits = []
+            for n in (1, 2, 7):
+                threads(n)
+                bits.append(measured_and_gradient(weight, bias, labels, **options))
+            assert all(torch.equal(x, y) for other in bits[1:] for x, y in zip(other, bits[0], strict=True))
+            for reduction in ("none", "sum"):
+                assert_accurate((hidden, weight, bias, labels), torch.float32, reduction, options)
+    finally:
+        native.cpu().use(active)
+
+
+def measured_and_gradient(weight, bias, labels, label_smoothing=0.0, z_loss=0.0, softcap=0.0, temperature=1.0):
+    """What C++ makes of logits, without the products, whose bits may depend on threads."""
+    x = torch.randn(40, len(weight), generator=torch.Generator().manual_seed(0))
+    a = module.Arguments(x, weight, bias, labels, -100, label_smoothing, z_loss, softcap, temperature)
+    some = torch.arange(40)
+    lse, wanted = module.CPP.measure(x, some, a)
+    return lse, wanted, module.CPP.gradient(x, some, lse, lse, wanted, a)
 
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "bias", "hidden weight", "weight bias"])
@@ -84,6 +127,20 @@ def test_a_sum_is_differentiable_once_and_says_so():
     (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match='differentiable once; reduction="none" more often'):
         grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_words_without_a_share(reduction):
+    """Logits of -∞, a whole block of them first."""
+    hidden, weight, _, _ = draw(torch.float32, V=2000)
+    bias = torch.zeros(2000).index_fill_(0, torch.arange(1100), -torch.inf)
+    labels = torch.arange(1100, 1137)
+    made = []
+    for function in (lambda *a: fastlm.linear_cross_entropy(*a, reduction=reduction), plain):
+        leaves = [x.detach().clone().requires_grad_() for x in (hidden, weight)]
+        loss = function(*leaves, labels, bias)
+        made.append((loss.sum(), *torch.autograd.grad(loss.sum(), leaves)))
+    torch.testing.assert_close(*made)
 
 
 def test_reductions_are_pytorchs():

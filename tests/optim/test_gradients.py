@@ -13,7 +13,7 @@ from torch import nn
 
 import fastlm
 from fastlm import optim
-from fastlm.ops.unscale import grad_stats, unscale
+from fastlm.ops.optim.unscale import grad_stats, unscale
 
 
 @pytest.mark.parametrize("choice", KINDS, ids=str)

@@ -12,7 +12,7 @@ from torch import nn
 
 import fastlm
 from fastlm import optim
-from fastlm.ops.precision import Parameter, split
+from fastlm.ops.optim.precision import Parameter, split
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 CASES = [(BF16, "fp32"), (F16, "fp32"), (BF16, "remainder")]

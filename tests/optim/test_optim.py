@@ -14,8 +14,8 @@ from torch import nn
 import fastlm
 from fastlm import optim
 from fastlm.backends import dispatch, native
-from fastlm.ops.precision import Parameter
-from fastlm.ops.unscale import grad_stats, unscale
+from fastlm.ops.optim.precision import Parameter
+from fastlm.ops.optim.unscale import grad_stats, unscale
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

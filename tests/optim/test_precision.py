@@ -10,7 +10,7 @@ from torch import nn
 import fastlm
 from fastlm import optim
 from fastlm.backends import dispatch, native
-from fastlm.ops.precision import Parameter, philox, split, stochastic_round
+from fastlm.ops.optim.precision import Parameter, philox, split, stochastic_round
 from fastlm.optim.states import MASTERS
 
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import fastlm
 from fastlm import optim
-from fastlm.ops.precision import Parameter
+from fastlm.ops.optim.precision import Parameter
 
 
 def steps_equal(rank, world, placements, choices, options, mesh_shape=None):

@@ -6,11 +6,11 @@ from typing import get_type_hints
 
 import pytest
 
-from fastlm.ops.adafactor import AdafactorOptions, AdafactorUpdate
-from fastlm.ops.adamw import AdamOptions, AdamUpdate, adamw
-from fastlm.ops.lamb import RatioOptions
-from fastlm.ops.sgd import SgdOptions, SgdUpdate
-from fastlm.ops.update import UPDATE
+from fastlm.ops.optim.adafactor import AdafactorOptions, AdafactorUpdate
+from fastlm.ops.optim.adamw import AdamOptions, AdamUpdate, adamw
+from fastlm.ops.optim.lamb import RatioOptions
+from fastlm.ops.optim.sgd import SgdOptions, SgdUpdate
+from fastlm.ops.optim.update import UPDATE
 
 RULES = Path(__file__).parents[2] / "csrc" / "rules"
 CPP = {"float": "double", "int": "int", "bool": "bool"}

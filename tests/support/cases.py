@@ -11,6 +11,7 @@ import torch
 
 from fastlm import positions
 from fastlm.masks import band
+from fastlm.ops import gate, norm
 from fastlm.ops.attention import TENSORS, VECTORS, Arguments
 from fastlm.positions import frequencies
 
@@ -121,6 +122,38 @@ def _rotate(B=2, H=3, L=37, D=64, R=None, layout="half", per_row=False):
     return make
 
 
+def _norm(rows=(3, 13), D=64, residual=True, weight=True, bias=False, offset=0.0, rounds_first=False, mixed=False):
+    """mixed: the residual and the weight are fp32 whatever x is, as under autocast."""
+
+    def make(dtype, device):
+        g = torch.Generator().manual_seed(D)
+        wide = torch.promote_types(dtype, torch.float32) if mixed else dtype
+        draw = lambda *shape, dtype: (2 * torch.randn(*shape, generator=g) + 0.5).to(device, dtype)
+        return norm.Arguments(
+            draw(*rows, D, dtype=dtype),
+            draw(*rows, D, dtype=wide) if residual else None,
+            draw(D, dtype=wide) if weight else None,
+            draw(D, dtype=wide) if bias else None,
+            1e-5,
+            offset,
+            rounds_first,
+        )
+
+    return make
+
+
+def _gate(activation, rows=(3, 13), H=300):
+    """Elements to ±12, where activations are flat, and 0."""
+
+    def make(dtype, device):
+        g = torch.Generator().manual_seed(H)
+        x = (3 * torch.randn(*rows, H, generator=g)).clamp(-12, 12)
+        x[..., :1] = 0.0
+        return x.to(device, dtype), activation
+
+    return make
+
+
 def _all(op: str, **makes) -> list[Case]:
     return [Case(op, name, make) for name, make in makes.items()]
 
@@ -199,6 +232,30 @@ ROTATE = _all(
     d128=_rotate(D=128, L=65),
     one=_rotate(B=1, H=1, L=1, D=32),
 )
+
+NORMED = dict(
+    alone=_norm(residual=False),
+    residual=_norm(),
+    bare=_norm(weight=False),
+    mixed=_norm(mixed=True),
+    gemma=_norm(offset=1.0),
+    llama=_norm(rounds_first=True, D=72),
+    odd=_norm(rows=(7,), D=37),
+    narrow=_norm(rows=(40,), D=3),
+    wide=_norm(rows=(5,), D=3001),
+    many_rows=_norm(rows=(1100,), D=24),
+    no_rows=_norm(rows=(0, 4)),
+)
+NORM = [
+    *_all("layer_norm", **NORMED, bias=_norm(bias=True), bias_alone=_norm(bias=True, residual=False)),
+    *_all("rms_norm", **NORMED),
+]
+
+GATE = [
+    *_all("gated", **{name: _gate(name, H=2 * 300) for name in gate.ACTIVATIONS}),
+    *_all("activated", **{name: _gate(name) for name in gate.ACTIVATIONS}),
+    *_all("gated", narrow=_gate("silu", rows=(40,), H=2), odd=_gate("gelu", H=2 * 37), no_rows=_gate("silu", (0, 4))),
+]
 
 
 def _lists(shapes, dtype, device, master=None, transpose=False, states=2, state_dtype=torch.float32):

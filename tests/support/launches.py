@@ -1,4 +1,4 @@
-"""Launch every Triton kernel of attention and rotation through Triton's own launcher, on a driver that launches
+"""Launch every Triton kernel through Triton's own launcher, on a driver that launches
 nothing.
 
     TRITON_LIBCUDA_PATH=FOLDER python tests/support/launches.py    # FOLDER has csrc/on_host/libcuda.c as libcuda.so.1
@@ -105,6 +105,8 @@ def main() -> None:
         for term in (None, "table", *resources.FEW):
             resources.attention_case(torch.bfloat16, 64, term)()
         rotary.rotate(x, angle, angle, "half")
+        resources.norm_case(torch.bfloat16, 768)()
+        resources.gate_case(torch.bfloat16, "silu")()
     print(*sorted(LAUNCHED))
     print(json.dumps(ragged_compilations()))
 

@@ -7,9 +7,10 @@ are right is other tests' business; here they need only be made."""
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
-from cases import OPTIMIZERS, ROTATE
+from cases import GATE, NORM, OPTIMIZERS, ROTATE
 from chosen import MANY_TERMS, MANY_TURNS, TERMS, arguments, draw, results, taken_in_turns, with_terms
 from draws import arguments as drawn
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +19,8 @@ import fastlm
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS
 from fastlm.ops.attention import attention
+from fastlm.ops.optim.unscale import grad_stats, unscale
 from fastlm.ops.rotary import rotate
-from fastlm.ops.unscale import grad_stats, unscale
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,6 +82,45 @@ def rotations(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
         yield str(case), call
 
 
+def norms(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    for case in NORM:
+
+        def call(case=case) -> None:
+            a = case.make(dtype, CPU)
+            y, s, _ = OPS[case.op](a._replace(**{name: x.requires_grad_() for name, x in tensors_of(a).items()}))
+            (y.float().sum() + s.float().sum()).backward()
+
+        yield str(case), call
+
+
+def gates(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    for case in GATE:
+
+        def call(case=case) -> None:
+            x, activation = case.make(dtype, CPU)
+            OPS[case.op](x.requires_grad_(), activation).float().sum().backward()
+
+        yield str(case), call
+
+
+def losses(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    """Rows of several blocks and a rest, and short ones."""
+    every = dict(label_smoothing=0.1, z_loss=0.1, softcap=2.0, temperature=0.7)
+    for V, options in product((1, 5, 1024, 2061), ({}, every)):
+
+        def call(V=V, options=options) -> None:
+            hidden, weight = (draw(n, 3, dtype=dtype).requires_grad_() for n in (9, V))
+            for reduction in ("sum", "none"):
+                loss = fastlm.linear_cross_entropy(hidden, weight, torch.arange(9) % V, reduction=reduction, **options)
+                loss.sum().backward()
+
+        yield f"{V} words {' '.join(options)}", call
+
+
+def tensors_of(args) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in args._asdict().items() if isinstance(x, torch.Tensor)}
+
+
 def optimizers(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
     for case in OPTIMIZERS:
         yield str(case), lambda case=case: OPS[case.op](*case.make(dtype, CPU))
@@ -95,7 +135,7 @@ def memory() -> None:
     for isa in sets:
         native.cpu().use(isa)
         for dtype in DTYPES:
-            for calls in (attentions, rotations, optimizers):
+            for calls in (attentions, rotations, norms, gates, losses, optimizers):
                 for name, call in calls(dtype):
                     if (isa, dtype) == (sets[0], DTYPES[0]) or not name.endswith(BY_LAUNCHERS):
                         print(isa, dtype, calls.__name__, name, flush=True)
@@ -115,7 +155,12 @@ def threads() -> None:
             torch.set_num_threads(n)
             for key, got in results(args).items():
                 assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
-    for name, call in optimizers(torch.float32):
+    for name, call in (
+        *norms(torch.float32),
+        *gates(torch.float32),
+        *losses(torch.float32),
+        *optimizers(torch.float32),
+    ):
         print(native.cpu().active(), name, flush=True)
         call()
 

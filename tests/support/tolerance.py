@@ -40,7 +40,7 @@ def yardstick(args: Arguments, grad: Tensor) -> Yardstick:
         plain = attention_plain(args, grad, order, scale_first=i % 2 == 0)
         for results in (plain, attention_delta_form(args, grad, order)):
             for name, x in results.items():
-                errors.setdefault(name, []).append(_max_and_rms(x, truth[name]))
+                errors.setdefault(name, []).append(max_and_rms(x, truth[name]))
     return Yardstick(truth, {name: tuple(map(max, zip(*of, strict=True))) for name, of in errors.items()})
 
 
@@ -49,7 +49,7 @@ def _order(i: int, channels: int) -> Tensor:
     return torch.randperm(channels, generator=torch.Generator().manual_seed(i)) if i else torch.arange(channels)
 
 
-def _max_and_rms(got: Tensor, truth: Tensor) -> tuple[float, float]:
+def max_and_rms(got: Tensor, truth: Tensor) -> tuple[float, float]:
     if truth.numel() == 0:
         return 0.0, 0.0
     error = (got.double() - truth).abs()
@@ -70,7 +70,7 @@ def assert_accurate(name: str, got: Tensor, against: Yardstick, ulps: float = 0.
     stored = truth.to(got.dtype)
     probe = 2 * ((stored + 0.3 - 0.3) - stored).abs().max().item()
     probe += ulps * torch.finfo(got.dtype).eps * (1 + stored.abs().max().item())
-    factors, errors = {"max": FACTORS.get(name, 2.0), "rms": 1.5}, _max_and_rms(got, truth)
+    factors, errors = {"max": FACTORS.get(name, 2.0), "rms": 1.5}, max_and_rms(got, truth)
     for kind, error, plain in zip(factors, errors, against.plain[name], strict=True):
         allowed = factors[kind] * plain + probe
         assert error <= allowed, f"{name}: {kind} error {error:.3e}, allowed {allowed:.3e}"

@@ -18,9 +18,9 @@ from fastlm.trainer import checkpoint
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
-from fastlm.trainer.distributed.shards import bytes_each
+from fastlm.trainer.distributed.shards import bytes_each, inner
 from fastlm.trainer.options.training import SHARDS
-from fastlm.trainer.step import Trainer, inner
+from fastlm.trainer.step import Trainer
 
 STEPS = 6
 PRESETS = ("llama", "bert", "t5", "albert", "electra")
@@ -51,6 +51,8 @@ def close(found: dict[str, float], wanted: dict[str, float], **tolerance) -> Non
 
 def equals_one_process(rank: int, world: int, text: Path, shard: str, **changes) -> None:
     many, one = make(text, Ranks(rank, world), shard=shard, **changes), make(text, ALONE, **changes)
+    with many.filling() as model:
+        torch.testing.assert_close(list(model.parameters()), list(one.model.parameters()), rtol=0, atol=0)
     close(many.evaluate(), one.evaluate(), rtol=1e-6, atol=1e-6)
     for _ in range(STEPS):
         update, single = many.update(), one.update()

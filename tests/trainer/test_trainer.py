@@ -21,10 +21,11 @@ from fastlm.trainer import loop, schedule
 from fastlm.trainer.budget import Looks, affordable, due, measure
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
+from fastlm.trainer.evaluation import total
 from fastlm.trainer.options.training import LR
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import GIVE_UP, Metrics, read_rows
-from fastlm.trainer.step import Trainer, total
+from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure
 
 

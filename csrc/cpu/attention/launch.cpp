@@ -1,7 +1,5 @@
 // Launchers of attention; see launch.h. They check addresses, sizes and strides, prepare what all units share, and hand
 // units to threads.
-#include <atomic>
-
 #include "term_arguments.h"
 
 namespace fastlm {
@@ -55,21 +53,6 @@ static std::unique_ptr<float[]> make_diagonals(Attention& a, Address table) {
     }
     a.diagonals = diagonals.get();
     return diagonals;
-}
-
-// work(unit, workspace) for every unit, begun in order. Each thread has `space` fp32 elements, at the start of a cache
-// line.
-template <typename Work>
-static void share(int64_t n, int64_t space, int threads, const Work& work) {
-    const int64_t team = std::max<int64_t>(1, std::min<int64_t>(threads, n)), line = 16,
-                  pitch = ceil_div(space, line) * line + line;
-    std::unique_ptr<float[]> memory(new float[team * pitch + line]);
-    float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
-    std::atomic<int64_t> next{0};
-    parallel_for(team, int(team), [&](int64_t member) {
-        for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < n;)
-            work(unit, aligned + member * pitch);
-    });
 }
 
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,

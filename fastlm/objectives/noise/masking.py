@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fastlm.checks import flag, share, whole
-from fastlm.objectives.base import IGNORED, Vocabulary
+from fastlm.objectives.base import IGNORED
 from fastlm.objectives.noise.draws import WORD, Samples, pick
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 class Hidden(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlm.objectives.base import Vocabulary
+from fastlm.objectives.vocabulary import Vocabulary
 
 
 def documents(rows: Tensor, vocabulary: Vocabulary) -> Tensor:

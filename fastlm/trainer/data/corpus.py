@@ -5,7 +5,8 @@ Python and English. Nothing is downloaded. Files are read one at a time and agai
 larger than memory.
 
 Held out are whole documents, chosen by a hash of their bytes: a copy of a document lands on the same side. Where that
-misses the wanted share, as with a few large files, the last part of every document is held out instead.
+misses the wanted share, as with a few large files, the last part of every document is held out instead. A validation
+text takes the place of both.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import importlib.util
 import platform
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Source:
 @dataclass(frozen=True)
 class Corpus:
     """Files that can be trained on. text_key: the field of a row that holds its text. repeated: share of lines that
-    repeat an earlier line.
+    repeat an earlier line. validation: the text that is held out, where that is another.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Corpus:
     text_key: str
     skipped: Skipped
     repeated: float
+    validation: "Corpus | None" = None
 
     @property
     def bytes(self) -> int:
@@ -60,6 +62,8 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 over every file's name and bytes."""
         listing = "".join(f"{s.name}\0{s.sha}\n" for s in self.sources)
+        if self.validation is not None:
+            listing += f"held out\0{self.validation.fingerprint}\n"
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names are bytes
 
     @cached_property
@@ -71,6 +75,8 @@ class Corpus:
 
     @property
     def split(self) -> str:
+        if self.validation is not None:
+            return f"held out: {self.validation.name}"
         return f"held out: {'whole documents' if self.whole else 'the end of each document'}"
 
     def documents(self, held_out: bool) -> Iterator[str]:
@@ -78,6 +84,9 @@ class Corpus:
 
         Raises Refusal if a file is no longer what it was when it was found.
         """
+        if self.validation is not None:
+            yield from (self.validation if held_out else self).all_documents()
+            return
         for source in self.sources:
             for document in self._unchanged(source):
                 if not self.whole:
@@ -85,6 +94,11 @@ class Corpus:
                     yield document[cut:] if held_out else document[:cut]
                 elif chosen(document) == held_out:
                     yield document
+
+    def all_documents(self) -> Iterator[str]:
+        """Every document, in the order of the files' names; errors as in `documents`."""
+        for source in self.sources:
+            yield from self._unchanged(source)
 
     def _unchanged(self, source: Source) -> list[str]:
         try:
@@ -96,21 +110,25 @@ class Corpus:
         return documents
 
 
-def find(paths: tuple[Path, ...], text_key: str = "text") -> Corpus:
+def find(paths: tuple[Path, ...], text_key: str = "text", validation: tuple[Path, ...] = ()) -> Corpus:
     """The corpus in the given files and folders, or the default one. Raises Refusal, in words.
 
-    text_key: the field of a .jsonl's, .json's, .csv's or .tsv's row that holds its text.
+    text_key: the field of a .jsonl's, .json's, .csv's or .tsv's row that holds its text. validation: files and folders
+    of which all is held out, and then nothing of the others.
     """
     skipped = Skipped()
     name, files = _given(paths, skipped) if paths else default_files()
-    return _survey(name, files, text_key, skipped)
+    held_out = None
+    if validation:
+        held_out = _survey(*_given(validation, skipped, "--validation"), text_key, skipped)
+    return replace(_survey(name, files, text_key, skipped), validation=held_out)
 
 
-def check_there(paths: tuple[Path, ...]) -> None:
-    """Raises Refusal for a path of --data that is not there."""
+def check_there(paths: tuple[Path, ...], flag: str = "--data") -> None:
+    """Raises Refusal for a path of the flag that is not there."""
     for path in paths:
         if not path.exists():
-            raise Refusal(f"--data {absent(path, 'give a file or a folder')}")
+            raise Refusal(f"{flag} {absent(path, 'give a file or a folder')}")
 
 
 def chosen(document: str) -> bool:
@@ -122,8 +140,8 @@ def chosen(document: str) -> bool:
 # Where the files are
 
 
-def _given(paths: tuple[Path, ...], skipped: Skipped) -> tuple[str, list[tuple[Path, str]]]:
-    check_there(paths)
+def _given(paths: tuple[Path, ...], skipped: Skipped, flag: str = "--data") -> tuple[str, list[tuple[Path, str]]]:
+    check_there(paths, flag)
     files = []
     for path in paths:
         files += below(path, skipped.add) if path.is_dir() else [(path, path.name)]

@@ -97,6 +97,12 @@ def vocabulary(tokenizer) -> "Vocabulary":
     )
 
 
+def bytes_of(tokenizer) -> np.ndarray:
+    """[V] int64: how many bytes of text each id stands for; 0 for the special ids."""
+    sizes = [len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())]  # one character a byte
+    return np.array([0] * len(SPECIALS) + sizes[len(SPECIALS) :])
+
+
 def bare_vocabulary(size: int) -> "Vocabulary":
     """The same of a tokenizer of so many ids that is not there yet: each token is a word and a sentence of one line."""
     import torch

@@ -28,7 +28,7 @@ import numpy as np
 
 from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import Corpus
-from fastlm.trainer.data.tokenizer import SPECIALS, dtype_of, learned_share, load_tokenizer, most_ids
+from fastlm.trainer.data.tokenizer import dtype_of, learned_share, load_tokenizer, most_ids
 from fastlm.trainer.words import Refusal
 
 FORMAT = 2  # raise it when the files' meaning changes
@@ -79,9 +79,7 @@ class Tokens:
 
     def bytes_of(self) -> np.ndarray:
         """[V] int64: how many bytes of text each id stands for; 0 for the special ids."""
-        tokenizer = load_tokenizer(self.tokenizer_file)
-        sizes = [len(tokenizer.id_to_token(i)) for i in range(self.facts.vocab_size)]  # one character a byte
-        return np.array([0] * len(SPECIALS) + sizes[len(SPECIALS) :])
+        return tokenizer.bytes_of(load_tokenizer(self.tokenizer_file))
 
     def bits_per_byte(self, nats: float) -> float:
         """Nats a held-out token → bits a byte of text, which does not depend on the tokenizer."""

@@ -96,6 +96,9 @@ class Ranks:
 
 
 ALONE = Ranks()
+# groups, to the process's end: what lets go of one waits for its threads, and DDP's reducer, if it were the last, would
+# hold the lock of Python, which they may wait for
+_held: list = []
 
 
 @contextmanager
@@ -116,6 +119,7 @@ def joined(device_type: str) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     with noticing("start again"):
         dist.init_process_group(backend, timeout=PATIENCE)
+        _held.append(dist.group.WORLD)
         yield Ranks(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: it would wait for the others
 

@@ -19,22 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlm.models import ModelConfig
 from fastlm.models.stack import Block
 from fastlm.optim import Optimizer
 from fastlm.optim.sharding import is_dtensor, placed_as
 from fastlm.trainer.distributed.ranks import Ranks
 from fastlm.trainer.options.training import Training
-from fastlm.trainer.words import Refusal, processes
+from fastlm.trainer.words import Refusal
 
 
-def check(config: Training) -> None:
-    """Raises Refusal for what the processes of this run cannot share."""
-    world = processes()
-    if world == 1:
-        return
+def check(config: Training, shape: ModelConfig, ranks: Ranks) -> None:
+    """Raises Refusal for what these ranks cannot share."""
+    world = ranks.world
     if config.batch < world:
         raise Refusal(f"--batch {config.batch} has no row for each of {world} processes; give at least {world}")
-    if config.command == "pretrain" and config.remembers(config.sketch(config.vocab)):  # labelled rows go on nowhere
+    if world > 1 and config.remembers(shape):
         cure = "give --memory 0, or train in one process"
         raise Refusal(f"--memory is of rows before, which {world} processes do not share; {cure}")
 
@@ -155,6 +154,11 @@ class Division:
             return optimizer.state_dict()["state"] if self.ranks.speaks else None
         states = optimizer.state_dict()["state"]
         return {i: {name: _whole(x, self.ranks.speaks) for name, x in state.items()} for i, state in states.items()}
+
+
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that ZeroRedundancyOptimizer makes of this rank's parameters; others are their own."""
+    return getattr(optimizer, "optim", optimizer)
 
 
 def _fully_sharded(model: nn.Module, whole_until_update: bool) -> nn.Module:

@@ -5,6 +5,7 @@
     finetune.py   those of `fastlm finetune`
     folders.py    likewise of the commands that read a run's folder
     flags.py      dataclasses → flags, --help and refusals in one line
+    files.py      flags from a file, by --config
     choices.py    the names a flag may take, known before anything heavy is imported
     plugins.py    a user's own modules, which add names
 

@@ -35,6 +35,8 @@ class Pretraining:
     model's then, and what it learned is what it learns."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
     """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
+    validation: Annotated[tuple[Path, ...], unset("PATH...", "a part of --data")] = ()
+    """Files and folders that are held out, all of them, instead of a part of the text."""
     text_key: str = "text"
     """The field that holds the text in a row of a .jsonl, .json, .csv or .tsv."""
     minutes: float = 2.0
@@ -49,6 +51,10 @@ class Pretraining:
     """Blocks of attention and feed-forward layer."""
     heads: Annotated[int | None, unset("INT", "the preset's; 4 for llama")] = None
     """Attention heads, each --dim / --heads wide."""
+    kv_heads: Annotated[int | None, unset("INT", "the preset's; --heads for most")] = None
+    """Heads of keys and values, each for as many of --heads (grouped-query attention)."""
+    hidden: Annotated[int | None, unset("INT", "the preset's; 4 times --dim for most")] = None
+    """Width of the feed-forward layers."""
     memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
     """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
 
@@ -56,12 +62,12 @@ class Pretraining:
 @dataclass(frozen=True)
 class Config(Training, Pretraining):
     """Train a language model, from nothing unless --from says otherwise. Without a flag: two minutes on Python's own
-    source code, on the machine at hand.
+    source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, or from a run.json.
     """
 
     command: ClassVar[str] = "pretrain"
     at_least: ClassVar[dict[str, float]] = Training.at_least | {
-        "vocab": LEAST, "context": 1, "dim": 1, "layers": 1, "heads": 1, "memory": 0,
+        "vocab": LEAST, "context": 1, "dim": 1, "layers": 1, "heads": 1, "kv_heads": 1, "hidden": 1, "memory": 0,
     }  # fmt: skip
     # ids are 32 bits wide; rows are tried before there is a text
     at_most: ClassVar[dict[str, float]] = Training.at_most | {"vocab": 2**32, "context": 2**24, "memory": 2**24}
@@ -90,7 +96,7 @@ class Config(Training, Pretraining):
             head = {"head": "lm"} if found.head == "none" else {}
             return replace(found, **head | self.objective_class().shape | asked)
 
-        names = ("position", "context", "dim", "layers", "heads", "memory", "dropout")
+        names = ("position", "context", "dim", "layers", "heads", "kv_heads", "hidden", "memory", "dropout")
         changes = {name: value for name in names if (value := getattr(self, name)) not in (None, "preset")}
         objective, row = self.objective_class(), PRESETS[self.preset]
         own = small(self.preset)
@@ -127,7 +133,9 @@ class Config(Training, Pretraining):
         """
         from fastlm.objectives import small
 
-        paths = {"data": tuple(p.resolve() for p in self.data), "from_": self.from_ and self.from_.resolve()}
+        resolved = lambda paths: tuple(path.resolve() for path in paths)
+        paths = {"data": resolved(self.data), "validation": resolved(self.validation)}
+        paths |= {"from_": self.from_ and self.from_.resolve()}
         own = small(self.preset)
         lr = LR.get(self.optimizer, OTHER_LR) * (1.0 if own is None else own.lr)
         optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
@@ -145,6 +153,7 @@ class Config(Training, Pretraining):
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
         check_there(self.data)
+        check_there(self.validation, "--validation")
         if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
             check_folder(self.from_, flag("from_"))
 
@@ -203,5 +212,5 @@ class Config(Training, Pretraining):
         """The configuration that `to_json` was of."""
         optional = {name: values[name] and Path(values[name]) for name in ("out", "from_")}
         values = {name: value for name, value in values.items() if name != "command"}
-        paths = {"data": tuple(map(Path, values["data"]))} | optional
+        paths = {name: tuple(map(Path, values.get(name, ()))) for name in ("data", "validation")} | optional
         return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES})

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastlm.trainer.options.training import unset
+from fastlm.trainer.data.corpus import check_there
+from fastlm.trainer.options.training import DTYPES, unset
 from fastlm.trainer.words import Refusal, absent, flag, utf8
 
 
@@ -75,6 +76,36 @@ class Predict:
         """Raises Refusal for a file that is not there."""
         if not self.file.exists():
             raise Refusal(absent(self.file, "give a file of rows"))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained model over a text that it did not learn."""
+
+    folder: Path
+    """The run's folder, or one that transformers can open."""
+    data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
+    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
+    text_key: str = "text"
+    """The field that holds the text in a row of a .jsonl, .json, .csv or .tsv."""
+    context: Annotated[int | None, unset("INT", "the model's")] = None
+    """Tokens in a window."""
+    windows: Annotated[int | None, unset("INT", "all")] = None
+    """How many to look at, spread evenly over the text."""
+    batch: int = 8
+    """Windows at a time."""
+    dtype: Literal[tuple(DTYPES)] = "fp32"
+    """What matrix products are computed in."""
+    plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
+    """The plugins the run was made with."""
+
+    def check(self) -> None:
+        """Raises Refusal, naming the flag and the cure, for values no evaluation can have."""
+        for name in ("context", "windows", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise Refusal(f"{flag(name)} is {value}; it must be at least 1")
+        check_there(self.data)
 
 
 def check_folder(folder: Path, name: str = "") -> None:

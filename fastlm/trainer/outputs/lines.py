@@ -12,13 +12,13 @@ from fastlm.optim import memory_table
 from fastlm.trainer.budget import Budget, Looks
 from fastlm.trainer.data.corpus import Corpus
 from fastlm.trainer.data.tokens import Tokens
-from fastlm.trainer.distributed.shards import bytes_each
+from fastlm.trainer.distributed.shards import bytes_each, inner
 from fastlm.trainer.material import Material
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
 from fastlm.trainer.plan import Plan
-from fastlm.trainer.step import Trainer, inner
+from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import clock, command, count, several, size
 
 REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
@@ -36,9 +36,11 @@ def of_machine(config: Config, environment: dict[str, str], dtype_cost: float) -
         yield "warning", f"{slow}; --dtype fp32 is faster here"
 
 
-def of_text(corpus: Corpus) -> Iterator[Line]:
+def of_text(corpus: Corpus, split: bool = True) -> Iterator[Line]:
+    """split: whether a part of it is held out."""
     files = several(len(corpus.sources), "file")
-    yield "data", corpus.name, files, size(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", corpus.split
+    said = (corpus.split,) if split else ()
+    yield "data", corpus.name, files, size(corpus.bytes), f"SHA-256 {corpus.fingerprint[:12]}", *said
     for line in corpus.skipped.lines():
         yield "skipped", line
     if corpus.repeated > REPEATED:

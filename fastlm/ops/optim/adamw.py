@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.precision import assign, parameters
-from fastlm.ops.update import UpdateOp
+from fastlm.ops.optim.precision import assign, parameters
+from fastlm.ops.optim.update import UpdateOp
 
 CORRECTIONS = {"none": 0, "moments": 1, "step": 2}  # where bias correction goes; csrc/rules/adam.h: Correction
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastlm.backends import native
 from fastlm.backends.dispatch import op
 from fastlm.backends.native import address
-from fastlm.ops.lists import cpp_list, dense, refuses_lists, unrepeated, write_back
+from fastlm.ops.optim.lists import cpp_list, dense, refuses_lists, unrepeated, write_back
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition

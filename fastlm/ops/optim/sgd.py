@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.precision import assign, parameters
-from fastlm.ops.update import UpdateOp
+from fastlm.ops.optim.precision import assign, parameters
+from fastlm.ops.optim.update import UpdateOp
 
 
 class SgdUpdate(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.precision import Parameter, assign, parameters
-from fastlm.ops.sums import UpdateRule, all_dims, run_rules
-from fastlm.ops.update import UpdateOp
+from fastlm.ops.optim.precision import Parameter, assign, parameters
+from fastlm.ops.optim.sums import UpdateRule, all_dims, run_rules
+from fastlm.ops.optim.update import UpdateOp
 
 
 class AdafactorUpdate(NamedTuple):

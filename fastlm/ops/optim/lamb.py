@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.ops.adamw import AdamOptions, AdamUpdate, corrections, moments
-from fastlm.ops.precision import Parameter, assign, parameters
-from fastlm.ops.sums import UpdateRule, all_dims, run_rules
-from fastlm.ops.update import UpdateOp
+from fastlm.ops.optim.adamw import AdamOptions, AdamUpdate, corrections, moments
+from fastlm.ops.optim.precision import Parameter, assign, parameters
+from fastlm.ops.optim.sums import UpdateRule, all_dims, run_rules
+from fastlm.ops.optim.update import UpdateOp
 
 
 class RatioOptions(NamedTuple):

@@ -33,7 +33,7 @@ from fastlm.backends import native
 from fastlm.backends.dispatch import Op
 from fastlm.backends.native import address
 from fastlm.backends.signature import Signature
-from fastlm.ops.lists import addresses, cpp_list, dense, fp32, laid_out, refuses_lists, with_shapes, write_back
+from fastlm.ops.optim.lists import addresses, cpp_list, dense, fp32, laid_out, refuses_lists, with_shapes, write_back
 
 UPDATE = ("params", "masters", "keys", "grads", "steps", "coefficient", "found_inf")
 

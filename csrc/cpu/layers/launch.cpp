@@ -1,0 +1,169 @@
+// Launchers of the layers between matrix products; see launch.h. They check addresses and sizes, and hand rows to
+// threads.
+#include "../launch.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "../parallel.h"
+
+namespace fastlm {
+
+constexpr int64_t WORTH = 32768;    // elements that a thread takes at least
+constexpr int64_t PARTIALS = 64;    // of a sum over rows, at most
+constexpr int64_t PARTIAL_ROWS = 16;
+
+// The tensor of this name; no data where it is not given.
+static Span span(const Operands& tensors, const char* name, bool required) {
+    const auto found = tensors.find(name);
+    const std::string who = name;
+    if (found == tensors.end()) {
+        check(!required, who + " must be given");
+        return {nullptr, F32};
+    }
+    const auto [address, dtype] = found->second;
+    check(address != 0, who + " has a null address");
+    check(dtype >= F32 && dtype <= F16, who + " has a dtype that is not fp32, bf16 or fp16");
+    check(address % element_size(dtype) == 0, who + " has an address that is not a multiple of its element's size");
+    return {reinterpret_cast<void*>(address), dtype};
+}
+
+// n elements of x in fp32, plus offset; of one that is not given, as many times `otherwise`.
+static std::unique_ptr<float[]> vector_of(Span x, int64_t n, float offset, float otherwise) {
+    std::unique_ptr<float[]> made(new float[n]);
+    for (int64_t i = 0; i < n; i++)
+        made[i] = !x.data          ? otherwise
+                  : x.dtype == F32 ? static_cast<const float*>(x.data)[i] + offset
+                  : x.dtype == F16 ? widen(static_cast<const f16*>(x.data)[i]) + offset
+                                   : widen(static_cast<const bf16*>(x.data)[i]) + offset;
+    return made;
+}
+
+// work(begin, end) for runs of rows that are worth a thread.
+template <typename Work>
+static void by_rows(int64_t rows, int64_t elements, int threads, const Work& work) {
+    const int64_t together = std::max<int64_t>(1, WORTH / elements);
+    parallel_for(ceil_div(rows, together), threads,
+        [&](int64_t unit) { work(unit * together, std::min(rows, (unit + 1) * together)); });
+}
+
+static void check_rows(int64_t rows, int64_t D, Address statistics) {
+    check(rows >= 0, "a size is negative");
+    check(D >= 1 && D <= INT32_MAX, "rows must have 1 to 2³¹ - 1 elements");
+    check(statistics || rows == 0, "statistics must be given");
+}
+
+void launch_norm(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D, double eps,
+    double weight_offset, bool rounds_first, int threads) {
+    check_rows(rows, D, statistics);
+    if (rows == 0) return;
+    Norm a = {};
+    a.x = span(tensors, "x", true), a.residual = span(tensors, "residual", false), a.y = span(tensors, "y", true);
+    a.s = span(tensors, "s", a.residual.data != nullptr);
+    const auto weight = vector_of(span(tensors, "weight", false), D, float(weight_offset), 1.0f),
+               bias = vector_of(span(tensors, "bias", false), D, 0.0f, 0.0f);
+    a.weight = weight.get(), a.bias = bias.get();
+    a.mean = centred ? reinterpret_cast<float*>(statistics) : nullptr;
+    a.rstd = reinterpret_cast<float*>(statistics) + (centred ? rows : 0);
+    a.D = D;
+    a.eps = float(eps);
+    a.rounds_first = rounds_first && a.y.dtype != F32;
+    const int64_t together = std::max<int64_t>(1, WORTH / D);
+    const Kernels& k = active();
+    share(ceil_div(rows, together), 3 * D, threads, [&](int64_t unit, float* workspace) {
+        k.norm(a, unit * together, std::min(rows, (unit + 1) * together), workspace);
+    });
+}
+
+void launch_norm_backward(const Operands& tensors, Address statistics, bool centred, int64_t rows, int64_t D,
+    double weight_offset, Address dweight, Address dbias, int threads) {
+    check_rows(rows, D, statistics);
+    NormBackward a = {};
+    const int64_t together = std::max(PARTIAL_ROWS, ceil_div(rows, PARTIALS)), units = ceil_div(rows, together);
+    std::unique_ptr<float[]> partials(new float[units * 2 * D]);
+    const auto weight = vector_of(span(tensors, "weight", false), D, float(weight_offset), 1.0f);
+    if (rows > 0) {
+        a.dy = span(tensors, "dy", true), a.ds = span(tensors, "ds", false), a.s = span(tensors, "s", true);
+        a.dx = span(tensors, "dx", true);
+        a.weight = weight.get();
+        a.mean = centred ? reinterpret_cast<const float*>(statistics) : nullptr;
+        a.rstd = reinterpret_cast<const float*>(statistics) + (centred ? rows : 0);
+        a.D = D;
+        const Kernels& k = active();
+        share(units, 4 * D, threads, [&](int64_t unit, float* workspace) {
+            float* sums = partials.get() + unit * 2 * D;
+            k.norm_backward(a, unit * together, std::min(rows, (unit + 1) * together), sums, sums + D, workspace);
+        });
+    }
+    // rows are cut by their number alone, so that the sums' bits do not depend on threads
+    for (int which = 0; which < 2; which++) {
+        float* to = reinterpret_cast<float*>(which ? dbias : dweight);
+        if (!to) continue;
+        std::fill(to, to + D, 0.0f);
+        for (int64_t unit = 0; unit < units; unit++)
+            for (int64_t i = 0; i < D; i++) to[i] += partials[(2 * unit + which) * D + i];
+    }
+}
+
+static Gate gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, bool backward) {
+    check(rows >= 0 && H >= 0, "a size is negative");
+    check(activation >= GELU && activation <= TANH, "the activation's number is unknown");
+    Gate a = {};
+    a.x = span(tensors, "x", true), a.y = span(tensors, backward ? "dy" : "y", true);
+    a.dx = span(tensors, "dx", backward);
+    a.H = H;
+    a.activation = activation;
+    a.gated = gated;
+    return a;
+}
+
+void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads) {
+    if (rows == 0 || H == 0) return;
+    const Gate a = gate(tensors, rows, H, activation, gated, false);
+    by_rows(rows, H, threads, [&](int64_t begin, int64_t end) { active().gate(a, begin, end); });
+}
+
+void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads) {
+    if (rows == 0 || H == 0) return;
+    const Gate a = gate(tensors, rows, H, activation, gated, true);
+    by_rows(rows, H, threads, [&](int64_t begin, int64_t end) { active().gate_backward(a, begin, end); });
+}
+
+static Logits logits(Address x, Address labels, int64_t rows, int64_t V, const std::array<double, 3>& options) {
+    const auto [softcap, temperature, label_smoothing] = options;
+    check(rows >= 0 && V >= 1, "there must be at least one logit in a row");
+    check(rows == 0 || (x && labels), "an address is null");
+    check(temperature > 0 && softcap >= 0, "temperature must be positive, and softcap at least 0");
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t label = reinterpret_cast<const int64_t*>(labels)[row];
+        check(label >= 0 && label < V, "a label is " + std::to_string(label) + "; give 0 to " + std::to_string(V - 1));
+    }
+    return {V, float(softcap), float(temperature), float(label_smoothing)};
+}
+
+void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(x, labels, rows, V, options);
+    check(rows == 0 || (lse && wanted), "an address is null");
+    const Kernels& k = active();
+    parallel_for(rows, threads, [&](int64_t row) {
+        const RowLoss r = k.logits_measure(
+            c, reinterpret_cast<const float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
+        reinterpret_cast<float*>(lse)[row] = r.lse;
+        reinterpret_cast<float*>(wanted)[row] = r.wanted;
+    });
+}
+
+void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
+    const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(x, labels, rows, V, options);
+    check(rows == 0 || (lse && scale && g), "an address is null");
+    const auto of_row = [](Address values, int64_t row) { return reinterpret_cast<const float*>(values)[row]; };
+    const Kernels& k = active();
+    parallel_for(rows, threads, [&](int64_t row) {
+        k.logits_gradient(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
+            of_row(lse, row), of_row(scale, row), of_row(g, row));
+    });
+}
+
+}  // namespace fastlm

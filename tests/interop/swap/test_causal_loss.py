@@ -1,0 +1,94 @@
+"""Losses without logits: the loss and every gradient beside those of the model's own, and when logits are made."""
+
+import copy
+
+import pytest
+import torch
+from families import BEFORE_5, VOCABULARY, make, padded, tokens, transformers
+from largest import Largest
+
+import fastlm
+from fastlm.interop.swap.causal_loss import NAMES
+
+MODELS = sorted(NAMES)
+HOW = "fastlm.linear_cross_entropy: no logits while it trains with labels"
+
+
+def labelled(**more) -> dict:
+    mask = padded("right")
+    return dict(input_ids=tokens(), attention_mask=mask, labels=tokens().masked_fill(mask == 0, -100)) | more
+
+
+def step(model, given) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    loss = model(**given).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+WAYS = {
+    "mean": {},
+    "a sum over all batches": dict(num_items_in_batch=torch.tensor(37)),
+    "labels in their places": dict(shift_labels=tokens().roll(-1, 1)),
+    "another label to ignore": dict(labels=tokens().masked_fill(padded("right") == 0, 3), ignore_index=3),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("way", WAYS)
+def test_loss_and_gradients(name, way):
+    if BEFORE_5 and name == "bloom" and way in ("labels in their places", "another label to ignore"):
+        pytest.skip("before transformers 5 BLOOM takes no such argument")
+    model, given = make("causal", name, "eager").train(), labelled(**WAYS[way])
+    want, gradients = step(model, given)
+    assert ("", HOW) in fastlm.swap(model).swapped
+    got, mine = step(model, given)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    largest = max(x.abs().max().item() for x in gradients.values())
+    torch.testing.assert_close(mine, gradients, rtol=1e-3, atol=1e-5 * largest)
+    assert model(**given).logits is None
+
+
+def test_logits_are_made_when_they_are_asked_for():
+    model = make("causal", "llama", "eager")
+    given, state, of_head = labelled(), copy.deepcopy(model.state_dict()), vars(model.lm_head).keys() | set()
+    want = model(**given)
+    fastlm.swap(model)
+    out = model(**given)  # evaluation
+    torch.testing.assert_close((out.loss, out.logits), (want.loss, want.logits), rtol=1e-4, atol=1e-4)
+    model.train()
+    assert model(given["input_ids"]).logits.shape == (2, 12, VOCABULARY)
+    loss, logits, *_ = model(**given, return_dict=False)
+    assert logits is None and loss.ndim == 0
+    model.loss_function = lambda logits, labels, **_: logits.sum()
+    assert model(**given).logits is not None
+    fastlm.unswap(model)
+    assert type(model) is transformers.LlamaForCausalLM and type(model.lm_head) is torch.nn.Linear
+    assert vars(model.lm_head).keys() == of_head
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+
+def test_hooks_of_the_head_see_logits():
+    model = make("causal", "llama", "eager").train()
+    fastlm.swap(model)
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    assert model(**labelled()).logits is not None and seen == [(2, 12, VOCABULARY)]
+
+
+def test_no_tensor_of_logits():
+    config = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=20000)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).train()
+    fastlm.swap(model)
+    ids = torch.arange(600)[None]
+    with Largest() as largest:
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert largest.elements < 600 * 20000
+
+
+def test_others_keep_their_loss():
+    """Gemma 2 bounds its logits, Granite scales them."""
+    for name in ("gemma2", "granite"):
+        report = fastlm.swap(make("causal", name, "eager"), attention=False)
+        assert report.swapped == [] and "not one that fastlm knows" in report.kept[0][1]
+    assert fastlm.swap(make("causal", "llama", "eager"), attention=False, loss=False) == fastlm.interop.swap.Report()

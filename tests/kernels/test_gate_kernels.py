@@ -1,0 +1,32 @@
+"""Triton's gates: on the GPU if there is one, compiled; else in Triton's interpreter (tests/conftest.py says so)."""
+
+import pytest
+import torch
+from cases import GATE
+from gated import assert_gate_accurate
+
+import fastlm
+from fastlm.backends import native
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+
+import interpreting
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if native.interpreting():
+    interpreting.patch_once()
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs():
+    """Fresh memory is NaN, so that an element nobody wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [case for case in GATE if case.op == "gated"], ids=str)
+def test_it_is_as_accurate_as_pytorch(case, dtype):
+    with fastlm.use_backend("triton"):
+        assert_gate_accurate(case, dtype, DEVICE)
