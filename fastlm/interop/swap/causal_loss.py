@@ -24,6 +24,7 @@ class Head(Served):
 
     how = "left out where the loss needs it alone"
     deferred = False
+    notes = ("deferred",)
 
     def forward(self, input: Tensor) -> Tensor:
         return input if self.deferred else super().forward(input)
@@ -39,10 +40,8 @@ class CausalLM(Served):
     def refusal(cls, module) -> str | None:
         head = module.get_output_embeddings()
         if type(head) is not nn.Linear or is_wrapped(head):
-            return f"its head is a {type(head).__name__} of another kind than torch.nn.Linear"
-        if module.loss_function.__name__ != "ForCausalLMLoss":
-            return f"its loss is {module.loss_function.__name__}"
-        return None
+            return f"its head is a {type(head).__name__} that is wrapped or no torch.nn.Linear"
+        return None if _is_theirs(module.loss_function) else "its loss function is not transformers' ForCausalLMLoss"
 
     @property
     def loss_function(self):
@@ -62,7 +61,7 @@ class CausalLM(Served):
         try:
             output = super().forward(*args, **kwargs)
         finally:
-            del head.deferred
+            head.deferred = False
         if isinstance(output, tuple):
             return output[0], None, *output[2:]
         output.logits = None
@@ -72,7 +71,7 @@ class CausalLM(Served):
         """Whether nothing was put in since that must be called as it is: another head, its hooks, another loss."""
         if not is_served(head) or head._forward_hooks or head._forward_pre_hooks or is_wrapped(head):
             return False
-        return super().loss_function.__name__ == "ForCausalLMLoss"
+        return _is_theirs(super().loss_function)
 
     def _loss(
         self, logits: Tensor, labels: Tensor, vocab_size=None, num_items_in_batch=None, ignore_index: int = -100,
@@ -88,3 +87,7 @@ class CausalLM(Served):
             ignore_index=ignore_index, reduction=reduction,
         )  # fmt: skip
         return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def _is_theirs(loss: object) -> bool:
+    return getattr(loss, "__qualname__", None) == "ForCausalLMLoss"

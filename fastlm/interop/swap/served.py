@@ -19,6 +19,7 @@ class Served:
         how: what it does, for the report.
         by_interface: whether it asks transformers' attention interface for masks, from transformers 5 on, so that its
             config must name ours.
+        notes: what it sets on the module, which goes with it.
         original: the module's own class.
     """
 
@@ -28,6 +29,7 @@ class Served:
     only_before_5: ClassVar[bool] = False
     how: ClassVar[str] = "fastlm.attention"
     by_interface: ClassVar[bool] = False
+    notes: ClassVar[tuple[str, ...]] = ()
     original: ClassVar[type]
 
     @classmethod
@@ -68,7 +70,8 @@ def exchange(module: nn.Module, served: type[Served]) -> None:
 
 def restore(module: nn.Module) -> None:
     """Give the module its own class back."""
-    vars(module).pop("forward", None)
+    for name in ("forward", *type(module).notes):
+        vars(module).pop(name, None)
     module.__class__ = type(module).original
 
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlm import masks
-from fastlm.interop.swap.masks import arguments
 from fastlm.interop.swap.served import Served
 from fastlm.nn.functional import attention
 from fastlm.positions import Terms, Vectors
@@ -22,14 +21,12 @@ class Seen(NamedTuple):
     Args:
         causal: whether later tokens are hidden.
         left: how many keys before its own a query sees; None for all.
-        padding: arguments of `fastlm.attention` that hide padding.
-        dense: [B, 1, L, Lk] bool, visible pairs, where `perm_mask` says which; None for all.
+        hidden: arguments of `fastlm.attention` that hide padding, or what perm_mask does.
     """
 
     causal: bool
     left: int | None
-    padding: dict
-    dense: Tensor | None
+    hidden: dict
 
 
 class Groups(NamedTuple):
@@ -73,7 +70,7 @@ class RelativeAttention(Served):
 
     def attend(self, query, key, value, position: Terms, groups: Groups | None, seen: Seen) -> Tensor:
         """[B, H, L, D] → [L, B, H, D]."""
-        given = arguments(seen.dense, query, key) | seen.padding
+        given = dict(seen.hidden)
         if groups is not None:
             same = (query + self.r_s_bias[:, None]) * (self.seg_embed[0] - self.seg_embed[1])[:, None]
             given["group_bias"] = (self.scale * same.sum(-1), *groups)
@@ -142,7 +139,9 @@ class Model(Served):
         return tuple(x for x in output.values() if x is not None)
 
     def rows(self, L: int, Lk: int, like: Tensor) -> Tensor:
-        """r of the distances of L queries and Lk keys, which a layer projects: [L + Lk - 1, 1, dim]."""
+        """r of the distances of L queries and Lk keys, which a layer projects: [L + Lk - 1, 1, dim]. Dropout drops the
+        same of it in all rows of the batch.
+        """
         r = self.relative_positional_encoding(L, Lk).to(like.device)[1:]  # they begin a distance farther
         return self.dropout(F.pad(r, (0, 0, 0, 0, 0, L + Lk - 1 - len(r))))  # and, one-way, end at the query
 
@@ -150,18 +149,29 @@ class Model(Served):
         """Of the content stream and of the query stream, of L tokens and M remembered ones."""
         causal = self.attn_type == "uni"
         left = M if causal and self.same_length else None
-        if real is not None and real.all():
-            real = None
+        waits = real is None or real.device.type != "cpu" or torch.compiler.is_compiling()
+        real = None if not waits and bool(real.all()) else real
         if perm_mask is None and (real is None or not use_mems):
             real = None if real is None else F.pad(real.bool(), (M, 0), value=True)
-            one = Seen(causal, left, masks.padding(real, L), None)
+            one = Seen(causal, left, masks.padding(real, L))
             return one, one
         # What padding has seen counts where it is remembered, and it sees itself.
         hidden = 0 if perm_mask is None else perm_mask
         hidden = hidden if real is None else hidden + (1 - real)[:, None]
-        visible = F.pad(hidden.expand(-1, L, -1) <= 0, (M, 0), value=True)[:, None]
-        itself = torch.eye(L, dtype=torch.bool, device=visible.device)
-        return (
-            Seen(causal, left, {}, visible | F.pad(itself, (M, 0))),
-            Seen(causal, left, {}, visible),
-        )
+        visible = F.pad(hidden.expand(-1, L, -1) <= 0, (M, 0), value=True)
+        itself = F.pad(torch.eye(L, dtype=torch.bool, device=visible.device), (M, 0))
+        return Seen(causal, left, pairs(visible | itself)), Seen(causal, left, pairs(visible))
+
+
+def pairs(visible: Tensor) -> dict[str, object]:
+    """The arguments of `fastlm.attention` under which visible [B, L, Lk] bool is what queries see: an order, where it
+    is one and can be looked at without waiting, or a bias of each pair.
+
+    In an order the keys that fewer queries see rank higher, and a query ranks as the last key that it sees.
+    """
+    if visible.device.type == "cpu" and not torch.compiler.is_compiling():
+        of_keys = -visible.sum(1, dtype=torch.int32)
+        of_queries = torch.where(visible, of_keys[:, None], -visible.shape[1] - 1).amax(-1)
+        if torch.equal(of_keys[:, None] <= of_queries[..., None], visible):
+            return {"order": (of_queries, of_keys)}
+    return {"bias": torch.where(visible, 0.0, -torch.inf)[:, None]}

@@ -92,3 +92,18 @@ def test_others_keep_their_loss():
         report = fastlm.swap(make("causal", name, "eager"), attention=False)
         assert report.swapped == [] and "not one that fastlm knows" in report.kept[0][1]
     assert fastlm.swap(make("causal", "llama", "eager"), attention=False, loss=False) == fastlm.interop.swap.Report()
+
+
+@pytest.mark.skipif(BEFORE_5, reason="before transformers 5 masks ask where queries stand, which torch.compile refuses")
+def test_torch_compile():
+    model = make("causal", "llama", "eager").train()
+    want, _ = step(model, labelled())
+    fastlm.swap(model)
+    _, mine = step(model, labelled())
+    compiled = torch.compile(model, backend="aot_eager")
+    model.zero_grad()
+    out = compiled(**labelled())
+    out.loss.backward()
+    assert out.logits is None
+    torch.testing.assert_close(out.loss, want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close({name: p.grad for name, p in model.named_parameters()}, mine, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from families import BEFORE_5, make, padded, tokens
 from torch import nn
 
 import fastlm
+from fastlm.interop.swap import xlnet
 from fastlm.interop.swap.served import Served
 
 
@@ -44,6 +45,14 @@ def test_models_of_the_attention_interface(kind, name):
     fastlm.unswap(model)
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model(tokens(), attention_mask=padded("left")).logits, want)
+
+
+def test_scores_that_are_bounded():
+    model = make("causal", "gemma2", "eager")
+    report = fastlm.swap(model, loss=False)
+    why = "it bounds its scores (attn_logit_softcapping), which fastlm.attention does not"
+    assert report == fastlm.interop.swap.Report(kept=[("", why)])
+    assert model.config._attn_implementation == "eager" and model(tokens()).logits.isfinite().all()
 
 
 def test_a_part_of_another_model():
@@ -284,6 +293,22 @@ def test_two_streams_memory_and_segments(options, padding):
     fastlm.swap(model)
     for mine, theirs in zip(made(), want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_order_of_guessing_is_recognised(seed):
+    """Ties, memory, queries that see nothing and keys that nobody sees among them; and what is none stays as it is."""
+    draw = torch.Generator().manual_seed(seed)
+    of_queries, of_keys = (torch.randint(seed % 9 + 1, (2, n), generator=draw) for n in (7, 9))
+    visible = of_keys[:, None] <= of_queries[..., None] - seed % 3
+    given = xlnet.pairs(visible)
+    assert given.keys() == {"order"}
+    values = torch.eye(9).expand(2, 1, -1, -1)
+    flat = torch.zeros(2, 1, 9, 9)
+    for hidden in (visible, torch.rand(2, 7, 9, generator=draw) < 0.5):
+        given = xlnet.pairs(hidden)
+        assert torch.equal(fastlm.attention(flat[:, :, :7], flat, values, **given)[:, 0] > 0, hidden)
+    assert given.keys() == {"bias"}
 
 
 def test_states_and_tuples_of_xlnet():
