@@ -67,12 +67,17 @@ class MultiheadAttention(nn.MultiheadAttention):
             (output, weights or None), as torch.
 
         Raises:
-            ValueError: for need_weights with a position.
+            ValueError: for need_weights with a position, and for nested tensors with one.
         """
         if need_weights is None:
             need_weights = self.position is None
         if need_weights and self.position is not None:
             raise ValueError("need_weights is True, and with a position no weights are made; give need_weights=False")
+        if query.is_nested and self.position is not None:
+            raise ValueError(
+                "query is nested, and a position counts along rows; give padded rows: a torch.nn.TransformerEncoder "
+                "nests them unless it is made with enable_nested_tensor=False"
+            )
         if need_weights or query.is_nested:
             warn_of_weights(need_weights)
             return super().forward(

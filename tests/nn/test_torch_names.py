@@ -298,6 +298,21 @@ def test_in_torchs_encoder_layer(training):
         assert not torch.allclose(layer(x, src_key_padding_mask=PADDED), want)
 
 
+def test_nested_rows_are_refused_with_a_position():
+    """As torch's encoder makes them, in evaluation, unless it is told not to when it is made."""
+    stack = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, H, 32, batch_first=True), 1).eval()
+    x = draw(B, LK, E)
+    with torch.no_grad():
+        want = stack(x, src_key_padding_mask=PADDED)
+        plain = MultiheadAttention(E, H, batch_first=True).eval()
+        plain.load_state_dict(stack.layers[0].self_attn.state_dict())
+        stack.layers[0].self_attn = plain
+        torch.testing.assert_close(stack(x, src_key_padding_mask=PADDED), want)
+        stack.layers[0].self_attn = MultiheadAttention(E, H, batch_first=True, position="alibi").eval()
+        with pytest.raises(ValueError, match=r"query is nested, .* made with enable_nested_tensor=False"):
+            stack(x, src_key_padding_mask=PADDED)
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_swap_in_torchs_transformer(norm_first):
     torch.manual_seed(0)
