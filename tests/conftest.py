@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
     items[:] = items[i::n]
     for item in items:
+        if " at 0x" in item.nodeid:  # another address in each worker of xdist, which then runs nothing
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name; give ids that are the same each time")
         if _file(item) in SLOW or item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.slow)
         if shared := _shared(item):  # what is made once is made by one worker

@@ -53,7 +53,9 @@ def dense(score_mod, n=L, scores=None):
     return torch.stack([torch.stack(row) for row in pairs]).view(1, H, n, n)
 
 
-@pytest.mark.parametrize("score_mod", [alibi, by_table, far_is_worse, Buckets()], ids=str)
+@pytest.mark.parametrize(
+    "score_mod", [alibi, by_table, far_is_worse, Buckets()], ids=["alibi", "by_table", "far_is_worse", "module"]
+)
 def test_a_number_by_distance_is_a_scheme(score_mod):
     q, k, v = (torch.randn(1, H, L, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
     position = from_score_mod(score_mod, H, L)
