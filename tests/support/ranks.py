@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PATIENCE = 100.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
+PATIENCE = 300.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
 
 
 MOST = 4
