@@ -181,7 +181,7 @@ def start(processes: int, *argv: str, code: str = "") -> subprocess.Popen:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = [*words, "--no-python", sys.executable, *program, *map(str, argv)]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    return subprocess.Popen(launcher, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+    return subprocess.Popen(launcher, env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}, **options)
 
 
 def run(processes: int, *argv: str, code: str = "") -> tuple[int, str, str]:
