@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each take all cores wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # here a plugin of pytest's may have imported torch
 
+from ranks import every_rank as every_rank  # one set of processes for all tests that ask for ranks
+from ranks import ranks as ranks
+
 import fastlm
 from fastlm.backends import native
 
@@ -87,12 +90,18 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def poisoned_cpp():
-    """Attention by C++; results start as NaN, for torch fills empty tensors when it is asked to be deterministic."""
+def poisoned():
+    """Results start as NaN, for torch fills empty tensors when it is asked to be deterministic."""
     torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def poisoned_cpp(poisoned):
+    """Attention by C++; results start as NaN."""
     with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ class Objective:
     def any_fixed(self, generator: torch.Generator) -> Batch:
         """A batch of one held-out window that a generator draws, on the generator's device."""
         number = torch.randint(self.windows, (), generator=generator, device=generator.device).item()
-        return {name: x.to(generator.device) for name, x in self.fixed(np.array([number])).items()}
+        return placed(self.fixed(np.array([number])), generator.device)
 
     def targets(self, batch: Batch) -> dict[str, int]:
         """How many targets a batch has.
@@ -252,6 +252,11 @@ class Objective:
             The text; by default none.
         """
         return ""
+
+
+def placed(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device, which the host does not wait for."""
+    return {name: x.to(device, non_blocking=True) for name, x in batch.items()}
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

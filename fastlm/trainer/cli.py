@@ -10,7 +10,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fastlm import __version__
 from fastlm.trainer.distributed.ranks import may_tell
@@ -20,6 +20,9 @@ from fastlm.trainer.options.flags import listed, parse
 from fastlm.trainer.outputs.console import discard_output
 from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.words import FULL, Failure, Refusal, did_you_mean, processes, say
+
+if TYPE_CHECKING:
+    from fastlm.trainer.options.training import Training
 
 USAGE = """usage: fastlm COMMAND [--help] | --version
 
@@ -122,40 +125,29 @@ def _machine() -> Iterator[None]:
 
 
 def pretrain(argv: list[str]) -> int:
-    _check_extra()
-    plugins.load(listed(argv, "plugin"))  # before Config, whose choices are what is registered
+    _ready(argv)
     from fastlm.trainer.options.config import Config
 
-    argv = expanded(argv, Config, "pretrain")
-    config = parse(Config, "pretrain", argv)
-    config.check_values()  # again in run.pretrain; here it does not wait for torch
+    config, words = _training(Config, argv)
     from fastlm.trainer.commands import run
 
     with _machine():
-        return run.pretrain(config, ["pretrain", *argv])
+        return run.pretrain(config, words)
 
 
 def finetune(argv: list[str]) -> int:
-    _check_extra()
-    plugins.load(listed(argv, "plugin"))
+    _ready(argv)
     from fastlm.trainer.options.finetune import FineTune
 
-    argv = expanded(argv, FineTune, "finetune")
-    config = parse(FineTune, "finetune", argv)
-    config.check_values()
+    config, words = _training(FineTune, argv)
     from fastlm.trainer.commands import finetune
 
     with _machine():
-        return finetune.finetune(config, ["finetune", *argv])
+        return finetune.finetune(config, words)
 
 
 def resume(argv: list[str]) -> int:
-    _check_extra()
-    from fastlm.trainer.options.folders import Resume, check_folder
-
-    asked = parse(Resume, "resume", argv)
-    check_folder(asked.folder)
-    plugins.load(asked.plugin)
+    asked = _of_folder("resume", argv)
     from fastlm.trainer.commands import run
 
     with _machine():
@@ -163,50 +155,60 @@ def resume(argv: list[str]) -> int:
 
 
 def sample(argv: list[str]) -> int:
-    _check_extra()
-    from fastlm.trainer.options.folders import Sample, check_folder
-
-    asked = parse(Sample, "sample", argv)
-    asked.check()
-    check_folder(asked.folder)
-    plugins.load(asked.plugin)
+    asked = _of_folder("sample", argv)
     from fastlm.trainer.commands import sampling
 
     with _machine():
-        note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
-        sampling.write(asked, lambda piece: print(piece, end="", flush=True), note)
+        sampling.write(asked, lambda piece: print(piece, end="", flush=True), _note)
     return 0
 
 
 def predict(argv: list[str]) -> int:
-    _check_extra()
-    from fastlm.trainer.options.folders import Predict, check_folder
-
-    asked = parse(Predict, "predict", argv)
-    check_folder(asked.folder)
-    asked.check()
-    plugins.load(asked.plugin)
+    asked = _of_folder("predict", argv)
     from fastlm.trainer.commands import predicting
 
     with _machine():
-        note = lambda line: print(f"fastlm: {line}", file=sys.stderr)
-        predicting.write(asked, lambda line: print(line, flush=True), note)
+        predicting.write(asked, lambda line: print(line, flush=True), _note)
     return 0
 
 
 def evaluate(argv: list[str]) -> int:
-    _check_extra()
-    from fastlm.trainer.options.folders import Evaluate, check_folder
-
-    asked = parse(Evaluate, "evaluate", argv)
-    asked.check()
-    check_folder(asked.folder)
-    plugins.load(asked.plugin)
+    asked = _of_folder("evaluate", argv)
     from fastlm.trainer.commands import evaluating
 
     with _machine():
         evaluating.evaluate(asked, say)
     return 0
+
+
+def _ready(argv: list[str]) -> None:
+    """Plugins come before the configuration, whose choices are what is registered."""
+    _check_extra()
+    plugins.load(listed(argv, "plugin"))
+
+
+def _training(kind: type, argv: list[str]) -> tuple["Training", list[str]]:
+    """The configuration that the words ask for, and the words with those of a --config in its place."""
+    argv = expanded(argv, kind, kind.command)
+    config = parse(kind, kind.command, argv)
+    config.check_values()  # again when the run begins; here it does not wait for torch
+    return config, [kind.command, *argv]
+
+
+def _of_folder(name: str, argv: list[str]):
+    """What is asked of a command that reads a folder, an instance of its class in options/folders.py."""
+    _check_extra()
+    from fastlm.trainer.options import folders
+
+    asked = parse(getattr(folders, name.capitalize()), name, argv)
+    asked.check()
+    folders.check_folder(asked.folder)
+    plugins.load(asked.plugin)
+    return asked
+
+
+def _note(line: str) -> None:
+    print(f"fastlm: {line}", file=sys.stderr)
 
 
 def info(argv: list[str]) -> int:

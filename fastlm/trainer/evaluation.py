@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlm.models import Remembering
 from fastlm.objectives import Objective
+from fastlm.objectives.base import placed
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options.training import DTYPES
 
@@ -65,9 +66,8 @@ class Evaluation:
             self.check()
             mine = numbers[self.ranks.part(len(numbers))]
             batch = self.objective.fixed(mine if len(mine) else numbers[:1])  # every rank asks the model each time
-            placed = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             with autocast(self.dtype, self.device):
-                terms, shares = self.ask(self.objective.evaluate, asked, placed)
+                terms, shares = self.ask(self.objective.evaluate, asked, placed(batch, self.device))
             there = self.objective.targets(batch)
             if self.bytes_of is not None:
                 there["bytes"] = self.bytes_of[batch["labels"].clamp(min=0)].sum().item()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fastlm.amp import GradScaler
 from fastlm.models import Recurrence, Remembering, Transformer
 from fastlm.models.heads import Headed
-from fastlm.objectives import Batch, Objective, Vocabulary, noise
+from fastlm.objectives import Objective, Vocabulary, noise
+from fastlm.objectives.base import placed
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.optim.sharding import is_dtensor, local
 from fastlm.trainer import schedule
@@ -139,7 +140,7 @@ class Trainer:
             self.check()
             with self.division.adding_up(now=i == config.accumulate):
                 with autocast(config.dtype, self.device):
-                    sums = self.division.ask(self.train.loss, model, self._placed(batch))
+                    sums = self.division.ask(self.train.loss, model, placed(batch, self.device))
                 means = self.train.means(sums, counts)
                 self.scaler.scale(self.ranks.world * means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
@@ -193,9 +194,6 @@ class Trainer:
     def finite(self) -> bool:
         """Whether every parameter is a finite number. The host waits for the device."""
         return bool(torch.stack([local(p).isfinite().all() for p in self.model.parameters()]).all())
-
-    def _placed(self, batch: Batch) -> Batch:
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
 
 def make_objective(

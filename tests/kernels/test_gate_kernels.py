@@ -17,12 +17,7 @@ if native.interpreting():
     interpreting.patch_once()
 
 
-@pytest.fixture(autouse=True)
-def poisoned_outputs():
-    """Fresh memory is NaN, so that an element nobody wrote shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -33,12 +33,9 @@ def test_it_is_as_accurate_as_pytorch(case, dtype):
 @pytest.mark.skipif(not BUILT, reason="the C++ extension is not built")
 class TestCpp:
     @pytest.fixture(autouse=True)
-    def poisoned(self):
-        """Results start as NaN."""
-        torch.use_deterministic_algorithms(True)
+    def by_cpp(self, poisoned):
         with fastlm.use_backend("cpp"):
             yield
-        torch.use_deterministic_algorithms(False)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("case", GATE, ids=str)

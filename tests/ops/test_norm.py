@@ -25,12 +25,9 @@ def test_it_is_as_accurate_as_pytorch(case, dtype):
 @pytest.mark.skipif(native.cpp_missing(CPU) is not None, reason="the C++ extension is not built")
 class TestCpp:
     @pytest.fixture(autouse=True)
-    def poisoned(self, threads):
-        """Results start as NaN."""
-        torch.use_deterministic_algorithms(True)
+    def by_cpp(self, threads, poisoned):
         with fastlm.use_backend("cpp"):
             yield
-        torch.use_deterministic_algorithms(False)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("case", NORM, ids=str)

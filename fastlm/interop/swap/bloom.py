@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastlm.interop.swap.masks import arguments, causal_mask, offset_of
+from fastlm.interop.swap.masks import MaskedStack, arguments, offset_of
 from fastlm.interop.swap.served import Served
 from fastlm.nn.functional import attention
 from fastlm.positions import ALiBi, Terms
@@ -50,16 +50,7 @@ class BloomAttention(Served):
         return residual + torch.nn.functional.dropout(out, self.hidden_dropout, self.training), None
 
 
-class BloomModel(Served):
+class BloomModel(MaskedStack):
     names = ("transformers.models.bloom.modeling_bloom.BloomModel",)
     parts = (BloomAttention,)
-    how = "masks that are not dense"
-    by_interface = True
-
-    def forward(self, *args, **kwargs):
-        self.refuse(vars(self.config) | kwargs, *SELDOM)
-        return super().forward(*args, **kwargs)
-
-    def _update_causal_mask(self, attention_mask, input_tensor, cache_position, past_key_values, *args):
-        """Before transformers 5, which asks the attention interface."""
-        return causal_mask(attention_mask, input_tensor, cache_position, past_key_values)
+    seldom = SELDOM

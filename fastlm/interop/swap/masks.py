@@ -4,12 +4,14 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastlm import masks
 from fastlm.interop.attention import Mask, on_device
+from fastlm.interop.swap.served import Served
 from fastlm.nn.torch_forms import mask_arguments
 
 
@@ -69,6 +71,26 @@ def causal_mask(attention_mask: Tensor | None, inputs: Tensor, where: Tensor, ca
     Lq, offset = inputs.shape[1], int(where[0])
     Lk = cache.get_max_cache_shape() if cache is not None and cache.is_compileable else offset + Lq
     return mask(attention_mask, Lq, Lk, offset=offset, causal=True)
+
+
+class MaskedStack(Served):
+    """A stack of layers that asks transformers for one mask for all of them: the interface for attention from
+    transformers 5 on, before it by a method of its own.
+
+    Attributes:
+        seldom: what may be asked for, of the call or of the config, and is not served.
+    """
+
+    how = "masks that are not dense"
+    by_interface = True
+    seldom: ClassVar[tuple[str, ...]] = ()
+
+    def forward(self, *args, **kwargs):
+        self.refuse(vars(self.config) | kwargs, *self.seldom)
+        return super().forward(*args, **kwargs)
+
+    def _update_causal_mask(self, attention_mask, input_tensor, cache_position, past_key_values, *args):
+        return causal_mask(attention_mask, input_tensor, cache_position, past_key_values)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastlm.interop.swap.masks import arguments, before_5, causal_mask, heads, offset_of
+from fastlm.interop.swap.masks import MaskedStack, arguments, before_5, heads, offset_of
 from fastlm.interop.swap.served import Served
 from fastlm.nn.functional import attention
 from fastlm.positions import Terms
@@ -101,7 +101,7 @@ class T5Attention(UMT5Attention):
         )
 
 
-class Stack(Served):
+class Stack(MaskedStack):
     """An encoder or a decoder, whose masks are not dense."""
 
     names = (
@@ -110,13 +110,4 @@ class Stack(Served):
         "transformers.models.umt5.modeling_umt5.UMT5Stack",
     )
     parts = (UMT5Attention, T5Attention)
-    how = "masks that are not dense"
-    by_interface = True
-
-    def forward(self, *args, **kwargs):
-        self.refuse(vars(self.config) | kwargs, *SELDOM)
-        return super().forward(*args, **kwargs)
-
-    def _update_causal_mask(self, attention_mask, input_tensor, cache_position, past_key_values, *args):
-        """Before transformers 5, which asks the attention interface."""
-        return causal_mask(attention_mask, input_tensor, cache_position, past_key_values)
+    seldom = SELDOM

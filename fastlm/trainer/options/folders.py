@@ -18,6 +18,9 @@ class Resume:
     plugin: Annotated[tuple[str, ...], unset("MODULE...", "none")] = ()
     """The plugins it was made with."""
 
+    def check(self) -> None:
+        """Nothing that is asked for can be wrong."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.heads import RowClassifier
 from fastlm.objectives import Batch, Objective, Vocabulary, noise
-from fastlm.objectives.base import copy_weights
+from fastlm.objectives.base import copy_weights, placed
 from fastlm.trainer.tasks.layout import Ids, Layout
 from fastlm.trainer.tasks.rows import Row
 
@@ -182,7 +182,7 @@ class Task(Objective):
         for _ in range(min(SHOWN, len(self))):
             number = torch.randint(len(self), (), generator=generator, device=generator.device).item()
             example = self.examples[number]
-            batch = {name: x.to(generator.device) for name, x in self.make([example]).items()}
+            batch = placed(self.make([example]), generator.device)
             (said,) = self.answers(model, batch, [example], decode)
             shown.append(self.shown(example, said, n, decode))
         return "\n".join(shown)
