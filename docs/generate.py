@@ -78,7 +78,9 @@ def added(scheme: Position) -> torch.Tensor:
             ones, ones, values.contiguous(), position=scheme, scale=LENGTH**-0.5, return_lse=True
         )
     scores = found[0].log() + lse[0].double()[..., None] - LENGTH**0.5
-    return torch.cat((scores[:, -1, :-1], scores[:, 0]), -1)  # the last query sees what is before, the first what is after
+    return torch.cat(
+        (scores[:, -1, :-1], scores[:, 0]), -1
+    )  # the last query sees what is before, the first what is after
 
 
 def without_values(scheme: Position):
@@ -94,7 +96,7 @@ def picture(name: str) -> bytes:
     import matplotlib.pyplot as plt
 
     scheme, file = new(name), io.BytesIO()
-    with plt.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9}):
+    with plt.rc_context({"svg.hashsalt": name, "font.size": 9}):
         figure, axis = plt.subplots(figsize=(6, 2.2), layout="constrained")
         if scheme.embeds():
             rows = scheme.embed(torch.arange(LENGTH)).detach()
@@ -111,6 +113,7 @@ def picture(name: str) -> bytes:
 
 
 def entry(name: str) -> str:
+    """A scheme's heading, docstring as far as its arguments, picture, code and cost."""
     cls = SCHEMES[name]
     about = inspect.getdoc(cls).split("\n\nArgs:")[0].split("\n\nRaises:")[0]
     costs = "\n".join(f"* {sentence}" for sentence in acts(new(name)))
@@ -146,7 +149,17 @@ def presets() -> str:
     for name, c in PRESETS.items():
         with torch.device("meta"):
             parameters = Transformer(c).parameter_count()
-        cells = name, FAMILY[name], c.kind, f"{parameters / 1e6:,.1f} M", c.position, c.layers, c.dim, c.heads, c.context
+        cells = (
+            name,
+            FAMILY[name],
+            c.kind,
+            f"{parameters / 1e6:,.1f} M",
+            c.position,
+            c.layers,
+            c.dim,
+            c.heads,
+            c.context,
+        )
         lines.append(f"| {' | '.join(map(str, cells))} | {recipe(name)[0]} |")
     return "\n".join([*lines, ""])
 
@@ -168,7 +181,7 @@ def first_line(cls: type) -> str:
 
 
 def reference(room: str) -> str:
-    """An entry for every public name of a room that is a class or a function, from its docstring."""
+    """An entry for every public class and function of a room, from its docstring."""
     module = import_module(room)
     found = {name: getattr(module, name) for name in module.__all__} if hasattr(module, "__all__") else own(module)
     entries = [f"::: {thing.__module__}.{thing.__qualname__}" for thing in found.values() if documented(thing)]
@@ -184,7 +197,8 @@ def own(module) -> dict:
 
 
 def documented(thing) -> bool:
-    return (inspect.isclass(thing) or inspect.isfunction(thing)) and bool(thing.__doc__)
+    ours = callable(thing) and getattr(thing, "__module__", "").startswith("fastlm")
+    return ours and hasattr(thing, "__qualname__") and bool(thing.__doc__)
 
 
 PARTS: dict[str, Callable[[], str]] = {
