@@ -21,7 +21,7 @@ from fastlm.positions import SCHEMES, Position
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-BLOCKS = [block for page in PAGES for block in snippets(page.read_text()) if "--8<--" not in block]
+BLOCKS = [block for page in PAGES for block in snippets(page.read_text())]
 MISSING = [name for name in ("mkdocs", "material", "mkdocstrings") if importlib.util.find_spec(name) is None]
 
 
@@ -59,6 +59,13 @@ def test_what_a_page_includes_is_there_and_is_generated(generate, page):
         included = (ROOT / source).read_text()
         for end in ("start", "end"):
             assert not section or included.count(f"<!-- --8<-- [{end}:{section}] -->") == 1
+
+
+def test_every_example_is_shown():
+    """In a fence of `{ .python }`, which ruff does not take for code of its own to lay out."""
+    page = (DOCS / "drop-into.md").read_text()
+    for example in (ROOT / "examples").glob("*.py"):
+        assert f'``` {{ .python }}\n--8<-- "examples/{example.name}"\n```' in page
 
 
 @pytest.mark.parametrize("snippet", BLOCKS, ids=named)
