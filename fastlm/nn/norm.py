@@ -1,11 +1,10 @@
 """Norms that take the residual branch's addition into their pass, in the place of torch.nn's."""
 
-import torch
 from torch import Tensor, nn
 
 from fastlm.backends.dispatch import Op
 from fastlm.checks import finite, flag
-from fastlm.ops.norm import Arguments, layer_norm, rms_norm, sum_dtype
+from fastlm.ops.norm import Arguments, default_eps, layer_norm, rms_norm, sum_dtype
 
 
 class LayerNorm(nn.LayerNorm):
@@ -46,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         normalized_shape: the last dimensions of x, or the last one as an int.
-        eps: is added to the mean square. None, the default: the least step from 1 in the dtype of s.
+        eps: is added to the mean square. None, the default: the least step from 1 in fp32, in fp64 for fp64.
         elementwise_affine: whether there is a weight. Default True.
         device, dtype: of the parameters.
         weight_offset: is added to the weight, which starts at 1 less: 1.0 for Gemma. Default 0.0.
@@ -83,7 +82,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """As `LayerNorm.forward`."""
-        eps = torch.finfo(sum_dtype(x, residual)).eps if self.eps is None else self.eps
+        eps = default_eps(sum_dtype(x, residual)) if self.eps is None else self.eps
         return _normed(rms_norm, self, x, residual, None, eps, self.weight_offset, self.rounds_first)
 
 

@@ -115,6 +115,11 @@ def sum_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
+def default_eps(dtype: torch.dtype) -> float:
+    """torch.nn.RMSNorm's for s of a dtype: the least step from 1 in which it computes, fp32 for 16 bits."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 

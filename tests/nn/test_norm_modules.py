@@ -43,6 +43,13 @@ def test_it_is_torchs(theirs, options, shape):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_eps_that_is_not_given_is_torchs(dtype):
+    """It is fp32's for 16 bits, which small rows show."""
+    x = 1e-3 * draw(5, 64).to(dtype)
+    torch.testing.assert_close(RMSNorm(64, dtype=dtype)(x), nn.RMSNorm(64, dtype=dtype)(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_it_is_transformers(dtype):
     """To the bit where PyTorch's mean and ours are: in 16 bits nearly all elements."""

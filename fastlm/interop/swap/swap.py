@@ -10,6 +10,7 @@ from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
 from fastlm.interop.swap import bert, bloom, causal_loss, deberta, mpt, t5, torch_attention, xlnet
 from fastlm.interop.swap.masks import before_5
+from fastlm.interop.swap.norms import PlainNorm, is_norm, kind_of
 from fastlm.interop.swap.report import Report
 from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
 
@@ -21,13 +22,14 @@ FAMILIES: tuple[type[Served], ...] = (
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
 INSIDE = {part for served in FAMILIES for part in served.parts}  # who is swapped with what stands around it alone
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
+WRAPPED = "its forward was wrapped, as by accelerate; swap first"
 SOFTCAP = "attn_logit_softcapping"  # Gemma 2's name for it
 # What sources call that make a mask of each pair themselves, and what those call that ask the attention interface.
 DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_causal_mask")
 ASKING = re.compile(r"create_\w*causal_mask\w*\(")
 
 
-def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Report:
+def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: bool = True) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
     T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3), XLNet, and before transformers 5 BERT with relative positions, then
@@ -41,6 +43,8 @@ def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Repo
     Args:
         model: any module; what is known is looked for among all its modules.
         attention: whether attention is swapped. Default True.
+        norms: whether RMS norms are swapped, of any class that computes one (norms.py): they are then a pass each way.
+            Layer norms stay: PyTorch's are that already. Default True.
         loss: whether models that write compute their loss without logits while they train with labels; their output
             has None for logits then. It saves memory, and on a CPU no time. Of models where nothing stands between
             head and loss (causal_loss.py), and with transformers' own loss function. Default True.
@@ -56,13 +60,15 @@ def swap(model: nn.Module, *, attention: bool = True, loss: bool = True) -> Repo
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    flag(attention=attention, loss=loss)
+    flag(attention=attention, norms=norms, loss=loss)
     report = Report()
     names = {module: name for name, module in model.named_modules()}
     if attention:
         _swap_families(names, report)
         _swap_interfaces(names, report)
         _tell_of_the_rest(names, report)
+    if norms:
+        _swap_norms(names, report)
     if loss:
         _swap_losses(names, report)
     return report
@@ -142,7 +148,7 @@ def _refusal(module: nn.Module, served: type[Served] | None) -> str | None:
     if served is None:
         return f"{type(module).__name__} extends {_extends(module).__name__}, and may compute something else"
     if is_wrapped(module):
-        return "its forward was wrapped, as by accelerate; swap first"
+        return WRAPPED
     return served.refusal(module)
 
 
@@ -216,6 +222,27 @@ def _tell_of_the_rest(names: dict[nn.Module, str], report: Report) -> None:
         if module in met or attends != [module] or _is_ours(module):
             continue
         report.kept.append((name, f"fastlm does not know {type(module).__name__}"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norms
+
+
+def _swap_norms(names: dict[nn.Module, str], report: Report) -> None:
+    for module, name in names.items():
+        if isinstance(module, PlainNorm):
+            report.swapped.append((name, module.how))
+        elif _is_ours(module) or not is_norm(module):
+            continue
+        elif is_wrapped(module):
+            report.kept.append((name, WRAPPED))
+        elif kind := kind_of(module):
+            exchange(module, kind)
+            report.swapped.append((name, kind.how))
+        elif type(module).__name__.endswith("RMSNorm"):
+            report.kept.append(
+                (name, f"{type(module).__name__} computes something else than an RMS norm by its weight")
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
