@@ -1,5 +1,5 @@
 """Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop, and against
-that one swapped, whose modules are its own and whose attention is ours.
+that one swapped, whose modules are its own and whose attention, RMS norms and loss are ours.
 
     train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens
     decode    64 tokens written after 128, greedily, by GPT-2 with a cache: "generate" is both libraries' function of
@@ -54,6 +54,7 @@ MODELS: dict[str, tuple[str, dict]] = {  # name → transformers' class, its con
     "xlnet": ("XLNetLMHeadModel", _XLNET),
     "xlnet-two-streams": ("XLNetLMHeadModel", _XLNET),
 }  # fmt: skip
+SHIFTED = ("gpt2", "bloom")  # their labels are the tokens themselves: transformers' loss asks for each next one
 # Options of which configs have some: how many layers, and what makes them tiny.
 LAYERS = "num_hidden_layers n_layer num_layers num_decoder_layers"
 TINY = {
@@ -86,8 +87,8 @@ def attending(kind: type, config: object) -> nn.Module:
 
 
 def swapped(model: nn.Module) -> nn.Module:
-    """transformers' model with our attention."""
-    report = fastlm.swap(model, loss=False)
+    """transformers' model with our attention, RMS norms and loss."""
+    report = fastlm.swap(model)
     assert report.swapped and not report.kept, report
     return model
 
@@ -139,10 +140,13 @@ def step(name: str, L: int, side: str, model: nn.Module) -> Run:
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)
-        logits = model(**of_ours) if side == OURS else model(**of_theirs)[0]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = model(**of_theirs, labels=labels)[0] if side != OURS else of_logits(model(**of_ours))
         loss.backward()
         return loss.detach()
+
+    def of_logits(logits: Tensor) -> Tensor:
+        scored, words = (logits[:, :-1], labels[:, 1:]) if name in SHIFTED else (logits, labels)
+        return F.cross_entropy(scored.flatten(0, 1), words.flatten())
 
     return run
 

@@ -17,7 +17,8 @@ A family is a file: the classes of transformers that it answers for, by name, an
     bert.py              BERT and its like with rows by distance, which transformers has before 5
     torch_attention.py   torch.nn.MultiheadAttention
     norms.py             RMS norms of any class
-    causal_loss.py       the loss of models that write, without logits
+    losses.py            the loss of models that predict words
+    logits.py            Logits, which are made where they are looked at
 
 Parameters stay the model's own. To add a family, derive from `Served`, name the classes, define forward, and add it to
 FAMILIES in swap.py.

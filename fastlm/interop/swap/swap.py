@@ -8,7 +8,8 @@ from torch import nn
 
 from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
-from fastlm.interop.swap import bert, bloom, causal_loss, deberta, mpt, t5, torch_attention, xlnet
+from fastlm.interop.swap import bert, bloom, deberta, mpt, t5, torch_attention, xlnet
+from fastlm.interop.swap.losses import WithLoss, predicts_words, serve_loss
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.norms import PlainNorm, is_norm, kind_of
 from fastlm.interop.swap.report import Report
@@ -45,9 +46,9 @@ def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: 
         attention: whether attention is swapped. Default True.
         norms: whether RMS norms are swapped, of any class that computes one (norms.py): they are then a pass each way.
             Layer norms stay: PyTorch's are that already. Default True.
-        loss: whether models that write compute their loss without logits while they train with labels; their output
-            has None for logits then. It saves memory, and on a CPU no time. Of models where nothing stands between
-            head and loss (causal_loss.py), and with transformers' own loss function. Default True.
+        loss: whether models that predict words compute their loss without logits while they train with labels=; their
+            output has None for logits then. It saves memory, and time where few positions have a label. A model or a
+            loss function that looks at the logits gets them. Default True.
 
     Returns:
         `Report`, to be printed: what was swapped, what was not, and why.
@@ -251,14 +252,12 @@ def _swap_norms(names: dict[nn.Module, str], report: Report) -> None:
 
 def _swap_losses(names: dict[nn.Module, str], report: Report) -> None:
     for model, name in names.items():
-        if not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) or not _is_model(model):
+        if not _is_model(model) or not predicts_words(model):
             continue
-        served, why = causal_loss.CausalLM, "its loss is not one that fastlm knows how to compute without logits"
         if is_served(model):
-            report.swapped.append((name, served.how))
-        elif _qualified(type(model)) not in served.names or (why := _refusal(model, served)):
+            report.swapped.append((name, WithLoss.how))
+        elif why := _refusal(model, WithLoss):
             report.kept.append((name, why))
         else:
-            exchange(model.get_output_embeddings(), causal_loss.Head)
-            exchange(model, served)
-            report.swapped.append((name, served.how))
+            serve_loss(model)
+            report.swapped.append((name, WithLoss.how))
