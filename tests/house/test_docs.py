@@ -1,6 +1,7 @@
 """The site: it builds without a warning, no page is forgotten, its code runs, and no entry of a registry is missing.
 
-Blocks that it includes from README.md are tried by test_readme.py, and examples/ by tests/optim/test_trainers.py.
+Blocks that it includes from README.md are tried by test_readme.py, and examples/ by test_examples.py
+and tests/optim/test_trainers.py.
 """
 
 import importlib.util
@@ -63,9 +64,9 @@ def test_what_a_page_includes_is_there_and_is_generated(generate, page):
 
 def test_every_example_is_shown():
     """In a fence of `{ .python }`, which ruff does not take for code of its own to lay out."""
-    page = (DOCS / "drop-into.md").read_text()
+    site = "".join(page.read_text() for page in PAGES)
     for example in (ROOT / "examples").glob("*.py"):
-        assert f'``` {{ .python }}\n--8<-- "examples/{example.name}"\n```' in page
+        assert f'``` {{ .python }}\n--8<-- "examples/{example.name}"\n```' in site
 
 
 @pytest.mark.parametrize("snippet", BLOCKS, ids=named)

@@ -1,0 +1,31 @@
+"""Examples that no other test runs: what they show, in fewer steps."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlm.positions import SCHEMES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the trainer, about itself
+@pytest.mark.parametrize("name", ["t5", "bert"])
+def test_swapped_models_have_the_losses_of_their_own(name):
+    for package in ("transformers", "accelerate"):
+        pytest.importorskip(package, reason="pip install '.[test]'")
+    train = runpy.run_path(str(EXAMPLES / "swapped_models.py"))["train"]
+    ours, theirs = train(name, steps=20), train(name, swapped=False, steps=20)
+    assert ours[-1] < ours[0]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-3, atol=0)
+
+
+def test_a_scheme_of_ones_own_learns():
+    try:
+        here = runpy.run_path(str(EXAMPLES / "own_scheme.py"))
+        before, after = (here["train"]("logarithmic", steps=steps) for steps in (1, 30))
+    finally:
+        SCHEMES.pop("logarithmic", None)
+    assert all(after[L] < 0.9 * before[L] for L in here["LENGTHS"])
