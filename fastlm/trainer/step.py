@@ -22,13 +22,13 @@ from fastlm.objectives import Objective, Vocabulary, noise
 from fastlm.objectives.base import placed
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.optim.sharding import is_dtensor, local
-from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.evaluation import Evaluation, autocast, total
 from fastlm.trainer.options.training import Training
+from fastlm.trainer.schedule import Moment
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -118,8 +118,8 @@ class Trainer:
 
     def lr(self) -> float:
         warmup = round(self.config.warmup * self.steps)
-        return self.config.lr * schedule.factor(
-            self.config.schedule, self.step, self.steps, warmup, self.config.min_lr_ratio
+        return self.config.lr * self.config.rate(
+            Moment(self.step, self.step + 1, self.steps, warmup, self.config.min_lr_ratio)
         )
 
     def update(self) -> Update:

@@ -213,4 +213,4 @@ class Config(Training, Pretraining):
         optional = {name: values[name] and Path(values[name]) for name in ("out", "from_")}
         values = {name: value for name, value in values.items() if name != "command"}
         paths = {name: tuple(map(Path, values.get(name, ()))) for name in ("data", "validation")} | optional
-        return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES})
+        return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES if name in values})

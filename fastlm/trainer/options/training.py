@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro.conf import Suppress, arg
 
 from fastlm.trainer.options import plugins
+from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import REGISTRIES, choices
+from fastlm.trainer.schedule import SCHEDULES, Moment, defaults
 from fastlm.trainer.words import Refusal, did_you_mean, flag
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
@@ -23,7 +25,7 @@ OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
 OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
-TUPLES = ("betas", "plugin")  # which JSON has as lists
+TUPLES = ("betas", "plugin", "schedule_options")  # which JSON has as lists
 
 
 def unset(kind: str | None, meaning: str) -> arg:
@@ -66,6 +68,8 @@ class Training:
     """Peak learning rate; small models whose norms come last, such as bert, get a share of the default."""
     schedule: Literal[choices("schedule")] = "cosine"
     """How the rate falls after its peak."""
+    schedule_options: Annotated[tuple[str, ...], unset("NAME=VALUE...", "the schedule's")] = ()
+    """Options of the schedule, such as until=0.9 of cosine, power=1.5 of polynomial, or decay=0.1 shape=sqrt of wsd."""
     warmup: float = 0.05
     """Share of the steps on which the rate climbs."""
     min_lr_ratio: float = 0.1
@@ -131,12 +135,28 @@ class Training:
         for name in ("warmup", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"{flag(name)} is {getattr(self, name)}; it is a share, from 0 to 1")
+        self._check_schedule()
         if self.layer_decay == 0:
             raise Refusal("--layer-decay is 0; it must be above 0")
         if (self.dropout or 0) >= 1:
             raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
+
+    def rate(self, at: Moment) -> float:
+        """The share of the peak learning rate at a moment. Raises Refusal for options that the schedule lacks."""
+        known, of = defaults(self.schedule), f"--schedule {self.schedule}"
+        return SCHEDULES[self.schedule](at, **assigned("--schedule-options", self.schedule_options, known, of))
+
+    def _check_schedule(self) -> None:
+        given = f"--schedule {self.schedule} --schedule-options {' '.join(self.schedule_options)}".strip()
+        for done in range(20):
+            try:
+                share = self.rate(Moment(done, done + 1, 20, 20 * self.warmup, self.min_lr_ratio))
+            except (ValueError, ArithmeticError, TypeError) as error:
+                raise error if isinstance(error, Refusal) else Refusal(f"{given}: {error}") from error
+            if isinstance(share, complex) or not 0 <= share <= 1 + 1e-9:
+                raise Refusal(f"{given} makes the rate {share} times its peak; give other options")
 
     def remembers(self, shape: "ModelConfig") -> bool:
         """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
