@@ -155,8 +155,8 @@ def noam(at: Moment) -> float:
 
 @schedule("inverse-sqrt")
 def inverse_sqrt(at: Moment, timescale: float = 0.0) -> float:
-    """√(timescale / (timescale + updates since the warmup)), as in transformers; 0 makes the warmup its timescale, as in
-    fairseq, or 10,000 updates where there is none.
+    """√(timescale / (timescale + updates since the warmup)), as in transformers; 0 makes the warmup its timescale, as
+    in fairseq, or 10,000 updates where there is none.
     """
     at_least_zero(timescale=timescale)
     scale = timescale or at.warmup or 10_000

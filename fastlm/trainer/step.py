@@ -37,12 +37,13 @@ MOMENTUM = 0.9  # of SGD
 @dataclass(frozen=True)
 class Update:
     """What one update did. losses: "loss", and each term's mean over its targets, of which the loss is the weighted
-    sum; norm: of the gradient before clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are
-    tensors on the device.
+    sum; norm: of the gradient before clipping; clipped: 1 if that was above the bound; overflow: 1 if it was skipped;
+    scale: of the loss, in fp16. These are tensors on the device.
     """
 
     losses: dict[str, Tensor]
     norm: Tensor | None
+    clipped: Tensor | None
     overflow: Tensor | None
     scale: Tensor
     lr: float
@@ -149,7 +150,9 @@ class Trainer:
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
         overflow, targets = getattr(shards.inner(self.optimizer), "overflow", None), sum(counts.values())
-        return Update(self.ranks.sums(losses), norm, overflow, scale, lr, self.tokens_per_update, targets)
+        clipped = None if norm is None or not config.clip else (norm > config.clip) & norm.isfinite()
+        seen = self.tokens_per_update
+        return Update(self.ranks.sums(losses), norm, clipped, overflow, scale, lr, seen, targets)
 
     def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
         """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""

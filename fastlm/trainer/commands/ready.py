@@ -25,6 +25,7 @@ from fastlm.trainer.options.training import Training
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.patience import Patience
 from fastlm.trainer.plan import Plan, environment
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.step import Trainer
@@ -86,7 +87,7 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
     console.say_all(lines.of_plan(plan, budget, trainer, material))
     console.say("writes", f"{folder}/")
     metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
-    run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
+    run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, Patience(config.patience), 0.0)
     if start is not None:
         with trainer.filling() as model:
             anew = start.give(trainer.train, model)
@@ -115,6 +116,7 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
     with ranks.one_first():
         _, material = read(plan.config, console, tokenizer_file, plan.fingerprint)
     trainer, seconds = Trainer(plan.config, material.sides, plan.steps, lambda: ranks.check(stops), ranks), 0.0
+    patience = Patience(plan.config.patience)
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
         try:
@@ -125,6 +127,7 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
             raise Refusal(altered(folder, error)) from error
         trainer.step, seconds = progress["step"], progress["seconds"]
         trainer.scaler.load_state_dict(progress["scaler"])
+        patience.load_state_dict(progress.get("patience", {}))
     elif plan.config.shape is not None:
         raise Refusal(
             f"{folder / 'state'} holds no whole checkpoint, and the weights that the run began with were there; "
@@ -133,7 +136,7 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
     with ranks.one_first():
         metrics = Metrics(folder / "metrics.jsonl", trainer.step, ranks.speaks)
-    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, seconds)
+    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, patience, seconds)
 
 
 def altered(folder: Path, error: Exception) -> str:

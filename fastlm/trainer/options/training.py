@@ -44,7 +44,7 @@ class Training:
 
     command: ClassVar[str]
     at_least: ClassVar[dict[str, float]] = {
-        "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0,
+        "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "patience": 1, "seed": 0, "dropout": 0,
         "layer_decay": 0, "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
     }  # fmt: skip
     # OpenMP dies of far too many threads
@@ -94,6 +94,8 @@ class Training:
     """CPU threads."""
     evaluations: int = 12
     """How often to look at held-out text; at each quarter in any case."""
+    patience: Annotated[int | None, unset("INT", "all steps are trained")] = None
+    """End when so many evaluations in a row find no better held-out loss; the best weights are kept in best/."""
     save_every: float = 30.0
     """Seconds between checkpoints. Results do not depend on it."""
     shape: Suppress[dict | None] = None

@@ -24,7 +24,8 @@ class Metrics:
     writes: whether this process writes the file, which others of the same run read and go on from in memory.
     last: field → newest value, and held_out_step, the step of the newest evaluation. opened_with: the fields that there
     were for `step`. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
-    skipped: updates that were skipped, for their gradients were not finite.
+    skipped: updates that were skipped, for their gradients were not finite. clipped: the share of updates whose
+    gradient was clipped; None where none was to be.
     """
 
     def __init__(self, path: Path, step: int, writes: bool = True):
@@ -36,6 +37,7 @@ class Metrics:
         self.last: dict = {}
         self.diverged: int | None = None
         self.skipped, self._in_a_row = 0, 0
+        self._clipped = [0, 0]  # how many, of how many
         self._remember(kept)
         self._waiting: list[tuple[dict, Update]] = []
         self._before = 0.0
@@ -60,7 +62,7 @@ class Metrics:
     def flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait; the numbers of all of them come from the device in one transfer."""
         if self._waiting:
-            names = [*self._waiting[0][1].losses, "grad_norm", "loss_scale", "skipped"]
+            names = [*self._waiting[0][1].losses, "grad_norm", "clipped", "loss_scale", "skipped"]
             table = torch.stack([_numbers(update) for _, update in self._waiting]).tolist()
             rows = [
                 row | dict(zip(names, numbers, strict=True))
@@ -76,6 +78,10 @@ class Metrics:
     def skipping(self, steps: int) -> bool:
         """Whether a run of so many steps is lost: GIVE_UP updates were skipped one after the other, or most of all."""
         return self._in_a_row >= GIVE_UP or (self.last.get("step") == steps and 2 * self.skipped > steps)
+
+    @property
+    def clipped(self) -> float | None:
+        return self._clipped[0] / self._clipped[1] if self._clipped[1] else None
 
     def series(self, *names: str) -> list[tuple]:
         """The rows written so far that have a value in all these fields, as tuples of them."""
@@ -98,15 +104,20 @@ class Metrics:
     def _remember(self, rows: list[dict]) -> None:
         for row in rows:
             self.last |= row | ({"held_out_step": row["step"]} if "held_out_loss" in row else {})
+            if row.get("clipped") is not None:
+                self._clipped = [self._clipped[0] + (row["clipped"] == 1), self._clipped[1] + 1]
             if "skipped" in row:
                 self.skipped += row["skipped"] == 1
                 self._in_a_row = self._in_a_row + 1 if row["skipped"] == 1 else 0
 
 
 def _numbers(update: Update) -> torch.Tensor:
-    """Losses, gradient norm, loss scale, and 1 if the update was skipped; NaN for what the update did not look at."""
+    """Losses, gradient norm, 1 if it was clipped, loss scale, and 1 if the update was skipped; NaN for what the update
+    did not look at.
+    """
     unknown = torch.full_like(update.scale, math.nan)
-    others = (unknown if x is None else x for x in (update.norm, update.scale, update.overflow))
+    looked_at = (update.norm, update.clipped, update.scale, update.overflow)
+    others = (unknown if x is None else x for x in looked_at)
     return torch.stack([x.float() for x in (*update.losses.values(), *others)])
 
 
