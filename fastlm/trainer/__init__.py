@@ -6,7 +6,8 @@
     data/                        which text, what is held out, its tokens
     tasks/                       what is learned of labelled rows
     material.py                  what a run learns from, whichever of the two it is
-    schedule.py  step.py         learning rates; one update, and nothing around it
+    schedule.py  course.py       learning rates; how large each update is, and how long its rows
+    step.py                      one update, and nothing around it
     evaluation.py                a loss over text that is held out
     budget.py  memory.py         minutes to steps; bytes, before there are any
     plan.py  checkpoint.py       run.json; state on disk, without pickle

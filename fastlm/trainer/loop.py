@@ -124,7 +124,7 @@ class Run:
         step = self.trainer.step
         with self._aside():
             found = self.trainer.evaluate(windows)
-        row = {"step": step, "tokens": step * self.trainer.tokens_per_update, "seconds": round(self.elapsed, 3)}
+        row = {"step": step, "tokens": self.trainer.tokens_before(step), "seconds": round(self.elapsed, 3)}
         row["held_out_windows"] = windows
         self.metrics.write(row | {f"held_out_{name}": value for name, value in found.items()})
         if not math.isfinite(found["loss"]):
@@ -163,7 +163,8 @@ class Run:
         step, steps = self.trainer.step, self.plan.steps
         made = step - self.first
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
-        speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
+        seen = self.trainer.tokens_before(step) - self.trainer.tokens_before(self.first)
+        speed = seen / max(1e-9, self.updating)
         memory = max(map(len, self.trainer.recurrences), default=0)
         shares = lines.shares(self.trainer.held_out, self.metrics.last)
         return lines.of_progress(step, steps, left, speed, self.metrics.last, shares, memory, self.metrics.clipped)

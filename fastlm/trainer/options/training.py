@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
     import torch
 
     from fastlm.models import ModelConfig
+    from fastlm.trainer.course import Course
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
@@ -25,7 +26,7 @@ OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
 OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
-TUPLES = ("betas", "plugin", "schedule_options")  # which JSON has as lists
+TUPLES = ("betas", "plugin", "schedule_options", "objective_options", "lengths")  # which JSON has as lists
 
 
 def unset(kind: str | None, meaning: str) -> arg:
@@ -70,8 +71,10 @@ class Training:
     """How the rate falls after its peak."""
     schedule_options: Annotated[tuple[str, ...], unset("NAME=VALUE...", "the schedule's")] = ()
     """Options of the schedule, such as until=0.9 of cosine, power=1.5 of polynomial, or decay=0.1 shape=sqrt of wsd."""
+    schedule_by: Literal["updates", "tokens"] = "updates"
+    """What the schedule and its warmup count, which differ where updates grow."""
     warmup: float = 0.05
-    """Share of the steps on which the rate climbs."""
+    """Share of the run on which the rate climbs."""
     min_lr_ratio: float = 0.1
     """Share of the peak rate at which the schedule ends."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -159,6 +162,24 @@ class Training:
                 raise error if isinstance(error, Refusal) else Refusal(f"{given}: {error}") from error
             if isinstance(share, complex) or not 0 <= share <= 1 + 1e-9:
                 raise Refusal(f"{given} makes the rate {share} times its peak; give other options")
+
+    def course(self, steps: int) -> "Course":
+        """How large each of so many updates is."""
+        from fastlm.trainer.course import Course
+
+        return Course(steps, self.batch, self.accumulate)
+
+    def contexts(self, longest: int) -> list[int]:
+        """Tokens of a row in each stage of the course."""
+        return [longest]
+
+    def at_its_largest(self) -> "Training":
+        """The same with updates that are all as large as the last."""
+        return self
+
+    def updates_in(self, largest: int, longest: int) -> int:
+        """How many updates take as long as so many of the largest, in which rows have `longest` tokens."""
+        return largest
 
     def remembers(self, shape: "ModelConfig") -> bool:
         """Whether a model of this shape is trained on rows of which each goes on where one before ended."""

@@ -93,9 +93,8 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
     yield "memory", str(memory_table(trainer.model, chosen=inner(trainer.optimizer))).replace("\n", "\n" + 9 * " ")
     if trainer.ranks.world > 1:
         yield "sharding", *_of_sharding(trainer)
-    seen = plan.steps * trainer.tokens_per_update
-    rows = plan.steps * plan.config.batch * plan.config.accumulate
-    epochs = material.epochs(rows, trainer.train.context)
+    seen, rows = trainer.tokens_before(plan.steps), trainer.course.rows_of_stages(plan.steps)
+    epochs = sum(material.epochs(n, stage.context) for n, stage in zip(rows, trainer.stages, strict=True))
     length = "as asked"
     if plan.config.steps is None:
         length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
@@ -178,7 +177,7 @@ def of_patience(step: int, steps: int, patience: Patience) -> Iterator[Line]:
 def of_end(
     folder: Path, trainer: Trainer, exported: Transformer | Headed, material: Material, last: dict, seconds: float
 ) -> Iterator[Line]:
-    seen = count(trainer.step * trainer.tokens_per_update)
+    seen = count(trainer.tokens_before(trainer.step))
     yield (
         "done",
         f"held out {', '.join(_losses(trainer.held_out, last))}",

@@ -49,7 +49,7 @@ class Metrics:
         speed = update.tokens / max(1e-9, updating - self._before)
         self._before = updating
         row = {
-            "step": step, "tokens": step * update.tokens, "seconds": round(seconds, 3),
+            "step": step, "tokens": update.seen, "seconds": round(seconds, 3),
             "tokens_per_second": round(speed), "memory": resident_bytes(), "lr": update.lr, "targets": update.targets,
         }  # fmt: skip
         self._waiting.append((row, update))
