@@ -73,7 +73,8 @@ class Pretraining:
 @dataclass(frozen=True)
 class Config(Training, Pretraining):
     """Train a language model, from nothing unless --from says otherwise. Without a flag: two minutes on Python's own
-    source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, or from a run.json.
+    source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, from a run.json, or from
+    a recipe by its name, such as gpt3.
     """
 
     command: ClassVar[str] = "pretrain"
