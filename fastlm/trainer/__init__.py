@@ -15,6 +15,7 @@
     patience.py                  when no better loss is to be waited for
     distributed/                 several processes that train one model, on torch's engine
     outputs/                     what is said and written
+    reproduce/                   papers' tables and figures at a small size
 
 Nothing below imports this room: the library and the models work without it. A new flag is a field of
 options/config.Config, or of options/training.Training if all runs have it; a new schedule a function in schedule.py."""
