@@ -63,6 +63,8 @@ class Run:
                 done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
                 self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
                 return stop.status
+            finally:
+                self.metrics.close()
 
     def _advance(self) -> None:
         """Train to the last step and save it. Raises Stopped between two updates."""

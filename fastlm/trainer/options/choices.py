@@ -19,6 +19,7 @@ REGISTRIES = {
     "objective": ("objectives", "OBJECTIVES"),
     "schedule": ("trainer.schedule", "SCHEDULES"),
     "kind": ("trainer.tasks", "TASKS"),
+    "log": ("trainer.outputs.logs", "LOGS"),
     "experiment": ("trainer.reproduce", "EXPERIMENTS"),
 }
 

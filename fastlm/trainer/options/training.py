@@ -25,7 +25,12 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
-OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
+OTHERWISE = {
+    "position": ("preset",),
+    "objective": ("preset",),
+    "kind": ("columns",),
+    "log": ("none",),
+}  # what decides unless it is said
 TUPLES = ("betas", "plugin", "schedule_options", "objective_options", "lengths")  # which JSON has as lists
 
 
@@ -99,6 +104,9 @@ class Training:
     """How often to look at held-out text; at each quarter in any case."""
     patience: Annotated[int | None, unset("INT", "all steps are trained")] = None
     """End when so many evaluations in a row find no better held-out loss; the best weights are kept in best/."""
+    log: Literal[("none", *choices("log"))] = "none"
+    """Where rows of metrics.jsonl go too: tensorboard/ or wandb/ in the folder; wandb is offline unless WANDB_MODE is
+    set."""
     save_every: float = 30.0
     """Seconds between checkpoints. Results do not depend on it."""
     shape: Suppress[dict | None] = None
@@ -186,8 +194,13 @@ class Training:
         return False
 
     def check_machine(self) -> None:
-        """Raises Refusal for a device that is not there."""
+        """Raises Refusal for a device or a package that is not there."""
         import torch
+
+        from fastlm.trainer.outputs import logs
+
+        if self.log != "none":
+            logs.check(self.log)
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")

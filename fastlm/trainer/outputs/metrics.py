@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fastlm.trainer.checkpoint import flush, write_file
+from fastlm.trainer.outputs.logs import Log
 from fastlm.trainer.step import Update
 
 GIVE_UP = 25  # updates skipped one after the other; in fp16 each halves the loss scale, which begins at 65,536
@@ -21,15 +22,16 @@ class Metrics:
     file for a run at `step` drops the rows after it, and a last line that a kill left unfinished. A number that is not
     finite, or that nobody looked at, is null.
 
-    writes: whether this process writes the file, which others of the same run read and go on from in memory.
+    writes: whether this process writes the file, which others of the same run read and go on from in memory. log: where
+    its rows go too.
     last: field → newest value, and held_out_step, the step of the newest evaluation. opened_with: the fields that there
     were for `step`. diverged: the first step whose loss was not finite and whose update was made all the same, or None.
     skipped: updates that were skipped, for their gradients were not finite. clipped: the share of updates whose
     gradient was clipped; None where none was to be.
     """
 
-    def __init__(self, path: Path, step: int, writes: bool = True):
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, step: int, writes: bool = True, log: Log | None = None):
+        self.path, self.writes, self.log = path, writes, log
         kept = [row for row in read_rows(path) if row["step"] <= step] if step else []
         if writes:
             write_file(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -83,6 +85,10 @@ class Metrics:
     def clipped(self) -> float | None:
         return self._clipped[0] / self._clipped[1] if self._clipped[1] else None
 
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
     def series(self, *names: str) -> list[tuple]:
         """The rows written so far that have a value in all these fields, as tuples of them."""
         return [
@@ -99,6 +105,8 @@ class Metrics:
             except OSError:  # a full disk took some of them, maybe half a row
                 os.truncate(self.path, before)
                 raise
+        for row in rows if self.log is not None else ():
+            self.log.write(row)
         self._remember(rows)
 
     def _remember(self, rows: list[dict]) -> None:
