@@ -123,9 +123,17 @@ def test_sgd_is_beside_the_adam_family(tokens, monkeypatch):
 def test_longer_rows_are_asked_of_every_scheme(tokens):
     finding = found(tokens, "extrapolation", 0.01)
     losses = finding.values["losses"]
-    assert losses.keys() == {"sinusoidal", "rope", "alibi", "t5", "kerple", "rope, interpolated"}
+    assert losses.keys() == {
+        "sinusoidal",
+        "rope",
+        "alibi",
+        "t5",
+        "kerple",
+        "rope, interpolated",
+        "rope, interpolated and tuned",
+    }
     assert all(math.isfinite(x) for several in losses.values() for lengths in several for x in lengths)
-    assert losses["rope"][0][0] == losses["rope, interpolated"][0][0] and len(finding.claims) == 6
+    assert losses["rope"][0][0] == losses["rope, interpolated"][0][0] and len(finding.claims) == 10
 
 
 def test_a_length_is_the_same_text_in_other_rows(tokens):

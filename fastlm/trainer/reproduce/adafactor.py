@@ -8,7 +8,7 @@ from fastlm.optim import memory_table
 from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
 from fastlm.trainer.reproduce.learning import draw_curves, losses_of, of_seeds, spread
 
-STEPS = 300
+STEPS = 200
 SIZES = ("gpt2", "t5-base", "bert-large")
 RATES = {"adamw": 3e-3, "adafactor": 6e-2}
 

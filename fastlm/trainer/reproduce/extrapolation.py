@@ -9,13 +9,15 @@ from fastlm.objectives import Causal
 from fastlm.trainer.data.tokenizer import vocabulary
 from fastlm.trainer.evaluation import Evaluation
 from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
-from fastlm.trainer.reproduce.learning import Learned, of_seeds, shape, spread
+from fastlm.trainer.reproduce.learning import SMALL, Learned, learned, learner, of_seeds, shape, spread
 from fastlm.trainer.step import Trainer
 
-STEPS, TRAINED = 300, 32
+STEPS, TRAINED = 300, SMALL["context"]
 TIMES = (1, 2, 4, 8)
 SCHEMES = ("sinusoidal", "rope", "alibi", "t5", "kerple")
 LOOKED_AT = 8192  # tokens of held-out text, the same for each length
+ROW_TOKENS = SMALL["batch"] * SMALL["context"]  # of a batch
+TUNED = 0.2  # of the updates, on rows of the longer length
 
 
 class Extrapolation(Experiment, name="extrapolation"):
@@ -29,11 +31,14 @@ class Extrapolation(Experiment, name="extrapolation"):
     def run(self, setting: Setting) -> Finding:
         steps = setting.steps(STEPS)
         runs = {
-            name: of_seeds(setting, steps, name, shape=scheme_shape(setting, name), context=TRAINED, batch=16)
+            name: of_seeds(
+                setting, steps, name, shape=scheme_shape(setting, name), context=TRAINED, batch=ROW_TOKENS // TRAINED
+            )
             for name in SCHEMES
         }
         losses = {name: [[at_length(run.trainer, TRAINED * n) for n in TIMES] for run in runs[name]] for name in runs}
         losses["rope, interpolated"] = [self._interpolated(run) for run in runs["rope"]]
+        losses["rope, interpolated and tuned"] = [self._tuned(setting, run) for run in runs["rope"]]
         columns = ("scheme", *(f"{TRAINED * n} tokens" for n in TIMES))
         rows = [(name, *map(spread, zip(*found, strict=True))) for name, found in losses.items()]
         rise = {name: [found[-1] - found[0] for found in several] for name, several in losses.items()}
@@ -47,16 +52,39 @@ class Extrapolation(Experiment, name="extrapolation"):
             Claim(f"{name}: every seed's loss is higher there, by 0.1 nats or more.", min(rise[name]) > 0.1)
             for name in ("sinusoidal", "rope")
         ]
-        claims.append(
+        claims += [
             Claim(
-                f"Interpolated positions lower rope's loss at {TIMES[-1]} times the length, without more training.",
-                all(a[-1] < b[-1] for a, b in zip(losses["rope, interpolated"], losses["rope"], strict=True)),
+                f"{name}: every seed's loss rises less than any of sinusoidal or rope.",
+                max(rise[name]) < min(rise["sinusoidal"] + rise["rope"]),
             )
-        )
+            for name in ("alibi", "t5", "kerple")
+        ]
+        for name, how in (
+            ("rope, interpolated", "as they are"),
+            ("rope, interpolated and tuned", "after a few updates"),
+        ):
+            better = all(a[-1] < b[-1] for a, b in zip(losses[name], losses["rope"], strict=True))
+            claims.append(Claim(f"Interpolated positions lower rope's loss at {TIMES[-1]} times, {how}.", better))
         return Finding(columns, rows, claims, lambda figure: _draw(figure, losses), {"losses": losses})
 
     def _interpolated(self, run: Learned) -> list[float]:
         return [at_length(run.trainer, TRAINED * n, scaling=n) for n in TIMES]
+
+    def _tuned(self, setting: Setting, run: Learned) -> list[float]:
+        """The same after a few updates at each length, at a lower rate (Chen et al. 2023)."""
+        found = [at_length(run.trainer, TRAINED)]
+        for n in TIMES[1:]:
+            longer = scheme_shape(setting, "rope") | {"context": TRAINED * n, "position_options": interpolated(n)}
+            flags = dict(shape=longer, context=TRAINED * n, batch=max(1, ROW_TOKENS // (TRAINED * n)), lr=1e-3)
+            tuned = learner(setting, setting.steps(TUNED * STEPS), run.trainer.config.seed, **flags)
+            tuned.model.load_state_dict(run.trainer.model.state_dict())
+            found.append(at_length(learned(tuned).trainer, TRAINED * n))
+        return found
+
+
+def interpolated(n: int) -> dict:
+    """Options of a rotary scheme whose positions are divided by n."""
+    return {"scaling": {"kind": "interpolate", "factor": float(n)}}
 
 
 def scheme_shape(setting: Setting, name: str) -> dict:
@@ -68,12 +96,11 @@ def at_length(trainer: Trainer, length: int, scaling: int = 1) -> float:
     """The held-out loss in rows of such a length, nats per token. scaling: what rotary positions are divided by."""
     options = trainer.shape.position_options
     if scaling > 1:
-        options = options | {"scaling": {"kind": "interpolate", "factor": float(scaling)}}
+        options = options | interpolated(scaling)
     model = Transformer(replace(trainer.shape, context=length, position_options=options))
     model.load_state_dict(trainer.model.state_dict())
-    objective = Causal(trainer.held_out.tokens, length, vocabulary(trainer.tokenizer))
-    looking = Evaluation(objective, max(1, 512 // length), torch.device("cpu"))
-    return looking.of(model, min(objective.windows, max(1, LOOKED_AT // length)))["loss"]
+    objective = Causal(trainer.held_out.tokens[: LOOKED_AT + 1], length, vocabulary(trainer.tokenizer))
+    return Evaluation(objective, max(1, ROW_TOKENS // length), torch.device("cpu")).of(model)["loss"]
 
 
 def _draw(figure, losses: dict[str, list[list[float]]]) -> None:

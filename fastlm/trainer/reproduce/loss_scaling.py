@@ -8,7 +8,7 @@ from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Sett
 from fastlm.trainer.reproduce.learning import draw_curves, learned, learner, losses_of, spread
 from fastlm.trainer.step import Trainer
 
-STEPS = 120
+STEPS = 100
 SCALE = 2.0**16  # with which torch's scaler begins
 LEAST = 2.0**-25  # up to it, rounding to the nearest makes 0; 2⁻²⁴ is the smallest number of fp16
 

@@ -1,9 +1,11 @@
 """Tokens hidden once for all, or anew at each visit."""
 
-from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
-from fastlm.trainer.reproduce.learning import draw_curves, losses_of, of_seeds, spread
+from dataclasses import replace
 
-STEPS, EPOCHS = 600, 30
+from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
+from fastlm.trainer.reproduce.learning import SMALL, draw_curves, losses_of, of_seeds, shape, spread
+
+STEPS, EPOCHS = 300, 20
 WAYS = {"static": ("rounds=1",), "ten copies": ("rounds=10",), "dynamic": ()}
 
 
@@ -16,8 +18,9 @@ class StaticAndDynamic(Experiment, name="masking"):
 
     def run(self, setting: Setting) -> Finding:
         steps = setting.steps(STEPS)
-        few = few_rows(setting, round(8 * steps / EPOCHS) + 1, 32)
-        options = dict(preset="roberta", context=32, dropout=0.0, lr=2e-3)
+        few = few_rows(setting, round(SMALL["batch"] * steps / EPOCHS) + 1, SMALL["context"])
+        # norms come first here, with which it learns soon
+        options = dict(preset="roberta", shape=shape(setting, kind="encoder"))
         runs = {
             name: of_seeds(few, steps, name, objective_options=("rate=0.3", *way), **options)
             for name, way in WAYS.items()
@@ -39,6 +42,4 @@ class StaticAndDynamic(Experiment, name="masking"):
 
 def few_rows(setting: Setting, rows: int, context: int) -> Setting:
     """The same with so many rows to learn from."""
-    from dataclasses import replace
-
     return setting._replace(tokens=replace(setting.tokens, train=setting.tokens.train[: (rows + 1) * context]))

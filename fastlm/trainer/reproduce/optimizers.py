@@ -11,7 +11,7 @@ from fastlm.trainer.reproduce.learning import (
     spread,
 )
 
-STEPS = 200
+STEPS = 150
 # rates tried with the first seed, each three times its neighbour
 RATES = {
     "sgd": (0.03, 0.1, 0.3, 1.0),

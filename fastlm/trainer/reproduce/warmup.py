@@ -5,7 +5,7 @@ from fastlm.trainer.reproduce.learning import clearly_below, draw_curves, losses
 
 STEPS = 200
 SHARES = (0.0, 0.02, 0.1, 0.4)
-OPTIONS = dict(context=32, schedule="constant", lr=3e-3, clip=0.0, betas=(0.9, 0.98))
+OPTIONS = dict(schedule="constant", lr=3e-3, clip=0.0, betas=(0.9, 0.98))
 
 
 class Warmup(Experiment, name="warmup"):
@@ -16,7 +16,7 @@ class Warmup(Experiment, name="warmup"):
     )
 
     def run(self, setting: Setting) -> Finding:
-        steps, post = setting.steps(STEPS), shape(setting, norm_place="post", context=OPTIONS["context"])
+        steps, post = setting.steps(STEPS), shape(setting, norm_place="post")
         runs = {
             f"{share:.0%}": of_seeds(
                 setting, steps, f"warmup over {share:.0%}", shape=post, warmup=share, **OPTIONS
