@@ -80,8 +80,8 @@ class Run:
             if self.ranks.any(time.monotonic() - saved >= self.plan.config.save_every):
                 self.save()
                 saved = time.monotonic()
-        if self.patience.over and self.metrics.last.get("held_out_windows") != self.plan.looks.last:
-            self._evaluate(self.plan.looks.last)  # as at the last step, which this turned out to be
+        if self.patience.over:
+            self._look_at_the_end()
         self.save()
 
     @property
@@ -120,6 +120,15 @@ class Run:
         if step > self.first and (self.console.due() or step == steps):
             self._flush()
             self.console.progress(self._progress())
+
+    def _look_at_the_end(self) -> None:
+        """What is due after the last step, which the newest one turned out to be."""
+        step, looks = self.trainer.step, self.plan.looks
+        if self.metrics.last.get("held_out_windows") != looks.last:
+            self._evaluate(looks.last)
+        sampled = "sample" in self.metrics.opened_with and step == self.first
+        if not sampled and not due(step, self.plan.steps, SAMPLES):
+            self._sample(anew=True)
 
     def _evaluate(self, windows: int) -> None:
         """Measure the held-out loss and write it down. Raises Failure if it is not finite."""

@@ -59,6 +59,7 @@ def test_a_run_ends_when_nothing_was_better(text, tmp_path, losses, capsys, pati
     assert train(text, folder, evaluations=12, patience=patience) == 0
     out, report = capsys.readouterr().out, (folder / "report.md").read_text()
     assert sorted(set(looks(folder))) == list(range(ended + 1))
+    assert f"── step {ended} ──" in (folder / "sample.txt").read_text()
     assert f"held out {LOSSES[best]:.3f} at step {best}, in best/" in out
     assert f"| best held-out loss | {LOSSES[best]:.4f} at step {best}, in best/ |" in report
     early = f"after step {ended} of 12: no better held-out loss in {patience} evaluations"

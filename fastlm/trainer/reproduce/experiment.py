@@ -74,4 +74,5 @@ class Experiment:
         EXPERIMENTS[name] = cls
 
     def run(self, setting: Setting) -> Finding:
+        """Do the work and say what came out, be it what the paper says or not."""
         raise NotImplementedError
