@@ -145,6 +145,10 @@ class Objective:
         """
         raise NotImplementedError
 
+    def at(self, progress: float) -> "Objective":
+        """What it is at a share of the run, where it is not the same throughout. Default the same."""
+        return self
+
     def begins(self, first: int) -> bool:
         """Whether samples from `first` on, as many as an update has, go on where none before ended. Default yes."""
         return True

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from fastlm.checks import whole
 from fastlm.objectives.base import IGNORED, Batch, Decode
 from fastlm.objectives.noise import Samples
-from fastlm.objectives.noise.masking import Masking
+from fastlm.objectives.noise.masking import Hides, Masking
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.vocabulary import Vocabulary
 
 
-class Masked(RowObjective, name="mlm"):
+class Masked(Hides, RowObjective, name="mlm"):
     """Predict the tokens that were hidden (Devlin et al. 2019): -Σ log p(xᵢ | the corrupted row), in nats.
 
     In every row round(rate · context) places are drawn without replacement, the same number in each; 80 % of them

@@ -20,7 +20,7 @@ from fastlm.objectives.base import (
 )
 from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.noise import Samples
-from fastlm.objectives.noise.masking import Masking
+from fastlm.objectives.noise.masking import Hides, Masking
 from fastlm.objectives.noise.sentences import Sentences
 
 
@@ -33,7 +33,7 @@ class Texts(NamedTuple):
     second_length: np.ndarray
 
 
-class SentencePairs(Objective):
+class SentencePairs(Hides, Objective):
     """Masked language modelling over pairs of texts (the term "mlm"), and a label of each pair, of the same weight.
 
     Each document is cut into runs of as many sentences as context - 3 tokens hold. A run of two or more is a sample,

@@ -12,12 +12,12 @@ from fastlm.models import ModelConfig, SpanBERT, Transformer
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.noise import Samples
-from fastlm.objectives.noise.masking import Masking
+from fastlm.objectives.noise.masking import Hides, Masking
 from fastlm.objectives.rows import RowObjective
 from fastlm.objectives.vocabulary import Vocabulary
 
 
-class SpanBoundary(RowObjective, name="span-boundary"):
+class SpanBoundary(Hides, RowObjective, name="span-boundary"):
     """Masked language modelling of spans, and of the same tokens from their spans' boundaries (Joshi et al. 2020).
 
     A row is <s> text <eos>, so that each span has a token on either side. Hidden are runs of whole words, of which

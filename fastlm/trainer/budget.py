@@ -77,7 +77,7 @@ def measure(config: Training, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     was started with, and the first one's budget is to be all's.
     """
     begun = time.perf_counter()
-    trainer = Trainer(config, tokens, steps=1000, ranks=ranks)
+    trainer = Trainer(config.at_its_largest(), tokens, steps=1000, ranks=ranks)
     candidates = _thread_counts(config, trainer.device)
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:
@@ -97,7 +97,8 @@ def measure(config: Training, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     speeds = {n: trainer.tokens_per_update / s for n, s in seconds.items()}
     steps = config.steps
     if steps is None:
-        steps, looks = _share(trainer, seconds[threads], begun)
+        largest, looks = _share(trainer, seconds[threads], begun)
+        steps = config.updates_in(largest, trainer.train.context)
     return Budget(threads, max(1, steps), looks, steps >= 1, speeds, backends)
 
 
@@ -150,7 +151,9 @@ def _timed(trainer: Trainer, least: float) -> float:
 
 
 def _share(trainer: Trainer, seconds_per_update: float, begun: float) -> tuple[int, Looks]:
-    """Updates that fit in the minutes beside what measuring took and the looks at the model; below 1 if none does."""
+    """Updates as large as the last one that fit in the minutes beside what measuring took and the looks at the model;
+    below 1 if none does.
+    """
     asked = Looks.all_of(trainer.config, trainer.held_out)
     at = time.perf_counter()
     windows = min(asked.windows, trainer.config.batch)

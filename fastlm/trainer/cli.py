@@ -1,4 +1,5 @@
-"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `evaluate`, `info`.
+"""The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `evaluate`, `reproduce`,
+`info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -32,6 +33,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   sample DIR    let a trained model write
   predict DIR FILE    what a fine-tuned model says of the rows of a file
   evaluate DIR  measure a trained model over a text
+  reproduce NAME   a small counterpart of a paper's table or figure, in minutes; --all for every one
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
@@ -181,6 +183,19 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def reproduce(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.reproduce import Reproduce
+
+    asked = parse(Reproduce, "reproduce", ["all" if word == "--all" else word for word in argv])
+    asked.check()
+    from fastlm.trainer.commands import reproducing
+
+    with _machine():
+        reproducing.reproduce(asked, say)
+    return 0
+
+
 def _ready(argv: list[str]) -> None:
     """Plugins come before the configuration, whose choices are what is registered."""
     _check_extra()
@@ -243,7 +258,7 @@ def _presets(names: list[str]) -> int:
 
 COMMANDS = {
     "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "predict": predict,
-    "evaluate": evaluate, "info": info,
+    "evaluate": evaluate, "reproduce": reproduce, "info": info,
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from fastlm.trainer.material import Material
 from fastlm.trainer.outputs import artefacts, lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.patience import Patience
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.signals import Stopped, Stops
 from fastlm.trainer.step import Trainer
@@ -42,6 +43,7 @@ class Run:
     metrics: Metrics
     stops: Stops
     ranks: Ranks
+    patience: Patience
     seconds: float
     first: int = 0
     kept: int = -1
@@ -61,12 +63,14 @@ class Run:
                 done = f"after step {self.trainer.step:,} of {self.plan.steps:,}, saved"
                 self.console.say("stopped", f"{done}; go on with `{command('resume', self.folder)}`")
                 return stop.status
+            finally:
+                self.metrics.close()
 
     def _advance(self) -> None:
         """Train to the last step and save it. Raises Stopped between two updates."""
         saved = flushed = self.begun
         self._look()
-        while self.trainer.step < self.plan.steps:
+        while self.trainer.step < self.plan.steps and not self.patience.over:
             update = self.trainer.update()
             self.metrics.add(self.trainer.step, self.elapsed, self.updating, update)
             if time.monotonic() - flushed >= 1:
@@ -76,6 +80,8 @@ class Run:
             if self.ranks.any(time.monotonic() - saved >= self.plan.config.save_every):
                 self.save()
                 saved = time.monotonic()
+        if self.patience.over:
+            self._look_at_the_end()
         self.save()
 
     @property
@@ -106,24 +112,54 @@ class Run:
         if (
             looking and "held_out_loss" not in done
         ) or "held_out_loss" not in self.metrics.last:  # metrics.jsonl was lost
-            self._evaluate()
+            self._evaluate(self.plan.looks.windows if step < steps else self.plan.looks.last)
+        if looking and self.patience.allowed is not None:
+            self._judge()
         if sampling:
             self._sample(anew="sample" not in done)
         if step > self.first and (self.console.due() or step == steps):
             self._flush()
             self.console.progress(self._progress())
 
-    def _evaluate(self) -> None:
+    def _look_at_the_end(self) -> None:
+        """What is due after the last step, which the newest one turned out to be."""
+        step, looks = self.trainer.step, self.plan.looks
+        if self.metrics.last.get("held_out_windows") != looks.last:
+            self._evaluate(looks.last)
+        sampled = "sample" in self.metrics.opened_with and step == self.first
+        if not sampled and not due(step, self.plan.steps, SAMPLES):
+            self._sample(anew=True)
+
+    def _evaluate(self, windows: int) -> None:
         """Measure the held-out loss and write it down. Raises Failure if it is not finite."""
         step = self.trainer.step
-        windows = self.plan.looks.windows if step < self.plan.steps else self.plan.looks.last
         with self._aside():
             found = self.trainer.evaluate(windows)
-        row = {"step": step, "tokens": step * self.trainer.tokens_per_update, "seconds": round(self.elapsed, 3)}
+        row = {"step": step, "tokens": self.trainer.tokens_before(step), "seconds": round(self.elapsed, 3)}
+        row["held_out_windows"] = windows
         self.metrics.write(row | {f"held_out_{name}": value for name, value in found.items()})
         if not math.isfinite(found["loss"]):
             raise self._divergence(f"the held-out loss is {found['loss']} at step {step}")
         self.console.say(*lines.of_evaluation(self.trainer, windows, self.metrics.last))
+
+    def _judge(self) -> None:
+        """Count this step's evaluation towards --patience, and keep the weights in best/ if none was better. All
+        evaluations that are compared are of the same windows.
+        """
+        step, last, windows = self.trainer.step, self.metrics.last, self.plan.looks.windows
+        if self.patience.counted == step:  # before the run was stopped
+            return
+        with self._aside():
+            loss = last["held_out_loss"]
+            if last.get("held_out_windows") != windows:
+                loss = self.trainer.evaluate(windows)["loss"]
+            better = self.ranks.any(self.patience.better(loss))
+            if better:
+                model = self.trainer.whole()
+                if self.ranks.speaks:
+                    exported = self.trainer.exported(model)
+                    artefacts.write_best(exported, self.trainer.train, self.material.sides.tokenizer_file, self.folder)
+        self.patience.count(step, loss, better)
 
     def _sample(self, anew: bool) -> None:
         with self._aside():
@@ -138,10 +174,11 @@ class Run:
         step, steps = self.trainer.step, self.plan.steps
         made = step - self.first
         left = (steps - step) * (time.monotonic() - self.begun) / max(1, made)
-        speed = made * self.trainer.tokens_per_update / max(1e-9, self.updating)
+        seen = self.trainer.tokens_before(step) - self.trainer.tokens_before(self.first)
+        speed = seen / max(1e-9, self.updating)
         memory = max(map(len, self.trainer.recurrences), default=0)
         shares = lines.shares(self.trainer.held_out, self.metrics.last)
-        return lines.of_progress(step, steps, left, speed, self.metrics.last, shares, memory)
+        return lines.of_progress(step, steps, left, speed, self.metrics.last, shares, memory, self.metrics.clipped)
 
     def _flush(self, to_disk: bool = False) -> None:
         """Write the rows that wait. Raises Failure if an update was made with a loss that is not finite, or updates
@@ -169,6 +206,7 @@ class Run:
         if not self.trainer.finite():
             raise self._divergence(f"a parameter is not finite after step {self.trainer.step}")
         progress = {"seconds": self.elapsed, "scaler": self.trainer.scaler.state_dict()}
+        progress["patience"] = self.patience.state_dict()
         with self._aside():
             model, states = self.trainer.whole(), self.trainer.division.whole_states(self.trainer.optimizer)
             if self.ranks.speaks:
@@ -207,8 +245,9 @@ class Run:
         artefacts.write_plot(self.metrics, self.material, self.trainer.held_out, self.folder / "loss.png")
         self.stops.check()
         report = self.folder / "report.md"
-        artefacts.write_report(self.plan, self.material, self.trainer, exported, self.metrics, report)
+        artefacts.write_report(self.plan, self.material, self.trainer, exported, self.metrics, self.patience, report)
         last = self.metrics.last
+        self.console.say_all(lines.of_patience(self.trainer.step, self.plan.steps, self.patience))
         self.console.say_all(lines.of_end(self.folder, self.trainer, exported, self.material, last, self.elapsed))
 
     def _verdict(self) -> int:
@@ -217,7 +256,7 @@ class Run:
         if failure is None:
             return 0
         short, why = failure
-        if self.plan.steps < JUDGED_FROM:
+        if self.trainer.step < JUDGED_FROM:
             self.console.say("note", f"{short}, which is no failure before step {JUDGED_FROM}")
             return 0
         self.console.say("failed", f"{short}: {why}")

@@ -92,7 +92,9 @@ def reckon(config: Training, vocab_size: int) -> Need:
     """
     shape = replace(config.sketch(vocab_size), init="normal")  # BERT's looks at its numbers
     objective = config.objective_on_rows(shape.context, vocab_size)
-    row = objective.batch(config.seed, 0, 1)
+    # a rate of hidden tokens may fall or rise
+    begin, end = (objective.at(progress).batch(config.seed, 0, 1) for progress in (0.0, 1.0))
+    row = max(begin, end, key=lambda batch: sum(ids.numel() for ids in batch.values()))
     with torch.device("meta"):
         # in twos, for a second model may have half as many
         two, four = (_reckon(config, replace(shape, layers=layers), objective, row) for layers in (2, 4))

@@ -21,6 +21,7 @@ from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.options.training import Training
+from fastlm.trainer.outputs.logs import LOGS
 from fastlm.trainer.words import Refusal, command, disk_words, processes
 
 CONFIGURATIONS: dict[str, type[Config] | type[FineTune]] = {kind.command: kind for kind in (Config, FineTune)}
@@ -107,7 +108,8 @@ def _new_folder(out: Path | None) -> Iterator[Path]:
             if not (folder / "run.json").exists():
                 for name in BEFORE:
                     (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / "state", ignore_errors=True)  # of weights to begin with
+                for name in ("state", *LOGS):  # of weights to begin with, and of what logs had opened
+                    shutil.rmtree(folder / name, ignore_errors=True)
                 for path in absent if out else (folder, *absent):
                     with suppress(OSError):
                         path.rmdir()

@@ -22,13 +22,13 @@ from fastlm.objectives import Objective, Vocabulary, noise
 from fastlm.objectives.base import placed
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.optim.sharding import is_dtensor, local
-from fastlm.trainer import schedule
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.evaluation import Evaluation, autocast, total
 from fastlm.trainer.options.training import Training
+from fastlm.trainer.schedule import Moment
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -37,16 +37,18 @@ MOMENTUM = 0.9  # of SGD
 @dataclass(frozen=True)
 class Update:
     """What one update did. losses: "loss", and each term's mean over its targets, of which the loss is the weighted
-    sum; norm: of the gradient before clipping; overflow: 1 if it was skipped; scale: of the loss, in fp16. These are
-    tensors on the device.
+    sum; norm: of the gradient before clipping; clipped: 1 if that was above the bound; overflow: 1 if it was skipped;
+    scale: of the loss, in fp16. These are tensors on the device. tokens: of this update; seen: of all up to it.
     """
 
     losses: dict[str, Tensor]
     norm: Tensor | None
+    clipped: Tensor | None
     overflow: Tensor | None
     scale: Tensor
     lr: float
     tokens: int
+    seen: int
     targets: int
 
 
@@ -74,7 +76,9 @@ class Trainer:
         known = vocabulary(self.tokenizer)
         self.remembers = config.remembers(shape)
         streams = config.batch * config.accumulate if self.remembers else None
-        self.train = make_objective(config, "train", tokens.train, shape.context, known, streams)
+        self.course, contexts = config.course(steps), config.contexts(shape.context)
+        self.stages = [make_objective(config, "train", tokens.train, context, known, streams) for context in contexts]
+        self.train = self.stages[-1]
         self.held_out = make_objective(config, "held-out", tokens.held_out, shape.context, known)
         self.shape = shape
         self.model = self._new_model().to(self.device)
@@ -114,34 +118,46 @@ class Trainer:
 
     @property
     def tokens_per_update(self) -> int:
+        """Of one with all of its micro-batches and the longest rows."""
         return self.config.batch * self.config.accumulate * self.train.tokens_per_row
 
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the first `step` updates."""
+        rows = self.course.rows_of_stages(step)
+        return sum(n * objective.tokens_per_row for n, objective in zip(rows, self.stages, strict=True))
+
+    def objective(self) -> Objective:
+        """What the next update learns."""
+        return self.stages[self.course.stage(self.step)].at(self.step / self.steps)
+
     def lr(self) -> float:
-        warmup = round(self.config.warmup * self.steps)
-        return self.config.lr * schedule.factor(
-            self.config.schedule, self.step, self.steps, warmup, self.config.min_lr_ratio
+        """Of the next update."""
+        config, in_tokens = self.config, self.config.schedule_by == "tokens"
+        done, after, total = (
+            self.tokens_before(step) if in_tokens else step for step in (self.step, self.step + 1, self.steps)
         )
+        return config.lr * config.rate(Moment(done, after, total, round(config.warmup * total), config.min_lr_ratio))
 
     def update(self) -> Update:
         """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
         them.
         """
         config = self.config
-        first = self.step * config.batch * config.accumulate
+        objective, first, after = self.objective(), *map(self.course.rows_before, (self.step, self.step + 1))
         part = self.ranks.part(config.batch)
-        begins = range(first + part.start, first + config.batch * config.accumulate, config.batch)
-        batches = [self.train.batch(config.seed, begin, part.stop - part.start) for begin in begins]
-        counts = self.ranks.total(total([self.train.targets(batch) for batch in batches]))
+        begins = range(first + part.start, after, config.batch)
+        batches = [objective.batch(config.seed, begin, part.stop - part.start) for begin in begins]
+        counts = self.ranks.total(total([objective.targets(batch) for batch in batches]))
         torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, self.ranks.rank, self.step))
         self.model.train()
         losses: dict[str, Tensor] = {}
-        models, recurrences = self._remembering(first)
+        models, recurrences = self._remembering(first, len(batches))
         for i, (model, batch) in enumerate(zip(models, batches, strict=True), start=1):
             self.check()
-            with self.division.adding_up(now=i == config.accumulate):
+            with self.division.adding_up(now=i == len(batches)):
                 with autocast(config.dtype, self.device):
-                    sums = self.division.ask(self.train.loss, model, placed(batch, self.device))
-                means = self.train.means(sums, counts)
+                    sums = self.division.ask(objective.loss, model, placed(batch, self.device))
+                means = objective.means(sums, counts)
                 self.scaler.scale(self.ranks.world * means["loss"]).backward()
             losses = total([losses, {name: value.detach() for name, value in means.items()}])
         lr, norm = self._step_optimizer()
@@ -149,14 +165,16 @@ class Trainer:
         scale = self.scaler.scale(torch.ones((), device=self.device))  # get_scale() would wait for the device
         self.step += 1
         overflow, targets = getattr(shards.inner(self.optimizer), "overflow", None), sum(counts.values())
-        return Update(self.ranks.sums(losses), norm, overflow, scale, lr, self.tokens_per_update, targets)
+        clipped = None if norm is None or not config.clip else (norm > config.clip) & norm.isfinite()
+        tokens, seen = (after - first) * objective.tokens_per_row, self.tokens_before(self.step)
+        return Update(self.ranks.sums(losses), norm, clipped, overflow, scale, lr, tokens, seen, targets)
 
-    def _remembering(self, first: int) -> tuple[list[nn.Module], list[Recurrence]]:
-        """The model as each micro-batch of the update from sample `first` on sees it, and what it then remembers."""
+    def _remembering(self, first: int, count: int) -> tuple[list[nn.Module], list[Recurrence]]:
+        """The model as each of `count` micro-batches from sample `first` on sees it, and what it then remembers."""
         if not self.remembers:
-            return [self.model] * self.config.accumulate, []
+            return [self.model] * count, []
         if self.train.begins(first):
-            recurrences = [self.model.new_recurrence() for _ in range(self.config.accumulate)]
+            recurrences = [self.model.new_recurrence() for _ in range(count)]
         else:
             recurrences = [recurrence.copy() for recurrence in self.recurrences]
         return [Remembering(self.model, recurrence) for recurrence in recurrences], recurrences

@@ -172,7 +172,7 @@ def test_memory_is_what_the_table_says(ranks, text):
 # Runs that torchrun starts
 
 
-LONG = dict(steps=12, batch=4, accumulate=2, context=32, save_every=0.0, dropout=0.1)
+LONG = dict(steps=12, batch=4, accumulate=2, context=32, save_every=0.0, dropout=0.1, patience=9)
 
 
 def start(processes: int, *argv: str, code: str = "") -> subprocess.Popen:
@@ -217,6 +217,8 @@ def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
     status, out, said = run(2, "resume", tmp_path / "parts")
     assert (status, said) == (0, "") and "from step 7 of 12" in out and out.count("fastlm 0") == 1
     assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
+    best = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert best[0] == best[1]
     assert run_one("resume", str(tmp_path / "alone")) == 0
     alone, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "whole"))
     assert alone.keys() == whole.keys()

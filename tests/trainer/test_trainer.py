@@ -17,7 +17,7 @@ from fastlm.backends.dispatch import SlowPathWarning
 from fastlm.objectives import IGNORED, OBJECTIVES, Causal
 from fastlm.optim import OPTIMIZERS
 from fastlm.positions import SCHEMES
-from fastlm.trainer import loop, schedule
+from fastlm.trainer import loop
 from fastlm.trainer.budget import Looks, affordable, due, measure
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
@@ -175,25 +175,7 @@ def test_total():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Schedules
-
-
-def test_cosine_has_these_values():
-    factors = [schedule.factor("cosine", step, steps=12, warmup=4, min_lr_ratio=0.1) for step in range(12)]
-    cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
-    assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, *cosine], abs=1e-15)
-
-
-def test_linear_has_these_values():
-    assert [schedule.factor("linear", s, 6, 2, 0.0) for s in range(6)] == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
-
-
-@pytest.mark.parametrize("name", sorted(schedule.SCHEDULES))
-@pytest.mark.parametrize("steps, warmup", ((1, 0), (1, 1), (5, 5), (100, 7)))
-def test_every_schedule_stays_between_floor_and_peak(name, steps, warmup):
-    factors = [schedule.factor(name, s, steps, warmup, 0.1) for s in range(steps)]
-    assert all(0 < f <= 1 for f in factors) and all(f >= 0.1 for f in factors[warmup:])
-    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+# When things are due
 
 
 @pytest.mark.parametrize("steps, times", ((20, 4), (7, 4), (3, 10), (1, 1), (100, 10), (10, 0)))

@@ -1,5 +1,6 @@
 """Which tokens of a row are hidden, and what stands in their place: what masked language models have in common."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ class Masking(NamedTuple):
         ngram: hidden are runs of n units (tokens, or whole words), n from 1 to ngram with p ∝ 1/n. Default 1.
         geometric: n has p ∝ (1 - geometric)ⁿ instead, if it is above 0. Default 0.
         alike: whether all tokens of a run become <mask>, or another token, or stay. Default no.
+        first_rate: the rate at a run's beginning, which goes to `rate` in a straight line (Ankner et al. 2024). Default
+            None: the same throughout.
     """
 
     rate: float = 0.15
@@ -45,6 +48,13 @@ class Masking(NamedTuple):
     ngram: int = 1
     geometric: float = 0.0
     alike: bool = False
+    first_rate: float | None = None
+
+    def at(self, progress: float) -> "Masking":
+        """The way at a share of the run."""
+        if self.first_rate is None:
+            return self
+        return self._replace(rate=self.first_rate + progress * (self.rate - self.first_rate))
 
     def count(self, context: int) -> int:
         """How many places a row has."""
@@ -56,6 +66,8 @@ class Masking(NamedTuple):
         share(**{"mask + random": self.mask + self.random})
         whole(1, ngram=self.ngram)
         flag(whole_words=self.whole_words, alike=self.alike)
+        if self.first_rate is not None:
+            self.at(0.0)._replace(first_rate=None).check(context)
         n = self.count(context)
         if n < 1:
             raise ValueError(f"rows of {context}, of which {self.rate:g} are not one target; give a larger --context")
@@ -110,6 +122,19 @@ class Masking(NamedTuple):
         drawn = vocabulary.specials + words % (vocabulary.size - vocabulary.specials)
         kept = torch.where(kinds < (self.mask + self.random) * WORD, drawn, tokens)
         return torch.where(kinds < self.mask * WORD, vocabulary.mask, kept)
+
+
+class Hides:
+    """An objective that hides tokens by its `masking`, whose rate may change on the way."""
+
+    masking: Masking
+
+    def at(self, progress: float) -> "Hides":
+        if self.masking.first_rate is None:
+            return self
+        now = copy.copy(self)
+        now.masking = self.masking.at(progress)
+        return now
 
 
 def run_lengths(words: Tensor, longest: int, geometric: float = 0.0) -> Tensor:

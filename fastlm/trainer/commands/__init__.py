@@ -5,6 +5,7 @@ finetune.py     `fastlm finetune`: labelled rows, from the weights of another ru
 sampling.py     `fastlm sample`: a trained model writes
 predicting.py   `fastlm predict`: a fine-tuned one answers
 evaluating.py   `fastlm evaluate`: a trained one is measured over a text
+reproducing.py  `fastlm reproduce`: small counterparts of papers' tables and figures
 
 opening.py      what a folder holds of a trained model
 start.py        a run that begins with its weights

@@ -1,5 +1,5 @@
-"""What a folder holds of a trained model: a finished run's, an interrupted run's newest checkpoint, or a folder that
-transformers can open.
+"""What a folder holds of a trained model: a finished run's, an interrupted run's newest checkpoint, a run's best/, or a
+folder that transformers can open.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from fastlm.models.heads import Headed
 from fastlm.trainer import checkpoint
 from fastlm.trainer.data.tokenizer import load_tokenizer
 from fastlm.trainer.options import plugins
+from fastlm.trainer.outputs.artefacts import BEST
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.words import Refusal, command
 
@@ -54,7 +55,8 @@ def trained(folder: Path, imported: tuple[str, ...], note: Callable[[str], None]
     Raises:
         Refusal: naming the file, for what is missing or damaged.
     """
-    plan = Plan.read(folder) if (folder / "run.json").exists() else None
+    run = folder.parent if folder.name == BEST and not (folder / "run.json").exists() else folder
+    plan = Plan.read(run) if (run / "run.json").exists() else None
     if plan is not None:
         plugins.require(plan.config.plugin, imported, folder)
     finished = (folder / "model.safetensors").exists()

@@ -24,7 +24,9 @@ from fastlm.trainer.material import Material
 from fastlm.trainer.options.training import Training
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
+from fastlm.trainer.outputs.logs import LOGS
 from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.patience import Patience
 from fastlm.trainer.plan import Plan, environment
 from fastlm.trainer.signals import Stops
 from fastlm.trainer.step import Trainer
@@ -85,8 +87,8 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
     trainer = Trainer(config, material.sides, plan.steps, lambda: ranks.check(stops), ranks)
     console.say_all(lines.of_plan(plan, budget, trainer, material))
     console.say("writes", f"{folder}/")
-    metrics = Metrics(folder / "metrics.jsonl", 0, ranks.speaks)
-    run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, 0.0)
+    metrics = _metrics(folder, config, 0, ranks)
+    run = Run(folder, plan, trainer, material, console, metrics, stops, ranks, Patience(config.patience), 0.0)
     if start is not None:
         with trainer.filling() as model:
             anew = start.give(trainer.train, model)
@@ -115,6 +117,7 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
     with ranks.one_first():
         _, material = read(plan.config, console, tokenizer_file, plan.fingerprint)
     trainer, seconds = Trainer(plan.config, material.sides, plan.steps, lambda: ranks.check(stops), ranks), 0.0
+    patience = Patience(plan.config.patience)
     last = checkpoint.newest(folder / "state", lambda fault: console.say("warning", fault))
     if last is not None:
         try:
@@ -125,6 +128,7 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
             raise Refusal(altered(folder, error)) from error
         trainer.step, seconds = progress["step"], progress["seconds"]
         trainer.scaler.load_state_dict(progress["scaler"])
+        patience.load_state_dict(progress.get("patience", {}))
     elif plan.config.shape is not None:
         raise Refusal(
             f"{folder / 'state'} holds no whole checkpoint, and the weights that the run began with were there; "
@@ -132,8 +136,14 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
         )
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
     with ranks.one_first():
-        metrics = Metrics(folder / "metrics.jsonl", trainer.step, ranks.speaks)
-    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, seconds)
+        metrics = _metrics(folder, plan.config, trainer.step, ranks)
+    return Run(folder, plan, trainer, material, console, metrics, stops, ranks, patience, seconds)
+
+
+def _metrics(folder: Path, config: Training, step: int, ranks: Ranks) -> Metrics:
+    logs = ranks.speaks and config.log != "none"
+    log = LOGS[config.log](folder, step, config.to_json()) if logs else None
+    return Metrics(folder / "metrics.jsonl", step, ranks.speaks, log)
 
 
 def altered(folder: Path, error: Exception) -> str:

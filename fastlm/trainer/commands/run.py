@@ -15,6 +15,7 @@ from fastlm.trainer.options.config import Config
 from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
+from fastlm.trainer.outputs.metrics import read_rows
 from fastlm.trainer.plan import Plan, locked, new_folder
 from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
@@ -43,7 +44,11 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
     go_on_with = f"go on with `{command('resume', folder)}`"
     plan = Plan.read(folder)
     if (folder / "report.md").exists():
-        finished = f"{folder} is finished: all {several(plan.steps, 'step')} are trained"
+        done = read_rows(folder / "metrics.jsonl")[-1]["step"]
+        trained = f"all {several(plan.steps, 'step')} are trained"
+        if done < plan.steps:
+            trained = f"--patience {plan.config.patience} ended it after step {done:,} of {plan.steps:,}"
+        finished = f"{folder} is finished: {trained}"
         shows = command("predict", folder, "FILE") if plan.config.command == "finetune" else command("sample", folder)
         say("done", f"{finished}; `{shows}` shows what it learned")
         return 0

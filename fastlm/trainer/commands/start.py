@@ -78,6 +78,8 @@ def begun_from(config: Config, given: Collection[str], note: Callable[[str], Non
             )
     if run is not None and "objective" not in given:
         found["objective"] = run.objective
+        if "objective_options" not in given:
+            found["objective_options"] = run.objective_options
     config = replace(config, **found, shape=asdict(shape))
     needed = found["vocab"] + config.objective_class().extra_ids
     if shape.vocab_size < needed:

@@ -4,8 +4,11 @@
     config.py     those of `fastlm pretrain`, checked
     finetune.py   those of `fastlm finetune`
     folders.py    likewise of the commands that read a run's folder
+    reproduce.py  those of `fastlm reproduce`
     flags.py      dataclasses → flags, --help and refusals in one line
     files.py      flags from a file, by --config
+    recipes.py    whole recipes of flags, by name
+    assigned.py   options of what a flag names, NAME=VALUE each
     choices.py    the names a flag may take, known before anything heavy is imported
     plugins.py    a user's own modules, which add names
 

@@ -1,4 +1,4 @@
-"""The names that can be chosen: presets, positions, optimizers, objectives, schedules.
+"""The names that can be chosen: presets, positions, optimizers, objectives, schedules, experiments.
 
 A registry is full once its room was imported, which takes torch's seconds, and a mistyped flag should not wait for
 them. Until then the names are read off the room's sources, where each is a class's keyword or a key of the registry.
@@ -19,6 +19,8 @@ REGISTRIES = {
     "objective": ("objectives", "OBJECTIVES"),
     "schedule": ("trainer.schedule", "SCHEDULES"),
     "kind": ("trainer.tasks", "TASKS"),
+    "log": ("trainer.outputs.logs", "LOGS"),
+    "experiment": ("trainer.reproduce", "EXPERIMENTS"),
 }
 
 

@@ -1,6 +1,8 @@
 """Everything `fastlm pretrain` can be asked for: a dataclass from which its flags are made."""
 
+import inspect
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -8,6 +10,7 @@ from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
 from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
+from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import choices
 from fastlm.trainer.options.folders import check_folder
 from fastlm.trainer.options.training import DECAY, LR, OTHER_DECAY, OTHER_LR, TUPLES, Training, unset
@@ -18,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
 
     from fastlm.models import ModelConfig
     from fastlm.objectives import Objective, Vocabulary
+    from fastlm.trainer.course import Course
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Pretraining:
     from_: Annotated[Path | None, arg(name="from", metavar="DIR", help_behavior_hint="(default: nothing)")] = None
     """A run's folder, or one that transformers can open, to begin with its weights; its shape and its tokenizer are the
     model's then, and what it learned is what it learns."""
+    objective_options: Annotated[tuple[str, ...], unset("NAME=VALUE...", "the preset's")] = ()
+    """Options of the objective: of mlm rate=0.4 of tokens hidden, first_rate=0.5 at the beginning, rounds=1
+    for static masking, …"""
+    lengths: Annotated[tuple[str, ...], unset("TOKENS:SHARE...", "--context throughout")] = ()
+    """Shorter rows up to such shares of the updates: 128:0.9 of BERT's, or several, 32:0.1 64:0.3."""
+    batch_ramp: float = 0.0
+    """Share of the updates over which one grows from one micro-batch to --accumulate, linearly in the tokens seen."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
     """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
     validation: Annotated[tuple[Path, ...], unset("PATH...", "a part of --data")] = ()
@@ -62,7 +73,8 @@ class Pretraining:
 @dataclass(frozen=True)
 class Config(Training, Pretraining):
     """Train a language model, from nothing unless --from says otherwise. Without a flag: two minutes on Python's own
-    source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, or from a run.json.
+    source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, from a run.json, or from
+    a recipe by its name, such as gpt3.
     """
 
     command: ClassVar[str] = "pretrain"
@@ -124,8 +136,50 @@ class Config(Training, Pretraining):
         from fastlm.objectives import recipe
 
         made, (name, options) = self.objective_class(), recipe(self.preset)
-        options = options if made.name == name else {}
+        options = (options if made.name == name else {}) | self._asked_of(made)
         return made(ids, context, known, **options | ({} if streams is None else {"streams": streams}))
+
+    def _asked_of(self, made: "type[Objective]") -> dict[str, object]:
+        """The options in --objective-options."""
+        from fastlm.objectives.noise.masking import Hides, Masking
+
+        parameters = inspect.signature(made).parameters.values()
+        known = {x.name: x.default for x in parameters if x.default is not x.empty and x.name != "streams"}
+        known |= Masking._field_defaults if issubclass(made, Hides) else {}
+        return assigned("--objective-options", self.objective_options, known, f"--objective {made.name}")
+
+    def course(self, steps: int) -> "Course":
+        from fastlm.trainer.course import Course
+
+        return Course(steps, self.batch, self.accumulate, self.batch_ramp, [share for _, share in self._stages()])
+
+    def contexts(self, longest: int) -> list[int]:
+        return [*(tokens for tokens, _ in self._stages()), longest]
+
+    def at_its_largest(self) -> "Config":
+        return replace(self, batch_ramp=0.0, lengths=())
+
+    def updates_in(self, largest: int, longest: int) -> int:
+        if largest < 1:
+            return largest
+        course = self.course(largest)
+        rows = zip(course.rows_of_stages(largest), self.contexts(longest), strict=True)
+        tokens = sum(n * context for n, context in rows)
+        return largest * largest * self.batch * self.accumulate * longest // tokens
+
+    def _stages(self) -> list[tuple[int, float]]:
+        """(tokens of a row, the share of the updates at which that ends) of --lengths. Raises Refusal."""
+        stages = []
+        for word in self.lengths:
+            tokens, _, share = word.partition(":")
+            try:
+                stages.append((int(tokens), float(share)))
+            except ValueError:
+                raise Refusal(f"--lengths {word} is no TOKENS:SHARE, such as 128:0.9") from None
+        shares = [0.0, *(share for _, share in stages), 1.0]
+        if not all(before < after for before, after in pairwise(shares)):
+            raise Refusal(f"--lengths {' '.join(self.lengths)}: shares of the updates rise, between 0 and 1")
+        return stages
 
     def settled(self) -> "Config":
         """The same with what the machine, the folder or another flag decides written out, so that it can be
@@ -152,6 +206,11 @@ class Config(Training, Pretraining):
         super().check_values()
         if not 0 < self.minutes < float("inf"):
             raise Refusal(f"--minutes is {self.minutes:g}; it must be above 0")
+        if not 0 <= self.batch_ramp <= 1:
+            raise Refusal(f"--batch-ramp is {self.batch_ramp}; it is a share, from 0 to 1")
+        if self.batch_ramp and self.accumulate == 1:
+            raise Refusal(f"--batch-ramp {self.batch_ramp:g} leads to --accumulate 1, where it begins; give more of it")
+        self._stages()
         check_there(self.data)
         check_there(self.validation, "--validation")
         if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
@@ -177,10 +236,16 @@ class Config(Training, Pretraining):
             heads = f"--dim {dim} / --heads {heads} makes heads {dim // heads} wide"
             raise Refusal(f"{error}; {heads}: change one of them, or --position") from error
         self._check_memory(shape)
-        try:
-            self.objective_on_rows(shape.context, self.vocab)
-        except ValueError as error:
-            raise Refusal(f"--context {shape.context}, --objective {objective.name}: {error}") from error
+        for context in reversed(self.contexts(shape.context)):
+            if not 0 < context <= shape.context:
+                raise Refusal(f"--lengths {context} is no row of 1 to --context {shape.context} tokens")
+            try:
+                self.objective_on_rows(context, self.vocab)
+            except ValueError as error:
+                if isinstance(error, Refusal):
+                    raise
+                named = "--context" if context == shape.context else "--lengths"
+                raise Refusal(f"{named} {context}, --objective {objective.name}: {error}") from error
 
     def _check_memory(self, shape: "ModelConfig") -> None:
         from fastlm.positions import SCHEMES
@@ -195,6 +260,10 @@ class Config(Training, Pretraining):
                 f"--memory {shape.memory} is of rows before, of which --position {shape.position} says nothing; give "
                 "--memory 0, or a scheme that acts in attention, such as transformer-xl"
             )
+
+        for name, given in (("--lengths", self.lengths), ("--batch-ramp", self.batch_ramp)):
+            if given and self.remembers(shape):
+                raise Refusal(f"{name} changes which rows go on where others ended; give --memory 0, or leave it out")
 
     def remembers(self, shape: "ModelConfig") -> bool:
         return shape.memory > 0 and self.objective_class().continues
@@ -213,4 +282,4 @@ class Config(Training, Pretraining):
         optional = {name: values[name] and Path(values[name]) for name in ("out", "from_")}
         values = {name: value for name, value in values.items() if name != "command"}
         paths = {name: tuple(map(Path, values.get(name, ()))) for name in ("data", "validation")} | optional
-        return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES})
+        return cls(**values | paths | {name: tuple(values[name]) for name in TUPLES if name in values})

@@ -1,10 +1,13 @@
-"""Flags from a file: --config FILE, of which each name is a flag that the command line did not give."""
+"""Flags from a file or a recipe: --config FILE or NAME, of which each name is a flag that the command line did not
+give.
+"""
 
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from fastlm.trainer.options.flags import given, shown
+from fastlm.trainer.options.recipes import RECIPES
 from fastlm.trainer.words import Refusal, absent, did_you_mean, flag
 
 NAME = "--config"
@@ -47,8 +50,14 @@ def expanded(argv: list[str], kind: type, command: str) -> list[str]:
 
 def _read(path: Path, command: str, known: set[str]) -> dict:
     """Name → value, those that are null left out; of a run.json, the run's that are flags."""
+    if str(path) in RECIPES:
+        if command != "pretrain":
+            raise Refusal(f"{NAME} {path} is a recipe of `fastlm pretrain`; give a file of flags of `fastlm {command}`")
+        return RECIPES[str(path)]
     if not path.is_file():
-        raise Refusal(f"{NAME} {absent(path, 'give a .toml or .json file, or a run.json')}")
+        near = did_you_mean(str(path), RECIPES)
+        cure = f"give a .toml or .json file, a run.json, or a recipe: {', '.join(RECIPES)}"
+        raise Refusal(f"{NAME} {absent(path, cure)}{near}")
     try:
         text = path.read_text(encoding="utf-8")
         values = _toml(text) if path.suffix == ".toml" else json.loads(text)

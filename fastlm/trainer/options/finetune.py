@@ -148,4 +148,4 @@ class FineTune(Training, Asked):
         """The configuration that `to_json` was of."""
         paths = {name: values[name] and Path(values[name]) for name in ("folder", "task", "held_out", "out")}
         values = {name: value for name, value in values.items() if name != "command"}
-        return cls(**values | paths | {name: tuple(values[name]) for name in (*TUPLES, "labels")})
+        return cls(**values | paths | {name: tuple(values[name]) for name in (*TUPLES, "labels") if name in values})

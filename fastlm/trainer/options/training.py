@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro.conf import Suppress, arg
 
 from fastlm.trainer.options import plugins
+from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import REGISTRIES, choices
+from fastlm.trainer.schedule import SCHEDULES, Moment, defaults
 from fastlm.trainer.words import Refusal, did_you_mean, flag
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
     import torch
 
     from fastlm.models import ModelConfig
+    from fastlm.trainer.course import Course
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
@@ -22,8 +25,13 @@ LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
 OTHER_DECAY = 0.1
-OTHERWISE = {"position": ("preset",), "objective": ("preset",), "kind": ("columns",)}  # what decides unless it is said
-TUPLES = ("betas", "plugin")  # which JSON has as lists
+OTHERWISE = {
+    "position": ("preset",),
+    "objective": ("preset",),
+    "kind": ("columns",),
+    "log": ("none",),
+}  # what decides unless it is said
+TUPLES = ("betas", "plugin", "schedule_options", "objective_options", "lengths")  # which JSON has as lists
 
 
 def unset(kind: str | None, meaning: str) -> arg:
@@ -42,7 +50,7 @@ class Training:
 
     command: ClassVar[str]
     at_least: ClassVar[dict[str, float]] = {
-        "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "seed": 0, "dropout": 0,
+        "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "patience": 1, "seed": 0, "dropout": 0,
         "layer_decay": 0, "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
     }  # fmt: skip
     # OpenMP dies of far too many threads
@@ -66,8 +74,12 @@ class Training:
     """Peak learning rate; small models whose norms come last, such as bert, get a share of the default."""
     schedule: Literal[choices("schedule")] = "cosine"
     """How the rate falls after its peak."""
+    schedule_options: Annotated[tuple[str, ...], unset("NAME=VALUE...", "the schedule's")] = ()
+    """Options of the schedule, such as until=0.9 of cosine, power=1.5 of polynomial, or decay=0.1 shape=sqrt of wsd."""
+    schedule_by: Literal["updates", "tokens"] = "updates"
+    """What the schedule and its warmup count, which differ where updates grow."""
     warmup: float = 0.05
-    """Share of the steps on which the rate climbs."""
+    """Share of the run on which the rate climbs."""
     min_lr_ratio: float = 0.1
     """Share of the peak rate at which the schedule ends."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -90,6 +102,11 @@ class Training:
     """CPU threads."""
     evaluations: int = 12
     """How often to look at held-out text; at each quarter in any case."""
+    patience: Annotated[int | None, unset("INT", "all steps are trained")] = None
+    """End when so many evaluations in a row find no better held-out loss; the best weights are kept in best/."""
+    log: Literal[("none", *choices("log"))] = "none"
+    """Where rows of metrics.jsonl go too: tensorboard/ or wandb/ in the folder; wandb is offline unless WANDB_MODE is
+    set."""
     save_every: float = 30.0
     """Seconds between checkpoints. Results do not depend on it."""
     shape: Suppress[dict | None] = None
@@ -131,6 +148,7 @@ class Training:
         for name in ("warmup", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refusal(f"{flag(name)} is {getattr(self, name)}; it is a share, from 0 to 1")
+        self._check_schedule()
         if self.layer_decay == 0:
             raise Refusal("--layer-decay is 0; it must be above 0")
         if (self.dropout or 0) >= 1:
@@ -138,13 +156,51 @@ class Training:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
 
+    def rate(self, at: Moment) -> float:
+        """The share of the peak learning rate at a moment. Raises Refusal for options that the schedule lacks."""
+        known, of = defaults(self.schedule), f"--schedule {self.schedule}"
+        return SCHEDULES[self.schedule](at, **assigned("--schedule-options", self.schedule_options, known, of))
+
+    def _check_schedule(self) -> None:
+        given = f"--schedule {self.schedule} --schedule-options {' '.join(self.schedule_options)}".strip()
+        for done in range(20):
+            try:
+                share = self.rate(Moment(done, done + 1, 20, 20 * self.warmup, self.min_lr_ratio))
+            except (ValueError, ArithmeticError, TypeError) as error:
+                raise error if isinstance(error, Refusal) else Refusal(f"{given}: {error}") from error
+            if isinstance(share, complex) or not 0 <= share <= 1 + 1e-9:
+                raise Refusal(f"{given} makes the rate {share} times its peak; give other options")
+
+    def course(self, steps: int) -> "Course":
+        """How large each of so many updates is."""
+        from fastlm.trainer.course import Course
+
+        return Course(steps, self.batch, self.accumulate)
+
+    def contexts(self, longest: int) -> list[int]:
+        """Tokens of a row in each stage of the course."""
+        return [longest]
+
+    def at_its_largest(self) -> "Training":
+        """The same with updates that are all as large as the last."""
+        return self
+
+    def updates_in(self, largest: int, longest: int) -> int:
+        """How many updates take as long as so many of the largest, in which rows have `longest` tokens."""
+        return largest
+
     def remembers(self, shape: "ModelConfig") -> bool:
         """Whether a model of this shape is trained on rows of which each goes on where one before ended."""
         return False
 
     def check_machine(self) -> None:
-        """Raises Refusal for a device that is not there."""
+        """Raises Refusal for a device or a package that is not there."""
         import torch
+
+        from fastlm.trainer.outputs import logs
+
+        if self.log != "none":
+            logs.check(self.log)
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise Refusal("--device cuda, but torch sees no GPU; `fastlm info` says more")

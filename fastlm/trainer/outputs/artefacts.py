@@ -1,6 +1,7 @@
 """The files a finished run leaves: weights that open elsewhere, loss.png, sample.txt, and report.md as the last."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokenizer import EOS, PAD
 from fastlm.trainer.material import Material
 from fastlm.trainer.outputs.metrics import Metrics
+from fastlm.trainer.patience import Patience
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import clock, size, utf8
 
+BEST = "best"  # the folder of the weights with the least held-out loss
 FILES = "loss.png metrics.jsonl model.safetensors config.json tokenizer.json sample.txt report.md state/"
 
 
@@ -39,6 +42,14 @@ def write_weights(model: Transformer | Headed, objective: Objective, folder: Pat
         "unk_token": "<unk>",
     }
     write_file(folder / "tokenizer_config.json", json.dumps(values, indent=1))
+
+
+def write_best(model: Transformer | Headed, objective: Objective, tokenizer_file: Path, folder: Path) -> None:
+    """What of a run's folder opens elsewhere, in best/."""
+    best = folder / BEST
+    best.mkdir(exist_ok=True)
+    shutil.copyfile(tokenizer_file, best / "tokenizer.json")
+    write_weights(model, objective, best)
 
 
 def opened_by(model: Transformer | Headed, folder: Path) -> str:
@@ -94,7 +105,13 @@ def write_plot(metrics: Metrics, material: Material, objective: Objective, path:
 
 
 def write_report(
-    plan: Plan, material: Material, trainer: Trainer, exported: Transformer | Headed, metrics: Metrics, path: Path
+    plan: Plan,
+    material: Material,
+    trainer: Trainer,
+    exported: Transformer | Headed,
+    metrics: Metrics,
+    patience: Patience,
+    path: Path,
 ) -> None:
     """report.md: a table of results, and the tables one needs to get them again."""
     bits = metrics.last.get("held_out_bits_per_byte")
@@ -107,7 +124,9 @@ def write_report(
         **{f"held-out {name}": objective.worded(name, metrics.last[f"held_out_{name}"]) for name in objective.shares},
         "held-out bits per byte": None if bits is None else f"{bits:.4f}",
         **material.result(),
-        "steps": f"{plan.steps:,}",
+        "best held-out loss": patience.loss and f"{patience.loss:.4f} at step {patience.step:,}, in {BEST}/",
+        "steps": f"{trainer.step:,}" + f" of {plan.steps:,}, ended by --patience" * patience.over,
+        "clipped updates": None if metrics.clipped is None else f"{metrics.clipped:.1%}",
         "tokens": f"{metrics.last['tokens']:,}",
         "time": clock(metrics.last["seconds"]),
         "weights open with": f"`{opened_by(exported, path.parent)}`",

@@ -17,6 +17,7 @@ from fastlm.trainer.material import Material
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs import artefacts
 from fastlm.trainer.outputs.metrics import resident_bytes
+from fastlm.trainer.patience import Patience
 from fastlm.trainer.plan import Plan
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import clock, command, count, several, size
@@ -92,9 +93,8 @@ def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) ->
     yield "memory", str(memory_table(trainer.model, chosen=inner(trainer.optimizer))).replace("\n", "\n" + 9 * " ")
     if trainer.ranks.world > 1:
         yield "sharding", *_of_sharding(trainer)
-    seen = plan.steps * trainer.tokens_per_update
-    rows = plan.steps * plan.config.batch * plan.config.accumulate
-    epochs = material.epochs(rows, trainer.train.context)
+    seen, rows = trainer.tokens_before(plan.steps), trainer.course.rows_of_stages(plan.steps)
+    epochs = sum(material.epochs(n, stage.context) for n, stage in zip(rows, trainer.stages, strict=True))
     length = "as asked"
     if plan.config.steps is None:
         length = f"what fits in {clock(60 * plan.config.minutes)}" if budget.fits else "at least one"
@@ -137,10 +137,17 @@ def shares(objective: Objective, last: dict) -> list[str]:
 
 
 def of_progress(
-    step: int, steps: int, left: float, speed: float, last: dict, shares: Sequence[str] = (), memory: int = 0
+    step: int,
+    steps: int,
+    left: float,
+    speed: float,
+    last: dict,
+    shares: Sequence[str] = (),
+    memory: int = 0,
+    clipped: float | None = None,
 ) -> list[str]:
     """How far a run is, what matters most first. left: seconds; speed: tokens a second; shares: in words;
-    memory: tokens of the rows before that the last update's attention saw.
+    memory: tokens of the rows before that the last update's attention saw; clipped: share of the updates.
     """
     parts = [f"{step / steps:4.0%}  {clock(left)} left", f"step {step:,}", _number("loss", last.get("loss"), ".3f")]
     parts += [f"held out {last['held_out_loss']:.3f}{' (step 0)' * (last['held_out_step'] == 0)}"]
@@ -150,6 +157,7 @@ def of_progress(
         _number("lr", last.get("lr"), ".2g"),
         f"{count(speed)} tok/s",
         _number("|g|", last.get("grad_norm"), ".2f"),
+        _number("clipped", clipped, ".0%"),
     ]
     return [part for part in (*parts, f"rss {resident_bytes() / 1e9:.2f} GB") if part]
 
@@ -158,10 +166,18 @@ def _number(name: str, value: float | None, digits: str) -> str:
     return "" if value is None else f"{name} {value:{digits}}"
 
 
+def of_patience(step: int, steps: int, patience: Patience) -> Iterator[Line]:
+    if patience.over:
+        none = f"no better held-out loss in {several(patience.since, 'evaluation')}"
+        yield "ended", f"after step {step:,} of {steps:,}: {none}, which is what --patience allows"
+    if patience.loss is not None:
+        yield "best", f"held out {patience.loss:.3f} at step {patience.step:,}, in {artefacts.BEST}/"
+
+
 def of_end(
     folder: Path, trainer: Trainer, exported: Transformer | Headed, material: Material, last: dict, seconds: float
 ) -> Iterator[Line]:
-    seen = count(trainer.steps * trainer.tokens_per_update)
+    seen = count(trainer.tokens_before(trainer.step))
     yield (
         "done",
         f"held out {', '.join(_losses(trainer.held_out, last))}",
