@@ -2,7 +2,8 @@
 
 An Op starts as its definition, a plain PyTorch function: documentation, reference in tests, shape function under fake
 tensors, and last resort on any device. Faster backends are registered beneath it, fastest first. It becomes a
-`torch.library` custom operator, so `torch.compile`, `opcheck` and autograd know it:
+`torch.library` custom operator, so that `torch.compile` and `opcheck` know it, and computes without where nobody looks
+on (eager.py):
 
     @op
     def scale(x: Tensor, by: float) -> Tensor:
@@ -27,8 +28,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from fastlm.backends.eager import Eager, observed, transformed
 from fastlm.backends.signature import Signature
 
 REFERENCE = "reference"
@@ -147,6 +148,9 @@ class Op:
         self._reference = Backend(REFERENCE, definition, devices=())
         self.__doc__ = definition.__doc__
         self._told: set[tuple[str, str]] = set()
+        # it tells the versions of what it writes, and autograd.Function knows no lists
+        self._by_operator = bool(mutates) or self.signature.takes_lists
+        self._eager = Eager(self.name, self.signature, self._compute)
         schema = torch.library.infer_schema(self.signature.flat, mutates_args=mutates)
         self.torch_op = torch.library.custom_op(f"fastlm::{self.name}", self._run, mutates_args=mutates, schema=schema)
         self.torch_op.register_fake(lambda *values: definition(*self.signature.unflatten(values)))
@@ -176,11 +180,13 @@ class Op:
         inputs are the definition's arguments. It returns a gradient or None for each, a NamedTuple for a NamedTuple.
         """
 
+        def setup(ctx, inputs, output):
+            save(ctx, self.signature.unflatten(inputs), output)
+
         def register(backward: Callable) -> Callable:
-            self.torch_op.register_autograd(
-                lambda ctx, *grads: self.signature.flatten(backward(ctx, *grads)),
-                setup_context=lambda ctx, inputs, output: save(ctx, self.signature.unflatten(inputs), output),
-            )
+            flat = lambda ctx, *grads: self.signature.flatten(backward(ctx, *grads))
+            self._eager.gradient = setup, flat
+            self.torch_op.register_autograd(flat, setup_context=setup)
             return backward
 
         return register
@@ -190,14 +196,16 @@ class Op:
         return [b.name for b in self.backends] + [REFERENCE]
 
     def __call__(self, *args):
-        backend = self._first(self._outside, args) if self._outside else None
-        if backend is not None:
+        values = self.signature.flatten(args)
+        by_operator = self._by_operator or observed(values)
+        backend = self._first(self._outside if by_operator else self.backends, args)
+        if backend is not None and backend.differentiable:
             self._record(backend)
             return backend.run(*args)
         if not transformed():
-            return self.torch_op(*self.signature.flatten(args))
+            return self.torch_op(*values) if by_operator else self._eager(backend or self._reference, args, values)
         if forced_backend(self.name) == REFERENCE:
-            return self._compute(args)  # plain PyTorch, which transforms see through
+            return self._compute(self._reference, args)  # plain PyTorch, which transforms see through
         raise BackendError(
             f"vmap, torch.func and forward-mode derivatives do not see through fastlm.{self.name}: put a mapped "
             "dimension into the batch, differentiate with autograd, or call it under "
@@ -206,10 +214,10 @@ class Op:
 
     def _run(self, *values):
         """The operator: the call's arguments one by one."""
-        return self._compute(self.signature.unflatten(values))
+        args = self.signature.unflatten(values)
+        return self._compute(self._first(self._inside, args) or self._reference, args)
 
-    def _compute(self, args: tuple):
-        backend = self._first(self._inside, args) or self._reference
+    def _compute(self, backend: Backend, args: tuple):
         self._record(backend)
         device = device_of(args)
         if torch.is_autocast_enabled(device.type):  # the arguments' dtypes were settled by the caller
@@ -280,11 +288,6 @@ def op(definition: Callable | None = None, *, mutates: tuple[str, ...] = (), gra
     if definition is None:
         return lambda d: Op(d, mutates, gradient_of)
     return Op(definition)
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is on: custom operators know neither, and would be wrong."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def device_of(args: tuple) -> torch.device:

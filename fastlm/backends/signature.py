@@ -8,11 +8,14 @@ import inspect
 from collections.abc import Callable
 from typing import get_type_hints
 
+from torch import Tensor
+
 
 class Signature:
     """The parameters of a function, of which some are NamedTuples.
 
     flat: a function without a body whose parameters are theirs, the fields of NamedTuples in the place of these.
+    takes_lists, returns_list: whether it takes, and returns, lists of tensors.
     """
 
     def __init__(self, function: Callable):
@@ -28,6 +31,8 @@ class Signature:
                 for field, hint in fields.items()
             ]
         self._is_flat = all(kind is None for kind, _, _ in self._places)
+        self.takes_lists = any(parameter.annotation == list[Tensor] for parameter in parameters)
+        self.returns_list = declared.return_annotation == list[Tensor]
         self.flat = lambda: None
         self.flat.__signature__ = inspect.Signature(parameters, return_annotation=declared.return_annotation)
 

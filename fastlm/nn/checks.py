@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlm import masks
-from fastlm.backends.dispatch import transformed
+from fastlm.backends.eager import transformed
 from fastlm.checks import did_you_mean, finite
 from fastlm.ops.rotary import LAYOUTS
 from fastlm.positions import Terms

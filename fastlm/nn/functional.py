@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastlm import masks
-from fastlm.backends.dispatch import BackendError, transformed
+from fastlm.backends.dispatch import BackendError
+from fastlm.backends.eager import transformed
 from fastlm.checks import flag
 from fastlm.nn import checks, torch_forms
 from fastlm.ops.attention import VECTORS, Arguments

@@ -47,8 +47,7 @@ def linear_cross_entropy(
             which elsewhere would have to be waited for.
 
     "mean" and "sum" make their gradients on the way forward, which costs three products as plain logits do, and keeps
-    them, as large as hidden and weight; "none" costs four. Differentiable once, and "none" more often under
-    `use_backend("reference")`.
+    them, as large as hidden and weight; "none" costs four. Differentiable once.
 
     Logits and sums are fp32 whatever dtype weight has. The formula and its sources: fastlm/ops/linear_cross_entropy.py.
     """

@@ -78,7 +78,7 @@ def curve(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backends: PyTorch's own where the custom operator would take longer than the activation, and in fp64
+# Backends: PyTorch's own where a call takes the host longer than the activation, and in fp64
 
 PYTORCHS = {
     "gelu": F.gelu,
@@ -90,13 +90,13 @@ PYTORCHS = {
 
 
 def _torch_is_slower(gates: bool, x: Tensor, activation: str) -> bool:
-    """But for calls so small that the custom operator's own time counts, and for activations without a gate other than
-    gelu_tanh, which PyTorch serves as well: by benchmarks/FACTS.md.
+    """But for calls so small that the host's time counts, and for activations without a gate other than gelu_tanh,
+    which PyTorch serves as well: by benchmarks/FACTS.md.
     """
     if x.dtype == torch.float64 or not (gates or activation == "gelu_tanh"):
         return False
     return (x.device.type == "cuda" and gates) or (
-        x.device.type == "cpu" and x.numel() >= (2**19 if gates else 2**17) and native.cpp_is_built()
+        x.device.type == "cpu" and x.numel() >= (2**17 if gates else 2**15) and native.cpp_is_built()
     )
 
 

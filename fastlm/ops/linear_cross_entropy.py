@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastlm.backends import native
-from fastlm.backends.dispatch import op
+from fastlm.backends.dispatch import BackendError, op
 
 # Logits that are there at a time: the most of so many bytes, so many rows, without which products run at two thirds of
 # their speed, and a twentieth of all rows, for weight's gradient is read and written for each chunk.
@@ -263,6 +263,8 @@ for _op, _run in (
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradients
 
+ONCE = "linear_cross_entropy is differentiable once; F.cross_entropy(F.linear(hidden, weight), labels) is more often"
+
 
 def _save(ctx, inputs, output):
     (a,) = inputs
@@ -279,6 +281,11 @@ def _(ctx, grad, grad_lse):
     return (Arguments(**dict.fromkeys(Arguments._fields) | made),)
 
 
+@linear_cross_entropy_backward.gradient(save=lambda ctx, inputs, output: None)
+def _(ctx, *grads):
+    raise BackendError(ONCE)
+
+
 def _save_sums(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # those of the gradients, which nobody differentiates
     ctx.save_for_backward(*output[1:])
@@ -289,7 +296,7 @@ def _save_sums(ctx, inputs, output):
 @summed_linear_cross_entropy.gradient(save=_save_sums)
 def _(ctx, grad, *of_gradients):
     if any(x is not None for x in of_gradients):
-        raise RuntimeError('linear_cross_entropy is differentiable once; reduction="none" more often')
+        raise BackendError(ONCE)
     of_bias, of_hidden, of_weight = ctx.wanted
     hidden, weight, bias = (
         (x * grad).to(dtype) if wanted and grad is not None else None

@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 import pytest
 import torch
 from cases import ATTENTION
+from own_ops import forget
 from torch import Tensor
 
 from fastlm.backends import dispatch
@@ -47,11 +48,6 @@ def halve():
     halve._told.add(("absent", ABSENT))
     yield halve
     forget(halve)
-
-
-def forget(op: dispatch.Op) -> None:
-    del dispatch.OPS[op.name]
-    op.torch_op._lib._destroy()
 
 
 class Line(NamedTuple):

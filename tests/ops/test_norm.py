@@ -84,10 +84,15 @@ class TestCpp:
 
 def test_small_calls_are_pytorchs_and_large_ones_are_not():
     faster = "cpp" if native.cpp_missing(CPU) is None else "torch"
-    for op, residual, rows in ((layer_norm, False, 4096), (layer_norm, True, 2048), (rms_norm, False, 64)):
+    for op, residual, rows, dtype in (
+        (layer_norm, False, 4096, torch.float32),
+        (layer_norm, True, 2048, torch.float32),
+        (layer_norm, True, 512, torch.bfloat16),
+        (rms_norm, False, 16, torch.float32),
+    ):
         chosen = []
         for n in (1, rows - 1, rows):
-            x = torch.empty(n, 1024)
+            x = torch.empty(n, 1024, dtype=dtype)
             chosen.append(op.choose(Arguments(x, x if residual else None, None, None, 1e-5, 0.0, False)).name)
         assert chosen == ["torch", "torch", faster]
 

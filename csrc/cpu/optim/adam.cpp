@@ -70,12 +70,65 @@ void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float co
     }
 }
 
+static FASTLM_INLINE V root(V x) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(x);
+#elif defined(__SSE2__)
+    return _mm_sqrt_ps(x);
+#else
+    for (int l = 0; l < W; l++) x[l] = __builtin_sqrtf(x[l]);
+    return x;
+#endif
+}
+
+// The moments and both sums in one loop, in which square roots and divisions hide behind memory; n ≤ BLOCK.
+static void measure(
+    const float* p, const float* g, float* m, float* v, int n, float coefficient, const Adam& rule, Squares& sums) {
+    constexpr int EACH = LANES / W;
+    const Adam c = rule;
+    V of_p[EACH] = {}, of_r[EACH] = {};
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < EACH; l++) {
+            const int o = i + l * W;
+            const V pf = load(p + o), gf = coefficient * load(g + o) + c.l2 * pf;
+            const V mf = c.beta1 * load(m + o) + c.one_beta1 * gf, vf = c.beta2 * load(v + o) + c.one_beta2 * (gf * gf);
+            store(m + o, mf);
+            store(v + o, vf);
+            const V r = c.r_scale * (mf / (root(vf) * c.root_scale + c.eps)) + c.r_decay * pf;
+            of_p[l] += pf * pf;
+            of_r[l] += r * r;
+        }
+    float p_sums[LANES], r_sums[LANES], r[BLOCK];
+    for (int l = 0; l < EACH; l++) {
+        store(p_sums + l * W, of_p[l]);
+        store(r_sums + l * W, of_r[l]);
+    }
+    moments(p + i, g + i, m + i, v + i, n - i, coefficient, c);
+    direction(p + i, m + i, v + i, r + i, n - i, c);
+    for (int l = 0; i + l < n; l++) {
+        p_sums[l] += p[i + l] * p[i + l];
+        r_sums[l] += r[i + l] * r[i + l];
+    }
+    const float p_sum = folded(p_sums), r_sum = folded(r_sums);
+    sums.p += in_range(p_sum) ? double(p_sum) : wide_squares(p, n, 1.0f);
+    if (!in_range(r_sum)) direction(p, m, v, r, n, c);
+    sums.r += in_range(r_sum) ? double(r_sum) : wide_squares(r, n, 1.0f);
+}
+
 Squares lamb_moments_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float coefficient, const Adam& c) {
     float pb[BLOCK], gb[BLOCK], mb[BLOCK], vb[BLOCK];
     Squares sums = {0.0, 0.0};
+    const bool exact = m.dtype == F32 && v.dtype == F32;  // what is stored is what was computed
     for (int64_t o = 0; o < n; o += BLOCK) {
         const int b = n - o < BLOCK ? int(n - o) : BLOCK;
         float *pf = load(p, o, pb, b), *gf = load(g, o, gb, b), *mf = load(m, o, mb, b), *vf = load(v, o, vb, b);
+        if (exact) {
+            measure(pf, gf, mf, vf, b, coefficient, c, sums);
+            continue;
+        }
         // m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g²
         moments(pf, gf, mf, vf, b, coefficient, c);
         store(mf, m, o, b);
