@@ -88,7 +88,7 @@ def test_lengths_without_end():
 SMALL = {
     "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
     "dkdv": Tiles(16, 32, 4, 2),
-    "table": Tiles(16, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1),
+    "table": Tiles(32, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1),
     "vector_sums": Tiles(16, 16, 4, 1),
 }  # fmt: skip
 
