@@ -110,7 +110,7 @@ def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "B", "first", "n_diagonals", "batch_splits", "row_splits"])
 def distances_kernel(
-    q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
+    q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -146,7 +146,7 @@ def distances_kernel(
         full_end = tl.maximum(tl.minimum(Lq // BLOCK, tl.maximum(head.n_keys, 0) // BLOCK - diagonal), begin)
         full_end = tl.where(in_band, full_end, begin)
         i_row = (b * H + h) * Lq
-        queries, grads = head_of(q_rows, b, h), Matrix(p_grad + i_row * D, D)
+        queries, grads = head_of(q_rows, b, h), head_of(grad_rows, b, h)
         keys, values = head_of(k_rows, b, h // group), head_of(v_rows, b, h // group)
         query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
         key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)

@@ -226,6 +226,21 @@ def test_memory_grows_with_the_length_alone(names, monkeypatch):
     assert extra[131_072] <= 1e-2 * H * 131_072**2 * 2
 
 
+def test_the_output_s_gradient_is_read_in_place(monkeypatch):
+    """As modules give it, positions before heads: backward takes no more memory than for one without gaps."""
+    for file, kernels in KERNELS.items():
+        for kernel in kernels:
+            monkeypatch.setattr(file, kernel, Unlaunched())
+    a = long_arguments(64, "table", "bias")
+    out, lse = forward_file.forward(a)
+    taken = []
+    for grad in (out, out.transpose(1, 2).contiguous().transpose(1, 2)):
+        with Allocations() as allocated:
+            backward_file.backward(grad, None, out, lse, a, {"q", "k", "v", "table", "bias"})
+        taken.append(allocated.bytes)
+    assert not grad.is_contiguous() and taken[0] == taken[1]
+
+
 def strided(x: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same values in other places: heads and positions exchanged, channels apart, inside a larger tensor."""
     apart = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
