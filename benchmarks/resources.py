@@ -100,7 +100,8 @@ def measure(case: str, arch: int, constants: dict, metadata, ptx: str, cubin: by
         command = [TOOLS / "cuobjdump", "--dump-resource-usage", "--dump-elf", file.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, spills = (int(re.search(rf"{name}:(\d+)", listing)[1]) for name in ("REG", "STACK"))
-    code = re.search(rf"([0-9a-f]+)(?:\s+\S+){{7}}\s+\.text\.{metadata.name}$", listing, re.MULTILINE)
+    # of the section's row: index, offset, size, …, name
+    code = re.search(rf"^\s*[0-9a-f]+\s+[0-9a-f]+\s+([0-9a-f]+) .* \.text\.{metadata.name}$", listing, re.MULTILINE)
     per_warp = -(-registers * 32 // 256) * 256  # registers are handed out 256 at a time
     return Resources(
         case, metadata.name.removesuffix("_kernel"), arch,

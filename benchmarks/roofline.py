@@ -48,7 +48,7 @@ class Count:
 
 
 def walk(kernel: str, x: Attention, M: int, N: int) -> Count:
-    """A causal walk in bf16 with tiles of M queries and N keys; `table` is square and walks its diagonals."""
+    """A causal walk in bf16 with tiles of M queries and N keys; `table` walks the diagonals of squares."""
     heads, row = x.B * x.H, 2 * x.D  # bytes of a row of channels
     seen = sum(cdiv(min((i + 1) * M, x.L), N) for i in range(cdiv(x.L, M)))  # tiles of one head
     tensor = heads * x.L * row
@@ -88,7 +88,7 @@ def attention_lines(D: int) -> list[str]:
     instructions, lines = compiled(x), []
     for kernel, name in (("forward", "forward"), ("dq", "dq"), ("dkdv", "dkdv"), ("table", "distances")):
         chosen = tiles(kernel, D, x.dtype, 90)
-        size = chosen.BLOCK_M, chosen.BLOCK_N
+        size = chosen.BLOCK_M, chosen.BLOCK_M if kernel == "table" else chosen.BLOCK_N
         lines.append(line(f"{name}, D {D}, {size[0]}×{size[1]}", walk(kernel, x, *size), instructions[name]))
         if kernel in FLEX and FLEX[kernel][D] != size:
             size = FLEX[kernel][D]

@@ -106,7 +106,7 @@ def dkdv_tile(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
-    q_rows, k_rows, v_rows, p_grad, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
+    q_rows, k_rows, v_rows, grad_rows, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +124,7 @@ def dq_kernel(
     q = load_rows(head_of(q_rows, b, h), i0, Lq, D, BLOCK_M, BLOCK_D, True)
     q_position = load_position(query_positions, q, i0, Lq, D, BLOCK_M, BLOCK_D, True)
     # δ = rowsum(dO ∘ O), less the gradient of L itself (algorithm 2, line 4)
-    grad = load_rows(Matrix(p_grad + i_bh * Lq * D, D), i0, Lq, D, BLOCK_M, BLOCK_D, True)
+    grad = load_rows(head_of(grad_rows, b, h), i0, Lq, D, BLOCK_M, BLOCK_D, True)
     out = load_rows(Matrix(p_out + i_bh * Lq * D, D), i0, Lq, D, BLOCK_M, BLOCK_D, True)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
     if p_grad_lse is not None:
@@ -162,7 +162,7 @@ def dq_kernel(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
-    q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
+    q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -186,7 +186,7 @@ def dkdv_kernel(
     begin, full_begin, full_end, end = tiles_of_queries(t, Head(b, h_k, n_keys), j0, n, BLOCK_M, BLOCK_N)
     for h in range(h_k * group, (h_k + 1) * group):
         head, i_row = Head(b, h, n_keys), (b * H + h) * Lq
-        queries, grads = head_of(q_rows, b, h), Matrix(p_grad + i_row * D, D)
+        queries, grads = head_of(q_rows, b, h), head_of(grad_rows, b, h)
         query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
         for tile in tl.range(full_begin, full_end, disable_licm=True):
             dk, dv, dk_position = dkdv_tile(
@@ -219,7 +219,7 @@ def backward(
     """
     (B, H, Lq, D), (Hk, Lk) = a.q.shape, a.k.shape[1:3]
     q, k, v = strided(a.q), strided(a.k), strided(a.v)
-    grad, out = grad.contiguous(), out.contiguous()
+    grad, out = strided(grad), out.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     made = {
         name: getattr(a, name).new_empty(getattr(a, name).shape)
@@ -227,8 +227,8 @@ def backward(
         if getattr(a, name) is not None
     }
     lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
-    t, n, seen = terms(a), numbers(a), signature(a, grad, grad_lse, out, lse)
-    with torch.cuda.device_of(grad):
+    t, n, seen = terms(a), numbers(a), signature(a, grad.p, grad_lse, out, lse)
+    with torch.cuda.device_of(out):
         chosen = tiles_for("dq", a)
         launch(
             dq_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, seen,

@@ -19,7 +19,7 @@ from fastlm.kernels.terms import (
     probability_gradient,
     scores,
 )
-from fastlm.kernels.tile import Matrix, cast, fma, head_of, load_position, load_rows
+from fastlm.kernels.tile import cast, fma, head_of, load_position, load_rows
 from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -28,7 +28,7 @@ from fastlm.kernels.tiles import block_d, cdiv
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "walked_b", "walked_h"])
 def bias_kernel(
-    q_rows, k_rows, v_rows, p_grad, p_lse, p_delta, p_out, t,
+    q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_out, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
     walked_b, walked_h, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -51,7 +51,7 @@ def bias_kernel(
             q = load_rows(head_of(q_rows, b, h), i0, Lq, D, BLOCK_M, BLOCK_D, True)
             query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
             q_position = load_position(query_positions, q, i0, Lq, D, BLOCK_M, BLOCK_D, True)
-            grad = load_rows(Matrix(p_grad + i_row * D, D), i0, Lq, D, BLOCK_M, BLOCK_D, True)
+            grad = load_rows(head_of(grad_rows, b, h), i0, Lq, D, BLOCK_M, BLOCK_D, True)
             lse = load_vector(p_lse + i_row, i0, Lq, BLOCK_M, float("inf"), True)
             delta = load_vector(p_delta + i_row, i0, Lq, BLOCK_M, 0.0, True)
             # of the tiles of keys those that these queries see, or if it is one of them this program's own

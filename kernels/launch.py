@@ -28,7 +28,7 @@ class Saved(NamedTuple):
     q: Rows
     k: Rows
     v: Rows
-    grad: Tensor
+    grad: Rows
     lse: Tensor
     delta: Tensor
 

@@ -185,24 +185,23 @@ def product(a, b, related, added, scale):
 def scores(
     q, k, q_position, k_position, t, head, i0, j0, n,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    EDGE: tl.constexpr, KEYS_FIRST: tl.constexpr, table=None,
+    EDGE: tl.constexpr, KEYS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, -inf where invisible. q_position, k_position: what meets the rows by distance. table: its part,
-    if at hand.
+    """Scores of a tile, -inf where invisible. q_position, k_position: what meets the rows by distance.
 
     EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for
     nobody reads them.
     """
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
     # what is scaled with the product: queries and keys with the vectors of their distance
-    related, added = None, table
+    related, added = None, None
     if t.query_vectors is not None:
         related = relative_shift(q_position, t.query_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, False)
     if t.key_vectors is not None:
         of_keys = relative_shift(k_position, t.key_vectors, head, i0, j0, n, D, BLOCK_M, BLOCK_D, KEYS_FIRST, True)
         related = accumulate(related, of_keys)
     # what is added to it
-    if t.table is not None and table is None:
+    if t.table is not None:
         added = table_at(t, head.h, j0 - i0, o_i, o_j, n)
     if t.bias is not None:
         bias = bias_at(t, head, i0, j0, o_i, o_j, n, EDGE or KEYS_FIRST)

@@ -76,11 +76,11 @@ TABLE = {
         90: {128: Tiles(32, 32, 8, 1), 256: Tiles(16, 16, 8, 1)},
         100: {128: Tiles(32, 32, 8, 1), 256: Tiles(16, 16, 8, 1)},
     },
-    "table": {  # square: tiles on one block diagonal hold the same distances
+    "table": {  # BLOCK_M × BLOCK_M, BLOCK_N keys at a time: those on one block diagonal hold the same distances
         "fp32": {64: Tiles(32, 32, 8, 1), 128: Tiles(32, 32, 16, 1), 256: Tiles(16, 16, 8, 1)},
-        80: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
-        90: {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},
-        100: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
+        80: {64: Tiles(64, 32, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+        90: {64: Tiles(128, 64, 8, 1), 128: Tiles(64, 64, 8, 2), 256: Tiles(64, 64, 8, 1)},
+        100: {64: Tiles(128, 64, 8, 1), 128: Tiles(64, 64, 8, 1), 256: Tiles(64, 64, 8, 1)},
     },
 }
 

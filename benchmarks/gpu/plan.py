@@ -82,8 +82,8 @@ TILES: dict[str, dict[int, list[Tiles]]] = {
         128: [Tiles(64, 128, 8, 3), Tiles(64, 64, 8, 2), Tiles(32, 128, 8, 2)],
     },
     "table": {
-        64: [Tiles(64, 64, 4, 3), Tiles(64, 64, 8, 2), Tiles(64, 64, 4, 1)],
-        128: [Tiles(64, 64, 8, 3), Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 1)],
+        64: [Tiles(64, 64, 4, 2), Tiles(64, 64, 4, 3), Tiles(128, 64, 8, 2)],
+        128: [Tiles(128, 64, 8, 1), Tiles(64, 64, 4, 2), Tiles(64, 64, 8, 1)],
     },
 }
 

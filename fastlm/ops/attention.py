@@ -281,7 +281,7 @@ def _(ctx, grad, grad_lse):
     out, lse, *tensors = ctx.saved_tensors
     a = ctx.numbers._replace(**dict(zip(TENSORS, tensors, strict=True)))
     needs_grad = [getattr(Arguments(*ctx.needs_input_grad), name) for name in LEARNED]
-    grad = torch.zeros_like(out) if grad is None else grad.contiguous()
+    grad = torch.zeros_like(out) if grad is None else grad
     grads = attention_backward(grad, grad_lse, out, lse, a, needs_grad)
     made = {name: g for name, g, needs in zip(LEARNED, grads, needs_grad, strict=True) if needs}
     return (Arguments(**dict.fromkeys(Arguments._fields) | made),)
