@@ -204,11 +204,8 @@ def _gradient(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, 
 
 PYTORCH = Rows(_measure, _gradient)
 
-
 # how many rows have a target is known only where labels are, which fake tensors have not
-linear_cross_entropy.torch_op.register_fake(
-    lambda *values: tuple(_zeros(a) for a in 2 * [Arguments._make(values)])
-)  # fmt: skip
+linear_cross_entropy.torch_op.register_fake(lambda *values: tuple(_zeros(a) for a in 2 * [Arguments._make(values)]))
 linear_cross_entropy_backward.torch_op.register_fake(
     lambda grad, grad_lse, lse, hidden, weight, bias, *others: (
         hidden.new_empty(hidden.shape), weight.new_empty(weight.shape),
@@ -216,10 +213,8 @@ linear_cross_entropy_backward.torch_op.register_fake(
     )
 )  # fmt: skip
 summed_linear_cross_entropy.torch_op.register_fake(
-    lambda *values: (
-        _zeros(a := Arguments._make(values[:-2])).new_empty(()), *Sums.zeros(a, *values[-2:])
-    )
-)  # fmt: skip
+    lambda *values: (_zeros(a := Arguments._make(values[:-2])).new_empty(()), *Sums.zeros(a, *values[-2:]))
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,9 +271,8 @@ def _save(ctx, inputs, output):
 def _(ctx, grad, grad_lse):
     lse, hidden, weight, bias, labels = ctx.saved_tensors
     a = ctx.numbers._replace(hidden=hidden, weight=weight, bias=bias, labels=labels)
-    d_hidden, d_weight, d_bias = linear_cross_entropy_backward(grad, grad_lse, lse, a)
-    made = dict(hidden=d_hidden, weight=d_weight, bias=None if bias is None else d_bias)
-    return (Arguments(**dict.fromkeys(Arguments._fields) | made),)
+    *made, d_bias = linear_cross_entropy_backward(grad, grad_lse, lse, a)
+    return (Arguments(*made, None if bias is None else d_bias, *6 * [None]),)
 
 
 @linear_cross_entropy_backward.gradient(save=lambda ctx, inputs, output: None)

@@ -26,8 +26,9 @@ typedef Each<const float*> Four;
 
 static inline float squared(float x) { return x * x; }
 
-// What four rows x add to the columns, c and w; meanwhile Σ (coefficient next)² of each of the next four, and Σ θ² of the
-// four rows of parameters. n ≤ STRIP. By value, so that pointers and factors stay in registers while vectors are stored.
+// What four rows x add to the columns, c and w; meanwhile Σ (coefficient next)² of each of the next four, and Σ θ² of
+// the four rows of parameters. n ≤ STRIP. By value, so that pointers and factors stay in registers while vectors are
+// stored.
 static void add_rows(Four x, Each<float> inverse, Four next, Four theta, int n, float coefficient, float* __restrict c,
     float* __restrict w, Each<double>& of_next, double& of_theta) {
     constexpr int AHEAD = 128, EACH = LANES / W;
@@ -101,8 +102,8 @@ static double row_squares(Span g, int64_t n, float coefficient) {
     return sum;
 }
 
-// R ← β R + (1 - β)(mean_j G² + ε₁) of a row whose Σ_j G² is `squares`; returns 1/R, or 0 where the row has no gradient,
-// which adds nothing to U whatever its average.
+// R ← β R + (1 - β)(mean_j G² + ε₁) of a row whose Σ_j G² is `squares`; returns 1/R, or 0 where the row has no
+// gradient, which adds nothing to U whatever its average.
 static float finish_row(float& R, double squares, int64_t n, const Adafactor& rule, PanelSums& sums) {
     R = ema(R, float(squares / double(n)), rule);
     sums.R += double(R);

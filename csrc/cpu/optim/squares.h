@@ -24,8 +24,8 @@ static inline float folded(float (&sums)[LANES]) {
     return sums[0];
 }
 
-// Σ (factor x)² of at most BLOCK elements: 64 sums side by side in fp32. They stay in registers: a vector type wider than
-// those would live in memory.
+// Σ (factor x)² of at most BLOCK elements: 64 sums side by side in fp32. They stay in registers: a vector type wider
+// than those would live in memory.
 static inline double squares(const float* x, int n, float factor = 1.0f) {
     constexpr int ACROSS = 4 * LANES;
     V s[ACROSS / W] = {};
