@@ -43,7 +43,7 @@ SLOW = [
     "trainer/test_memory.py", "csrc/test_cuda_on_host.py",
     "csrc/test_cuda_attention_on_host.py", "optim/test_sharded_checkpoints.py", "ops/test_attention_threads.py",
     "optim/test_trainers.py", "csrc/test_cuda_compile.py", "house/test_benchmarks.py", "house/test_readme.py",
-    "house/test_docs.py", "house/test_packaging.py",
+    "house/test_docs.py", "house/test_packaging.py", "house/test_examples.py", "interop/test_transformers_4.py",
     "ops/test_combinations.py", "ops/test_lesser_processors.py",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Examples that no other test runs: what they show, in fewer steps."""
+"""Examples: those that tests/optim/test_trainers.py does not run, in fewer steps; and that none is left out."""
 
 import runpy
 from pathlib import Path
@@ -8,7 +8,8 @@ import torch
 
 from fastlm.positions import SCHEMES
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the trainer, about itself
@@ -29,3 +30,9 @@ def test_a_scheme_of_ones_own_learns():
     finally:
         SCHEMES.pop("logarithmic", None)
     assert all(after[L] < 0.9 * before[L] for L in here["LENGTHS"])
+
+
+def test_every_example_is_short_and_tested():
+    tests = Path(__file__).read_text() + (ROOT / "tests/optim/test_trainers.py").read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert example.stem in tests and example.read_text().count("\n") < 100, example
