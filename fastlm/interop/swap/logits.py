@@ -1,6 +1,6 @@
 """Logits that nobody has looked at: the states that a head was given, and what was done to its answer since."""
 
-import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,23 +28,33 @@ class Logits:
     dtype, leaving out positions, adding a bias, multiplying by numbers, a tanh that bounds. The cross entropy is then
     `fastlm.linear_cross_entropy`, in fp32. Whatever else is asked, of this object or of PyTorch, is asked of the
     logits themselves.
+
+    Args:
+        head: the layer.
+        states: [..., dim], what of them is still there.
+        bias, curve: what was added and done to each logit.
+        make: what makes the logits, once; the head's own answer, and then what was asked, in its order.
     """
 
-    def __init__(self, head: nn.Linear, states: Tensor, bias: Tensor | None = None, curve: Curve = PLAIN):
+    def __init__(self, head: nn.Linear, states: Tensor, bias: Tensor | None, curve: Curve, make: Callable[[], Tensor]):
         self.head, self.states, self.bias, self.curve = head, states, bias, curve
         self.made: Tensor | None = None
+        self._make = make
 
-    def noted(self, **changed) -> "Logits":
-        return Logits(**{"head": self.head, "states": self.states, "bias": self.bias, "curve": self.curve} | changed)
+    @classmethod
+    def of(cls, head: nn.Linear, states: Tensor) -> "Logits":
+        return cls(head, states, None, PLAIN, lambda: F.linear(states, head.weight, head.bias))
 
     def make(self) -> Tensor:
-        """[..., V]: the head's own answer, with what was noted."""
+        """[..., V]"""
         if self.made is None:
-            x = F.linear(self.states, self.head.weight, self.head.bias)
-            x = x if self.bias is None else x + self.bias
-            x = x if self.curve.inner is None else torch.tanh(x * self.curve.inner)
-            self.made = x if self.curve.times == 1 else x * self.curve.times
+            self.made = self._make()
         return self.made
+
+    def noted(self, asked: Callable[[Tensor], Tensor], **changed) -> "Logits":
+        """What `asked` makes of the logits, where it does no more than to change these attributes."""
+        now = {"states": self.states, "bias": self.bias, "curve": self.curve} | changed
+        return Logits(self.head, **now, make=lambda: asked(self.make()))
 
     # -----------------------------------------------------------------------------------------------------------------
     # What needs no logits
@@ -60,49 +70,53 @@ class Logits:
     def size(self, dim: int | None = None):
         return self.shape if dim is None else self.shape[dim]
 
-    def float(self) -> "Logits":
-        return self
+    def float(self):
+        return self.to(torch.float32)
 
-    def contiguous(self) -> "Logits":
-        return self
+    def contiguous(self):
+        return self.noted(Tensor.contiguous) if self.made is None else self.made.contiguous()
 
     def to(self, *args, **kwargs):
+        asked = lambda x: x.to(*args, **kwargs)
         plain = not kwargs and len(args) == 1 and self.made is None
         if plain and (args[0] == self.device or (isinstance(args[0], torch.dtype) and args[0].is_floating_point)):
-            return self
-        return self.make().to(*args, **kwargs)
+            return self.noted(asked)
+        return asked(self.make())
 
-    def view(self, *shape):
+    def reshape(self, *shape):
+        asked = lambda x: x.reshape(*shape)
         if self.made is None and shape == (-1, self.head.out_features):
-            return self.noted(states=self.states.flatten(0, -2))
-        return self.make().view(*shape)
+            return self.noted(asked, states=self.states.flatten(0, -2))
+        return asked(self.make())
 
-    reshape = view
+    view = reshape
 
     def __getitem__(self, index):
         """Positions alone, as [..., :-1, :]."""
         whole = isinstance(index, tuple) and index[-1] == slice(None) and Ellipsis in index[:1]
         if self.made is None and whole and all(isinstance(i, slice) for i in index[1:]):
-            return self.noted(states=self.states[index])
+            return self.noted(lambda x: x[index], states=self.states[index])
         return self.make()[index]
 
     def __add__(self, other):
         fresh = self.made is None and self.curve == PLAIN and self.bias is None
         if fresh and isinstance(other, Tensor) and other.numel() == other.shape[-1] == self.head.out_features:
-            return self.noted(bias=other.flatten())
+            return self.noted(lambda x: x + other, bias=other.flatten())
         return self.make() + other
 
     def __mul__(self, other):
         if self.made is None and _is_positive(other):
-            return self.noted(curve=self.curve._replace(times=self.curve.times * other))
+            return self.noted(lambda x: x * other, curve=self.curve._replace(times=self.curve.times * other))
         return self.make() * other
 
     def __truediv__(self, other):
-        return self * (1 / other) if self.made is None and _is_positive(other) else self.make() / other
+        if self.made is None and _is_positive(other):
+            return self.noted(lambda x: x / other, curve=self.curve._replace(times=self.curve.times / other))
+        return self.make() / other
 
     def tanh(self):
         if self.made is None and self.curve.inner is None:
-            return self.noted(curve=Curve(inner=self.curve.times))
+            return self.noted(torch.tanh, curve=Curve(inner=self.curve.times))
         return self.make().tanh()
 
     def cross_entropy(
@@ -148,11 +162,9 @@ def _is_positive(x: object) -> bool:
     return isinstance(x, (int, float)) and x > 0
 
 
-def _of_made(name: str):
-    return lambda self, *args: getattr(operator, name)(self.make(), *args)
-
-
-for _name in ("sub", "neg", "pow", "lt", "le", "gt", "ge", "eq", "ne", "matmul", "setitem"):
-    setattr(Logits, f"__{_name}__", _of_made(f"__{_name}__"))
-for _name in ("radd", "rmul", "rsub", "rtruediv", "len", "iter"):
+OF_MADE = (  # operators, which Python looks for in the class
+    "sub", "neg", "pow", "lt", "le", "gt", "ge", "eq", "ne", "matmul", "radd", "rmul", "rsub", "rtruediv", "len",
+    "iter", "setitem",
+)  # fmt: skip
+for _name in OF_MADE:
     setattr(Logits, f"__{_name}__", lambda self, *args, name=f"__{_name}__": getattr(self.make(), name)(*args))

@@ -18,7 +18,7 @@ class Head(Served):
     notes = ("deferred",)
 
     def forward(self, input: Tensor) -> Tensor | Logits:
-        return Logits(self, input) if self.deferred else super().forward(input)
+        return Logits.of(self, input) if self.deferred else super().forward(input)
 
 
 class WithLoss(Served):

@@ -8,6 +8,7 @@ from families import BEFORE_5, VOCABULARY, make, padded, tokens, transformers
 from largest import Largest
 
 import fastlm
+from fastlm.interop.swap.logits import Logits
 
 MODELS = {
     "causal": "bloom cohere gemma gemma2 gpt2 gpt_neox granite llama mistral mpt olmo2 phi3 qwen2 qwen3 smollm3",
@@ -109,6 +110,23 @@ def test_a_loss_of_ones_own_gets_the_logits():
         output = model(**labelled())
         output.loss.backward()
         torch.testing.assert_close((output.logits, seen[-1]), (want, expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda x: x.float().softmax(-1),
+        lambda x: (x / 3).tanh() * 3,
+        lambda x: (x + torch.ones(9)).to(torch.float64)[..., :-1, :],
+        lambda x: 2 * x[..., :-1, :].contiguous().view(-1, 9).float(),
+    ],
+    ids=["float", "bound", "bias", "shifted"],
+)
+def test_logits_that_are_looked_at_are_the_heads_own(asked):
+    """To the bit and the dtype, of a head in bf16."""
+    head, states = torch.nn.Linear(4, 9, dtype=torch.bfloat16), torch.randn(2, 5, 4).bfloat16()
+    got = asked(Logits.of(head, states))
+    torch.testing.assert_close(got + 0, asked(head(states)), rtol=0, atol=0)
 
 
 def test_it_can_be_left():
