@@ -76,6 +76,7 @@ class Trainer:
         known = vocabulary(self.tokenizer)
         self.remembers = config.remembers(shape)
         streams = config.batch * config.accumulate if self.remembers else None
+        self.curve = config.curve()
         self.course, contexts = config.course(steps), config.contexts(shape.context)
         self.stages = [make_objective(config, "train", tokens.train, context, known, streams) for context in contexts]
         self.train = self.stages[-1]
@@ -136,7 +137,7 @@ class Trainer:
         done, after, total = (
             self.tokens_before(step) if in_tokens else step for step in (self.step, self.step + 1, self.steps)
         )
-        return config.lr * config.rate(Moment(done, after, total, round(config.warmup * total), config.min_lr_ratio))
+        return config.lr * self.curve(Moment(done, after, total, round(config.warmup * total), config.min_lr_ratio))
 
     def update(self) -> Update:
         """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of

@@ -37,7 +37,7 @@ def test_gpt3s_tokens(name, batch, lr, ramp):
     assert tokens(config.steps) == pytest.approx(300e9, rel=1e-3)
     assert tokens(round(config.batch_ramp * config.steps)) == pytest.approx(ramp, rel=0.02)
     assert config.warmup * 300e9 == pytest.approx(375e6)
-    assert config.rate(moment(config, 200e9)) > config.rate(moment(config, 260e9)) == pytest.approx(0.1, abs=1e-4)
+    assert config.curve()(moment(config, 200e9)) > config.curve()(moment(config, 260e9)) == pytest.approx(0.1, abs=1e-4)
 
 
 def moment(config: Config, tokens: float):

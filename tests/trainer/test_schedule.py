@@ -152,7 +152,7 @@ def test_options_that_do_not_fit_are_refused(capsys, argv, words):
 def test_every_option_has_a_default_and_a_value_is_read_as_its_kind(text):
     assert all(value is not None for name in SCHEDULES for value in defaults(name).values())
     found = config(text, schedule="wsd", schedule_options=("decay=1", "shape=sqrt"))
-    assert found.rate(Moment(25, 26, 100, 0, 0.0)) == pytest.approx(0.5)
+    assert found.curve()(Moment(25, 26, 100, 0, 0.0)) == pytest.approx(0.5)
     assert Config.from_json(found.to_json()) == found
 
 

@@ -241,9 +241,9 @@ class Config(Training, Pretraining):
                 raise Refusal(f"--lengths {context} is no row of 1 to --context {shape.context} tokens")
             try:
                 self.objective_on_rows(context, self.vocab)
+            except Refusal:
+                raise
             except ValueError as error:
-                if isinstance(error, Refusal):
-                    raise
                 named = "--context" if context == shape.context else "--lengths"
                 raise Refusal(f"{named} {context}, --objective {objective.name}: {error}") from error
 

@@ -1,7 +1,9 @@
 """What every run that trains can be asked for, whatever it learns."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -156,18 +158,19 @@ class Training:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise Refusal(f"--betas are {self.betas[0]} {self.betas[1]}; each must be at least 0 and below 1")
 
-    def rate(self, at: Moment) -> float:
+    def curve(self) -> Callable[[Moment], float]:
         """The share of the peak learning rate at a moment. Raises Refusal for options that the schedule lacks."""
         known, of = defaults(self.schedule), f"--schedule {self.schedule}"
-        return SCHEDULES[self.schedule](at, **assigned("--schedule-options", self.schedule_options, known, of))
+        return partial(SCHEDULES[self.schedule], **assigned("--schedule-options", self.schedule_options, known, of))
 
     def _check_schedule(self) -> None:
         given = f"--schedule {self.schedule} --schedule-options {' '.join(self.schedule_options)}".strip()
+        curve = self.curve()
         for done in range(20):
             try:
-                share = self.rate(Moment(done, done + 1, 20, 20 * self.warmup, self.min_lr_ratio))
+                share = curve(Moment(done, done + 1, 20, 20 * self.warmup, self.min_lr_ratio))
             except (ValueError, ArithmeticError, TypeError) as error:
-                raise error if isinstance(error, Refusal) else Refusal(f"{given}: {error}") from error
+                raise Refusal(f"{given}: {error}") from error
             if isinstance(share, complex) or not 0 <= share <= 1 + 1e-9:
                 raise Refusal(f"{given} makes the rate {share} times its peak; give other options")
 

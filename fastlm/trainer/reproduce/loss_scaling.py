@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastlm.amp import GradScaler
 from fastlm.trainer.evaluation import autocast
 from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
 from fastlm.trainer.reproduce.learning import draw_curves, learned, learner, losses_of, spread
@@ -28,7 +29,8 @@ class LossScaling(Experiment, name="loss-scaling"):
         for seed in setting.seeds:
             for name, (dtype, scales) in ways.items():
                 trainer = learner(setting, steps, seed, dtype=dtype)
-                trainer.scaler._enabled = scales and dtype == "fp16"
+                if not scales:
+                    trainer.scaler = GradScaler("cpu", enabled=False)
                 runs[name].append(learned(trainer))
                 setting.say(f"{name}, seed {seed}: {runs[name][-1].held_out:.3f}")
             sizes = activations(runs["fp32"][-1].trainer)
