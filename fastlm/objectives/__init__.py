@@ -7,6 +7,8 @@
     causal.py           predict each next token
     prefix.py           the same after a prefix that is seen as a whole
     masked.py           hide some tokens, and predict them from all the others
+    multitask.py        hide some, and predict them from both sides, or from one
+    contrastive.py      besides, tell two views of one text from those of others
     span_boundary.py    hide spans, and predict them from what is beside them too
     pairs.py            besides, tell whether two texts follow one another, or in which order
     replaced_tokens.py  have a generator replace tokens, and tell which ones
@@ -25,9 +27,11 @@ and the command line find it.
 
 from fastlm.objectives.base import IGNORED, OBJECTIVES, Batch, Objective, Shares, Terms
 from fastlm.objectives.causal import Causal
+from fastlm.objectives.contrastive import Contrastive
 from fastlm.objectives.denoising import Denoising
 from fastlm.objectives.masked import Masked
 from fastlm.objectives.mass import MASS
+from fastlm.objectives.multitask import MultitaskMasked
 from fastlm.objectives.pairs import NextSentence, SentenceOrder
 from fastlm.objectives.permutation import Permutation
 from fastlm.objectives.prefix import Prefix
@@ -39,7 +43,7 @@ from fastlm.objectives.spans import SpanCorruption
 from fastlm.objectives.vocabulary import Vocabulary
 
 __all__ = [
-    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Denoising", "Masked", "NextSentence", "Objective",
-    "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "Shares", "SpanBoundary",
-    "SpanCorruption", "Terms", "Vocabulary", "recipe", "small",
+    "IGNORED", "MASS", "OBJECTIVES", "Batch", "Causal", "Contrastive", "Denoising", "Masked", "MultitaskMasked",
+    "NextSentence", "Objective", "Permutation", "Prefix", "ReplacedTokens", "RowObjective", "SentenceOrder", "Shares",
+    "SpanBoundary", "SpanCorruption", "Terms", "Vocabulary", "recipe", "small",
 ]  # fmt: skip

@@ -22,6 +22,8 @@ LEARNERS = [
 CASES = {f"{recipe(name)[0]} of {name}": (name, *recipe(name)) for name in LEARNERS} | {
     "prefix": ("llama", "prefix", {}),
     "span-boundary": ("roberta", "span-boundary", {}),
+    "multitask-mlm": ("deberta", "multitask-mlm", {}),
+    "contrastive": ("roberta", "contrastive", {}),
 }
 
 
@@ -62,7 +64,7 @@ def test_micro_batches_add_up_to_their_batch(made):
     o, model = made
     batches = [o.batch(0, first, 2) for first in range(0, 8, 2)]
     whole, parts = o.loss(model, o.batch(0, 0, 8)), [o.loss(model, batch) for batch in batches]
-    for term in whole:
+    for term in whole.keys() - {"contrastive"}:  # which compares a micro-batch's rows with one another
         torch.testing.assert_close(sum(part[term] for part in parts), whole[term], rtol=2e-6, atol=0)
     counts = o.targets(o.batch(0, 0, 8))
     assert counts == {term: sum(o.targets(batch)[term] for batch in batches) for term in counts}
@@ -76,9 +78,9 @@ def test_the_first_loss_is_that_of_guessing(made):
     # T5's first logits have a variance of 1, which costs half a nat
     spread = 0.5 if o.name == "span-corruption" else 0.0
     of_guessing = dict.fromkeys((o.compared, "boundary"), math.log(SIZE + o.extra_ids) + spread)
-    for term, value in terms.items():  # the others are of two classes
-        expected = pytest.approx(of_guessing.get(term, math.log(2)), rel=0.02 if term in of_guessing else 0.1)
-        assert value.item() / counts[term] == expected, term
+    for term, value in terms.items():  # the others are of two classes, or of all views but one's own
+        guess = of_guessing.get(term, math.log(counts[term] - 1) if term == "contrastive" else math.log(2))
+        assert value.item() / counts[term] == pytest.approx(guess, rel=0.02 if term in of_guessing else 0.1), term
 
 
 def test_an_evaluation_is_the_loss_and_shares(made):
@@ -108,6 +110,10 @@ def test_every_parameter_learns(made):
         ("mlm", dict(mask=0.9, random=0.2), "mask + random is 1.1"),
         ("denoising", dict(rate=1.5), "rate is 1.5"),
         ("denoising", dict(spoil="burn"), "spoil is 'burn'"),
+        ("multitask-mlm", dict(left=-1.0), "give numbers ≥ 0"),
+        ("multitask-mlm", dict(both=0.0, left=0.0, right=0.0, prefix=0.0), "one of them above"),
+        ("contrastive", dict(temperature=0.0), "temperature is 0.0"),
+        ("contrastive", dict(crop=0.0), "a crop of 0 of 31 tokens is none"),
         ("permutation", dict(k=0), "k is 0"),
         ("mass", dict(share=1.5), "are no fragment"),
         ("replaced-tokens", dict(rate=3.0), "rate is 3.0"),

@@ -101,7 +101,10 @@ def test_what_does_not_fit_is_refused(text, capsys, tmp_path, given, words):
     assert words in fail(capsys, "pretrain", *flags(asked))
 
 
-@pytest.mark.parametrize("name, objective", [("llama", "prefix"), ("roberta", "span-boundary")])
+@pytest.mark.parametrize(
+    "name, objective",
+    [("llama", "prefix"), ("roberta", "span-boundary"), ("bert", "multitask-mlm"), ("bert", "contrastive")],
+)
 def test_an_objective_of_no_preset_trains(text, tmp_path, name, objective):
     train(text, tmp_path / "run", preset=name, objective=objective, steps=30, evaluations=1, context=32)
     held_out = [row["held_out_loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "held_out_loss" in row]

@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     SAMPLE = 5  # the seed of a text the model makes
     GENERATOR = 6  # the tokens that a generator puts in
     PAIR = 7  # two texts of a row
+    MASK = 8  # what the tokens of a row see
+    CROP = 9  # a stretch of a row
 
 
 def draw(seed: int, purpose: Purpose, epoch: int | Tensor, index: int | Tensor, n: int) -> Tensor:
