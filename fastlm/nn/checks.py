@@ -203,8 +203,13 @@ def terms(made: Terms, H: int, D: int, size: tuple[int, int, int]) -> None:
             raise ValueError(f"the position's {name} is of type {type(turn).__name__}; give (cos, sin), or None")
     n, vectors = size[0] + size[1] - 1, made.vectors
     _term("table", made.table, "[heads, Lq + Lk - 1]", (H, n))
-    for name in ("query_vectors", "key_vectors", "value_vectors"):
-        _term(name, getattr(vectors, name), "[heads, Lq + Lk - 1, D]", (H, n, D))
+    given = {name: getattr(vectors, name) for name in ("query_vectors", "key_vectors", "value_vectors")}
+    what = "Lq + Lk - 1"
+    if vectors.buckets is not None:
+        integers("the position's buckets", vectors.buckets, (n,))
+        what, n = "buckets", next((x.shape[1] for x in given.values() if x is not None and x.ndim == 3), n)
+    for name, x in given.items():
+        _term(name, x, f"[heads, {what}, D]", (H, n, D))
     for name in ("content_bias", "position_bias"):
         _term(name, getattr(vectors, name), "[heads, D]", (H, D))
 

@@ -167,7 +167,7 @@ def attention(
             q_groups=q_groups, k_groups=k_groups, key_lengths=key_lengths, prefix=prefix, q_segments=q_segments,
             k_segments=k_segments, q_ranks=q_ranks, k_ranks=k_ranks, left=left, right=right, scale=scale, offset=offset,
             dropout=dropout, seed=0 if seed is None else seed, return_lse=return_lse,
-            **{name: getattr(vectors, name) for name in VECTORS},
+            buckets=vectors.buckets, **{name: getattr(vectors, name) for name in VECTORS},
         )
     )  # fmt: skip
     _refuse_second_derivatives(out)

@@ -7,9 +7,9 @@ unless the caller brings one.
 
 for each row of the batch and head, where d = j - i + Lq - 1 counts distances from the farthest key before the last
 query on, p = softmax of score over visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0
-elsewhere. A scheme gives its vectors as rows by distance: one row of a learned table repeated over a bucket (Shaw,
-DeBERTa), or a row of its own for each (Transformer-XL); autograd carries their gradients on. So O(L) memory serves
-every scheme.
+elsewhere. A scheme gives its vectors by distance: a row of its own for each (Transformer-XL), or one for a bucket of
+neighbouring distances, buckets[d] (Shaw, DeBERTa), with which kernels may multiply once; autograd carries the rows'
+gradients on. So O(L) memory serves every scheme.
 
 Visible: -left ≤ j - (i + offset) ≤ right, or j < prefix; and j < key_lengths, q_segments[i] = k_segments[j], and
 k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradients.
@@ -18,6 +18,7 @@ k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradient
     q_position [B, H, Lq, D] (q itself if None)   query_vectors [H, n, D]       Shaw et al. 2018, eq. 4; Dai et al. 2019
     k_position [B, Hk, Lk, D] (k itself if None)  key_vectors [H, n, D]         He et al. 2021, position to content
     value_vectors [H, n, D]                                                     Shaw et al. 2018, eq. 3
+    buckets [n] int, from 0 on, rising by 0 or 1: of each distance; all vectors are then [H, buckets, D]
     same [B, H, Lq] fp32  q_groups [B, Lq]  k_groups [B, Lk] int                Yang et al. 2019, relative segments
     key_lengths, prefix [B] int  q_segments, q_ranks [B, Lq] int  k_segments, k_ranks [B, Lk] int
 """
@@ -38,7 +39,7 @@ from fastlm.masks import UNBOUNDED
 
 # Kinds of tensors, which backends treat alike. A new argument of a kind is named here and where it is computed with.
 Rows = Annotated[Tensor, "[B, H or Hk, L, D], of queries or keys"]
-Vectors = Annotated[Tensor, "[H, n, D], by distance"]
+Vectors = Annotated[Tensor, "[H, n, D], by distance, or [H, buckets, D]"]
 Integers = Annotated[Tensor, "which have no gradient"]
 
 
@@ -55,6 +56,7 @@ class Arguments(NamedTuple):
     k_position: Rows | None
     key_vectors: Vectors | None
     value_vectors: Vectors | None
+    buckets: Integers | None
     same: Tensor | None
     q_groups: Integers | None
     k_groups: Integers | None
@@ -129,7 +131,7 @@ def attention_backward(
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ v.mT
     if a.value_vectors is not None:
-        dp = dp + _relative_shift(grad @ a.value_vectors.to(wide).mT, a.k.shape[2])
+        dp = dp + _relative_shift(grad @ _each(a.value_vectors, a).to(wide).mT, a.k.shape[2])
     delta = (grad * out).sum(-1) - (0 if grad_lse is None else grad_lse.to(wide))
     ds = p * (_apply_dropout(dp, a) - delta[..., None])
     dropped, ds_scaled = _apply_dropout(p, a), a.scale * ds
@@ -141,16 +143,16 @@ def attention_backward(
     if a.query_vectors is not None:
         spread = _by_distance(ds_scaled)
         to, position = ("q", q) if a.q_position is None else ("q_position", a.q_position.to(wide))
-        made[to] = made.get(to, 0) + spread @ a.query_vectors.to(wide)
-        made["query_vectors"] = (spread.mT @ position).sum(0)
+        made[to] = made.get(to, 0) + spread @ _each(a.query_vectors, a).to(wide)
+        made["query_vectors"] = _per_bucket((spread.mT @ position).sum(0), a)
     if a.key_vectors is not None:
         # seen from the keys, the last of which meets the same distances
         spread = _by_distance(ds_scaled.flip(-1, -2).mT)
         to, position = ("k", a.k) if a.k_position is None else ("k_position", a.k_position)
-        made[to] = made.get(to, 0) + _per_key_head((spread @ a.key_vectors.to(wide)).flip(-2), position)
-        made["key_vectors"] = (spread.mT @ _per_query_head(position, a.q).to(wide).flip(-2)).sum(0)
+        made[to] = made.get(to, 0) + _per_key_head((spread @ _each(a.key_vectors, a).to(wide)).flip(-2), position)
+        made["key_vectors"] = _per_bucket((spread.mT @ _per_query_head(position, a.q).to(wide).flip(-2)).sum(0), a)
     if a.value_vectors is not None:
-        made["value_vectors"] = (_by_distance(dropped).mT @ grad).sum(0)
+        made["value_vectors"] = _per_bucket((_by_distance(dropped).mT @ grad).sum(0), a)
     if a.same is not None:
         made["same"] = (ds * _equal(a.q_groups, a.k_groups)).sum(-1)
     return in_order(made, a, needs_grad, lse)
@@ -182,10 +184,11 @@ def scores(a: Arguments, wide: torch.dtype) -> Tensor:
     score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
     if a.query_vectors is not None:
         position = a.q if a.q_position is None else a.q_position
-        score = score + _relative_shift(position.to(wide) @ a.query_vectors.to(wide).mT, Lk)
+        score = score + _relative_shift(position.to(wide) @ _each(a.query_vectors, a).to(wide).mT, Lk)
     if a.key_vectors is not None:
         position = _per_query_head(a.k if a.k_position is None else a.k_position, a.q)
-        score = score + _relative_shift(position.to(wide).flip(-2) @ a.key_vectors.to(wide).mT, Lq).mT.flip(-1, -2)
+        met = position.to(wide).flip(-2) @ _each(a.key_vectors, a).to(wide).mT
+        score = score + _relative_shift(met, Lq).mT.flip(-1, -2)
     score = a.scale * score
     if a.table is not None:
         score = score + _relative_shift(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
@@ -201,7 +204,7 @@ def values(p: Tensor, a: Arguments) -> Tensor:
     p = _apply_dropout(p, a)
     out = p @ _per_query_head(a.v, a.q).to(p.dtype)
     if a.value_vectors is not None:
-        out = out + _by_distance(p) @ a.value_vectors.to(p.dtype)
+        out = out + _by_distance(p) @ _each(a.value_vectors, a).to(p.dtype)
     return out
 
 
@@ -244,6 +247,27 @@ def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:
 def _per_key_head(x: Tensor, kv: Tensor) -> Tensor:
     """The way back for gradients: sum over each group."""
     return x.unflatten(1, (kv.shape[1], -1)).sum(2)
+
+
+def _each(vectors: Tensor, a: Arguments) -> Tensor:
+    """Repeat each bucket's vector for its distances: [H, buckets, D] → [H, n, D]."""
+    return vectors if a.buckets is None else vectors[:, a.buckets.long()]
+
+
+def _per_bucket(x: Tensor, a: Arguments) -> Tensor:
+    """The way back for gradients: sum over each bucket's distances."""
+    if a.buckets is None:
+        return x
+    count = next(getattr(a, name).shape[1] for name in VECTORS if getattr(a, name) is not None)
+    return x.new_zeros(x.shape[0], count, x.shape[2]).index_add(1, a.buckets.long(), x)
+
+
+def without_buckets(a: Arguments) -> Arguments:
+    """A vector for each distance, for kernels that know no buckets."""
+    if a.buckets is None:
+        return a
+    given = ((name, getattr(a, name)) for name in VECTORS)
+    return a._replace(buckets=None, **{name: _each(x, a) for name, x in given if x is not None})
 
 
 def _relative_shift(x: Tensor, Lk: int) -> Tensor:

@@ -4,6 +4,7 @@ C++ on CPUs. CUDA C++, below Triton: attention_cuda.py.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastlm.backends import native
 from fastlm.backends.philox import threshold
@@ -19,6 +20,7 @@ from fastlm.ops.attention import (
     attention_backward,
     in_order,
     names_needing_grad,
+    without_buckets,
 )
 
 
@@ -121,7 +123,7 @@ def _triton_backward_refuses(grad, grad_lse, out, lse, a, needs_grad) -> str | N
 def _(a):
     from fastlm.kernels.attention import forward
 
-    return forward(a)
+    return forward(without_buckets(a))
 
 
 @attention_backward.backend(
@@ -130,7 +132,15 @@ def _(a):
 def _(grad, grad_lse, out, lse, a, needs_grad):
     from fastlm.kernels.attention_backward import backward
 
-    return in_order(backward(grad, grad_lse, out, lse, a, set(names_needing_grad(a, needs_grad))), a, needs_grad, lse)
+    made = backward(grad, grad_lse, out, lse, without_buckets(a), set(names_needing_grad(a, needs_grad)))
+    return in_order(made if a.buckets is None else _per_bucket(made, a.buckets), a, needs_grad, lse)
+
+
+def _per_bucket(made: dict[str, Tensor], buckets: Tensor) -> dict[str, Tensor]:
+    """Gradients of vectors by distance as sums over buckets, whose bits repeat on GPUs too."""
+    distances = torch.bincount(buckets)
+    summed = lambda x: torch.segment_reduce(x.transpose(0, 1).contiguous(), "sum", lengths=distances).transpose(0, 1)
+    return made | {name: summed(made[name]) for name in VECTORS if name in made}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

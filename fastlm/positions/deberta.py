@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, below_one, flag, whole
 from fastlm.positions.base import Projection, Vectors
-from fastlm.positions.rows import rows_of
+from fastlm.positions.rows import buckets_of, rows_of
 from fastlm.positions.shared import LayerPosition, Project, SharedPart
 
 C2P, P2C = PRODUCTS = ("c2p", "p2c")  # content to position: queries meet rows; position to content: keys do
 
 
 class DistanceTable(SharedPart):
-    """A learned row for each distance: distance [n] int64 → (table [2·reach, dim], the row [n] of each distance).
+    """A learned row for each distance: distance [n] int64 → (table [2·reach, dim], and what `rows.buckets_of` gives).
 
     Its parameters are weight [2·reach, dim] and, with norm_eps, norm.weight and norm.bias.
 
@@ -39,12 +39,12 @@ class DistanceTable(SharedPart):
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if norm_eps else None
         self.reset_parameters()
 
-    def forward(self, distance: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, distance: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         behind, reach = -distance, self.buckets or self.span
         if self.buckets:
             behind = deberta_bucket(behind, self.buckets, self.span)
         table = self.weight if self.norm is None else self.norm(self.weight)
-        return table, (behind + reach).clamp(0, 2 * reach - 1)
+        return table, *buckets_of((behind + reach).clamp(0, 2 * reach - 1))
 
 
 class DeBERTa(LayerPosition, name="deberta"):
@@ -113,8 +113,8 @@ class DeBERTa(LayerPosition, name="deberta"):
         return self.table
 
     def complete(self, part: tuple, distance: Tensor, project: Project | None = None) -> Vectors:
-        """query_vectors and key_vectors [heads, n, head_dim], with terms=3."""
-        table, rows = part
+        """query_vectors and key_vectors [heads, n or buckets, head_dim], with terms=3."""
+        table, rows, buckets = part
         table = F.dropout(table, self.dropout, self.training)
         few = len(rows) < len(table)  # short texts meet few rows, and those alone are projected
         table = rows_of(table, rows) if few else table
@@ -131,6 +131,7 @@ class DeBERTa(LayerPosition, name="deberta"):
             query_vectors=at(keys) if C2P in self.pos_att_type else None,
             key_vectors=at(queries) if P2C in self.pos_att_type else None,
             terms=1 + len(self.pos_att_type),
+            buckets=buckets,
         )
 
 

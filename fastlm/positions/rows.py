@@ -17,6 +17,22 @@ def rows_of(table: Tensor, index: Tensor) -> Tensor:
     return _rows_of(table, index, copies_of(len(table), len(index)) if index.is_cuda else 1)
 
 
+def buckets_of(index: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Which rows of a table distances have, each once where neighbours share it.
+
+    Args:
+        index: [n] int64, the row of each distance.
+
+    Returns:
+        (the rows [buckets] int64, and the bucket of each distance [n]). On GPUs, where their number would be waited
+        for, and for compilers, which may not know it, each distance has its own: (index, None).
+    """
+    if index.device.type != "cpu" or type(index) is not Tensor or torch.compiler.is_compiling():
+        return index, None
+    rows, buckets = torch.unique_consecutive(index, return_inverse=True)
+    return rows, buckets if len(rows) < len(index) else None
+
+
 def copies_of(rows: int, n: int) -> int:
     """How many sums the gradient of each row gets: for WALK additions in each at most where that many fit into the
     memory of the n rows.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastlm.checks import below_one, flag, whole
 from fastlm.positions import frequencies
 from fastlm.positions.base import Position, Projection, Vectors, wide
-from fastlm.positions.rows import rows_of
+from fastlm.positions.rows import buckets_of, rows_of
 from fastlm.positions.shared import LayerPosition, Project, SharedPart
 
 
@@ -40,12 +40,12 @@ class Shaw(Position, name="shaw"):
         self.reset_parameters()
 
     def vectors(self, distance: Tensor) -> Vectors:
-        """distance [n] int64 → query_vectors and value_vectors [heads, n, head_dim]."""
-        rows = distance.clamp(-self.reach, self.reach) + self.reach
+        """distance [n] int64 → query_vectors and value_vectors [heads, n or buckets, head_dim]."""
+        rows, buckets = buckets_of(distance.clamp(-self.reach, self.reach) + self.reach)
         key, value = (
             None if t is None else rows_of(t, rows).expand(self.heads, -1, -1) for t in (self.key, self.value)
         )
-        return Vectors(query_vectors=key, value_vectors=value)
+        return Vectors(query_vectors=key, value_vectors=value, buckets=buckets)
 
 
 class DistanceSines(SharedPart):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import ATTENTION, ROTATE
+from chosen import in_buckets
 from tolerance import assert_case_accurate, assert_far_scores_are_a_softmax, leaves_of
 
 import fastlm
@@ -34,7 +35,8 @@ def random_arguments(**changes) -> Arguments:
         q=draw(B, H, Lq, D), k=draw(B, Hk, Lk, D), v=draw(B, Hk, Lk, D), table=draw(H, n), bias=draw(1, H, 1, Lk),
         q_position=draw(B, H, Lq, D), query_vectors=draw(H, n, D), k_position=draw(B, Hk, Lk, D),
         key_vectors=draw(H, n, D),
-        value_vectors=draw(H, n, D), same=draw(B, H, Lq), q_groups=ints(2, B, Lq), k_groups=ints(2, B, Lk),
+        value_vectors=draw(H, n, D), buckets=None,
+        same=draw(B, H, Lq), q_groups=ints(2, B, Lq), k_groups=ints(2, B, Lk),
         key_lengths=torch.tensor([7, 6]), prefix=torch.tensor([3, 0]), q_segments=ints(2, B, Lq),
         k_segments=ints(2, B, Lk),
         q_ranks=ints(9, B, Lq), k_ranks=ints(6, B, Lk), left=4, right=1, scale=0.4, offset=2, dropout=0.3, seed=5,
@@ -43,10 +45,13 @@ def random_arguments(**changes) -> Arguments:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, dict(q_position=None, k_position=None)], ids=["apart", "queries_and_keys_themselves"]
+    "changes, shared",
+    [({}, False), (dict(q_position=None, k_position=None), False), ({}, True)],
+    ids=["apart", "queries_and_keys_themselves", "buckets"],
 )
-def test_gradients_against_finite_differences(changes):
+def test_gradients_against_finite_differences(changes, shared):
     args = random_arguments(**changes)
+    args = in_buckets(args, torch.Generator().manual_seed(0)) if shared else args
     leaves = leaves_of(args)
 
     def call(*tensors):

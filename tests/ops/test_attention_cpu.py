@@ -242,6 +242,9 @@ def test_what_it_does_not_take_is_refused(changes, reason):
         attention(arguments(**changes))
 
 
+KEPT: list[torch.Tensor] = []  # whose addresses are given
+
+
 def launch(**changes):
     view = (64, (1, 2, 3, 8), (48, 24, 8, 1))
     given = (
@@ -264,6 +267,13 @@ def launch(**changes):
     native.cpu().attention(*given.values(), 1)
 
 
+def in_buckets(*numbers: int) -> dict:
+    """Vectors of three buckets, and which of them distances have."""
+    KEPT.append(torch.tensor(numbers))
+    vectors = ((64, (2, 3, 8), (24, 8, 1)), 0)
+    return dict(terms={"query_vectors": vectors, "buckets": (native.view(KEPT[-1]), -1)})
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -282,6 +292,11 @@ def launch(**changes):
         (dict(terms={"q_ranks": ((64, (1, 3), (3, 1)), -1)}), "ranks must be given for queries and keys"),
         (dict(terms={"bias": ((64, (1, 2, 2, 3), (12, 6, 3, 1)), 0)}), "bias does not broadcast"),
         (dict(terms={"query_vectors": ((64, (2, 6, 8), (48, 8, 1)), 0)}), "query_vectors must be"),
+        (in_buckets(0, 1, 1, 3, 3), "must begin with 0 and rise by 0 or 1"),
+        (in_buckets(1, 1, 1, 1, 1), "must begin with 0 and rise by 0 or 1"),
+        (in_buckets(0, 1, 1, 0, 0), "must begin with 0 and rise by 0 or 1"),
+        (in_buckets(0, 1, 1, 2, 3), r"query_vectors must be .* \[H, buckets, D\]"),
+        (in_buckets(0, 1, 1, 2), "buckets does not have the shape"),
     ],
 )
 def test_launcher_checks_what_it_is_given(changes, message):

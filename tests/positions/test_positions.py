@@ -33,6 +33,7 @@ def on_a_grid(q, k, v, scheme, causal):
     i, j = torch.arange(Lk - Lq, Lk)[:, None], torch.arange(Lk)
     distance, vectors = j - i, scheme.vectors((j - i).flatten())
     grid = lambda rows: rows.unflatten(1, distance.shape)
+    each = lambda rows: grid(rows if vectors.buckets is None else rows[:, vectors.buckets])
     k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
     angles = scheme.angles(j.double())
     if angles is not None:
@@ -42,16 +43,16 @@ def on_a_grid(q, k, v, scheme, causal):
     content, positional = (q if b is None else q + b[:, None] for b in (vectors.content_bias, vectors.position_bias))
     score = content @ k.mT
     if vectors.query_vectors is not None:
-        score = score + torch.einsum("bhid,hijd->bhij", positional, grid(vectors.query_vectors))
+        score = score + torch.einsum("bhid,hijd->bhij", positional, each(vectors.query_vectors))
     if vectors.key_vectors is not None:
-        score = score + torch.einsum("bhjd,hijd->bhij", k, grid(vectors.key_vectors))
+        score = score + torch.einsum("bhjd,hijd->bhij", k, each(vectors.key_vectors))
     score = score / (vectors.terms * D) ** 0.5
     bias = scheme.bias(distance.flatten())
     score = score if bias is None else score + grid(bias)
     p = score.masked_fill(causal & (distance > 0), -torch.inf).softmax(-1)
     out = p @ v
     return (
-        out if vectors.value_vectors is None else out + torch.einsum("bhij,hijd->bhid", p, grid(vectors.value_vectors))
+        out if vectors.value_vectors is None else out + torch.einsum("bhij,hijd->bhid", p, each(vectors.value_vectors))
     )
 
 

@@ -84,6 +84,7 @@ def _attention(
             for name in VECTORS:
                 rows = getattr(vectors, name)
                 a[name] = None if rows is None else rows.to(device, dtype)
+            a["buckets"] = None if vectors.buckets is None else vectors.buckets.to(device)
             if vectors.position_bias is not None:
                 a["q_position"] = draw(B, H, Lq, D)
         if bias is not None:

@@ -3,7 +3,7 @@
 import torch
 from tolerance import leaves_of, with_gradients
 
-from fastlm.ops.attention import Arguments, attention
+from fastlm.ops.attention import VECTORS, Arguments, attention
 
 
 def draw(*shape, dtype=torch.float32, seed=0):
@@ -48,8 +48,20 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
         "value vectors": lambda: dict(value_vectors=vectors(12)),
     }
     for name in names:
-        args = args._replace(**drawn[name]())
+        args = args._replace(**drawn[name]()) if name in drawn else in_buckets(args, torch.Generator().manual_seed(13))
     return args
+
+
+def in_buckets(a: Arguments, g: torch.Generator) -> Arguments:
+    """The same with fewer vectors: each belongs to a run of distances, short near the middle, long far off."""
+    given = {name: getattr(a, name) for name in VECTORS if getattr(a, name) is not None}
+    if not given:
+        return a
+    Lq, n = a.q.shape[2], a.q.shape[2] + a.k.shape[2] - 1
+    far = (torch.arange(n) - Lq).abs() > n // 8
+    rises = torch.rand(n, generator=g) < torch.where(far, 0.03, 0.7)
+    buckets = (rises.long().cumsum(0) - rises[0].long()).to(a.q.device)
+    return a._replace(buckets=buckets, **{name: x[:, : buckets[-1] + 1] for name, x in given.items()})
 
 
 MASKS = ["prefix", "segments", "ranks"]
@@ -57,6 +69,7 @@ TERMS = [
     *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries",
     "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
+    "buckets",  # of the vectors before
 ]  # fmt: skip
 
 
@@ -95,6 +108,10 @@ MANY_TERMS = {  # the same with terms that units share, whose sums are added to 
     "vectors": (
         ["query vectors", "key vectors and positions", "value vectors"],
         dict(B=2, H=4, Hk=2, Lq=520, Lk=200, D=16, right=0),
+    ),
+    "vectors in buckets": (
+        ["query vectors", "key vectors", "value vectors", "buckets"],
+        dict(B=2, H=4, Hk=2, Lq=620, Lk=500, D=16, right=30),
     ),
     "all": (
         ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],

@@ -8,6 +8,7 @@ from itertools import cycle
 from types import SimpleNamespace
 
 import torch
+from chosen import in_buckets
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -60,10 +61,10 @@ TERMS = {
 
 
 def attention_arguments(
-    dtype, B, heads, Lq, Lk, D, terms, bias, layouts, int_dtype, left, right, offset, scale, device
+    dtype, B, heads, Lq, Lk, D, terms, bias, buckets, layouts, int_dtype, left, right, offset, scale, device
 ) -> Arguments:
-    """heads: (H, Hk). terms: names in TERMS. bias: which of its sides are full. layouts: names in LAYOUTS, dealt out in
-    turn.
+    """heads: (H, Hk). terms: names in TERMS. bias: which of its sides are full. buckets: whether distances share
+    vectors. layouts: names in LAYOUTS, dealt out in turn.
     """
     g, layout = torch.Generator().manual_seed(1000 * Lq + Lk), cycle(layouts)
     real = lambda *shape, dtype=dtype: LAYOUTS[next(layout)](torch.randn(shape, generator=g).to(device, dtype))
@@ -74,7 +75,8 @@ def attention_arguments(
     made = dict(q=real(B, m.H, Lq, D), k=real(B, m.Hk, Lk, D), v=real(B, m.Hk, Lk, D))
     for name in terms:
         made |= TERMS[name](m)
-    return Arguments.of(**made, left=left, right=right, offset=offset, scale=scale)
+    a = Arguments.of(**made, left=left, right=right, offset=offset, scale=scale)
+    return in_buckets(a, g) if buckets else a
 
 
 def arguments(
@@ -95,6 +97,7 @@ def arguments(
         D=st.integers(1, widest),
         terms=st.lists(st.sampled_from(sorted(TERMS)), max_size=5, unique=True),
         bias=st.tuples(*[st.booleans()] * 4),
+        buckets=st.booleans(),
         layouts=st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=1, max_size=5),
         int_dtype=st.sampled_from([torch.int64, torch.int32]),
         left=bound,

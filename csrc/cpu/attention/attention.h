@@ -30,8 +30,10 @@ struct Terms {
     int bias_dtype;
     // like q and k, which take their place where not given
     Rows q_position, k_position;
-    // [H, vector_rows, padded D], zeros in PAD rows at both ends
-    const float *query_vectors, *key_vectors, *value_vectors;
+    const float *query_vectors, *key_vectors, *value_vectors;  // [H, buckets, padded D]
+    // [vector_rows]: which of these each distance has; in PAD places at both ends the first, or the last
+    const int32_t* bucket;
+    int64_t buckets;
     uint64_t threshold, seed;  // of dropout: a word below the threshold drops
     float kept_scale;  // 1 / (1 - dropout)
 };
@@ -59,7 +61,8 @@ struct TermGradients {  // null where not wanted
     // one for all keys, or queries: [B, H, Lq], [B, H, Lk] of zeros, summed to its shape later
     float *bias_of_queries, *bias_of_keys;
     float* same;  // [B, H, Lq] of zeros
-    float *query_vectors, *key_vectors, *value_vectors;  // [H, vector_rows, padded D] of zeros
+    // [H, vector_rows, padded D] of zeros: for each distance a part of what its bucket gets
+    float *query_vectors, *key_vectors, *value_vectors;
     char *q_position, *k_position;  // dense, in dtype
     float* k_position_sum;  // [B, Hk, Lk, padded D]
 };

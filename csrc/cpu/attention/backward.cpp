@@ -219,7 +219,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
                 x.ddiagonals ? x.ddiagonals + (b * a.H + h) * a.diagonals_size + PAD + tiles[t].i0 - keys.j0 + a.Lk - 1
                              : nullptr;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
+            TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t], {}};
             if (TERMS && !with_terms(a, at, scores)) continue;
             if (TERMS && a.terms->value_vectors) meet_values(a, at, tiles[t].grad);
             attend<Product, TERMS>(a, tiles[t], keys, scores, at, diagonals);

@@ -144,7 +144,7 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
             const Range mine = keys_seen(a, b, {tiles[t].i0, tiles[t].i0 + tiles[t].n});
             if (mine.begin >= keys.j0 + keys.n || mine.end <= keys.j0) continue;
             Scores scores = scores_of(a, h, tiles[t].i0, keys.j0, keys.n);
-            const TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t]};
+            TermTile at = {{b, h, tiles[t].i0, keys.j0, tiles[t].n, keys.n}, terms, query[t], {}};
             if (TERMS && !with_terms(a, at, scores)) continue;
             attend<Product, TERMS>(a, tiles[t], keys, scores, at);
         }

@@ -11,7 +11,7 @@ struct TermSpace {              // a thread's tiles
     float* addend;              // [TILE keys, TILE queries]
     float* value;               // the same: ⟨grad, value_vectors⟩, in backward
     float* kept;                // the same: all bits where dropout keeps
-    float* by_distance;         // [2 TILE, TILE]
+    float* by_bucket;           // [2 TILE, TILE]: what a term meets at each bucket of distances
     float *k_columns, *k_rows;  // [D, TILE], [TILE, padded D]: what key_vectors meet
 };
 
@@ -20,7 +20,7 @@ static inline TermSpace term_space(Space& space, int D) {
     s.addend = space.take(TILE * TILE);
     s.value = space.take(TILE * TILE);
     s.kept = space.take(TILE * TILE);
-    s.by_distance = space.take(2 * TILE * TILE);
+    s.by_bucket = space.take(2 * TILE * TILE);
     s.k_columns = space.take(TILE * D);
     s.k_rows = space.take(TILE * pad_channels(D));
     return s;
@@ -36,10 +36,21 @@ struct QueryTerms {             // of a tile of queries: what query_vectors meet
     float* gradient;            // [D, TILE], where q_position is not q
 };
 
+constexpr int DISTANCES = 2 * TILE - 1;  // that a tile's pairs are at, counted from key - query + TILE - 1 = 0
+
+struct Buckets {           // of a tile's distances, where there are vectors by distance
+    int64_t begin;         // the first
+    int count;
+    int64_t row;           // of the tile's first distance in the shared sums
+    int first[DISTANCES];  // of each bucket: its first distance
+    int place[DISTANCES];  // of each distance: its bucket's place in by_bucket
+};
+
 struct TermTile {
     Pairs at;
     TermSpace space;
     QueryTerms query;
+    Buckets buckets;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

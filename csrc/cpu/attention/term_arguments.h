@@ -68,6 +68,7 @@ public:
             terms.q_position = rows("q_position", views.at("q_position").first, {a.B, a.H, a.Lq, a.D}, size);
         if (has("k_position"))
             terms.k_position = rows("k_position", views.at("k_position").first, {a.B, a.Hk, a.Lk, a.D}, size);
+        if (has("query_vectors") || has("key_vectors") || has("value_vectors")) take_buckets();
         terms.query_vectors = vectors("query_vectors", 0);
         terms.key_vectors = vectors("key_vectors", 1);
         terms.value_vectors = vectors("value_vectors", 2);
@@ -106,18 +107,35 @@ private:
         terms.bias_dtype = dtype;
     }
 
+    // Which of the vectors each distance has: its own, or the one that `buckets` says.
+    void take_buckets() {
+        const int64_t n = a.Lq + a.Lk - 1;
+        const int64_t* given = dense<int64_t>("buckets", {n});
+        bucket.reset(new int32_t[vector_rows(a)]);
+        for (int64_t d = 0; d < n; d++) {
+            const int64_t rise = given ? given[d] - (d ? given[d - 1] : 0) : d > 0;
+            check(rise == 0 || (rise == 1 && d > 0), "buckets must begin with 0 and rise by 0 or 1");
+            bucket[PAD + d] = int32_t(given ? given[d] : d);
+        }
+        const int32_t last = n > 0 ? bucket[PAD + n - 1] : -1;
+        std::fill_n(bucket.get(), PAD, 0);
+        std::fill_n(bucket.get() + PAD + n, PAD, last);
+        terms.bucket = bucket.get();
+        terms.buckets = last + 1;
+    }
+
     const float* vectors(const char* name, int which) {
         if (!has(name)) return nullptr;
         const auto& [view, dtype] = views.at(name);
         const auto& [address, shape, strides] = view;
-        const int64_t n = a.Lq + a.Lk - 1, size = bytes_of(dtype), padded = pad_channels(a.D);
+        const int64_t n = terms.buckets, size = bytes_of(dtype), padded = pad_channels(a.D);
         check(shape == std::vector<int64_t>({a.H, n, a.D}) && dtype >= F32 && dtype <= F16,
-            std::string(name) + " must be [H, Lq + Lk - 1, D], fp32, bf16 or fp16");
-        copies[which].reset(new float[a.H * vector_rows(a) * padded]());
+            std::string(name) + " must be [H, Lq + Lk - 1, D], or [H, buckets, D], fp32, bf16 or fp16");
+        copies[which].reset(new float[a.H * n * padded]());
         for (int64_t h = 0; h < a.H; h++)
             for (int64_t r = 0; r < n; r++)
                 widen_run(reinterpret_cast<const char*>(address) + (h * strides[0] + r * strides[1]) * size,
-                    strides[2] * size, dtype, a.D, copies[which].get() + (h * vector_rows(a) + PAD + r) * padded);
+                    strides[2] * size, dtype, a.D, copies[which].get() + (h * n + r) * padded);
         return copies[which].get();
     }
 
@@ -125,6 +143,7 @@ private:
     const TermViews& views;
     Terms terms = {};
     std::unique_ptr<float[]> copies[3];
+    std::unique_ptr<int32_t[]> bucket;
 };
 
 class TermSums {  // sums that kernels add to, and the way from them to the gradients at the addresses wanted
@@ -134,11 +153,11 @@ public:
         const Attention& a = x.forward;
         for (const auto& [name, address] : addresses)
             check(views.count(name), "the gradient of " + name + " is wanted, which is not given");
-        const int64_t by_distance = a.H * vector_rows(a) * pad_channels(a.D);
+        const int64_t vectors = a.H * vector_rows(a) * pad_channels(a.D);
         if (addresses.count("bias")) want_bias();
-        if (addresses.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(by_distance);
-        if (addresses.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(by_distance);
-        if (addresses.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(by_distance);
+        if (addresses.count("query_vectors")) x.terms.query_vectors = sums[1] = zeros(vectors);
+        if (addresses.count("key_vectors")) x.terms.key_vectors = sums[2] = zeros(vectors);
+        if (addresses.count("value_vectors")) x.terms.value_vectors = sums[3] = zeros(vectors);
         x.terms.same = reinterpret_cast<float*>(at("same"));
         x.terms.q_position = at("q_position");
         x.terms.k_position = at("k_position");
@@ -215,12 +234,20 @@ private:
 
     void finish_vectors(const char* name, const float* sum, float scale, int threads) const {
         const Attention& a = x.forward;
-        const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D);
+        const int64_t n = a.Lq + a.Lk - 1, padded = pad_channels(a.D), buckets = a.terms->buckets;
+        const int32_t* bucket = a.terms->bucket + PAD;
         const int dtype = views.at(name).second;
         parallel_for(a.H, threads, [&](int64_t h) {
-            for (int64_t r = 0; r < n; r++)
-                narrow_run(sum + (h * vector_rows(a) + PAD + r) * padded, a.D, scale, dtype,
-                    at(name) + (h * n + r) * a.D * bytes_of(dtype));
+            std::vector<double> total(padded);
+            for (int64_t d = 0; d < n; d++) {
+                const float* from = sum + (h * vector_rows(a) + PAD + d) * padded;
+                const bool begins = d == 0 || bucket[d] > bucket[d - 1];
+                for (int64_t e = 0; e < padded; e++) total[e] = begins ? from[e] : total[e] + from[e];
+                if (d + 1 < n && bucket[d + 1] == bucket[d]) continue;
+                const std::vector<float> rounded(total.begin(), total.end());
+                narrow_run(
+                    rounded.data(), a.D, scale, dtype, at(name) + (h * buckets + bucket[d]) * a.D * bytes_of(dtype));
+            }
         });
     }
 

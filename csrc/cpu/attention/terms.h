@@ -53,7 +53,7 @@ static inline void add_bias_gradient(const AttentionBackward& x, const TermTile&
     for (int i = 0; to.bias_of_queries && i < at.queries; i++)
         to.bias_of_queries[bh * a.Lq + at.i0 + i] += of_queries[i];
     if (!to.bias_own.data && !to.bias_sum.data) return;
-    float* rows = tile.space.by_distance;
+    float* rows = tile.space.by_bucket;
     transpose(rows, TILE, ds, pitch, at.keys, at.queries);
     const auto start = [&](const Rows& of, int64_t size) FASTLM_LAMBDA {
         return of.data + at.b * of.batch + at.h * of.head + at.i0 * of.row + at.j0 * size;
@@ -96,20 +96,17 @@ static inline void add_same_gradient(const AttentionBackward& x, const Pairs& at
 // All together
 
 // The scores of a tile, from those that table and band alone would give; false if no query sees a key.
-static inline bool with_terms(const Attention& a, const TermTile& tile, Scores& scores) {
-    const auto& [at, space, query] = tile;
+static inline bool with_terms(const Attention& a, TermTile& tile, Scores& scores) {
+    const auto& [at, space, query, buckets] = tile;
     const Terms& terms = *a.terms;
     if (!may_see(a, at)) return false;
     for (int j = 0; j < at.keys; j++)
         for (int lane = 0; lane < TILE; lane += W) store(space.addend + j * TILE + lane, scores.bias(j, lane));
-    if (terms.bias.data) add_bias(terms, at, space.by_distance, space.by_distance + TILE * TILE, space.addend);
+    if (terms.bias.data) add_bias(terms, at, space.by_bucket, space.by_bucket + TILE * TILE, space.addend);
     if (terms.same) add_same(a, at, space.addend);
-    if (terms.query_vectors)
-        add_met<false>(
-            a, at, rows_of(a, at, terms.query_vectors, at.h), query.columns, a.scale, space.by_distance, space.addend);
-    if (terms.key_vectors)
-        add_met<true>(
-            a, at, rows_of(a, at, terms.key_vectors, at.h), space.k_columns, a.scale, space.by_distance, space.addend);
+    if (has_vectors(terms)) find_buckets(a, at, tile.buckets);
+    if (terms.query_vectors) add_met<false>(a, tile, terms.query_vectors, query.columns, a.scale, space.addend);
+    if (terms.key_vectors) add_met<true>(a, tile, terms.key_vectors, space.k_columns, a.scale, space.addend);
     if (!hide(a, at, scores, space.addend)) return false;
     if (terms.threshold) draw_kept(a, at, space.kept);
     scores.first_bias = space.addend;

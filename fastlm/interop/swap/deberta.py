@@ -9,7 +9,7 @@ from fastlm.interop.swap.served import Served
 from fastlm.nn.functional import attention
 from fastlm.positions import Terms, Vectors, deberta_bucket
 from fastlm.positions.deberta import C2P, P2C, PRODUCTS
-from fastlm.positions.rows import rows_of
+from fastlm.positions.rows import buckets_of, rows_of
 
 SELDOM = ("output_attentions",)
 
@@ -78,7 +78,7 @@ class SelfAttention(Served):
         reach = buckets or span
         distance = torch.arange(1 - L, L, device=key.device)
         behind = deberta_bucket(-distance, buckets, span) if buckets else -distance
-        rows = (behind + reach).clamp(0, 2 * reach - 1)
+        rows, buckets = buckets_of((behind + reach).clamp(0, 2 * reach - 1))
         if few := len(rows) < len(table):  # short texts meet few rows, and those alone are projected
             table = rows_of(table, rows)
         made = {
@@ -88,7 +88,8 @@ class SelfAttention(Served):
         }
         if not few:
             made = {product: rows_of(x.transpose(0, 1), rows).transpose(0, 1) for product, x in made.items()}
-        return Terms(vectors=Vectors(query_vectors=made.get(C2P), key_vectors=made.get(P2C)), size=(L, L, 0))
+        vectors = Vectors(query_vectors=made.get(C2P), key_vectors=made.get(P2C), buckets=buckets)
+        return Terms(vectors=vectors, size=(L, L, 0))
 
     def projections(self) -> dict:
         """What makes the rows of each product."""
