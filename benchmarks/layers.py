@@ -3,12 +3,14 @@
     layer_norm, rms_norm     fastlm.nn.LayerNorm, RMSNorm         F.layer_norm, F.rms_norm
     … of a sum               the same with a residual             the same of x + residual; both give the sum too
     gated silu, …            fastlm.ops.gate                      f(gate) * up of x.chunk(2, -1)
+    embedding                fastlm.embedding                 F.embedding
     loss                     fastlm.linear_cross_entropy          F.cross_entropy(F.linear(hidden, weight))
 
 By ideal bytes a norm moves 5 numbers an element (reads x, dy, x again; writes y, dx), of a sum 8, a gate 8 for each
 element of y, and an activation 5.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,6 +96,26 @@ def measure(name: str, dtype: torch.dtype, clock: str, copy: float, scale: int, 
 
 def close(dtype: torch.dtype) -> dict:
     return {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 1e-1}
+
+
+def measure_embedding(N: int, V: int, D: int, dtype: torch.dtype, clock: str, copy: float, **limits):
+    """Likewise, of N tokens whose frequencies are Zipf's. What has to be moved: rows are read and written, their
+    gradients read, and the table's written.
+    """
+    g = torch.Generator().manual_seed(0)
+    ids = torch.exp(torch.rand(N, generator=g) * math.log(V)).long() - 1
+    weight = torch.randn(V, D, generator=g).to(dtype).requires_grad_()
+    dy = torch.randn(N, D, generator=g).to(dtype)
+    steps = {
+        "fastlm": lambda: torch.autograd.grad(fastlm.embedding(ids, weight), weight, dy),
+        "torch": lambda: torch.autograd.grad(F.embedding(ids, weight), weight, dy),
+    }
+    truth = torch.zeros(V, D).index_add_(0, ids, dy.float())
+    torch.testing.assert_close(steps["fastlm"]()[0].float(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    facts = {"kind": "layers", "step": "embedding", "shapes": f"{N} of {V}×{D} {str(dtype)[6:]}", "copy": copy}
+    contestants = {name: lambda step=step: [step] for name, step in steps.items()}
+    row = compare(contestants, clock, **limits).row(**facts, bytes=(3 * N + V) * D * dtype.itemsize, clock=clock)
+    return row, steps["fastlm"]
 
 
 def measure_loss(N: int, V: int, D: int, clock: str, matmul: float, **limits) -> tuple[dict, Callable]:

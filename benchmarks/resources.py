@@ -26,7 +26,7 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fastlm.kernels import attention, attention_backward, gate, norm, rotary
+from fastlm.kernels import attention, attention_backward, embedding, gate, norm, rotary
 from fastlm.ops.attention import LEARNED, Arguments
 from fastlm.ops.norm import Arguments as NormArguments
 from fastlm.ops.norm import Saved
@@ -216,9 +216,14 @@ def gate_case(dtype: torch.dtype, activation: str) -> Callable:
     return launch
 
 
+def embedding_case(dtype: torch.dtype, D: int) -> Callable:
+    """Launch the gradient of an embedding of 32,000 tokens."""
+    return lambda: embedding.backward(empty(L, D, dtype=dtype), empty(L, dtype=torch.int64), 32_000, -1)
+
+
 BY_TERM = ((torch.bfloat16, 64), (torch.bfloat16, 128))  # where every term is compiled
 FEW = ("bias", "dropout, segments", "shaw", "deberta", "xlnet")  # by CI, for time: they hold all the others do
-SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated")  # on every GPU
+SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated", "embedding")  # on every GPU
 
 
 def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
@@ -244,6 +249,7 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
             yield f"{name} D={D} norm", norm_case(dtype, D)
         for activation in ("gelu", "gelu_tanh", "relu", "silu", "tanh") if everything else ("silu", "tanh"):
             yield f"{name} {activation} gated", gate_case(dtype, activation)
+        yield f"{name} D=768 embedding", embedding_case(dtype, 768)
 
 
 def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resources]:

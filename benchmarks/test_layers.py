@@ -1,4 +1,4 @@
-"""What stands between matrix products, on a CPU: norms, gates, the loss of a large vocabulary; forward and backward."""
+"""What stands between matrix products, on a CPU and both ways: norms, gates, embeddings, the loss of many words."""
 
 import layers
 import pytest
@@ -9,6 +9,13 @@ import torch
 @pytest.mark.parametrize("name", layers.LAYERS)
 def test_layer(name, dtype, smoke, limits, copy, record):
     record(*layers.measure(name, dtype, "clock", copy, 32 if smoke else 1, **limits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("V", [32000, 50257])
+def test_embedding(V, dtype, smoke, limits, copy, record):
+    N, V, D = (64, 320, 24) if smoke else (8192, V, 768)
+    record(*layers.measure_embedding(N, V, D, dtype, "clock", copy, **limits))
 
 
 @pytest.mark.parametrize("V", [32000, 50257])

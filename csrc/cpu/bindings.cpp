@@ -49,6 +49,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("norm_backward", &launch_norm_backward, unlocked());
     m.def("gate", &launch_gate, unlocked());
     m.def("gate_backward", &launch_gate_backward, unlocked());
+    m.def("embedding_backward", &launch_embedding_backward, unlocked());
     m.def("logits_measure", &launch_logits_measure, unlocked());
     m.def("logits_gradient", &launch_logits_gradient, unlocked());
     m.def(

@@ -79,6 +79,12 @@ struct Gate {  // of dense rows: x and dx [2 H] gated, gate first, else [H]; y a
     bool gated;
 };
 
+struct Embedding {  // of rows [D]: dy, and its sum for each token, over places[begins[token]] … in their order
+    Span dy, dweight;
+    const int64_t *begins, *places;
+    int64_t D;
+};
+
 struct Logits {  // rows [V] of fp32; softcap 0: none
     int64_t V;
     float softcap, temperature, label_smoothing;
@@ -118,6 +124,8 @@ struct Kernels {
     // rows begin … end - 1; backward reads x and, in y, its gradient
     void (*gate)(const Gate& a, int64_t begin, int64_t end);
     void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
+    // tokens begin … end - 1; workspace: 5 D
+    void (*embedding_backward)(const Embedding& a, int64_t begin, int64_t end, float* workspace);
     // of one row of logits; then, in its place, the gradient of scale · lse - g · wanted
     RowLoss (*logits_measure)(const Logits& c, const float* x, int64_t label);
     void (*logits_gradient)(const Logits& c, float* x, int64_t label, float lse, float scale, float g);

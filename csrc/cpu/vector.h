@@ -51,6 +51,19 @@ static FASTLM_INLINE V broadcast(float x) { return x - V{}; }
 static FASTLM_INLINE V fma(V a, V b, V c) { return a * b + c; }
 #endif
 
+static FASTLM_INLINE V root(V x) {
+#if defined(__AVX512F__)
+    return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+    return _mm256_sqrt_ps(x);
+#elif defined(__SSE2__)
+    return _mm_sqrt_ps(x);
+#else
+    for (int l = 0; l < W; l++) x[l] = __builtin_sqrtf(x[l]);
+    return x;
+#endif
+}
+
 // The 64-bit products of the low halves of 64-bit lanes.
 static FASTLM_INLINE Longs multiply_low_halves(Longs a, Longs b) {
 #if defined(__AVX512F__)

@@ -1,13 +1,13 @@
 """What stands inside a span, told from the tokens around it (Joshi et al. 2020, SpanBERT)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.models.config import ModelConfig
+from fastlm.models.heads import Factors
 from fastlm.models.stack import make_norm
 from fastlm.models.transformer import Transformer
-from fastlm.nn import ACTIVATIONS
+from fastlm.nn import ACTIVATIONS, Embedding
 
 
 class SpanBERT(nn.Module):
@@ -27,7 +27,7 @@ class SpanBERT(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.model, self.activation = Transformer(config), config.activation
-        self.places = nn.Embedding(config.context, config.dim)
+        self.places = Embedding(config.context, config.dim)
         self.inner, self.inner_norm = nn.Linear(3 * config.dim, config.dim), make_norm(config, config.dim)
         width = self.model.head.weight.shape[1]
         self.outer, self.outer_norm = nn.Linear(config.dim, width), make_norm(config, width)
@@ -44,11 +44,11 @@ class SpanBERT(nn.Module):
         """The model's."""
         return self.model.head
 
-    def inside(self, before: Tensor, after: Tensor, place: Tensor) -> Tensor:
+    def inside(self, before: Tensor, after: Tensor, place: Tensor) -> Factors:
         """before, after [B, n, dim], the states beside a token's span; place [B, n] int64, of the token in it, from 0
-        on: logits [B, n, vocab_size].
+        on: what logits [B, n, vocab_size] are made of.
         """
         activation, x = ACTIVATIONS[self.activation], torch.cat((before, after, self.places(place)), -1)
         x = self.inner_norm(activation(self.inner(x)))
         x = self.outer_norm(activation(self.outer(x)))
-        return F.linear(x, self.head.weight, self.head.bias)
+        return Factors(x, self.head.weight, self.head.bias)

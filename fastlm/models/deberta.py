@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlm.models.config import ModelConfig
 from fastlm.nn import ACTIVATIONS
+from fastlm.nn.embedding import embedding
 from fastlm.positions import Learned
 
 if TYPE_CHECKING:
@@ -101,4 +102,4 @@ class DisentangledEmbedding(nn.Module):
         return self._generator[0].weight.detach() + self.delta
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self._generator[0].weight.detach()) + F.embedding(tokens, self.delta)
+        return embedding(tokens, self._generator[0].weight.detach()) + embedding(tokens, self.delta)

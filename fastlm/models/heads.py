@@ -32,14 +32,30 @@ class Transform(nn.Module):
         return self.norm(ACTIVATIONS[self.activation](self.linear(x)))
 
 
+class Factors(NamedTuple):
+    """What logits are made of, for a loss that makes none: hidden · weightᵀ + bias.
+
+    Args:
+        hidden: [..., D], what the head's matrix reads.
+        weight: [V, D].
+        bias: [V], or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self) -> Tensor:
+        """[..., V]"""
+        return F.linear(self.hidden, self.weight, self.bias)
+
+
 class LMHead(nn.Module):
     """States → logits of every token: [..., dim] → [..., vocab_size].
 
     Args:
         config: the model's shape.
         embedding: the model's token embedding, whose matrix is the head's too where config ties them.
-
-    `hidden` is what the matrix reads, for a loss that computes no logits: logits = hidden(x) · weightᵀ + bias.
     """
 
     def __init__(self, config: ModelConfig, embedding: nn.Embedding):
@@ -50,13 +66,13 @@ class LMHead(nn.Module):
         self.weight = embedding.weight if config.tie_embeddings else nn.Parameter(torch.empty(config.vocab_size, width))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """[..., dim] → what the head's matrix reads, [..., embedding_dim]."""
+    def factors(self, x: Tensor) -> Factors:
+        """[..., dim] → what the logits are made of."""
         x = x if self.transform is None else self.transform(x)
-        return x if self.scale == 1.0 else x * self.scale
+        return Factors(x if self.scale == 1.0 else x * self.scale, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.hidden(x), self.weight, self.bias)
+        return self.factors(x).logits()
 
 
 class DetectionHead(nn.Module):

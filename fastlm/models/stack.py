@@ -14,7 +14,7 @@ from fastlm.models import two_stream
 from fastlm.models.config import ModelConfig
 from fastlm.models.deberta import Convolution, MaskDecoder
 from fastlm.models.inputs import Inputs
-from fastlm.nn import MLP, NORMS, Attention, CrossAttention, KVCache
+from fastlm.nn import MLP, NORMS, Attention, CrossAttention, Embedding, KVCache
 from fastlm.positions import Learned, SharedTerms, Terms
 
 
@@ -112,7 +112,7 @@ class Stack(nn.Module):
         per_layer = config.position_per_layer
         self.position = config.make_shared_position() if per_layer else config.make_position(causal)
         self.absolute_position = Learned(config.context, config.embedding_width) if config.absolute_positions else None
-        self.types = nn.Embedding(config.token_types, config.embedding_width) if config.token_types else None
+        self.types = Embedding(config.token_types, config.embedding_width) if config.token_types else None
         self.embedding_norm = make_norm(config, config.embedding_width) if config.embedding_norm else None
         narrow = config.embedding_width != config.dim
         self.project = nn.Linear(config.embedding_width, config.dim) if narrow else None

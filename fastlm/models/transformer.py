@@ -18,7 +18,7 @@ from fastlm.models.init import init_weights
 from fastlm.models.inputs import Inputs, Memory
 from fastlm.models.recurrence import Recurrence
 from fastlm.models.stack import Stack
-from fastlm.nn import KVCache
+from fastlm.nn import Embedding, KVCache
 
 
 class Transformer(nn.Module):
@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         self.config = config
         both = config.kind == "encoder-decoder"
         encoder_layers = config.layers if config.encoder_layers is None else config.encoder_layers
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_width)
+        self.embedding = Embedding(config.vocab_size, config.embedding_width)
         self.encoder = None if config.kind == "decoder" else Stack(config, encoder_layers, causal=False)
         self.decoder = None if config.kind == "encoder" else Stack(config, config.layers, causal=True, cross=both)
         self.head = None if config.head == "none" else self._make_head()

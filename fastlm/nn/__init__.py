@@ -8,17 +8,19 @@ loss.py          linear_cross_entropy, without a tensor of logits
 attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
 checks.py        what attention and rotate refuse, in words
+embedding.py     embedding, rows of a table by token; Embedding, torch's
 mlp.py           MLP, the feed-forward layer with any activation, gated or not
 norm.py          LayerNorm, RMSNorm: torch's, that add a residual in the same pass
 """
 
 from fastlm.nn.attention import Attention, CrossAttention
 from fastlm.nn.cache import KVCache
+from fastlm.nn.embedding import Embedding
 from fastlm.nn.mlp import ACTIVATIONS, MLP
 from fastlm.nn.multihead import MultiheadAttention
 from fastlm.nn.norm import NORMS, LayerNorm, RMSNorm
 
 __all__ = [
-    "ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "KVCache", "LayerNorm", "MultiheadAttention",
-    "RMSNorm",
+    "ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "Embedding", "KVCache", "LayerNorm",
+    "MultiheadAttention", "RMSNorm",
 ]  # fmt: skip

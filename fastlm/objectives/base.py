@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from fastlm.checks import whole
 from fastlm.models import ModelConfig, Transformer
+from fastlm.models.heads import Factors
+from fastlm.nn.loss import linear_cross_entropy
 from fastlm.objectives.vocabulary import Vocabulary
 
 OBJECTIVES: dict[str, type["Objective"]] = {}
@@ -263,9 +265,18 @@ def placed(batch: Batch, device: torch.device) -> Batch:
     return {name: x.to(device, non_blocking=True) for name, x in batch.items()}
 
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-Σ log softmax(logits)[label] in fp32: logits [..., V], labels [...] int64, IGNORED where there is no target."""
-    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+def summed_cross_entropy(answer: Tensor | Factors, labels: Tensor) -> Tensor:
+    """-Σ log softmax(logits)[label] in fp32.
+
+    Args:
+        answer: logits [..., V], or what they are made of, and then they are never there as a whole.
+        labels: [...] int64, IGNORED where there is no target.
+    """
+    labels = labels.flatten()
+    if isinstance(answer, Factors):
+        hidden, weight, bias = answer
+        return linear_cross_entropy(hidden.flatten(0, -2), weight, labels, bias, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(answer.float().flatten(0, -2), labels, ignore_index=IGNORED, reduction="sum")
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
@@ -35,8 +36,8 @@ class Causal(RowObjective, name="causal"):
         # tensors of their own: others may mark labels IGNORED
         return {"inputs": rows[:, :-1].clone(), "labels": rows[:, 1:].clone()}
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["inputs"])
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(model.states(batch["inputs"]))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """n tokens that the model makes of nothing, at temperature 0.8."""

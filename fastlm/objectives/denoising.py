@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import at_least_zero, flag, one_of, share, whole
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import WORD, Samples, ranked
 from fastlm.objectives.noise.infilling import Spoiled, infilled
@@ -119,8 +120,8 @@ class Denoising(RowObjective, name="denoising"):
         turned = (turns[:, 1:] < self.rotate * WORD) & (place < length)
         return rows.gather(1, torch.where(turned, (place + by) % length.clamp(min=1), place))
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["inputs"], batch["decoder_inputs"], attention_mask=real(batch))
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(model.states(batch["inputs"], batch["decoder_inputs"], attention_mask=real(batch)))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text as it is spoiled, ⟨…⟩ for <mask>, and what the model writes for it, greedily."""

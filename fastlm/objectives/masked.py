@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.noise.masking import Hides, Masking
@@ -55,8 +56,8 @@ class Masked(Hides, RowObjective, name="mlm"):
             samples = samples._replace(epochs=samples.epochs % self.rounds)
         return self.masking.hide(rows, samples, self.vocabulary)._asdict()
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return logits_at(model, batch)
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return factors_at(model, batch)
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text, a hidden token as [the likeliest], or [the likeliest|what was there] where they differ."""
@@ -64,9 +65,9 @@ class Masked(Hides, RowObjective, name="mlm"):
         return filled_in(batch, self.logits(model, batch), n, decode)
 
 
-def logits_at(model: nn.Module, batch: Batch) -> Tensor:
-    """[B, n, vocab_size], at the places of a batch."""
-    return model.head(states_at(model.states(batch["inputs"]), batch["places"]))
+def factors_at(model: nn.Module, batch: Batch) -> Factors:
+    """Of logits [B, n, vocab_size], at the places of a batch."""
+    return model.head.factors(states_at(model.states(batch["inputs"]), batch["places"]))
 
 
 def states_at(states: Tensor, places: Tensor) -> Tensor:

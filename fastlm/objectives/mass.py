@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import WORD, Samples
 from fastlm.objectives.noise.masking import Masking
@@ -58,9 +59,8 @@ class MASS(RowObjective, name="mass"):
             "labels": labels,
         }
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[B, n, vocab_size], of the fragment's tokens."""
-        return model(batch["inputs"], batch["decoder_inputs"], positions=batch["positions"])
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(model.states(batch["inputs"], batch["decoder_inputs"], positions=batch["positions"]))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """The end of a row's first part, the fragment as it is, and → the likeliest token for each of its own."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives import noise
 from fastlm.objectives.base import (
     IGNORED,
@@ -121,10 +122,11 @@ class SentencePairs(Hides, Objective):
         return {"mlm": int((batch["labels"] != IGNORED).sum()), self.name: len(batch["pairs"])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return self._terms(batch, *self._logits(model, batch))
+        return self._terms(batch, *self._answers(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        tokens, pairs = self._logits(model, batch)
+        factors, pairs = self._answers(model, batch)
+        tokens = factors.logits()
         right = hits(tokens, batch["labels"]), hits(pairs, batch["pairs"])
         return self._terms(batch, tokens, pairs), dict(zip(self.shares, right, strict=True))
 
@@ -133,18 +135,18 @@ class SentencePairs(Hides, Objective):
         it is where that differs.
         """
         batch = self.any_fixed(generator)
-        tokens, pairs = self._logits(model, batch)
+        factors, pairs = self._answers(model, batch)
         show = lambda ids: " ‖ " if ids == [self.vocabulary.eos] else decode(ids)
         said, is_so = self.said[pairs[0].argmax().item()], self.said[batch["pairs"][0].item()]
-        return f"{filled_in(batch, tokens, n, show)}\n→ {said}{f' | {is_so}' * (said != is_so)}"
+        return f"{filled_in(batch, factors.logits(), n, show)}\n→ {said}{f' | {is_so}' * (said != is_so)}"
 
-    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[B, n, vocab_size] at the places, and [B, 2]."""
+    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Factors, Tensor]:
+        """What logits [B, n, vocab_size] at the places are made of; those of the pairs, [B, 2]."""
         real = torch.arange(self.context, device=batch["lengths"].device) < batch["lengths"][:, None]
         states = model.states(batch["inputs"], attention_mask=real, token_types=batch["types"])
-        return model.head(states_at(states, batch["places"])), model.pair_head(states)
+        return model.head.factors(states_at(states, batch["places"])), model.pair_head(states)
 
-    def _terms(self, batch: Batch, tokens: Tensor, pairs: Tensor) -> Terms:
+    def _terms(self, batch: Batch, tokens: Tensor | Factors, pairs: Tensor) -> Terms:
         return {
             "mlm": summed_cross_entropy(tokens, batch["labels"]),
             self.name: summed_cross_entropy(pairs, batch["pairs"]),

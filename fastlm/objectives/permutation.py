@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlm.checks import whole
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch, Decode
 from fastlm.objectives.masked import filled_in
 from fastlm.objectives.noise import WORD, Samples
@@ -78,12 +79,11 @@ class Permutation(RowObjective, name="permutation"):
         begin = begins.gather(1, context)
         return (begin <= token) & (token < begin + n.gather(1, context))
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """[B, n, vocab_size], of the predicted tokens."""
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
         states = model.states(
             batch["inputs"], ranks=batch["ranks"], predicted=batch["places"], token_types=batch["types"]
         )  # fmt: skip
-        return model.head(states)
+        return model.head.factors(states)
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text, a predicted token as [the likeliest], or [the likeliest|what is there] where they

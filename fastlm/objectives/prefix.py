@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch
 from fastlm.objectives.causal import Causal
 from fastlm.objectives.noise import Samples
@@ -30,5 +31,5 @@ class Prefix(Causal, name="prefix"):
         known = 1 + torch.arange(self.context) < prefix  # the label at place i is token i + 1
         return batch | {"labels": batch["labels"].masked_fill(known, IGNORED), "prefix": prefix.squeeze(1)}
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["inputs"], prefix=batch["prefix"])
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(model.states(batch["inputs"], prefix=batch["prefix"]))

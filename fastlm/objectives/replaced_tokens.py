@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fastlm.models import Electra, ModelConfig, Transformer
 from fastlm.models.electra import generator_config
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
-from fastlm.objectives.masked import logits_at
+from fastlm.objectives.masked import factors_at
 from fastlm.objectives.noise import Purpose, Samples, choose
 from fastlm.objectives.noise.masking import Masking
 from fastlm.objectives.rows import RowObjective
@@ -92,7 +93,8 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         return self._terms(batch, *self._answers(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        guessed, seen, found = self._answers(model, batch)
+        factors, seen, found = self._answers(model, batch)
+        guessed = None if factors is None else factors.logits()
         real = batch["tokens"] != self.vocabulary.pad
         said, replaced = (found > 0) & real, seen != batch["tokens"]
         right = (said & replaced).sum()
@@ -114,13 +116,16 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
             shown.append(f"[{text}]" if logit > 0 else f"⟨{text}⟩" if token != was else text)
         return "".join(shown[:n])
 
-    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Tensor | None, Tensor, Tensor]:
-        """The generator's logits [B, n, V], or None; what the discriminator is given, [B, L]; its logits [B, L]."""
+    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Factors | None, Tensor, Tensor]:
+        """What the generator's logits [B, n, V] are made of, or None; what the discriminator is given, [B, L]; its
+        logits [B, L].
+        """
         if self.uniform:
             seen = self._put_in(batch, batch["labels"].new_zeros((), dtype=torch.float32))
             return None, seen, model(seen)
-        guessed = logits_at(model.generator, batch)
-        seen = self._put_in(batch, guessed.detach().float() / self.temperature)
+        guessed = factors_at(model.generator, batch)
+        with torch.no_grad():
+            seen = self._put_in(batch, guessed.logits().float() / self.temperature)
         return guessed, seen, model.discriminator(seen)
 
     def _put_in(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ class ReplacedTokens(RowObjective, name="replaced-tokens"):
         drawn = torch.where(labels == IGNORED, there, choose(logits, batch["draws"]))
         return batch["tokens"].scatter(1, batch["places"], drawn)
 
-    def _terms(self, batch: Batch, guessed: Tensor | None, seen: Tensor, found: Tensor) -> Terms:
+    def _terms(self, batch: Batch, guessed: Tensor | Factors | None, seen: Tensor, found: Tensor) -> Terms:
         replaced = (seen != batch["tokens"]).float()
         real = (batch["tokens"] != self.vocabulary.pad).float()
         terms = {"detection": F.binary_cross_entropy_with_logits(found.float(), replaced, real, reduction="sum")}

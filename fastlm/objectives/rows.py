@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives import noise
 from fastlm.objectives.base import Batch, Objective, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.noise import Samples
@@ -109,7 +110,7 @@ class Streams(Windows):
 
 class RowObjective(Objective):
     """An objective over windows of the stream: define `make`, which turns windows into a batch with labels, and
-    `logits`, the model's answer. One whose loss is another defines `loss` and `evaluate` instead.
+    `factors`, the model's answer. One whose loss is another defines `loss` and `evaluate` instead.
 
     Args:
         tokens, context, vocabulary: as in `Objective`.
@@ -171,6 +172,18 @@ class RowObjective(Objective):
         """
         raise NotImplementedError
 
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        """What a model's `logits` are made of, which the loss does not make.
+
+        Args:
+            model: the module that the objective trains.
+            batch: what `make` made.
+
+        Returns:
+            What the model's head makes of its states, `model.head.factors(model.states(…))`.
+        """
+        raise NotImplementedError
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a model says of each label.
 
@@ -181,13 +194,14 @@ class RowObjective(Objective):
         Returns:
             [..., V], labels' shape and the vocabulary.
         """
-        raise NotImplementedError
+        return self.factors(model, batch).logits()
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(self.logits(model, batch), batch["labels"])}
+        return {"loss": summed_cross_entropy(self.factors(model, batch), batch["labels"])}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        """The loss, and the accuracy where that is among `shares`."""
+        """The loss, and, by making logits, the accuracy where that is among `shares`."""
+        if "accuracy" not in self.shares:
+            return super().evaluate(model, batch)
         logits, labels = self.logits(model, batch), batch["labels"]
-        shares = {"accuracy": hits(logits, labels)} if "accuracy" in self.shares else {}
-        return {"loss": summed_cross_entropy(logits, labels)}, shares
+        return {"loss": summed_cross_entropy(logits, labels)}, {"accuracy": hits(logits, labels)}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastlm.checks import whole
 from fastlm.models import ModelConfig, SpanBERT, Transformer
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
 from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.noise import Samples
@@ -72,26 +73,26 @@ class SpanBoundary(Hides, RowObjective, name="span-boundary"):
         return {"mlm": n, "boundary": n}
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return self._terms(batch, *self._logits(model, batch))
+        return self._terms(batch, *self._factors(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        made = self._logits(model, batch)
+        made = [factors.logits() for factors in self._factors(model, batch)]
         right = (hits(logits, batch["labels"]) for logits in made)
         return self._terms(batch, *made), dict(zip(self.shares, right, strict=True))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text as in `Masked`; then → the same row as its spans' boundaries tell it."""
         batch = self.any_fixed(generator)
-        return "\n→ ".join(filled_in(batch, logits, n, decode) for logits in self._logits(model, batch))
+        return "\n→ ".join(filled_in(batch, made.logits(), n, decode) for made in self._factors(model, batch))
 
-    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[B, n, vocab_size] each, of "mlm" and "boundary"."""
+    def _factors(self, model: nn.Module, batch: Batch) -> tuple[Factors, Factors]:
+        """Of logits [B, n, vocab_size] each, of "mlm" and "boundary"."""
         states = model.states(batch["inputs"])
         of = lambda name: states_at(states, batch[name])
         in_span = (batch["places"] - batch["before"] - 1).clamp(min=0)
-        return model.head(of("places")), model.inside(of("before"), of("after"), in_span)
+        return model.head.factors(of("places")), model.inside(of("before"), of("after"), in_span)
 
-    def _terms(self, batch: Batch, own: Tensor, beside: Tensor) -> Terms:
+    def _terms(self, batch: Batch, own: Tensor | Factors, beside: Tensor | Factors) -> Terms:
         return {
             "mlm": summed_cross_entropy(own, batch["labels"]),
             "boundary": summed_cross_entropy(beside, batch["labels"]),

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import finite, whole
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.rows import RowObjective
@@ -85,8 +86,8 @@ class SpanCorruption(RowObjective, name="span-corruption"):
         hidden = run % 2 == 1
         return hidden, hidden & (run != F.pad(run, (1, 0), value=-1)[:, :-1])
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(batch["inputs"], batch["decoder_inputs"])
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(model.states(batch["inputs"], batch["decoder_inputs"]))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text with ⟨k⟩ for its spans, and what the model writes for each, greedily."""

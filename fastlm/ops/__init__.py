@@ -5,7 +5,9 @@
     rotary.py                  turn pairs of channels by their position
     norm.py                    layer norm and RMS norm, of a sum with a residual too
     gate.py                    activations, gated or not
+    embedding.py               rows of a table by token
     linear_cross_entropy.py    the loss of a linear layer's logits that are never there as a whole
+    logits.py                  its products, in chunks of rows
     optim/                     one update of many tensors
 
 Tensors and numbers go in, checked by whoever calls (fastlm/nn, fastlm/optim, fastlm/amp); tensors come out. To add one,

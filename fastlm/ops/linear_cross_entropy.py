@@ -14,7 +14,7 @@ own memory from forward on.
     hidden [N, D]  weight [V, D]  bias [V]  labels [N] int          loss, lse [N] fp32 (fp64 for fp64 hidden)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -23,28 +23,10 @@ from torch import Tensor
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import BackendError, op
-
-# Logits that are there at a time: the most of so many bytes, so many rows, without which products run at two thirds of
-# their speed, and a twentieth of all rows, for weight's gradient is read and written for each chunk.
-CHUNK, ROWS, CHUNKS = 12 * 2**20, 192, 20
-TILE = 4 * 2**20  # bytes of a 16-bit weight that are there in fp32 at a time
+from fastlm.ops.logits import Arguments, Sums, chunks, zeros_of_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
-
-
-class Arguments(NamedTuple):
-    """The op's arguments by name, in its order. softcap 0: none."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    labels: Tensor
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    softcap: float
-    temperature: float
 
 
 @op
@@ -88,8 +70,8 @@ class Rows(NamedTuple):
 
 
 def _losses(a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
-    loss, lse = _zeros(a), _zeros(a)
-    for rows, x in _chunks(a):
+    loss, lse = zeros_of_rows(a), zeros_of_rows(a)
+    for rows, x in chunks(a):
         of_rows, wanted = by.measure(x, a.labels[rows], a)
         lse[rows], loss[rows] = of_rows, of_rows - wanted + a.z_loss * of_rows.square()
     return loss, lse
@@ -97,7 +79,7 @@ def _losses(a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
 
 def _gradients(grad: Tensor, grad_lse: Tensor, lse: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor, Tensor]:
     sums = Sums.zeros(a)
-    for rows, x in _chunks(a):
+    for rows, x in chunks(a):
         g, of_rows = grad[rows].to(lse.dtype), lse[rows]
         scale = g * (1 + 2 * a.z_loss * of_rows) + grad_lse[rows].to(lse.dtype)
         sums.add(a, rows, by.gradient(x, a.labels[rows], of_rows, scale, g, a))
@@ -107,78 +89,13 @@ def _gradients(grad: Tensor, grad_lse: Tensor, lse: Tensor, a: Arguments, by: Ro
 def _sum_and_gradients(
     a: Arguments, of_hidden: bool, of_weight: bool, by: Rows
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    total, sums = _zeros(a).new_zeros(()), Sums.zeros(a, of_hidden, of_weight)
-    for rows, x in _chunks(a):
+    total, sums = zeros_of_rows(a).new_zeros(()), Sums.zeros(a, of_hidden, of_weight)
+    for rows, x in chunks(a):
         lse, wanted = by.measure(x, a.labels[rows], a)
         total += (lse - wanted + a.z_loss * lse.square()).sum()
         scale = 1 + 2 * a.z_loss * lse
         sums.add(a, rows, by.gradient(x, a.labels[rows], lse, scale, torch.ones_like(lse), a))
     return total, *sums
-
-
-class Sums(NamedTuple):
-    """Gradients of hidden, weight and bias while chunks of rows add to them in order; empty where none is wanted."""
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    @staticmethod
-    def zeros(a: Arguments, of_hidden: bool = True, of_weight: bool = True) -> "Sums":
-        zeros = lambda *shape: _zeros(a).new_zeros(shape)
-        return Sums(
-            zeros(*a.hidden.shape) if of_hidden else zeros(0),
-            zeros(*a.weight.shape) if of_weight else zeros(0),
-            zeros(0 if a.bias is None else len(a.weight)),
-        )
-
-    def add(self, a: Arguments, rows: Tensor, dx: Tensor) -> None:
-        """Add a chunk's, of whose logits dx [rows, V] is the gradient."""
-        h = a.hidden[rows].to(dx.dtype)
-        d_h = torch.zeros_like(h)
-        for begin, w in _tiles(a):
-            part = dx[:, begin : begin + len(w)]
-            if len(self.hidden):
-                d_h.addmm_(part, w)
-            if len(self.weight):
-                self.weight[begin : begin + len(w)].addmm_(part.mT, h)
-        if len(self.hidden):
-            self.hidden[rows] = d_h
-        if a.bias is not None:
-            self.bias.add_(dx.sum(0))
-
-    def like(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """In the dtypes of what they are gradients of."""
-        bias = self.bias if a.bias is None else self.bias.to(a.bias.dtype)
-        return self.hidden.to(a.hidden.dtype), self.weight.to(a.weight.dtype), bias
-
-
-def _zeros(a: Arguments) -> Tensor:
-    return a.hidden.new_zeros(len(a.hidden), dtype=torch.promote_types(a.hidden.dtype, torch.float32))
-
-
-def _chunks(a: Arguments) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices of rows with a target, their x [rows, V] in one buffer), chunk by chunk."""
-    wide = torch.promote_types(a.hidden.dtype, torch.float32)
-    V = len(a.weight)
-    targets = (a.labels != a.ignore_index).nonzero().squeeze(1)
-    together = max(CHUNK // (V * wide.itemsize), ROWS, len(targets) // CHUNKS)
-    buffer = a.hidden.new_empty(min(together, len(targets)), V, dtype=wide)
-    for rows in targets.split(together):
-        if len(rows) == 0:
-            return
-        h, x = a.hidden[rows].to(wide), buffer[: len(rows)]
-        for begin, w in _tiles(a):
-            torch.mm(h, w.mT, out=x[:, begin : begin + len(w)])
-        yield rows, x if a.bias is None else x.add_(a.bias)
-
-
-def _tiles(a: Arguments) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows of weight in hidden's wide dtype): the weight itself where that is its own."""
-    wide = torch.promote_types(a.hidden.dtype, torch.float32)
-    size = len(a.weight) if a.weight.dtype == wide else max(1, TILE // (a.weight.shape[1] * wide.itemsize))
-    for begin in range(0, len(a.weight), size):
-        yield begin, a.weight[begin : begin + size].to(wide)
 
 
 def _capped(x: Tensor, a: Arguments) -> Tensor:
@@ -205,7 +122,9 @@ def _gradient(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, 
 PYTORCH = Rows(_measure, _gradient)
 
 # how many rows have a target is known only where labels are, which fake tensors have not
-linear_cross_entropy.torch_op.register_fake(lambda *values: tuple(_zeros(a) for a in 2 * [Arguments._make(values)]))
+linear_cross_entropy.torch_op.register_fake(
+    lambda *values: tuple(zeros_of_rows(a) for a in 2 * [Arguments._make(values)])
+)
 linear_cross_entropy_backward.torch_op.register_fake(
     lambda grad, grad_lse, lse, hidden, weight, bias, *others: (
         hidden.new_empty(hidden.shape), weight.new_empty(weight.shape),
@@ -213,7 +132,11 @@ linear_cross_entropy_backward.torch_op.register_fake(
     )
 )  # fmt: skip
 summed_linear_cross_entropy.torch_op.register_fake(
-    lambda *values: (_zeros(a := Arguments._make(values[:-2])).new_empty(()), *Sums.zeros(a, *values[-2:]))
+    lambda *values: tuple(
+        zeros_of_rows(a).new_empty(shape)
+        for a in [Arguments._make(values[:-2])]
+        for shape in ((), *Sums.shapes(a, *values[-2:]))
+    )
 )
 
 

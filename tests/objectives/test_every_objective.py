@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from fastlm.models.heads import Factors
 from fastlm.models.presets import FAMILIES, preset
-from fastlm.objectives import OBJECTIVES, Vocabulary, recipe
+from fastlm.objectives import OBJECTIVES, Vocabulary, base, recipe
 
 SIZE, CONTEXT, STOP = 500, 32, 10
 IDS = torch.arange(SIZE)
@@ -89,6 +91,37 @@ def test_an_evaluation_is_the_loss_and_shares(made):
     terms, shares = o.evaluate(model, batch)
     assert terms.keys() == o.loss(model, batch).keys() and set(shares) == set(o.shares)
     assert all(0 <= many <= of for many, of in shares.values())
+
+
+def test_a_loss_makes_no_logits(made, monkeypatch):
+    """But those that tokens are drawn from, of which nothing is learned."""
+    o, model = made
+    asked, logits = [], Factors.logits
+    monkeypatch.setattr(Factors, "logits", lambda self: asked.append(torch.is_grad_enabled()) or logits(self))
+    o.loss(model, o.batch(0, 0, 2))
+    assert asked == [False] * (o.name == "replaced-tokens")
+
+
+def test_losses_and_gradients_are_those_of_logits(made, monkeypatch):
+    o, model = made
+    batch = o.batch(0, 0, 4)
+
+    def by_logits(hidden, weight, labels, bias, **options):
+        return F.cross_entropy(F.linear(hidden, weight, bias), labels, **options)
+
+    def exactly(hidden, weight, labels, bias, **options):
+        return by_logits(
+            *(x if x is labels or x is None else x.double() for x in (hidden, weight, labels, bias)), **options
+        )
+
+    results = []
+    for loss in (base.linear_cross_entropy, by_logits, exactly):
+        monkeypatch.setattr(base, "linear_cross_entropy", loss)
+        terms = o.loss(model, batch)
+        results.append([*terms.values(), *torch.autograd.grad(sum(terms.values()), list(model.parameters()))])
+    for got, plain, true in zip(*results, strict=True):
+        ulp = 4 * torch.finfo(got.dtype).eps * true.abs().max()
+        assert (got - true).abs().max() <= 2 * (plain - true).abs().max() + ulp
 
 
 def test_every_parameter_learns(made):

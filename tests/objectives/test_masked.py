@@ -64,7 +64,7 @@ def test_the_head_reads_the_places_and_the_first_loss_is_ln_v():
     torch.manual_seed(0)
     model = Transformer(preset("bert", vocab_size=500, dim=64, layers=1, heads=2, pair_labels=0)).eval()
     o, seen = objective(), []
-    model.head.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    model.head.transform.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     batch = o.batch(0, 0, 8)
     loss = o.loss(model, batch)["loss"].item() / o.targets(batch)["loss"]
     assert seen == [(8, 19, 64)] and abs(loss / math.log(500) - 1) < 0.02

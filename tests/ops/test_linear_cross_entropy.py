@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import fastlm
 from fastlm.backends import native
 from fastlm.ops import linear_cross_entropy as module
+from fastlm.ops import logits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPTIONS = {
@@ -44,9 +45,9 @@ def with_gradients(function, tensors, labels, dtype, **options):
 @pytest.fixture(params=["a few rows at a time", "all at once"])
 def chunk(request, monkeypatch):
     if request.param == "a few rows at a time":
-        monkeypatch.setattr(module, "CHUNK", 4 * 91 * 4)
-        monkeypatch.setattr(module, "ROWS", 1)
-        monkeypatch.setattr(module, "TILE", 10 * 24 * 4)
+        monkeypatch.setattr(logits, "CHUNK", 4 * 91 * 4)
+        monkeypatch.setattr(logits, "ROWS", 1)
+        monkeypatch.setattr(logits, "TILE", 10 * 24 * 4)
 
 
 OPS = ("linear_cross_entropy", "summed_linear_cross_entropy")
@@ -75,6 +76,30 @@ def test_error_is_at_most_twice_plain_pytorchs(backend, reduction, options, dtyp
         pytest.skip(CPP_MISSING)
     with fastlm.use_backend(**dict.fromkeys(OPS, backend)):
         assert_accurate(draw(dtype), dtype, reduction, options)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """16 bits are multiplied as they are, and added up in fp32, for which a CPU has no product of its own."""
+    mm, seen = torch.mm, []
+
+    def product(x, y, out_dtype=None, out=None):
+        seen.append((x.dtype, y.dtype, out_dtype))
+        return mm(x, y, out=out) if out_dtype is None else mm(x.to(out_dtype), y.to(out_dtype), out=out)
+
+    monkeypatch.setattr(logits, "multiplies_16_bits", lambda device: True)
+    monkeypatch.setattr(torch, "mm", product)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_products_of_16_bits(reduction, dtype, as_on_a_gpu, chunk):
+    assert_accurate(draw(dtype), dtype, reduction, OPTIONS["all"])
+    of_16_bits = [operands for operands in as_on_a_gpu if operands[:2] == (dtype, dtype) and dtype.itemsize == 2]
+    assert all(to == torch.float32 for *_, to in of_16_bits) and bool(of_16_bits) == (dtype.itemsize == 2)
+    weight = torch.zeros(91, 24)
+    assert logits.operands(module.Arguments(draw(dtype)[0], weight, *7 * [None])) == torch.float32
 
 
 @pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))

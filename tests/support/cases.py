@@ -155,6 +155,17 @@ def _gate(activation, rows=(3, 13), H=300):
     return make
 
 
+def _embedding(tokens=50, rows=(7, 60), D=40, padding=-1, only=None):
+    """Ids of which few are frequent, as in a text, or all of them one."""
+
+    def make(dtype, device):
+        g = torch.Generator().manual_seed(tokens)
+        drawn = (tokens * torch.rand(*rows, generator=g) ** 3).long() if only is None else torch.full(rows, only)
+        return drawn.to(device), torch.randn(tokens, D, generator=g).to(device, dtype), padding
+
+    return make
+
+
 def _all(op: str, **makes) -> list[Case]:
     return [Case(op, name, make) for name, make in makes.items()]
 
@@ -257,6 +268,18 @@ GATE = [
     *_all("activated", **{name: _gate(name) for name in gate.ACTIVATIONS}),
     *_all("gated", narrow=_gate("silu", rows=(40,), H=2), odd=_gate("gelu", H=2 * 37), no_rows=_gate("silu", (0, 4))),
 ]
+
+EMBEDDING = _all(
+    "embedding",
+    plain=_embedding(),
+    padded=_embedding(padding=0),
+    one_token=_embedding(only=3),
+    rare=_embedding(tokens=3000, rows=(9,)),
+    odd=_embedding(D=37),
+    narrow=_embedding(D=1),
+    wide=_embedding(tokens=5, D=1100),
+    no_ids=_embedding(rows=(0, 4)),
+)
 
 
 def _lists(shapes, dtype, device, master=None, transpose=False, states=2, state_dtype=torch.float32):

@@ -107,6 +107,7 @@ def main() -> None:
         rotary.rotate(x, angle, angle, "half")
         resources.norm_case(torch.bfloat16, 768)()
         resources.gate_case(torch.bfloat16, "silu")()
+        resources.embedding_case(torch.bfloat16, 768)()
     print(*sorted(LAUNCHED))
     print(json.dumps(ragged_compilations()))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
-from cases import GATE, NORM, OPTIMIZERS, ROTATE
+from cases import EMBEDDING, GATE, NORM, OPTIMIZERS, ROTATE
 from chosen import MANY_TERMS, MANY_TURNS, TERMS, arguments, draw, results, taken_in_turns, with_terms
 from draws import arguments as drawn
 from hypothesis import HealthCheck, given, settings
@@ -103,6 +103,17 @@ def gates(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
         yield str(case), call
 
 
+def embeddings(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    for case in EMBEDDING:
+
+        def call(case=case) -> None:
+            ids, weight, padding = case.make(dtype, CPU)
+            with fastlm.use_backend(embedding="cpp"):
+                OPS[case.op](ids, weight.requires_grad_(), padding).float().sum().backward()
+
+        yield str(case), call
+
+
 def losses(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
     """Rows of several blocks and a rest, and short ones."""
     every = dict(label_smoothing=0.1, z_loss=0.1, softcap=2.0, temperature=0.7)
@@ -135,7 +146,7 @@ def memory() -> None:
     for isa in sets:
         native.cpu().use(isa)
         for dtype in DTYPES:
-            for calls in (attentions, rotations, norms, gates, losses, optimizers):
+            for calls in (attentions, rotations, norms, gates, embeddings, losses, optimizers):
                 for name, call in calls(dtype):
                     if (isa, dtype) == (sets[0], DTYPES[0]) or not name.endswith(BY_LAUNCHERS):
                         print(isa, dtype, calls.__name__, name, flush=True)
@@ -158,6 +169,7 @@ def threads() -> None:
     for name, call in (
         *norms(torch.float32),
         *gates(torch.float32),
+        *embeddings(torch.float32),
         *losses(torch.float32),
         *optimizers(torch.float32),
     ):

@@ -129,6 +129,42 @@ void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int 
     by_rows(rows, H, threads, [&](int64_t begin, int64_t end) { active().gate_backward(a, begin, end); });
 }
 
+// The places of each token in their order, sorted by counting: those of a token are places[begins[token]] and on.
+struct Sorted {
+    std::vector<int64_t> begins, places;
+    Sorted(const int64_t* ids, int64_t n, int64_t tokens, int64_t padding) : begins(tokens + 2), places(n) {
+        int64_t* next = begins.data() + 1;  // of each token while places are handed out, then where the next one begins
+        const auto counted = [&](int64_t i) { return ids[i] != padding; };
+        for (int64_t i = 0; i < n; i++) {
+            check(0 <= ids[i] && ids[i] < tokens,
+                "an id is " + std::to_string(ids[i]) + "; give 0 to " + std::to_string(tokens - 1));
+            if (counted(i)) next[ids[i] + 1]++;
+        }
+        for (int64_t token = 1; token <= tokens; token++) next[token] += next[token - 1];
+        for (int64_t i = 0; i < n; i++)
+            if (counted(i)) places[next[ids[i]]++] = i;
+    }
+};
+
+void launch_embedding_backward(
+    const Operands& tensors, Address ids, int64_t n, int64_t tokens, int64_t D, int64_t padding, int threads) {
+    check(n >= 0 && tokens >= 0 && D >= 0, "a size is negative");
+    check(D <= INT32_MAX, "rows must have at most 2³¹ - 1 elements");
+    check(ids || n == 0, "ids must be given");
+    if (tokens == 0 || D == 0) return;
+    const Sorted sorted(reinterpret_cast<const int64_t*>(ids), n, tokens, padding);
+    Embedding a = {};
+    if (n > 0) a.dy = span(tensors, "dy", true);
+    a.dweight = span(tensors, "dweight", true);
+    a.begins = sorted.begins.data(), a.places = sorted.places.data();
+    a.D = D;
+    const int64_t together = std::max<int64_t>(1, WORTH / D);
+    const Kernels& k = active();
+    share(ceil_div(tokens, together), 5 * D, threads, [&](int64_t unit, float* workspace) {
+        k.embedding_backward(a, unit * together, std::min(tokens, (unit + 1) * together), workspace);
+    });
+}
+
 static Logits logits(Address x, Address labels, int64_t rows, int64_t V, const std::array<double, 3>& options) {
     const auto [softcap, temperature, label_smoothing] = options;
     check(rows >= 0 && V >= 1, "there must be at least one logit in a row");

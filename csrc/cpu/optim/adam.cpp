@@ -70,19 +70,6 @@ void adamw_chunk(const Parameter& p, Span g, Span m, Span v, int64_t n, float co
     }
 }
 
-static FASTLM_INLINE V root(V x) {
-#if defined(__AVX512F__)
-    return _mm512_sqrt_ps(x);
-#elif defined(__AVX2__)
-    return _mm256_sqrt_ps(x);
-#elif defined(__SSE2__)
-    return _mm_sqrt_ps(x);
-#else
-    for (int l = 0; l < W; l++) x[l] = __builtin_sqrtf(x[l]);
-    return x;
-#endif
-}
-
 // The moments and both sums in one loop, in which square roots and divisions hide behind memory; n ≤ BLOCK.
 static void measure(
     const float* p, const float* g, float* m, float* v, int n, float coefficient, const Adam& rule, Squares& sums) {

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastlm.models import ModelConfig
+from fastlm.models.heads import Factors
 from fastlm.objectives import IGNORED, Batch, Shares, Terms
 from fastlm.objectives.base import summed_cross_entropy
 from fastlm.trainer.tasks.layout import Ids, Layout
@@ -74,13 +75,13 @@ class TextToText(Task, name="text-to-text"):
         return batch | {"labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": summed_cross_entropy(self._logits(model, batch), batch["labels"])}
+        return {"loss": summed_cross_entropy(self._factors(model, batch), batch["labels"])}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
         """Besides the loss, the share of targets that greedy decoding writes exactly. It writes the target if, and only
         if, each of its tokens is the likeliest after those before it, so nothing has to be written to know.
         """
-        logits, labels = self._logits(model, batch), batch["labels"]
+        logits, labels = self._factors(model, batch).logits(), batch["labels"]
         right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
         whole = (labels == self.vocabulary.eos).any(1)
         n = torch.full_like(labels[:, 0], 1).sum()
@@ -99,7 +100,9 @@ class TextToText(Task, name="text-to-text"):
         source = example.row._replace(ids=example.row.ids[: example.row.second])
         return super().shown(example._replace(row=source), said, n, decode)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _factors(self, model: nn.Module, batch: Batch) -> Factors:
         if self.layout.apart:
-            return model(batch["inputs"], batch["decoder_inputs"], attention_mask=batch["real"])
-        return model(batch["inputs"])
+            states = model.states(batch["inputs"], batch["decoder_inputs"], attention_mask=batch["real"])
+        else:
+            states = model.states(batch["inputs"])
+        return model.head.factors(states)
