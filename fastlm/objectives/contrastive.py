@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import positive, share
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import IGNORED, Batch, Decode, Shares, Terms, hits, summed_cross_entropy
-from fastlm.objectives.masked import filled_in, states_at
+from fastlm.objectives.masked import factors_at, filled_in, states_at
 from fastlm.objectives.noise import Purpose, Samples
 from fastlm.objectives.noise.masking import Hides, Masking
 from fastlm.objectives.rows import RowObjective
@@ -77,25 +78,26 @@ class Contrastive(Hides, RowObjective, name="contrastive"):
         return {"mlm": int((batch["labels"] != IGNORED).sum()), "contrastive": 2 * len(batch["inputs"])}
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return self._terms(batch, *self._logits(model, batch))
+        return self._terms(batch, *self._answers(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Terms, Shares]:
-        tokens, views, partners = self._logits(model, batch)
+        factors, views, partners = self._answers(model, batch)
+        tokens = factors.logits()
         right = hits(tokens, batch["labels"]), hits(views, partners)
         return self._terms(batch, tokens, views, partners), dict(zip(self.shares, right, strict=True))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text as in `Masked`."""
         batch = self.any_fixed(generator)
-        return filled_in(batch, model.head(states_at(model.states(batch["inputs"]), batch["places"])), n, decode)
+        return filled_in(batch, factors_at(model, batch).logits(), n, decode)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, n, vocab_size] at the places; and as `similarities` gives them."""
+    def _answers(self, model: nn.Module, batch: Batch) -> tuple[Factors, Tensor, Tensor]:
+        """What logits [B, n, vocab_size] at the places are made of; and what `similarities` gives."""
         states = model.states(batch["inputs"])
         views = torch.cat((states[:, 0], model.states(batch["crops"])[:, 0]))
-        return model.head(states_at(states, batch["places"])), *similarities(views, self.temperature)
+        return model.head.factors(states_at(states, batch["places"])), *similarities(views, self.temperature)
 
-    def _terms(self, batch: Batch, tokens: Tensor, views: Tensor, partners: Tensor) -> Terms:
+    def _terms(self, batch: Batch, tokens: Tensor | Factors, views: Tensor, partners: Tensor) -> Terms:
         return {
             "mlm": summed_cross_entropy(tokens, batch["labels"]),
             "contrastive": summed_cross_entropy(views, partners),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Decode
 from fastlm.objectives.masked import Masked, filled_in, states_at
 from fastlm.objectives.noise import Purpose, Samples, pick
@@ -64,8 +65,8 @@ class MultitaskMasked(Masked, name="multitask-mlm"):
         drawn = pick(samples.draw(1, Purpose.MASK)[..., 0], list(self.proportions.values()))
         return batch | {"ranks": self._ranks[drawn.expand(len(rows))]}
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model.head(states_at(model.states(batch["inputs"], ranks=batch["ranks"]), batch["places"]))
+    def factors(self, model: nn.Module, batch: Batch) -> Factors:
+        return model.head.factors(states_at(model.states(batch["inputs"], ranks=batch["ranks"]), batch["places"]))
 
     def sample(self, model: nn.Module, n: int, generator: torch.Generator, decode: Decode) -> str:
         """A row of the text as in `Masked`, once for each mask that is drawn, with its name before it."""
