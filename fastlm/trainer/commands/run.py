@@ -16,7 +16,7 @@ from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import read_rows
-from fastlm.trainer.plan import Plan, locked, new_folder
+from fastlm.trainer.plan import Plan, keeping, new_folder
 from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 
@@ -57,7 +57,7 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
         plan.config.check()
     except TypeError as error:
         raise Refusal(altered(folder, error)) from error
-    with heard(plan.config, f"nothing was changed; {go_on_with}") as here, locked(folder, here.ranks):
+    with heard(plan.config, f"nothing was changed; {go_on_with}") as here, keeping(folder, here.ranks):
         try:
             run = go_on(folder, plan, here, READERS[plan.config.command])
         except OSError as error:
