@@ -45,7 +45,10 @@ class Pretraining:
     batch_ramp: float = 0.0
     """Share of the updates over which one grows from one micro-batch to --accumulate, linearly in the tokens seen."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
+    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz; or a folder of `fastlm data
+    pack`."""
+    weights: Annotated[tuple[str, ...], unset("NAME=SHARE...", "as much as there is of each")] = ()
+    """How much of the samples is of each source in a folder of `fastlm data pack`: books=0.7 web=0.3."""
     validation: Annotated[tuple[Path, ...], unset("PATH...", "a part of --data")] = ()
     """Files and folders that are held out, all of them, instead of a part of the text."""
     text_key: str = "text"
@@ -213,8 +216,26 @@ class Config(Training, Pretraining):
         self._stages()
         check_there(self.data)
         check_there(self.validation, "--validation")
+        self._check_packed()
         if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
             check_folder(self.from_, flag("from_"))
+
+    def packed(self) -> Path | None:
+        """The folder of shards that is learned from, if it is one."""
+        from fastlm.trainer.data.shards.packed import is_packed
+
+        return next(filter(is_packed, self.data), None)
+
+    def _check_packed(self) -> None:
+        packed = self.packed()
+        if packed is None and self.weights:
+            raise Refusal(
+                f"--weights {' '.join(self.weights)} are of sources in a folder of `fastlm data pack`; name it"
+            )
+        if packed is not None and len(self.data) > 1:
+            raise Refusal(f"--data {packed} is a folder of shards; give it alone, or pack the others with its sources")
+        if packed is not None and self.validation:
+            raise Refusal(f"--data {packed} has its held-out side; leave --validation to `fastlm data pack`")
 
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
