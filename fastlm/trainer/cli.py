@@ -34,7 +34,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   predict DIR FILE    what a fine-tuned model says of the rows of a file
   evaluate DIR  measure a trained model over a text
   reproduce NAME   a small counterpart of a paper's table or figure, in minutes; --all for every one
-  data pack|inspect   text as ids, written once for any number of runs; what such a folder holds
+  data clean|pack|inspect   text made clean; text as ids, written once for any number of runs; what is there
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastlm.trainer.data.corpus import check_there
 from fastlm.trainer.data.tokenizer import LEAST
+from fastlm.trainer.options.plugins import hook
 from fastlm.trainer.options.training import unset
-from fastlm.trainer.words import Refusal, absent, flag
+from fastlm.trainer.words import Refusal, absent, did_you_mean, flag
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,42 @@ class Pack(Made):
 
 
 @dataclass(frozen=True)
+class Clean(Made):
+    """Write what of a text is worth learning from, as .jsonl: by C4's rules, without what repeats, and by
+    judges of your own; with a report of what was dropped and why.
+    """
+
+    without: Annotated[tuple[str, ...], unset("RULE...", "all rules hold")] = ()
+    """Rules to leave out: citations, punctuation, words, javascript, policy, lorem, braces, vulgar, sentences; exact,
+    near and spans of what repeats."""
+    bad_words: Annotated[Path | None, unset("PATH", "none")] = None
+    """A file of words, one a line; a document with one of them is dropped."""
+    language: Annotated[str | None, unset("MODULE:FUNCTION", "none is asked")] = None
+    """A function of yours that tells a text's language, such as mine.py:detect."""
+    languages: tuple[str, ...] = ("en",)
+    """What it may say of a text that is kept."""
+    quality: Annotated[str | None, unset("MODULE:FUNCTION", "none is asked")] = None
+    """A function of yours that scores a text; the score is written in the row's field "quality"."""
+    least_quality: float = 0.5
+    """The least score of a text that is kept."""
+
+    def check(self) -> None:
+        super().check()
+        from fastlm.trainer.data.cleaning.passes import REPEATS
+        from fastlm.trainer.data.cleaning.rules import RULES
+
+        known = (*RULES, *REPEATS)
+        for name in self.without:
+            if name not in known:
+                raise Refusal(f"--without {name} is unknown{did_you_mean(name, known)}; choose from {', '.join(known)}")
+        if self.bad_words is not None and not self.bad_words.is_file():
+            raise Refusal(f"--bad-words {absent(self.bad_words, 'give a file of words')}")
+        for name in ("language", "quality"):
+            if getattr(self, name) is not None:
+                hook(flag(name), getattr(self, name))
+
+
+@dataclass(frozen=True)
 class Inspect:
     """Say what a folder of `fastlm data pack` holds, or a file or folder of text, and whether it is whole."""
 
@@ -83,4 +120,4 @@ class Inspect:
         check_there((self.path,), "data inspect")
 
 
-COMMANDS: dict[str, type] = {"pack": Pack, "inspect": Inspect}
+COMMANDS: dict[str, type] = {"clean": Clean, "pack": Pack, "inspect": Inspect}
