@@ -206,9 +206,9 @@ def data(argv: list[str]) -> int:
         raise Refusal(f"data {name}: no command{did_you_mean(name, kinds)}; choose from {', '.join(kinds)}")
     asked = parse(kinds[name], f"data {name}", rest)
     asked.check()
-    from fastlm.trainer.commands import data
+    from fastlm.trainer.commands.data import command_of
 
-    data.COMMANDS[name](asked, say)
+    command_of(name)(asked, say)
     return 0
 
 

@@ -1,9 +1,11 @@
 """`fastlm data`: its commands by their names."""
 
 from collections.abc import Callable
+from importlib import import_module
 
-from fastlm.trainer.commands.cleaning import clean
-from fastlm.trainer.commands.inspecting import inspect
-from fastlm.trainer.commands.packing import pack
+HOMES = {"clean": "cleaning", "pack": "packing", "inspect": "inspecting"}  # imported when they are asked for
 
-COMMANDS: dict[str, Callable[..., None]] = {"clean": clean, "pack": pack, "inspect": inspect}
+
+def command_of(name: str) -> Callable[..., None]:
+    """A command, which takes its flags and what says lines."""
+    return getattr(import_module(f"fastlm.trainer.commands.{HOMES[name]}"), name)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastlm.objectives.mixture import Mixture
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.shards.joined import Joined
 from fastlm.trainer.data.shards.packing import FORMAT, MANIFEST, TOKENIZER, digest
@@ -16,6 +16,9 @@ from fastlm.trainer.data.tokenizer import dtype_of
 from fastlm.trainer.data.tokens import Facts, Tokens, sha256
 from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.words import Refusal, several
+
+if TYPE_CHECKING:  # torch takes seconds, and packing does without
+    from fastlm.objectives.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ class Packed:
         files = [(self.folder / shard.file, shard.tokens) for shard in shards]
         return Joined(files, dtype_of(self.vocab_size))
 
-    def _mixed(self, weights: Sequence[str]) -> Mixture:
+    def _mixed(self, weights: Sequence[str]) -> "Mixture":
+        from fastlm.objectives.mixture import Mixture
+
         shards: dict[str, list[Shard]] = {}
         for shard in self.of_side("train"):
             shards.setdefault(shard.source, []).append(shard)
