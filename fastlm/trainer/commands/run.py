@@ -9,7 +9,7 @@ from fastlm.trainer.commands import finetune
 from fastlm.trainer.commands.ready import Read, altered, begin, go_on, heard
 from fastlm.trainer.commands.start import begun_from
 from fastlm.trainer.data.corpus import find
-from fastlm.trainer.data.shards.packed import checked
+from fastlm.trainer.data.shards.packed import checked, packed_of
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import sha256, tokenize
 from fastlm.trainer.material import check_unchanged
@@ -72,7 +72,7 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     """Find the text and its ids, and say what they are; arguments as in `ready.Read`."""
     if config.plugin:
         console.say("plugin", *config.plugin)
-    if (folder := config.packed()) is not None:
+    if (folder := packed_of(config.data)) is not None:
         return _read_packed(folder, config, console, tokenizer_file, fingerprint)
     corpus = find(config.data, config.text_key, config.validation)
     console.say_all(lines.of_text(corpus))

@@ -9,7 +9,6 @@ or an emoji, is left to the tokenizer.
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -50,11 +49,17 @@ class Encoder:
         """The ids of each text, as the bytes of an array."""
         if self.size > KEPT:
             self.known, self.size = {}, 0
-        words = [None if OTHER.search(text) else WORD.findall(text) for text in texts]
-        self._learn(set(chain.from_iterable(each for each in words if each is not None)).difference(self.known))
-        rest = iter(self._asked([text for text, each in zip(texts, words, strict=True) if each is None]))
-        known = self.known.__getitem__
-        return [next(rest) if each is None else b"".join(map(known, each)) for each in words]
+        strange = [bool(OTHER.search(text)) for text in texts]
+        rest = iter(self._asked([text for text, is_strange in zip(texts, strange, strict=True) if is_strange]))
+        return [next(rest) if is_strange else self._of(text) for text, is_strange in zip(texts, strange, strict=True)]
+
+    def _of(self, text: str) -> bytes:
+        words = WORD.findall(text)
+        try:
+            return b"".join(map(self.known.__getitem__, words))
+        except KeyError:
+            self._learn(set(words).difference(self.known))
+            return b"".join(map(self.known.__getitem__, words))
 
     def _learn(self, words: set[str]) -> None:
         self.size += sum(map(len, words)) + OVERHEAD * len(words)

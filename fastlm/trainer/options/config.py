@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
+from fastlm.trainer.data.shards.packed import check_asked
 from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import choices
@@ -216,26 +217,9 @@ class Config(Training, Pretraining):
         self._stages()
         check_there(self.data)
         check_there(self.validation, "--validation")
-        self._check_packed()
+        check_asked(self.data, self.validation, self.weights)
         if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
             check_folder(self.from_, flag("from_"))
-
-    def packed(self) -> Path | None:
-        """The folder of shards that is learned from, if it is one."""
-        from fastlm.trainer.data.shards.packed import is_packed
-
-        return next(filter(is_packed, self.data), None)
-
-    def _check_packed(self) -> None:
-        packed = self.packed()
-        if packed is None and self.weights:
-            raise Refusal(
-                f"--weights {' '.join(self.weights)} are of sources in a folder of `fastlm data pack`; name it"
-            )
-        if packed is not None and len(self.data) > 1:
-            raise Refusal(f"--data {packed} is a folder of shards; give it alone, or pack the others with its sources")
-        if packed is not None and self.validation:
-            raise Refusal(f"--data {packed} has its held-out side; leave --validation to `fastlm data pack`")
 
     def _check_shape(self) -> None:
         from fastlm.models.presets import PRESETS
