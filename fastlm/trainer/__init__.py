@@ -11,6 +11,7 @@
     evaluation.py                a loss over text that is held out
     budget.py  memory.py         minutes to steps; bytes, before there are any
     plan.py  checkpoint.py       run.json; state on disk, without pickle
+    disk.py                      files that are whole or not there
     loop.py  signals.py          a run's steps and its end; what stops it
     patience.py                  when no better loss is to be waited for
     distributed/                 several processes that train one model, on torch's engine

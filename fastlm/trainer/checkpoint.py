@@ -9,7 +9,6 @@ before is used. The last two are kept.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from fastlm.interop.weights import tensor_file
 from fastlm.models import Recurrence
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.disk import TEMPORARY, flush
 
 KEPT = 2
-TEMPORARY = ".tmp-"
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 RECURRENCE = "recurrence.safetensors"
@@ -140,29 +139,6 @@ def clear_temporary(state: Path) -> None:
     """Remove what a killed process left half-written or half-deleted."""
     for folder in state.glob(f"{TEMPORARY}*"):
         shutil.rmtree(folder)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Replace a file by new text, or leave it as it was: never anything in between."""
-    made = path.with_name(f"{TEMPORARY}{path.name}")
-    try:
-        made.write_text(text, encoding="utf-8")
-        flush(made)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder (which Windows does by itself)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _joined(parts: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:

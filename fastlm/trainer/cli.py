@@ -1,5 +1,5 @@
 """The command line: `fastlm pretrain`, `finetune`, `resume`, `sample`, `predict`, `evaluate`, `reproduce`,
-`info`.
+`data`, `info`.
 
 What cannot be done is said in one line on stderr, with exit status 2, before any work; a run that fails has status 1,
 and one that was stopped 128 plus the signal. Importing torch takes seconds, so the first line is printed, and what is
@@ -34,6 +34,7 @@ USAGE = """usage: fastlm COMMAND [--help] | --version
   predict DIR FILE    what a fine-tuned model says of the rows of a file
   evaluate DIR  measure a trained model over a text
   reproduce NAME   a small counterpart of a paper's table or figure, in minutes; --all for every one
+  data clean|pack|inspect   text made clean; text as ids, written once for any number of runs; what is there
   info          what this machine can run, what is missing, and the cure
 """
 INFO = """usage: fastlm info [--presets [NAME...]]
@@ -196,6 +197,21 @@ def reproduce(argv: list[str]) -> int:
     return 0
 
 
+def data(argv: list[str]) -> int:
+    _check_extra()
+    from fastlm.trainer.options.data import COMMANDS as kinds
+
+    name, *rest = argv or [""]
+    if name not in kinds:
+        raise Refusal(f"data {name}: no command{did_you_mean(name, kinds)}; choose from {', '.join(kinds)}")
+    asked = parse(kinds[name], f"data {name}", rest)
+    asked.check()
+    from fastlm.trainer.commands.data import command_of
+
+    command_of(name)(asked, say)
+    return 0
+
+
 def _ready(argv: list[str]) -> None:
     """Plugins come before the configuration, whose choices are what is registered."""
     _check_extra()
@@ -258,7 +274,7 @@ def _presets(names: list[str]) -> int:
 
 COMMANDS = {
     "pretrain": pretrain, "finetune": finetune, "resume": resume, "sample": sample, "predict": predict,
-    "evaluate": evaluate, "reproduce": reproduce, "info": info,
+    "evaluate": evaluate, "reproduce": reproduce, "data": data, "info": info,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -14,8 +14,8 @@ import torch
 
 from fastlm.backends.info import device_name
 from fastlm.trainer.budget import Looks
-from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokens import sha256
+from fastlm.trainer.disk import LOCK, locked, write_file
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
@@ -25,7 +25,6 @@ from fastlm.trainer.outputs.logs import LOGS
 from fastlm.trainer.words import Refusal, command, disk_words, processes
 
 CONFIGURATIONS: dict[str, type[Config] | type[FineTune]] = {kind.command: kind for kind in (Config, FineTune)}
-LOCK = ".lock"  # who has it locked works in the folder; its being there says nothing
 BEFORE = (LOCK, "tokenizer.json", "metrics.jsonl")  # what there is of a run until it has a run.json
 
 
@@ -140,29 +139,9 @@ def _make(out: Path | None) -> Path:
 
 
 @contextmanager
-def locked(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
-    """Keep processes of no rank out of a run's folder; the system lets them in when the first rank's ends, however it
-    ends.
-
-    Raises Refusal if another one is there. Windows has no such lock, and there nobody is kept out.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        fcntl = None
-    if fcntl is None or not ranks.speaks:
-        yield
-        return
-    try:
-        file = (folder / LOCK).open("a")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Refusal(
-            f"another process is at work in {folder}; wait until it ends, or start a run in another folder"
-        ) from None
-    except OSError as error:
-        raise Refusal(f"{folder} cannot be locked for writing ({error.strerror}); use a folder that can") from error
-    with file:
+def keeping(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep processes of no rank out of a run's folder; errors as in `locked`."""
+    with locked(folder) if ranks.speaks else nullcontext():
         yield
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlm.objectives import Causal, Vocabulary
-from fastlm.objectives.rows import Streams
+from fastlm.objectives.windows import Streams
 
 VOCABULARY = Vocabulary(2000)
 

@@ -355,15 +355,6 @@ def test_two_are_kept(text, tmp_path):
     assert [p.name for p in checkpoint.saved(tmp_path / "run" / "state")] == ["step-12", "step-11"]
 
 
-def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write_file(path, "old")
-    monkeypatch.setattr(checkpoint, "flush", lambda path: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        checkpoint.write_file(path, "new")
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
-
-
 def test_every_tensor_of_the_optimizer_comes_back(tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer, fresh = (torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(2))

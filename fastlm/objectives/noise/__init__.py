@@ -1,7 +1,8 @@
 """How rows are spoilt, by a pure function of (seed, purpose, epoch, index): one seed gives the same rows on any number
 of workers, and after any interruption.
 
-    draws.py        random words without a state, and what is drawn with them: numbers, orders, choices
+    draws.py        random words without a state, and what is drawn with them: numbers, choices
+    order.py        the order of samples, by index
     masking.py      which tokens are hidden, and what stands in their place
     infilling.py    which spans of words become one <mask>
     sentences.py    where sentences and documents end, and in which order they come
@@ -11,6 +12,19 @@ add a kind of noise, write a function of (rows, random words) here, and have an 
 with stands in this namespace; the kinds of noise are imported from their files.
 """
 
-from fastlm.objectives.noise.draws import WORD, Order, Purpose, Samples, choose, draw, number, permutation, pick, ranked
+from fastlm.objectives.noise.draws import WORD, Purpose, Samples, choose, draw, number, pick, ranked
+from fastlm.objectives.noise.order import Order, distinct, permutation
 
-__all__ = ["WORD", "Order", "Purpose", "Samples", "choose", "draw", "number", "permutation", "pick", "ranked"]
+__all__ = [
+    "WORD",
+    "Order",
+    "Purpose",
+    "Samples",
+    "choose",
+    "distinct",
+    "draw",
+    "number",
+    "permutation",
+    "pick",
+    "ranked",
+]

@@ -8,6 +8,7 @@ draw is meant:
 """
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -59,39 +60,11 @@ class Samples(NamedTuple):
         return draw(self.seed, purpose, self.epochs, self.indices, n)
 
 
+@lru_cache(maxsize=256)
 def number(seed: int, purpose: Purpose, epoch: int, index: int = 0) -> int:
     """One 63-bit integer: a seed for another generator, or by `%` a number below a bound far smaller than 2⁶³."""
     low, high = draw(seed, purpose, epoch, index, 2).tolist()
     return (high << 32 | low) >> 1
-
-
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """[n] int64: the order of n samples in an epoch. Each sample gets a 64-bit key of its own, and the keys are
-    sorted.
-    """
-    low, high = draw(seed, Purpose.ORDER, epoch, torch.arange(n), 2).unbind(-1)
-    return (high << 32 | low).argsort(stable=True)
-
-
-class Order:
-    """The order of n samples that are drawn as they are: each epoch is all of them, in an order of its own."""
-
-    def __init__(self, n: int):
-        self.n = n
-        self._last: tuple[tuple[int, int], Tensor] | None = None  # (seed, epoch) and its order
-
-    def drawn(self, seed: int, first: int, count: int) -> tuple[Tensor, Samples]:
-        """[count] int64: the numbers of samples first … first + count - 1 of the training order; and whose noise they
-        have.
-        """
-        samples = [divmod(s, self.n) for s in range(first, first + count)]
-        numbers = torch.stack([self._of(seed, epoch)[index] for epoch, index in samples])
-        return numbers, Samples(seed, *torch.tensor(samples).unbind(1))
-
-    def _of(self, seed: int, epoch: int) -> Tensor:
-        if self._last is None or self._last[0] != (seed, epoch):
-            self._last = (seed, epoch), permutation(seed, epoch, self.n)
-        return self._last[1]
 
 
 def pick(words: Tensor, weights: list[float]) -> Tensor:

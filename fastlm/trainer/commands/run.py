@@ -1,14 +1,17 @@
 """`fastlm pretrain`, and `fastlm resume` of any run: a text that is read, and a run over it from end to end."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from fastlm.objectives.rows import RowObjective
 from fastlm.trainer import memory
 from fastlm.trainer.commands import finetune
 from fastlm.trainer.commands.ready import Read, altered, begin, go_on, heard
 from fastlm.trainer.commands.start import begun_from
 from fastlm.trainer.data.corpus import find
+from fastlm.trainer.data.shards.packed import checked, packed_of
 from fastlm.trainer.data.text import Text
-from fastlm.trainer.data.tokens import tokenize
+from fastlm.trainer.data.tokens import sha256, tokenize
 from fastlm.trainer.material import check_unchanged
 from fastlm.trainer.options import plugins
 from fastlm.trainer.options.config import Config
@@ -16,7 +19,7 @@ from fastlm.trainer.options.flags import given
 from fastlm.trainer.outputs import lines
 from fastlm.trainer.outputs.console import Console
 from fastlm.trainer.outputs.metrics import read_rows
-from fastlm.trainer.plan import Plan, locked, new_folder
+from fastlm.trainer.plan import Plan, keeping, new_folder
 from fastlm.trainer.words import Refusal, command, disk_words, say, several
 
 
@@ -57,7 +60,7 @@ def resume(folder: Path, imported: tuple[str, ...] = ()) -> int:
         plan.config.check()
     except TypeError as error:
         raise Refusal(altered(folder, error)) from error
-    with heard(plan.config, f"nothing was changed; {go_on_with}") as here, locked(folder, here.ranks):
+    with heard(plan.config, f"nothing was changed; {go_on_with}") as here, keeping(folder, here.ranks):
         try:
             run = go_on(folder, plan, here, READERS[plan.config.command])
         except OSError as error:
@@ -69,6 +72,8 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     """Find the text and its ids, and say what they are; arguments as in `ready.Read`."""
     if config.plugin:
         console.say("plugin", *config.plugin)
+    if (folder := packed_of(config.data)) is not None:
+        return _read_packed(folder, config, console, tokenizer_file, fingerprint)
     corpus = find(config.data, config.text_key, config.validation)
     console.say_all(lines.of_text(corpus))
     check_unchanged(f"{'--data ' * bool(config.data)}{corpus.name}", corpus.fingerprint, fingerprint)
@@ -80,6 +85,33 @@ def read(config: Config, console: Console, tokenizer_file: Path | None, fingerpr
     tokens = tokenize(corpus, config.vocab, tokenizer_file, lambda: console.say("tokens", building), learned)
     console.say_all(lines.of_tokens(config, tokens))
     return config, Text(corpus, tokens)
+
+
+def _read_packed(
+    folder: Path, config: Config, console: Console, tokenizer_file: Path | None, fingerprint: str | None
+) -> tuple[Config, Text]:
+    """The same of a folder of shards, whose tokenizer is the run's."""
+    packed = checked(folder)
+    if tokenizer_file is not None and sha256(tokenizer_file) != packed.manifest["tokenizer"]:
+        raise Refusal(
+            f"--data {folder} was packed by another tokenizer than the model's; pack it with --tokenizer "
+            f"{config.from_ or tokenizer_file}"
+        )
+    if config.vocab not in (packed.vocab_size, Config.vocab):
+        raise Refusal(
+            f"--vocab {config.vocab} contradicts --data {folder}, which has {packed.vocab_size}; leave it out"
+        )
+    if config.weights and not issubclass(config.objective_class(), RowObjective):
+        raise Refusal(
+            f"--weights are of rows, and --objective {config.objective_class().name} pairs texts; leave them out"
+        )
+    console.say_all(lines.of_text(packed))
+    check_unchanged(f"--data {folder}", packed.fingerprint, fingerprint)
+    config = replace(config, vocab=packed.vocab_size)
+    memory.check(config, packed.bytes)
+    tokens = packed.tokens(config.weights)
+    console.say_all(lines.of_tokens(config, tokens))
+    return config, Text(packed, tokens)
 
 
 READERS: dict[str, Read] = {"pretrain": read, "finetune": finetune.read}

@@ -90,7 +90,7 @@ class Corpus:
         for source in self.sources:
             for document in self._unchanged(source):
                 if not self.whole:
-                    cut = _tail(document)
+                    cut = tail(document)
                     yield document[cut:] if held_out else document[:cut]
                 elif chosen(document) == held_out:
                     yield document
@@ -211,7 +211,7 @@ class _Lines:
         return 1 - len(self.seen) / self.count if self.count else 0.0
 
 
-def _tail(document: str) -> int:
+def tail(document: str) -> int:
     """Where the held-out end of a document begins: at a line's start if one is near, else anywhere."""
     cut = int(len(document) * (1 - HELD_OUT))
     line = document.rfind("\n", cut // 2, cut) + 1

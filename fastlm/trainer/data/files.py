@@ -15,7 +15,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
 
 from fastlm.trainer.words import Refusal, utf8
 
@@ -44,6 +46,20 @@ class Skipped:
             reason: ", ".join(some) + ", …" * (self.counts[reason] > SHOWN) for reason, some in self.first.items()
         }
         return [f"{count:,} × {reason}: {places[reason]}" for reason, count in self.counts.items()]
+
+    def to_json(self) -> dict:
+        """The same as JSON has it: reason → how often, and the first places."""
+        return {reason: [count, self.first[reason]] for reason, count in self.counts.items()}
+
+    @classmethod
+    def merged(cls, *several: dict) -> "Skipped":
+        """What `to_json` was of, one after the other."""
+        skipped = cls()
+        for reason, (count, places) in chain.from_iterable(each.items() for each in several):
+            skipped.counts[reason] += count
+            first = skipped.first.setdefault(reason, [])
+            first += places[: SHOWN - len(first)]
+        return skipped
 
 
 def below(
@@ -142,20 +158,28 @@ def _decoded(data: bytes) -> str:
 def _rows(text: str, path: Path, tell: Tell) -> Iterator[tuple[int, object]]:
     suffix = _suffix(path.name)
     if suffix in DELIMITERS:
-        return _table_rows(text, DELIMITERS[suffix], tell)
+        return table_rows(io.StringIO(text, newline=""), DELIMITERS[suffix], tell)
     return _json_lines(text, tell) if suffix == ".jsonl" else _json_rows(text, tell)
 
 
 def _documents(text: str, path: Path, key: str, tell: Tell) -> Iterator[str]:
     """The text of each row that has one."""
     for line, row in _rows(text, path, tell):
-        document = row.get(key) if isinstance(row, dict) else row
-        if isinstance(document, str) and document.strip():
-            yield utf8(document)
-        elif isinstance(row, dict) and key not in row:
-            tell(f'no field "{key}" in a row; --text-key names another', f"{line} (has {', '.join(row)})")
-        else:
-            tell("no text in a row", str(line))
+        document = text_of(row, key, lambda reason, what, line=line: tell(reason, f"{line}{what}"))
+        if document is not None:
+            yield document
+
+
+def text_of(row: object, key: str, tell: Tell) -> str | None:
+    """A row's text, if it has one. tell: is told the reason if it has none, and what it has instead."""
+    document = row.get(key) if isinstance(row, dict) else row
+    if isinstance(document, str) and document.strip():
+        return utf8(document)
+    if isinstance(row, dict) and key not in row:
+        tell(f'no field "{key}" in a row; --text-key names another', f" (has {', '.join(row)})")
+    else:
+        tell("no text in a row", "")
+    return None
 
 
 def _json_rows(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
@@ -169,17 +193,23 @@ def _json_rows(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
 def _json_lines(text: str, tell: Tell) -> Iterator[tuple[int, object]]:
     # splitlines would also cut at U+2028, which JSON allows in strings
     for number, line in enumerate(text.split("\n"), 1):
-        try:
-            if line.strip():
-                yield number, json.loads(line)
-        except (ValueError, RecursionError):
-            tell("no JSON in a line", str(number))
+        yield from json_line(number, line, tell)
 
 
-def _table_rows(text: str, delimiter: str, tell: Tell) -> Iterator[tuple[int, object]]:
+def json_line(number: int, line: str | bytes, tell: Tell) -> Iterator[tuple[int, object]]:
+    """(number, row) of a line that holds one."""
+    try:
+        if line.strip():
+            yield number, json.loads(line)
+    except (ValueError, RecursionError):
+        tell("no JSON in a line", str(number))
+
+
+def table_rows(text: TextIO, delimiter: str, tell: Tell) -> Iterator[tuple[int, object]]:
+    """(line, row) of a table with a head."""
     csv.field_size_limit(2**31 - 1)  # a document may be longer than 128 kB
     # strict, or a quote that is not closed would take all the rows below it for its own
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey="more", strict=True)
+    table = csv.DictReader(text, delimiter=delimiter, restkey="more", strict=True)
     if table.fieldnames is None:
         return
     while True:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastlm.objectives import Objective
 from fastlm.trainer.data.corpus import Corpus
+from fastlm.trainer.data.shards.packed import Packed
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.words import several
 
@@ -13,7 +14,7 @@ from fastlm.trainer.words import several
 class Text:
     """The `Material` of pretraining."""
 
-    corpus: Corpus
+    corpus: Corpus | Packed
     sides: Tokens
 
     @property

@@ -5,14 +5,16 @@ A text is trained on and encoded in pieces. The compiled tokenizer holds a hundr
 it is given at once, and training takes time with the square of a word's length.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterator
-from itertools import chain, islice, takewhile
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from fastlm.trainer.data.encoding import Encoder
 from fastlm.trainer.signals import awake
 
 if TYPE_CHECKING:
@@ -125,18 +127,57 @@ def load_tokenizer(path: Path):
 
 def encode(tokenizer, documents: Iterator[str], path: Path) -> tuple[int, np.ndarray]:
     """Write the ids, <eos> after each document; return (bytes of text, how often each id was written)."""
-    vocab_size = tokenizer.get_vocab_size()
-    size, counts = 0, np.zeros(vocab_size, np.int64)
-    ended = chain.from_iterable(map(_ended_pieces, documents))
     with path.open("wb") as file:
-        while batch := list(islice(ended, BATCH)):
-            encoded = tokenizer.encode_batch_fast([piece for piece, _ in batch])
-            rows = ([*e.ids, EOS] if ends else e.ids for e, (_, ends) in zip(encoded, batch, strict=True))
-            ids = np.fromiter(chain.from_iterable(rows), dtype_of(vocab_size))
-            file.write(ids.tobytes())
-            counts += np.bincount(ids, minlength=vocab_size)
-            size += sum(len(piece.encode()) for piece, _ in batch)
-    return size, counts
+        ids = Ids(tokenizer, file)
+        for document in documents:
+            ids.add(document)
+        ids.flush()
+    return ids.size, ids.counts
+
+
+class Ids:
+    """Writes the ids of documents, <eos> after each.
+
+    Args:
+        tokenizer: as `load_tokenizer` opens it, or an `Encoder` of it.
+        file: to write.
+
+    Attributes:
+        documents: how many were added; size: their bytes of text.
+        counts: [V] int64, how often each id was written.
+        digest: SHA-256 of what was written.
+    """
+
+    def __init__(self, tokenizer, file: BinaryIO):
+        self.encoder = tokenizer if isinstance(tokenizer, Encoder) else encoder_of(tokenizer)
+        self.file, self.digest = file, hashlib.sha256()
+        self.eos = np.array(EOS, self.encoder.dtype).tobytes()
+        self.documents, self.size = 0, 0
+        self.counts = np.zeros(self.encoder.tokenizer.get_vocab_size(), np.int64)
+        self._waiting: list[tuple[str, bool]] = []
+
+    def add(self, document: str) -> None:
+        """Write one more; of it as much waits for others as is encoded at once."""
+        self.documents += 1
+        self.size += len(document.encode())
+        for piece in _ended_pieces(document):
+            self._waiting.append(piece)
+            if len(self._waiting) >= BATCH:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        encoded = self.encoder([piece for piece, _ in self._waiting])
+        ids = b"".join(ids + self.eos * ends for ids, (_, ends) in zip(encoded, self._waiting, strict=True))
+        self._waiting = []
+        self.file.write(ids)
+        self.digest.update(ids)
+        self.counts += np.bincount(np.frombuffer(ids, self.encoder.dtype), minlength=len(self.counts))
+
+
+def encoder_of(tokenizer) -> Encoder:
+    """What encodes by a tokenizer, in as few bits as its ids fit in."""
+    return Encoder(tokenizer, dtype_of(tokenizer.get_vocab_size()))
 
 
 def pieces(text: str) -> Iterator[str]:

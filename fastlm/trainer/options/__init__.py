@@ -4,6 +4,7 @@
     config.py     those of `fastlm pretrain`, checked
     finetune.py   those of `fastlm finetune`
     folders.py    likewise of the commands that read a run's folder
+    data.py       those of `fastlm data`
     reproduce.py  those of `fastlm reproduce`
     flags.py      dataclasses → flags, --help and refusals in one line
     files.py      flags from a file, by --config

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
+from fastlm.trainer.data.shards.packed import check_asked
 from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import choices
@@ -45,7 +46,10 @@ class Pretraining:
     batch_ramp: float = 0.0
     """Share of the updates over which one grows from one micro-batch to --accumulate, linearly in the tokens seen."""
     data: Annotated[tuple[Path, ...], unset("PATH...", "the standard library's sources")] = ()
-    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz."""
+    """Files and folders of .txt, .md, .py, .jsonl, .json, .csv, .tsv, each also as .gz; or a folder of `fastlm data
+    pack`."""
+    weights: Annotated[tuple[str, ...], unset("NAME=SHARE...", "as much as there is of each")] = ()
+    """How much of the samples is of each source in a folder of `fastlm data pack`: books=0.7 web=0.3."""
     validation: Annotated[tuple[Path, ...], unset("PATH...", "a part of --data")] = ()
     """Files and folders that are held out, all of them, instead of a part of the text."""
     text_key: str = "text"
@@ -213,6 +217,7 @@ class Config(Training, Pretraining):
         self._stages()
         check_there(self.data)
         check_there(self.validation, "--validation")
+        check_asked(self.data, self.validation, self.weights)
         if self.from_ is not None and self.shape is None:  # a run that has begun needs it no more
             check_folder(self.from_, flag("from_"))
 

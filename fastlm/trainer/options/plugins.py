@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastlm.trainer.words import Refusal
@@ -24,6 +24,21 @@ def load(names: Iterable[str]) -> None:
         except (FileNotFoundError, ModuleNotFoundError) as error:
             cure = "give the path of a .py file, or a module that Python finds"
             raise Refusal(f"--plugin {name} cannot be imported ({error}); {cure}") from error
+
+
+def hook(flag: str, name: str) -> Callable:
+    """A user's function, MODULE:FUNCTION; the module as `load` takes one. Raises Refusal for one that is not there."""
+    module, colon, function = name.rpartition(":")
+    if not colon or not module:
+        raise Refusal(f"{flag} {name} is no MODULE:FUNCTION; give such as mine.py:score")
+    try:
+        load((module,))
+    except Refusal as error:
+        raise Refusal(str(error).replace("--plugin", flag)) from error
+    found = getattr(sys.modules[str(Path(module).resolve()) if is_file(module) else module], function, None)
+    if not callable(found):
+        raise Refusal(f"{flag} {name}: {module} has no function {function}")
+    return found
 
 
 def require(recorded: Iterable[str], imported: Iterable[str], folder: Path) -> None:

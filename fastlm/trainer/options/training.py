@@ -33,7 +33,7 @@ OTHERWISE = {
     "kind": ("columns",),
     "log": ("none",),
 }  # what decides unless it is said
-TUPLES = ("betas", "plugin", "schedule_options", "objective_options", "lengths")  # which JSON has as lists
+TUPLES = ("betas", "plugin", "schedule_options", "objective_options", "lengths", "weights")  # which JSON has as lists
 
 
 def unset(kind: str | None, meaning: str) -> arg:

@@ -11,8 +11,8 @@ from fastlm.models import Transformer
 from fastlm.models.heads import Headed, RowClassifier
 from fastlm.objectives import Objective
 from fastlm.optim import memory_table
-from fastlm.trainer.checkpoint import write_file
 from fastlm.trainer.data.tokenizer import EOS, PAD
+from fastlm.trainer.disk import write_file
 from fastlm.trainer.material import Material
 from fastlm.trainer.outputs.metrics import Metrics
 from fastlm.trainer.patience import Patience

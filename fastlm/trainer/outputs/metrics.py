@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastlm.trainer.checkpoint import flush, write_file
+from fastlm.trainer.disk import flush, write_file
 from fastlm.trainer.outputs.logs import Log
 from fastlm.trainer.step import Update
 

@@ -7,7 +7,7 @@ import torch
 
 from fastlm import __version__
 from fastlm.backends.info import device_name
-from fastlm.trainer.checkpoint import write_file
+from fastlm.trainer.disk import write_file
 from fastlm.trainer.reproduce.experiment import Experiment, Finding, Setting
 
 HOLDS = {True: "holds", False: "does not hold here"}

@@ -1,0 +1,90 @@
+"""C4's rules for web pages (Raffel et al. 2020, "Exploring the limits of transfer learning", sec. 2.2).
+
+A rule of lines takes lines or parts of lines away, a rule of documents whole documents. RULES has what each says in a
+report.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+
+WORDS = 5  # of a line, at least
+SENTENCES = 3  # of a document, at least
+ENDS = (".", "!", "?", '"', "”", "’")
+POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
+SENTENCE = re.compile(r"[.!?][\"'”’)\]]*\s+|\n+")
+OF_LINES = {
+    "citations": "a mark as Wikipedia's [1], [edit] or [citation needed], taken out of a line",
+    "punctuation": f"a line that ends with none of {' '.join(ENDS[:4])}",
+    "words": f"a line of fewer than {WORDS} words",
+    "javascript": "a line with the word JavaScript",
+    "policy": "a line about terms of use, privacy or cookies",
+}
+OF_DOCUMENTS = {
+    "lorem": "a document with lorem ipsum",
+    "braces": "a document with { , which is code",
+    "vulgar": "a document with a word of --bad-words",
+    "sentences": f"a document of fewer than {SENTENCES} sentences, when its other lines are gone",
+}
+RULES = OF_LINES | OF_DOCUMENTS
+
+
+@dataclass(frozen=True)
+class Rules:
+    """without: names of RULES that are left out. bad_words: in lower case; of none, no document is vulgar."""
+
+    without: Collection[str] = ()
+    bad_words: frozenset[str] = frozenset()
+
+    def applied(self, document: str, dropped: Counter[str]) -> tuple[str, str | None]:
+        """What is left of a document, and the rule that it falls under as a whole, or None. dropped: lines are counted
+        there by the rule that they fell under.
+        """
+        low = document.lower()
+        for name, holds in (("lorem", "lorem ipsum" in low), ("braces", "{" in document)):
+            if holds and name not in self.without:
+                return document, name
+        if self.bad_words and "vulgar" not in self.without and self.bad_words.intersection(re.findall(r"\w+", low)):
+            return document, "vulgar"
+        text = "\n".join(self._lines(document, dropped))
+        return text, "sentences" if self.too_short(text) else None
+
+    def too_short(self, text: str) -> bool:
+        """Whether a text has too few sentences, or nothing at all."""
+        text = text.strip()
+        if "sentences" in self.without:
+            return not text
+        return len(list(islice(SENTENCE.finditer(text), SENTENCES - 1))) < SENTENCES - 1
+
+    def _lines(self, document: str, dropped: Counter[str]) -> Iterator[str]:
+        for line in document.split("\n"):
+            line = line.strip()
+            if not line:
+                continue
+            if "citations" not in self.without and "[" in line:
+                line, found = CITATION.subn("", line)
+                dropped["citations"] += found
+            rule = self._fault(line)
+            if rule is None:
+                yield line
+            else:
+                dropped[rule] += 1
+
+    def _fault(self, line: str) -> str | None:
+        low, on = line.lower(), self.without.__contains__
+        if not on("punctuation") and (not line.endswith(ENDS) or line.endswith("...")):
+            return "punctuation"
+        if not on("words") and len(line.split()) < WORDS:
+            return "words"
+        if not on("javascript") and "javascript" in low:
+            return "javascript"
+        return "policy" if not on("policy") and any(words in low for words in POLICY) else None
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text with the white space after each, which together are the text."""
+    cuts = [0, *(found.end() for found in SENTENCE.finditer(text)), len(text)]
+    return [text[begin:end] for begin, end in pairwise(cuts) if begin < end]

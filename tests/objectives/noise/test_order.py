@@ -1,0 +1,96 @@
+"""The order of samples: a permutation, computed by index, of any number of them, as good as one drawn evenly."""
+
+import tracemalloc
+from collections import Counter
+from math import factorial
+
+import numpy as np
+import pytest
+import torch
+
+from fastlm.objectives import noise
+from fastlm.objectives.noise import order
+from fastlm.objectives.windows import Windows
+
+BILLION = 10**9
+
+
+@pytest.mark.parametrize("sizes", (range(0, 130), (255, 256, 257, 999, 1000, 1001, 65_536, 65_537)))
+def test_it_is_a_permutation(sizes):
+    for n in sizes:
+        for epoch in range(3):
+            assert torch.equal(noise.permutation(1, epoch, n).sort().values, torch.arange(n))
+
+
+@pytest.mark.parametrize("n, each", ((2, 100), (3, 100), (4, 40), (5, 10)))
+def test_every_permutation_comes_equally_often(n, each, monkeypatch):
+    """χ² over all n! of them, within five standard deviations of its mean. Keys are NumPy's, which has them sooner."""
+    cells, keys = factorial(n), np.random.default_rng(0)
+    drawn = lambda *name: list(keys.integers(0, 2**64, 1 + order.ROUNDS, np.uint64))
+    monkeypatch.setattr(order, "_keys", drawn)
+    seen = Counter(tuple(noise.permutation(3, epoch, n).tolist()) for epoch in range(each * cells))
+    counts = np.array([*seen.values()] + [0] * (cells - len(seen)))
+    statistic = ((counts - each) ** 2 / each).sum()
+    assert abs(statistic - (cells - 1)) < 5 * (2 * (cells - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("n", (100_003, BILLION + 7, 2**40))
+def test_a_large_one_looks_drawn(n):
+    """Places, displacements and steps between neighbours are even; neighbours, and one place in two epochs, are not
+    correlated. Each count within five standard deviations.
+    """
+    some = 2**16
+    first = noise.permutation(0, 0, n, np.arange(some)).numpy()
+    second = noise.permutation(0, 1, n, np.arange(some)).numpy()
+    for numbers in (first, (first - np.arange(some)) % n, np.diff(first) % n, (second - first) % n):
+        counts = np.bincount(numbers * 64 // n, minlength=64)
+        even = len(numbers) / 64
+        assert abs(((counts - even) ** 2 / even).sum() - 63) < 5 * (2 * 63) ** 0.5
+    for x, y in ((first[:-1], first[1:]), (first[:-2], first[2:]), (first, second), (first, np.arange(some))):
+        x = x[: len(y)]
+        assert abs(np.corrcoef(x, y)[0, 1]) < 5 / len(x) ** 0.5
+
+
+def test_any_part_is_the_wholes():
+    whole = noise.permutation(5, 2, 1000)
+    for indices in (np.array([999]), np.array([3, 1, 2]), np.arange(500, 600)):
+        assert torch.equal(noise.permutation(5, 2, 1000, indices), whole[indices])
+
+
+def test_orders_differ_by_seed_epoch_and_stream():
+    names = [(seed, epoch, stream) for seed in range(3) for epoch in range(3) for stream in range(3)]
+    orders = {tuple(noise.permutation(seed, epoch, 50, stream=stream).tolist()) for seed, epoch, stream in names}
+    assert len(orders) == 27
+
+
+def test_samples_are_numbered_through_all_epochs():
+    order = noise.Order(10)
+    numbers, samples = order.drawn(1, 7, 16)
+    assert samples.epochs.tolist() == [0] * 3 + [1] * 10 + [2] * 3
+    assert samples.indices.tolist() == [7, 8, 9, *range(10), 0, 1, 2]
+    assert numbers[3:13].tolist() == noise.permutation(1, 1, 10).tolist()
+
+
+class Endless:
+    """A stream of more tokens than a machine holds: token i is i modulo 65,536."""
+
+    def __len__(self):
+        return 128 * BILLION
+
+    def __getitem__(self, at):
+        return (at % 65_536).astype(np.uint16)
+
+
+def test_a_billion_windows_take_no_memory():
+    rows = Windows(Endless(), 129, overlap=1)
+    assert len(rows) == BILLION - 2
+    tracemalloc.start()
+    found, _, _ = rows.drawn(0, 3 * BILLION + 12_345, 8)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (8, 129) and (found.diff() % 65_536 == 1).all() and most < 1e6
+
+
+def test_order_never_changes():
+    """A run begun with one version of fastlm must see the same samples when another resumes it."""
+    assert noise.permutation(0, 0, 8).tolist() == [3, 0, 1, 5, 7, 2, 4, 6]
