@@ -23,6 +23,26 @@ def test_swapped_models_have_the_losses_of_their_own(name):
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-3, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name, package", [("accelerate_loop", "accelerate"), ("lightning_swapped", "lightning")])
+def test_swapped_models_in_loops_and_trainers_of_others(name, package):
+    for needed in ("transformers", package):
+        pytest.importorskip(needed, reason="pip install '.[test]'")
+    train = runpy.run_path(str(EXAMPLES / f"{name}.py"))["train"]
+    ours, theirs = train(steps=20), train(swapped=False, steps=20)
+    assert len(ours) == 20 and ours[-1] < 0.9 * ours[0]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-3, atol=0)
+
+
+def test_positions_that_are_interpolated_reach_further():
+    pytest.importorskip("transformers", reason="pip install '.[test]'")
+    here = runpy.run_path(str(EXAMPLES / "longer_context.py"))
+    model = here["train"](100)
+    longer, L = here["interpolated"](model), here["FACTOR"] * here["TRAINED"]
+    assert here["perplexity"](model, here["TRAINED"]) < 1.5 and here["perplexity"](longer, L) < 1.5
+    assert here["perplexity"](model, L) > 5
+
+
 def test_a_scheme_of_ones_own_learns():
     try:
         here = runpy.run_path(str(EXAMPLES / "own_scheme.py"))
