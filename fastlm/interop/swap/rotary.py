@@ -25,6 +25,7 @@ from fastlm.interop.swap.served import Served
 from fastlm.ops.rotary import LAYOUTS, rotate
 
 PAIR, ALONE = ("q", "k", "cos", "sin", "unsqueeze_dim"), ("x", "cos", "sin", "unsqueeze_dim")  # what functions take
+MAKES = ("x", "position_ids")  # and what modules that make tables take
 REPEATS: dict[str, Callable[[Tensor], Tensor]] = {  # angles [..., n] → a table of theirs
     "halves": lambda angles: torch.cat((angles, angles), -1),
     "pairs": lambda angles: angles.repeat_interleave(2, -1),
@@ -134,21 +135,13 @@ def _tables(module: nn.Module) -> list[Tensor]:
     if not type(module).__name__.endswith("RotaryEmbedding"):
         return []
     takes = tuple(inspect.signature(type(module).forward).parameters)[1:]
-    positions, device = torch.arange(5)[None], next((x.device for x in module.buffers()), torch.device("cpu"))
-    kinds = {("x", "position_ids"): [()], ("x", "position_ids", "layer_type"): [(t,) for t in _layer_types(module)]}
-    if takes not in kinds:
+    if takes not in (MAKES, (*MAKES, "layer_type")):
         return []
-    asked = copy.deepcopy(module)  # some remember how long their rows were
+    kinds = [()] if takes == MAKES else [(kind,) for kind in sorted(set(module.config.layer_types))]
+    asked, device = copy.deepcopy(module), next(module.buffers()).device  # some remember how long their rows were
+    x, positions = torch.zeros(1, device=device), torch.arange(5, device=device)[None]
     with torch.no_grad():
-        return [
-            table
-            for more in kinds[takes]
-            for table in asked(torch.zeros(1, device=device), positions.to(device), *more)
-        ]
-
-
-def _layer_types(module: nn.Module) -> list[str]:
-    return sorted(set(module.config.layer_types))
+        return [table for kind in kinds for table in asked(x, positions, *kind)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def swap(
         norms: whether RMS norms are swapped, of any class that computes one (norms.py): they are then a pass each way.
             Layer norms stay: PyTorch's are that already. Default True.
         rotary: whether rotary embedding is swapped, by any function that computes one (rotary.py): it is then a pass
-            each way too, in fp32 inside whatever the dtype. Default True.
+            each way too, in fp32 inside whatever the dtype. Before transformers 5 it stays. Default True.
         loss: whether models that predict words compute their loss without logits while they train with labels=; their
             output has None for logits then. It saves memory, and time where few positions have a label. A model or a
             loss function that looks at the logits gets them. Default True.
@@ -76,7 +76,7 @@ def swap(
         _tell_of_the_rest(names, report)
     if norms:
         _swap_norms(names, report)
-    if rotary:
+    if rotary and not before_5():
         _swap_rotary(names, report)
     if loss:
         _swap_losses(names, report)
