@@ -69,8 +69,8 @@ void launch_norm_backward(const Operands& tensors, Address statistics, bool cent
 void launch_gate(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int activation, bool gated, int threads);
 
-// The gradient of fastlm/ops/embedding.py: dy [n, D] and dweight [tokens, D] by name; ids [n] int64. padding: a token
-// whose row is zeros, or -1.
+// The gradient of fastlm/ops/embedding.py: dy [n, D] and dweight [tokens, D], zeros before, by name; ids [n] int64.
+// padding: a token whose row stays so, or -1.
 void launch_embedding_backward(
     const Operands& tensors, Address ids, int64_t n, int64_t tokens, int64_t D, int64_t padding, int threads);
 

@@ -4,6 +4,7 @@
     eager.py       who looks on at a call, and calls at which nobody does, without torch.library's operator
     signature.py   arguments by name, as an Op takes them, and one by one, as torch.library does
     native.py      the compiled extensions and Triton: whether they are here, why not, and the cure
+    pages.py       large zeros on a CPU, in the system's large pages
     philox.py      counter-based random bits that every backend makes alike
     info.py        what `fastlm info` says
 

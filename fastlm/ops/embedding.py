@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlm.backends import native
+from fastlm.backends import native, pages
 from fastlm.backends.dispatch import BackendError, op
 
 NO_PADDING = -1
@@ -82,7 +82,7 @@ def _(dy: Tensor, ids: Tensor, words: int, padding_idx: int) -> Tensor:
 
 @embedding_backward.backend("cpp", **on_cpu)
 def _(dy: Tensor, ids: Tensor, words: int, padding_idx: int) -> Tensor:
-    dy, ids, dweight = dy.contiguous(), ids.contiguous(), dy.new_empty(words, dy.shape[-1])
+    dy, ids, dweight = dy.contiguous(), ids.contiguous(), pages.zeros(words, dy.shape[-1], like=dy)
     native.cpu().embedding_backward(
         native.named(dy=dy, dweight=dweight), ids.data_ptr(), ids.numel(), words, dy.shape[-1], padding_idx,
         torch.get_num_threads(),

@@ -132,7 +132,11 @@ linear_cross_entropy_backward.torch_op.register_fake(
     )
 )  # fmt: skip
 summed_linear_cross_entropy.torch_op.register_fake(
-    lambda *values: (zeros_of_rows(a := Arguments._make(values[:-2])).new_empty(()), *Sums.zeros(a, *values[-2:]))
+    lambda *values: tuple(
+        zeros_of_rows(a).new_empty(shape)
+        for a in [Arguments._make(values[:-2])]
+        for shape in ((), *Sums.shapes(a, *values[-2:]))
+    )
 )
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastlm.backends import pages
+
 # Logits that are there at a time: the most of so many bytes, so many rows, without which products run at two thirds of
 # their speed, and a twentieth of all rows, for weight's gradient is read and written for each chunk.
 CHUNK, ROWS, CHUNKS = 12 * 2**20, 192, 20
@@ -39,13 +41,14 @@ class Sums(NamedTuple):
     bias: Tensor
 
     @staticmethod
+    def shapes(a: Arguments, of_hidden: bool = True, of_weight: bool = True) -> tuple[tuple[int, ...], ...]:
+        words = 0 if a.bias is None else len(a.weight)
+        return a.hidden.shape if of_hidden else (0,), a.weight.shape if of_weight else (0,), (words,)
+
+    @staticmethod
     def zeros(a: Arguments, of_hidden: bool = True, of_weight: bool = True) -> "Sums":
-        zeros = lambda *shape: zeros_of_rows(a).new_zeros(shape)
-        return Sums(
-            zeros(*a.hidden.shape) if of_hidden else zeros(0),
-            zeros(*a.weight.shape) if of_weight else zeros(0),
-            zeros(0 if a.bias is None else len(a.weight)),
-        )
+        dtype = torch.promote_types(a.hidden.dtype, torch.float32)
+        return Sums(*(pages.zeros(*s, like=a.hidden, dtype=dtype) for s in Sums.shapes(a, of_hidden, of_weight)))
 
     def add(self, a: Arguments, rows: Tensor, dx: Tensor) -> None:
         """Add a chunk's, of whose logits dx [rows, V] is the gradient."""

@@ -124,7 +124,7 @@ def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Bat
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
     ids = config.accumulate * sum(x.nbytes for x in batch.values())
-    # the largest are the logits; when their gradient is made, there are two more of them
+    # while the gradient of the largest is made, there are two more of its size
     rows = remembered + sum(sizes) + 2 * max(sizes)
     return Need(totals.get(config.optimizer, max(totals.values())), ids, rows)  # of a plugin's nobody knows
 

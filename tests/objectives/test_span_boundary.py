@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fastlm
 from fastlm.models.presets import preset
 from fastlm.objectives import IGNORED, SpanBoundary, Vocabulary
 
@@ -59,7 +60,8 @@ def test_the_boundary_loss_is_its_formula(objective):
                 y = norm(F.gelu(model.outer.weight @ h + model.outer.bias), model.outer_norm)
                 logits = model.model.embedding.weight @ y + model.model.head.bias
                 total -= logits.log_softmax(0)[label]
-    terms = objective.loss(model, batch)
+    with fastlm.use_backend("reference"):  # the only one of fp64
+        terms = objective.loss(model, batch)
     torch.testing.assert_close(terms["boundary"].double(), total, rtol=1e-5, atol=0)
     assert terms["mlm"].item() / objective.targets(batch)["mlm"] == pytest.approx(math.log(SIZE), rel=0.02)
 

@@ -1,5 +1,5 @@
-// The gradient of an embedding: for each token the sum of the rows at its places, in their order. A row of the gradient
-// is written once, by one thread; those of tokens that are nowhere, with zeros.
+// The gradient of an embedding: for each token the sum of the rows at its places, in their order, by one thread. Rows of
+// tokens that are nowhere, most of them, are not touched.
 #include "rows.h"
 
 namespace fastlm {
@@ -11,11 +11,11 @@ constexpr int TOGETHER = 4;
 void embedding_backward_rows(const Embedding& a, int64_t begin, int64_t end, float* workspace) {
     const int D = int(a.D);
     for (int64_t token = begin; token < end; token++) {
-        const int64_t o = token * a.D;
+        int64_t place = a.begins[token];
+        const int64_t last = a.begins[token + 1], o = token * a.D;
+        if (place == last) continue;
         float* sums = a.dweight.dtype == F32 ? static_cast<float*>(at(a.dweight.data, F32, o)) : workspace;
         each(D, [&](auto zero, int64_t i) { put(sums + i, zero); });
-        int64_t place = a.begins[token];
-        const int64_t last = a.begins[token + 1];
         const auto row = [&](int slot) {
             return load(a.dy, a.places[place + slot] * a.D, workspace + (1 + slot) * D, D);
         };
