@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-LARGE = 2**22  # bytes: two of Linux's huge pages
+LARGE = 2**25  # bytes, which the GNU C library gives back to the system when they are freed; fewer it may keep
 
 
 def zeros(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

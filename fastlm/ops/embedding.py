@@ -45,15 +45,16 @@ embedding_backward.torch_op.register_fake(lambda dy, ids, words, padding_idx: dy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backends: PyTorch's own where a call takes the host longer than the sums, and in fp64
+# Backends: PyTorch's own where it is faster and as exact, and in fp64
 
 
 def _torch_is_slower(ids: Tensor, weight: Tensor, padding_idx: int) -> bool:
-    """But for few tokens of fp32, by a sweep in benchmarks/FACTS.md."""
+    """But for tables of fp32 that memory is kept for, by a sweep in benchmarks/FACTS.md."""
     if weight.dtype == torch.float64:
         return False
-    served = ids.device.type != "cpu" or native.cpp_is_built()
-    return served and (weight.dtype.itemsize < 4 or ids.device.type != "cpu" or ids.numel() >= 64)
+    if ids.device.type != "cpu":
+        return True
+    return native.cpp_is_built() and (weight.dtype.itemsize < 4 or weight.nbytes >= pages.LARGE)
 
 
 @embedding.backend("torch", devices=("cpu", "cuda"), slower_than_next=_torch_is_slower, differentiable=True)

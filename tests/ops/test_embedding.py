@@ -7,9 +7,10 @@ from embedded import assert_embedding_accurate, gradient_for, results
 from tolerance import max_and_rms
 
 import fastlm
-from fastlm.backends import native
+from fastlm.backends import native, pages
 from fastlm.ops.embedding import NO_PADDING, embedding, embedding_backward
 
+IDS = torch.tensor([1, 1, 0])
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUILT = native.cpp_missing(CPU) is None
@@ -102,10 +103,11 @@ class TestCpp:
             embedding_backward(torch.zeros(2, 3), torch.tensor([0, 7]), 7, NO_PADDING)
 
 
-def test_few_tokens_are_pytorchs_own():
-    made = lambda n, dtype: embedding.choose(torch.zeros(n, dtype=torch.int64), torch.zeros(2, 3, dtype=dtype), -1).name
+def test_small_tables_of_fp32_are_pytorchs_own():
+    tokens = pages.LARGE // (4 * 8)
+    made = lambda n, dtype: embedding.choose(IDS, torch.empty(n, 8, dtype=dtype), NO_PADDING).name
     faster = "cpp" if BUILT else "torch"
-    assert [made(n, torch.float32) for n in (1, 63, 64)] == ["torch", "torch", faster]
-    assert made(1, torch.bfloat16) == faster and made(1000, torch.float64) == "torch"
-    ids, weight = torch.tensor([1, 1, 0]), torch.randn(2, 3, requires_grad=True, dtype=torch.float64)
-    assert torch.autograd.gradgradcheck(lambda weight: embedding(ids, weight, NO_PADDING), weight)
+    assert [made(n, torch.float32) for n in (2, tokens - 1, tokens)] == ["torch", "torch", faster]
+    assert made(2, torch.bfloat16) == faster and made(tokens, torch.float64) == "torch"
+    weight = torch.randn(2, 3, requires_grad=True, dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(lambda weight: embedding(IDS, weight, NO_PADDING), weight)
