@@ -1,5 +1,5 @@
-// The gradient of an embedding: for each token the sum of the rows at its places, in their order, by one thread. Rows of
-// tokens that are nowhere, most of them, are not touched.
+// The gradient of an embedding: for each token the sum of the rows at its places, in their order, by one thread. Most
+// tokens are nowhere, and their rows are not touched.
 #include "rows.h"
 
 namespace fastlm {
