@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import ATTENTION, GATE, NORM, ROTATE
+from cases import ATTENTION, EMBEDDING, GATE, NORM, ROTATE
 from own_ops import forget
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -230,7 +230,7 @@ def test_profiles_name_ops_with_gradients_and_without():
 # ---------------------------------------------------------------------------------------------------------------------
 # Every op: the same bits
 
-CASES = [*ATTENTION, *ROTATE, *NORM, *GATE]
+CASES = [*ATTENTION, *ROTATE, *NORM, *GATE, *EMBEDDING]
 
 
 def results(case, dtype) -> list[Tensor]:
