@@ -17,6 +17,7 @@ A family is a file: the classes of transformers that it answers for, by name, an
     bert.py              BERT and its like with rows by distance, which transformers has before 5
     torch_attention.py   torch.nn.MultiheadAttention
     norms.py             RMS norms of any class
+    rotary.py            rotary embedding, whatever function computes it
     losses.py            the loss of models that predict words
     logits.py            Logits, which are made where they are looked at
 

@@ -13,6 +13,8 @@ from fastlm.interop.swap.losses import WithLoss, predicts_words, serve_loss
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.norms import PlainNorm, is_norm, kind_of
 from fastlm.interop.swap.report import Report
+from fastlm.interop.swap.rotary import Rotating, function_of
+from fastlm.interop.swap.rotary import refusal as turns_otherwise
 from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
 
 FAMILIES: tuple[type[Served], ...] = (
@@ -30,7 +32,9 @@ DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_cau
 ASKING = re.compile(r"create_\w*causal_mask\w*\(")
 
 
-def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: bool = True) -> Report:
+def swap(
+    model: nn.Module, *, attention: bool = True, norms: bool = True, rotary: bool = True, loss: bool = True
+) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
     T5, mT5, UMT5, BLOOM, MPT, DeBERTa (v1 to v3), XLNet, and before transformers 5 BERT with relative positions, then
@@ -46,6 +50,8 @@ def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: 
         attention: whether attention is swapped. Default True.
         norms: whether RMS norms are swapped, of any class that computes one (norms.py): they are then a pass each way.
             Layer norms stay: PyTorch's are that already. Default True.
+        rotary: whether rotary embedding is swapped, by any function that computes one (rotary.py): it is then a pass
+            each way too, in fp32 inside whatever the dtype. Before transformers 5 it stays. Default True.
         loss: whether models that predict words compute their loss without logits while they train with labels=; their
             output has None for logits then. It saves memory, and time where few positions have a label. A model or a
             loss function that looks at the logits gets them. Default True.
@@ -61,7 +67,7 @@ def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: 
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    flag(attention=attention, norms=norms, loss=loss)
+    flag(attention=attention, norms=norms, rotary=rotary, loss=loss)
     report = Report()
     names = {module: name for name, module in model.named_modules()}
     if attention:
@@ -70,6 +76,8 @@ def swap(model: nn.Module, *, attention: bool = True, norms: bool = True, loss: 
         _tell_of_the_rest(names, report)
     if norms:
         _swap_norms(names, report)
+    if rotary and not before_5():
+        _swap_rotary(names, report)
     if loss:
         _swap_losses(names, report)
     return report
@@ -244,6 +252,23 @@ def _swap_norms(names: dict[nn.Module, str], report: Report) -> None:
             report.kept.append(
                 (name, f"{type(module).__name__} computes something else than an RMS norm by its weight")
             )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotary embedding
+
+
+def _swap_rotary(names: dict[nn.Module, str], report: Report) -> None:
+    for module, name in names.items():
+        if isinstance(module, Rotating):
+            report.swapped.append((name, module.how))
+        elif is_served(module) or _is_ours(module) or not function_of(module):
+            continue
+        elif why := WRAPPED if is_wrapped(module) else turns_otherwise(module, names):
+            report.kept.append((name, why))
+        else:
+            exchange(module, Rotating)
+            report.swapped.append((name, Rotating.how))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_logits_that_are_looked_at_are_the_heads_own(asked):
 
 
 def test_it_can_be_left():
-    report = fastlm.swap(make("causal", "llama", "eager"), attention=False, norms=False, loss=False)
+    report = fastlm.swap(make("causal", "llama", "eager"), attention=False, norms=False, rotary=False, loss=False)
     assert report == fastlm.interop.swap.Report()
 
 

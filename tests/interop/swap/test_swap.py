@@ -36,13 +36,13 @@ def test_the_report():
 def test_models_of_the_attention_interface(kind, name):
     model = make(kind, name, "sdpa")
     want = model(tokens(), attention_mask=padded("left")).logits
-    report = fastlm.swap(model, norms=False, loss=False)
+    report = fastlm.swap(model, norms=False, rotary=False, loss=False)
     assert report.swapped == [("", "attn_implementation='fastlm'")] and served(model) == []
     assert model.config._attn_implementation == "fastlm"
     got = model(tokens(), attention_mask=padded("left")).logits
     real = padded("left").bool()
     torch.testing.assert_close(got[real], want[real], rtol=1e-4, atol=1e-4)
-    assert fastlm.swap(model, norms=False, loss=False).swapped == report.swapped  # twice is once
+    assert fastlm.swap(model, norms=False, rotary=False, loss=False).swapped == report.swapped  # twice is once
     fastlm.unswap(model)
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(model(tokens(), attention_mask=padded("left")).logits, want)
@@ -50,7 +50,7 @@ def test_models_of_the_attention_interface(kind, name):
 
 def test_scores_that_are_bounded():
     model = make("causal", "gemma2", "eager")
-    report = fastlm.swap(model, norms=False, loss=False)
+    report = fastlm.swap(model, norms=False, rotary=False, loss=False)
     why = "it bounds its scores (attn_logit_softcapping), which fastlm.attention does not"
     assert report == fastlm.interop.swap.Report(kept=[("", why)])
     assert model.config._attn_implementation == "eager" and model(tokens()).logits.isfinite().all()
@@ -155,7 +155,7 @@ def test_wrappers_of_others():
     before = model(**given).logits
     inner = model.encoder.block[0].layer[0].SelfAttention
     hooks.add_hook_to_module(inner, hook())
-    report = fastlm.swap(model, norms=False, loss=False)
+    report = fastlm.swap(model, norms=False, rotary=False, loss=False)
     why = "its forward was wrapped, as by accelerate; swap first"
     assert ("encoder.block.0.layer.0.SelfAttention", why) in report.kept
     assert all(name.startswith("decoder") for name in served(model))
