@@ -1,5 +1,6 @@
 """Examples: those that tests/optim/test_trainers.py does not run, in fewer steps; and that none is left out."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -52,7 +53,27 @@ def test_a_scheme_of_ones_own_learns():
     assert all(after[L] < 0.9 * before[L] for L in here["LENGTHS"])
 
 
+def test_the_notebook_says_what_its_cells_print(capsys, monkeypatch):
+    for package in ("transformers", "matplotlib"):
+        pytest.importorskip(package, reason="pip install '.[test]'")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = [c for c in json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    here = {"__name__": "tour"}
+    try:
+        for cell in cells:
+            exec("".join(line for line in cell["source"] if not line.startswith("%")), here)
+            said = ["".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"]
+            assert capsys.readouterr().out == "".join(said)
+        ripple, alibi = (here["losses"](name)[-1] for name in ("ripple", "alibi"))
+        assert ripple < alibi - 0.5
+    finally:
+        SCHEMES.pop("ripple", None)
+        here["plt"].close("all")
+
+
 def test_every_example_is_short_and_tested():
     tests = Path(__file__).read_text() + (ROOT / "tests/optim/test_trainers.py").read_text()
+    for example in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")):
+        assert example.stem in tests, example
     for example in EXAMPLES.glob("*.py"):
-        assert example.stem in tests and example.read_text().count("\n") < 100, example
+        assert example.read_text().count("\n") < 100, example
