@@ -2,6 +2,7 @@
 
     attention.py               softmax(q kᵀ + everything positional) v; attention_backends.py: who computes it;
                                attention_cuda.py: in CUDA C++; attention_twice.py: its second derivatives
+                               distances.py: matrices by distance
     rotary.py                  turn pairs of channels by their position
     norm.py                    layer norm and RMS norm, of a sum with a residual too
     gate.py                    activations, gated or not

@@ -26,12 +26,12 @@ k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradient
 from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastlm.backends.dispatch import op
 from fastlm.backends.philox import dropout_mask
 from fastlm.masks import UNBOUNDED
+from fastlm.ops.distances import by_distance, of_each, per_bucket, relative_shift
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -131,28 +131,29 @@ def attention_backward(
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ v.mT
     if a.value_vectors is not None:
-        dp = dp + _relative_shift(grad @ _each(a.value_vectors, a).to(wide).mT, a.k.shape[2])
+        dp = dp + relative_shift(grad @ of_each(a.value_vectors, a.buckets).to(wide).mT, a.k.shape[2])
     delta = (grad * out).sum(-1) - (0 if grad_lse is None else grad_lse.to(wide))
     ds = p * (_apply_dropout(dp, a) - delta[..., None])
     dropped, ds_scaled = _apply_dropout(p, a), a.scale * ds
     made = {"q": ds_scaled @ k, "k": _per_key_head(ds_scaled.mT @ q, a.k), "v": _per_key_head(dropped.mT @ grad, a.v)}
     if a.table is not None:
-        made["table"] = _by_distance(ds.sum(0)).sum(-2)
+        made["table"] = by_distance(ds.sum(0)).sum(-2)
     if a.bias is not None:
         made["bias"] = ds.sum_to_size(a.bias.shape)
     if a.query_vectors is not None:
-        spread = _by_distance(ds_scaled)
+        spread = by_distance(ds_scaled)
         to, position = ("q", q) if a.q_position is None else ("q_position", a.q_position.to(wide))
-        made[to] = made.get(to, 0) + spread @ _each(a.query_vectors, a).to(wide)
-        made["query_vectors"] = _per_bucket((spread.mT @ position).sum(0), a)
+        made[to] = made.get(to, 0) + spread @ of_each(a.query_vectors, a.buckets).to(wide)
+        made["query_vectors"] = per_bucket((spread.mT @ position).sum(0), a.query_vectors, a.buckets)
     if a.key_vectors is not None:
         # seen from the keys, the last of which meets the same distances
-        spread = _by_distance(ds_scaled.flip(-1, -2).mT)
+        spread = by_distance(ds_scaled.flip(-1, -2).mT)
         to, position = ("k", a.k) if a.k_position is None else ("k_position", a.k_position)
-        made[to] = made.get(to, 0) + _per_key_head((spread @ _each(a.key_vectors, a).to(wide)).flip(-2), position)
-        made["key_vectors"] = _per_bucket((spread.mT @ _per_query_head(position, a.q).to(wide).flip(-2)).sum(0), a)
+        met, of_heads = of_each(a.key_vectors, a.buckets).to(wide), _per_query_head(position, a.q).to(wide)
+        made[to] = made.get(to, 0) + _per_key_head((spread @ met).flip(-2), position)
+        made["key_vectors"] = per_bucket((spread.mT @ of_heads.flip(-2)).sum(0), a.key_vectors, a.buckets)
     if a.value_vectors is not None:
-        made["value_vectors"] = _per_bucket((_by_distance(dropped).mT @ grad).sum(0), a)
+        made["value_vectors"] = per_bucket((by_distance(dropped).mT @ grad).sum(0), a.value_vectors, a.buckets)
     if a.same is not None:
         made["same"] = (ds * _equal(a.q_groups, a.k_groups)).sum(-1)
     return in_order(made, a, needs_grad, lse)
@@ -184,14 +185,14 @@ def scores(a: Arguments, wide: torch.dtype) -> Tensor:
     score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
     if a.query_vectors is not None:
         position = a.q if a.q_position is None else a.q_position
-        score = score + _relative_shift(position.to(wide) @ _each(a.query_vectors, a).to(wide).mT, Lk)
+        score = score + relative_shift(position.to(wide) @ of_each(a.query_vectors, a.buckets).to(wide).mT, Lk)
     if a.key_vectors is not None:
         position = _per_query_head(a.k if a.k_position is None else a.k_position, a.q)
-        met = position.to(wide).flip(-2) @ _each(a.key_vectors, a).to(wide).mT
-        score = score + _relative_shift(met, Lq).mT.flip(-1, -2)
+        met = position.to(wide).flip(-2) @ of_each(a.key_vectors, a.buckets).to(wide).mT
+        score = score + relative_shift(met, Lq).mT.flip(-1, -2)
     score = a.scale * score
     if a.table is not None:
-        score = score + _relative_shift(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
+        score = score + relative_shift(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
     if a.bias is not None:
         score = score + a.bias.to(wide)
     if a.same is not None:
@@ -204,7 +205,7 @@ def values(p: Tensor, a: Arguments) -> Tensor:
     p = _apply_dropout(p, a)
     out = p @ _per_query_head(a.v, a.q).to(p.dtype)
     if a.value_vectors is not None:
-        out = out + _by_distance(p) @ _each(a.value_vectors, a).to(p.dtype)
+        out = out + by_distance(p) @ of_each(a.value_vectors, a.buckets).to(p.dtype)
     return out
 
 
@@ -249,44 +250,12 @@ def _per_key_head(x: Tensor, kv: Tensor) -> Tensor:
     return x.unflatten(1, (kv.shape[1], -1)).sum(2)
 
 
-def _each(vectors: Tensor, a: Arguments) -> Tensor:
-    """Repeat each bucket's vector for its distances: [H, buckets, D] → [H, n, D]."""
-    return vectors if a.buckets is None else vectors[:, a.buckets.long()]
-
-
-def _per_bucket(x: Tensor, a: Arguments) -> Tensor:
-    """The way back for gradients: sum over each bucket's distances."""
-    if a.buckets is None:
-        return x
-    count = next(getattr(a, name).shape[1] for name in VECTORS if getattr(a, name) is not None)
-    return x.new_zeros(x.shape[0], count, x.shape[2]).index_add(1, a.buckets.long(), x)
-
-
 def without_buckets(a: Arguments) -> Arguments:
     """A vector for each distance, for kernels that know no buckets."""
     if a.buckets is None:
         return a
     given = ((name, getattr(a, name)) for name in VECTORS)
-    return a._replace(buckets=None, **{name: _each(x, a) for name, x in given if x is not None})
-
-
-def _relative_shift(x: Tensor, Lk: int) -> Tensor:
-    """[..., Lq, Lq + Lk - 1] → [..., Lq, Lk]: row i's entries for its keys, those at j - i + Lq - 1."""
-    Lq = x.shape[-2]
-    columns = torch.arange(Lk, device=x.device) - torch.arange(Lq, device=x.device)[:, None] + Lq - 1
-    return x.gather(-1, columns.expand(*x.shape[:-1], Lk))
-
-
-def _by_distance(x: Tensor) -> Tensor:
-    """[..., Lq, Lk] → [..., Lq, Lq + Lk - 1]: the transpose of `_relative_shift`, zero at distances a row does not
-    have.
-
-    Padding every row by Lq and re-reading the buffer with rows one shorter shifts row i right by i: no scatter.
-    """
-    Lq, Lk = x.shape[-2:]
-    width = Lq + Lk - 1
-    padded = F.pad(x.flip(-2), (0, Lq)).flatten(-2)
-    return padded[..., : Lq * width].unflatten(-1, (Lq, width)).flip(-2)
+    return a._replace(buckets=None, **{name: of_each(x, a.buckets) for name, x in given if x is not None})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

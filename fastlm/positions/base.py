@@ -30,7 +30,7 @@ FREE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Vectors(NamedTuple):
-    """What `Position.vectors` gives: rows for n distances, Lq + Lk - 1 in a call. They are floats; None for no rows.
+    """Rows for n distances, Lq + Lk - 1 in a call, as in the formula of fastlm/ops/attention.py: floats, or None.
 
     Args:
         query_vectors: [H, n, D]; the score of a query and a key gains query · the row of their distance.
@@ -39,10 +39,7 @@ class Vectors(NamedTuple):
         content_bias: [H, D], added to the queries that meet keys (u in Transformer-XL).
         position_bias: [H, D], added to the queries that meet query_vectors (v in Transformer-XL).
         terms: how many products make a score; attention's scale is then 1/√(terms · D). Default 1.
-        buckets: [n] int, the row of each distance, where neighbours share some: 0 for the first, and the same or one
-            more for the next; the three kinds of rows are then [H, buckets, D]. Default: each distance has its own.
-
-    The formula of the score: fastlm/ops/attention.py.
+        buckets: [n] int, the row of each distance, rising from 0 on by 0 or 1; rows are then [H, buckets, D].
     """
 
     query_vectors: Tensor | None = None

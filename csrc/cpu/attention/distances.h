@@ -1,9 +1,9 @@
 /*
 Terms by distance: query_vectors, key_vectors, value_vectors, and the gradients of both sides of each product.
 
-A tile's pairs are at 2 TILE - 1 distances, which have vectors of as many buckets, or fewer: far ones share one. Products
-are made once a bucket: `by_bucket` holds, for each, one lane a query (or a key). Distances are counted from the tile's
-first, key - query + TILE - 1.
+A tile's pairs are at 2 TILE - 1 distances, which have vectors of as many buckets, or fewer: far ones share one.
+Products are made once a bucket: `by_bucket` holds, for each, one lane a query (or a key). Distances are counted from
+the tile's first, key - query + TILE - 1.
 
 In the shared sums of gradients a tile adds to rows of its own distances alone, so that units that run at the same time
 share none (turns.h): what a bucket gets goes to the first of its distances there, and the launcher adds these up.
