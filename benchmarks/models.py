@@ -1,7 +1,8 @@
 """Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop, and against
 that one swapped, whose modules are its own and whose attention, RMS norms and loss are ours.
 
-    train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens
+    train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens; ours
+              makes no logits, as in training
     decode    64 tokens written after 128, greedily, by GPT-2 with a cache: "generate" is both libraries' function of
               that name, "loop" transformers' model called token by token without it
 
@@ -140,13 +141,14 @@ def step(name: str, L: int, side: str, model: nn.Module) -> Run:
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)
-        loss = model(**of_theirs, labels=labels)[0] if side != OURS else of_logits(model(**of_ours))
+        loss = model(**of_theirs, labels=labels)[0] if side != OURS else of_states(model.states(**of_ours))
         loss.backward()
         return loss.detach()
 
-    def of_logits(logits: Tensor) -> Tensor:
-        scored, words = (logits[:, :-1], labels[:, 1:]) if name in SHIFTED else (logits, labels)
-        return F.cross_entropy(scored.flatten(0, 1), words.flatten())
+    def of_states(states: Tensor) -> Tensor:
+        scored, words = (states[:, :-1], labels[:, 1:]) if name in SHIFTED else (states, labels)
+        hidden, weight, bias = model.head.factors(scored)
+        return fastlm.linear_cross_entropy(hidden.flatten(0, 1), weight, words.flatten(), bias)
 
     return run
 

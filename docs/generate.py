@@ -24,6 +24,7 @@ from fastlm.positions import SCHEMES, Position, make
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"^<!-- generate: ([\w.-]+) -->$", re.MULTILINE)
 LENGTH, HEADS = 64, 4  # of the pictures; the width of a head is LENGTH too
+FAR = 1000  # tokens, at least as far as a scheme tells distances apart
 FACTS = dict(dim=HEADS * LENGTH, heads=HEADS, head_dim=LENGTH, context=LENGTH, causal=False)
 ROOMS = ("fastlm", "fastlm.nn", "fastlm.masks", "fastlm.positions", "fastlm.optim", "fastlm.amp", "fastlm.models",
          "fastlm.objectives", "fastlm.interop")  # fmt: skip
@@ -58,7 +59,9 @@ def acts(scheme: Position) -> list[str]:
     rows = scheme.vectors(few)
     met = [what for what, given in (("queries", rows.query_vectors), ("keys", rows.key_vectors)) if given is not None]
     if met:
-        found.append(f"{' and '.join(met)} meet a vector of the distance: a product more for each score")
+        shared = scheme.vectors(torch.arange(-FAR, FAR)).buckets is not None
+        product = "a product more for each score" + (", on CPUs one for all distances that share it" if shared else "")
+        found.append(f"{' and '.join(met)} meet a vector of the distance: {product}")
     if rows.value_vectors is not None:
         found.append("a vector of the distance is added to values")
     return found or ["adds nothing; the causal mask alone tells tokens apart"]

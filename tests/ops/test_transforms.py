@@ -51,7 +51,10 @@ def test_compiles_into_one_graph(name):
     run, parameters = layer(name, key_lengths=torch.tensor([7]), dropout=0.2, seed=3)
     leaves = [heads(seed=s).requires_grad_() for s in range(3)]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert_equal(out_and_gradients(compiled, leaves, parameters), out_and_gradients(run, leaves, parameters))
+    got, expected = out_and_gradients(compiled, leaves, parameters), out_and_gradients(run, leaves, parameters)
+    if name in ("shaw near", "deberta v1", "deberta v3"):  # in a graph each distance has a vector: other sums, in order
+        return torch.testing.assert_close(got, expected)
+    assert_equal(got, expected)
 
 
 def test_compiles_once_for_all_lengths(backend):

@@ -105,9 +105,11 @@ def in_other_words(function: Callable, **names: Callable) -> Callable:
 
 @functools.cache
 def before_5() -> bool:
-    """Whether transformers is older than 5, in which many models made their masks themselves."""
-    import transformers
-
+    """Whether transformers is older than 5, in which many models made their masks themselves; no if there is none."""
+    try:
+        import transformers
+    except ImportError:
+        return False
     return int(transformers.__version__.split(".")[0]) < 5
 
 

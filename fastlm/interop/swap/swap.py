@@ -76,7 +76,7 @@ def swap(
         _tell_of_the_rest(names, report)
     if norms:
         _swap_norms(names, report)
-    if rotary and not before_5():
+    if rotary:
         _swap_rotary(names, report)
     if loss:
         _swap_losses(names, report)
@@ -262,7 +262,7 @@ def _swap_rotary(names: dict[nn.Module, str], report: Report) -> None:
     for module, name in names.items():
         if isinstance(module, Rotating):
             report.swapped.append((name, module.how))
-        elif is_served(module) or _is_ours(module) or not function_of(module):
+        elif is_served(module) or _is_ours(module) or not function_of(module) or before_5():
             continue
         elif why := WRAPPED if is_wrapped(module) else turns_otherwise(module, names):
             report.kept.append((name, why))
