@@ -135,8 +135,8 @@ def batch(name: str, L: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tens
     return {"input_ids": tokens, **more}, {"tokens": tokens}, draw(L)
 
 
-def step(name: str, L: int, side: str, model: nn.Module) -> Run:
-    """A training step, which leaves gradients and returns the loss."""
+def step(name: str, L: int, side: str, model: nn.Module, by_logits: bool = False) -> Run:
+    """A training step, which leaves gradients and returns the loss. by_logits: whether ours makes logits too."""
     of_theirs, of_ours, labels = batch(name, L)
 
     def run() -> Tensor:
@@ -147,6 +147,8 @@ def step(name: str, L: int, side: str, model: nn.Module) -> Run:
 
     def of_states(states: Tensor) -> Tensor:
         scored, words = (states[:, :-1], labels[:, 1:]) if name in SHIFTED else (states, labels)
+        if by_logits:
+            return F.cross_entropy(model.head(scored).flatten(0, 1), words.flatten())
         hidden, weight, bias = model.head.factors(scored)
         return fastlm.linear_cross_entropy(hidden.flatten(0, 1), weight, words.flatten(), bias)
 
@@ -210,8 +212,8 @@ def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers
     losses = {side: run() for side, run in runs.items()}
     check(losses.values(), gradients_of_ours(models[OURS], other))
     check(losses.values(), gradients_of_same(models[SWAPPED], other))
-    with Products() as products:
-        runs[OURS]()
+    with Products() as products:  # it does not see those inside the loss
+        step(name, L, OURS, models[OURS], by_logits=True)()
     runs["products"] = products.alone()
     row = compare({side: lambda run=run: [run] for side, run in runs.items()}, clock, **limits)
     del other, models, runs, products
