@@ -58,22 +58,22 @@ class Rotating(Served):
         return _rebound(type(self).original.forward)(self, *args, **kwargs)
 
 
-def function_of(module: nn.Module) -> str | None:
+def function_of(attention: type[nn.Module]) -> str | None:
     """The name under which a module's forward calls a rotary function, or None."""
-    return _called(inspect.unwrap(type(module).forward))
+    return _called(inspect.unwrap(attention.forward))
 
 
-def refusal(module: nn.Module, beside: Iterable[nn.Module]) -> str | None:
-    """Why what a module's forward turns cannot be served, or None. beside: all modules of its model."""
-    forward, name = type(module).forward, function_of(module)
+def refusal(attention: type[nn.Module], beside: Iterable[nn.Module]) -> str | None:
+    """Why what modules of a class turn cannot be served, or None. beside: all modules of their model."""
+    forward, name, file = attention.forward, function_of(attention), attention.__module__
     if hasattr(forward, "__wrapped__"):
         return "its forward is decorated, and calls its rotary function out of reach"
     kind = kind_of(forward.__globals__[name])
     if kind is None:
         return f"{name} turns no pairs of channels in a way that fastlm.rotate does"
-    made = [table for one in beside if type(one).__module__ == type(module).__module__ for table in _tables(one)]
+    made = [table for one in beside if type(one).__module__ == file for table in _tables(one)]
     if not made:
-        return f"nothing in {type(module).__module__} is known to make the tables of {name}"
+        return f"nothing in {file} is known to make the tables of {name}"
     if not all(torch.equal(REPEATS[kind.repeats](ANGLES[kind.repeats](table)), table) for table in made):
         return f"{name} is given tables that do not repeat by {kind.repeats}"
     return None

@@ -1,5 +1,6 @@
 """The call: what of a model fastlm can answer for, exchanged and brought back."""
 
+import functools
 import inspect
 import re
 import sys
@@ -259,12 +260,13 @@ def _swap_norms(names: dict[nn.Module, str], report: Report) -> None:
 
 
 def _swap_rotary(names: dict[nn.Module, str], report: Report) -> None:
+    refused = functools.cache(lambda attention: turns_otherwise(attention, names))  # once a class, not once a layer
     for module, name in names.items():
         if isinstance(module, Rotating):
             report.swapped.append((name, module.how))
-        elif is_served(module) or _is_ours(module) or not function_of(module) or before_5():
+        elif is_served(module) or _is_ours(module) or not function_of(type(module)) or before_5():
             continue
-        elif why := WRAPPED if is_wrapped(module) else turns_otherwise(module, names):
+        elif why := WRAPPED if is_wrapped(module) else refused(type(module)):
             report.kept.append((name, why))
         else:
             exchange(module, Rotating)
