@@ -6,6 +6,7 @@
     native.py      the compiled extensions and Triton: whether they are here, why not, and the cure
     pages.py       large zeros on a CPU, in the system's large pages
     philox.py      counter-based random bits that every backend makes alike
+    splitmix.py    the same for arrays without torch
     info.py        what `fastlm info` says
 
 A backend is added where its op is: `@op.backend("name", devices=...)` in fastlm/ops.

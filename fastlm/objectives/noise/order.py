@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlm.backends.splitmix import mixed
 from fastlm.objectives.noise.draws import Purpose, Samples, draw
 
 ROUNDS = 16  # from which on every order of a few samples comes equally often
@@ -76,12 +77,5 @@ def _network(x: np.ndarray, side: np.uint64, keys: list[np.uint64]) -> np.ndarra
     """x [B] uint64 below side² → as many, no two alike."""
     left, right = np.divmod(x, side)
     for key in keys:
-        left, right = right, (left + _mixed(right + key) % side) % side
+        left, right = right, (left + mixed(right + key) % side) % side
     return left * side + right
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """[B] uint64 → [B] uint64, each bit of which depends on every bit; arithmetic is modulo 2⁶⁴."""
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)

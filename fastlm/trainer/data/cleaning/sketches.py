@@ -14,6 +14,7 @@ from itertools import chain
 
 import numpy as np
 
+from fastlm.backends.splitmix import mixed
 from fastlm.trainer.data.cleaning.rules import sentences
 
 SHINGLE, BANDS, ROWS = 5, 14, 8
@@ -117,8 +118,5 @@ def _folded(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 with its step (Steele, Lea & Flood 2014)."""
-    x = x + np.uint64(BASE)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)
+    """The next number of SplitMix64 after x."""
+    return mixed(x + np.uint64(BASE))
