@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from fastlm.trainer.data.files import Skipped
-from fastlm.trainer.data.shards.packed import Packed, Shard, is_packed, open_packed
+from fastlm.trainer.data.shards.folders import is_packed
+from fastlm.trainer.data.shards.packed import Packed, Shard, open_packed
 from fastlm.trainer.data.shards.reading import documents
 from fastlm.trainer.data.shards.sources import PART, named
 from fastlm.trainer.data.tokenizer import EOS, dtype_of, load_tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.shards import packing
+from fastlm.trainer.data.shards.folders import MANIFEST
 from fastlm.trainer.data.shards.sources import Part, Source, named
 from fastlm.trainer.data.shards.work import Work
 from fastlm.trainer.data.tokenizer import SPECIALS, load_tokenizer
@@ -41,7 +42,7 @@ def pack(asked: Pack, say: Say) -> None:
     parts, aside = ([part for x in some for part in x.parts(asked.part_bytes)] for some in (kept, held_out))
     told(say, kept, parts, skipped)
     with begun(asked.out):
-        work = Work(asked.out, packing.MANIFEST)
+        work = Work(asked.out, MANIFEST)
         if work.begin(request):
             _make_tokenizer(work, asked, parts, split, say)
             jobs = [(part.name, (part, asked.text_key, split)) for part in parts]

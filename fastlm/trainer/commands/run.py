@@ -9,7 +9,8 @@ from fastlm.trainer.commands import finetune
 from fastlm.trainer.commands.ready import Read, altered, begin, go_on, heard
 from fastlm.trainer.commands.start import begun_from
 from fastlm.trainer.data.corpus import find
-from fastlm.trainer.data.shards.packed import checked, packed_of
+from fastlm.trainer.data.shards.folders import packed_of
+from fastlm.trainer.data.shards.packed import checked
 from fastlm.trainer.data.text import Text
 from fastlm.trainer.data.tokens import sha256, tokenize
 from fastlm.trainer.material import check_unchanged

@@ -9,6 +9,7 @@ or an emoji, is left to the tokenizer.
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -25,11 +26,17 @@ def _class(holds: str) -> str:
 
 _COMMON = re.compile(f"[{COMMON}]")
 OTHER = re.compile(f"[^{COMMON}]")
-SPACE, LETTER, NUMBER = "\\t-\\r \\x85\\xa0", _class("L"), _class("N")
-WORD = re.compile(
-    f"'(?:[stmd]|re|ve|ll)| ?[{LETTER}]+| ?[{NUMBER}]+| ?[^{SPACE}{LETTER}{NUMBER}]+"
-    f"|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
-)
+SPACE = "\\t-\\r \\x85\\xa0"
+
+
+@cache
+def word() -> re.Pattern:
+    """GPT-2's expression; made when the first text is encoded, for every command imports this file."""
+    letter, number = _class("L"), _class("N")
+    return re.compile(
+        f"'(?:[stmd]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{SPACE}{letter}{number}]+"
+        f"|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+    )
 
 
 class Encoder:
@@ -54,7 +61,7 @@ class Encoder:
         return [next(rest) if is_strange else self._of(text) for text, is_strange in zip(texts, strange, strict=True)]
 
     def _of(self, text: str) -> bytes:
-        words = WORD.findall(text)
+        words = word().findall(text)
         try:
             return b"".join(map(self.known.__getitem__, words))
         except KeyError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from fastlm.trainer.data.corpus import check_there
-from fastlm.trainer.data.shards.packed import check_asked
+from fastlm.trainer.data.shards.folders import check_asked
 from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import choices

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastlm.trainer.data.files import Skipped
+from fastlm.trainer.data.shards.folders import MANIFEST
 from fastlm.trainer.data.shards.joined import Joined
-from fastlm.trainer.data.shards.packing import FORMAT, MANIFEST, TOKENIZER, digest
+from fastlm.trainer.data.shards.packing import FORMAT, TOKENIZER, digest
 from fastlm.trainer.data.tokenizer import dtype_of
 from fastlm.trainer.data.tokens import Facts, Tokens, sha256
 from fastlm.trainer.options.assigned import assigned
@@ -136,11 +137,6 @@ class Packed:
             raise Refusal(f"--weights {' '.join(weights)}: {error}") from error
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a folder is one of shards, or is to become one."""
-    return (path / MANIFEST).exists() or (path / ".work" / "asked.json").exists()
-
-
 def open_packed(path: Path) -> Packed:
     """A folder of shards. Raises Refusal for one that is not finished, altered, or of another version."""
     file = path / MANIFEST
@@ -164,20 +160,3 @@ def checked(path: Path) -> Packed:
     for fault in packed.faults():
         raise Refusal(f"{fault}; restore it, or pack again into another folder")
     return packed
-
-
-def packed_of(data: Sequence[Path]) -> Path | None:
-    """The folder of shards that is learned from, if one of these is."""
-    return next(filter(is_packed, data), None)
-
-
-def check_asked(data: Sequence[Path], validation: Sequence[Path], weights: Sequence[str]) -> None:
-    """Raises Refusal, naming the flag, for what does not go together with a folder of shards, or without one."""
-    packed = packed_of(data)
-    if packed is None and weights:
-        asked = f"--weights {' '.join(weights)}"
-        raise Refusal(f"{asked} are of sources in a folder of `fastlm data pack`; give that with --data")
-    if packed is not None and len(data) > 1:
-        raise Refusal(f"--data {packed} is a folder of shards; give it alone, or pack the others with its sources")
-    if packed is not None and validation:
-        raise Refusal(f"--data {packed} has its held-out side; leave --validation to `fastlm data pack`")

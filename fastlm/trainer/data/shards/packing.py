@@ -22,6 +22,7 @@ from fastlm.trainer.data import tokenizer
 from fastlm.trainer.data.corpus import chosen, tail
 from fastlm.trainer.data.encoding import Encoder
 from fastlm.trainer.data.files import Skipped
+from fastlm.trainer.data.shards.folders import MANIFEST
 from fastlm.trainer.data.shards.reading import documents
 from fastlm.trainer.data.shards.sources import Part
 from fastlm.trainer.data.shards.work import Work
@@ -29,7 +30,6 @@ from fastlm.trainer.data.tokens import sha256
 from fastlm.trainer.words import Refusal
 
 FORMAT = 1  # raise it when the files' meaning changes
-MANIFEST = "pack.json"
 TOKENIZER = "tokenizer.json"
 SIDES = ("train", "held_out")
 LONG = 1 << 18  # characters from which the end of a document is held out

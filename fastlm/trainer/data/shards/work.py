@@ -19,11 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
 
+from fastlm.trainer.data.shards.folders import ASKED, FOLDER
 from fastlm.trainer.disk import LOCK, TEMPORARY, replacing
 from fastlm.trainer.words import Failure, Refusal
-
-FOLDER = ".work"
-ASKED = "asked.json"
 
 
 class Work:
