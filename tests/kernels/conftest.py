@@ -1,7 +1,16 @@
 """Fixtures of tests that run Triton's kernels."""
 
+import importlib.util
+
 import pytest
 import torch
+
+from fastlm.backends import native
+
+if importlib.util.find_spec("triton") is not None and native.interpreting():
+    import interpreting
+
+    interpreting.patch_once()
 
 
 @pytest.fixture

@@ -8,16 +8,11 @@ from cases import EMBEDDING
 from embedded import assert_embedding_accurate, results
 
 import fastlm
-from fastlm.backends import native
 from fastlm.ops.embedding import embedding
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-import interpreting
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if native.interpreting():
-    interpreting.patch_once()
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")

@@ -6,15 +6,10 @@ from cases import GATE
 from gated import assert_gate_accurate
 
 import fastlm
-from fastlm.backends import native
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-import interpreting
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if native.interpreting():
-    interpreting.patch_once()
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")

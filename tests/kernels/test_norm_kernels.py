@@ -11,11 +11,7 @@ from fastlm.backends.dispatch import OPS
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
-import interpreting
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if native.interpreting():
-    interpreting.patch_once()
 
 
 @pytest.fixture(autouse=True)

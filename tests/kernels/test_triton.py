@@ -35,8 +35,6 @@ from fastlm.kernels.tiles import Tiles
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPILED = not native.interpreting()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-if not COMPILED:
-    interpreting.patch_once()
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")

@@ -1,15 +1,12 @@
 """Cleaning: each rule alone, what repeats and what only seems to, and the same output whatever stopped the work."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
+from dying import killed
 from runs import fail
 
 from fastlm.trainer import cli
@@ -146,29 +143,12 @@ def test_what_repeats_goes_and_the_first_stays(web, capsys):
     assert [row["text"] for row in kept(out.with_name("all"))] == pages
 
 
-STOPPING = """
-import os, signal, sys
-from fastlm.trainer import cli, disk
-left, flush = int(os.environ["AT"]), disk.flush
-def counted(path):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
-disk.flush = counted
-sys.exit(cli.main(["data", "clean", *sys.argv[1:], "--part", "0.02", "--processes", "1"]))
-"""
-
-
 def test_killed_in_each_pass_and_gone_on(web):
     path, _ = web
     clean(path, path.with_name("whole"))
     out = path.with_name("killed")
-    for at in ("6", "23", "11", "7"):
-        asked = [sys.executable, "-c", STOPPING, str(path), "--out", str(out)]
-        done = subprocess.run(asked, env=os.environ | {"AT": at}, capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    for at in (6, 23, 11, 7):
+        killed(at, "clean", str(path), "--out", str(out), "--part", "0.02")
     assert clean(path, out) == 0 and tree(out) == tree(path.with_name("whole"))
 
 

@@ -3,13 +3,13 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from dying import killed
 from runs import fail, repeatable, stop_before, train
 
 from fastlm.objectives import Causal, Vocabulary
@@ -72,28 +72,11 @@ def test_all_of_the_text_is_there_once(sources):
 def test_killed_at_any_moment_and_gone_on(sources):
     """By SIGKILL, in processes of which one works at a time, at moments all over the work."""
     pack(sources, sources / "whole")
-    asked = [sys.executable, "-c", STOPPING, str(sources / "web.jsonl"), str(sources / "books")]
     out = sources / "killed"
-    for at in ("2", "11", "30"):
-        done = subprocess.run([*asked, "--out", str(out)], env=os.environ | {"AT": at}, capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    asked = ["pack", str(sources / "web.jsonl"), str(sources / "books"), "--out", str(out)]
+    for at in (2, 11, 30):
+        killed(at, *asked, "--vocab", "300", "--part", "0.006")
     assert pack(sources, out) == 0 and tree(out) == tree(sources / "whole")
-
-
-# dies by itself at its AT-th call of fsync, before or after the file has its name
-STOPPING = """
-import os, signal, sys
-from fastlm.trainer import cli, disk
-left, flush = int(os.environ["AT"]), disk.flush
-def counted(path):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
-disk.flush = counted
-sys.exit(cli.main(["data", "pack", *sys.argv[1:], "--vocab", "300", "--part", "0.006", "--processes", "1"]))
-"""
 
 
 def test_two_processes_make_the_same_and_go_on_after_a_kill(sources):
