@@ -151,7 +151,7 @@ class Stack(nn.Module):
         L, memory = x.shape[1], inputs.memory
         places = inputs.places(L, self.config.skip_padding, x.device)
         of_layers = LayerInputs(
-            None if self.position is None else self.position.terms(L, inputs.seen + L, device=x.device),
+            None if self.position is None else self.position.terms(L, inputs.seen + L, device=x.device, dtype=x.dtype),
             inputs.masks(L, self.config.relative_segments),
             None if memory is None else memory.states,
             inputs.memory_masks(L),

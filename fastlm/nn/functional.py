@@ -243,7 +243,7 @@ def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, que
             f"position {position.name!r} adds to token embeddings, which attention does not see: "
             "add position.embed(...) there, and pass none here"
         )
-    return position.terms(Lq, Lk, offset, query.device, torch.promote_types(query.dtype, torch.float32))
+    return position.terms(Lq, Lk, offset, query.device, query.dtype)
 
 
 def _tensors(terms: Terms) -> tuple[Tensor | None, ...]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import below_one, flag, one_of, whole
+from fastlm.nn.recompute import recomputed
 from fastlm.ops import gate
 
 
@@ -55,5 +56,9 @@ class MLP(nn.Module):
         self.out = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (gate.gated if self.gated else gate.activated)(self.inner(x), self.activation)
-        return self.out(F.dropout(x, self.dropout, self.training))
+        between = partial(gate.gated if self.gated else gate.activated, self.inner(x), self.activation)
+        y = between()
+        if self.dropout and self.training:
+            return self.out(F.dropout(y, self.dropout))
+        with recomputed(y, between):
+            return self.out(y)

@@ -200,7 +200,7 @@ class Position(nn.Module):
             Lk: number of keys.
             offset: position of the first query. None: Lk - Lq, so that the last query stands at the last key.
             device: of the result. None: where the scheme's parameters and constants are.
-            dtype: of the rotation and the table; fp32, or fp64 for queries in fp64.
+            dtype: of the queries. Rotation and table are fp32, or fp64 where it is.
 
         Returns:
             `Terms`, to pass as attention's position.
@@ -209,7 +209,7 @@ class Position(nn.Module):
             TypeError: for a scheme that overrides no method.
         """
         self.check_acts()
-        offset = Lk - Lq if offset is None else offset
+        offset, dtype = Lk - Lq if offset is None else offset, torch.promote_types(dtype, torch.float32)
         device = next((x.device for x in chain(self.parameters(), self.buffers())), None) if device is None else device
         keys = torch.arange(Lk, device=device)
         queries = torch.arange(offset, offset + Lq, device=device)

@@ -37,10 +37,15 @@ class SharedPart(nn.Module):
         """None: these schemes add nothing to the token embeddings."""
         return None
 
-    def terms(self, Lq: int, Lk: int, device: torch.device | None = None) -> SharedTerms:
-        """The part in attention calls of Lq queries and Lk keys, the last query at the last key."""
+    def terms(
+        self, Lq: int, Lk: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> SharedTerms:
+        """The part in attention calls of Lq queries and Lk keys, the last query at the last key; its floats in dtype,
+        the layers'.
+        """
         distance = torch.arange(1 - Lk, Lq, device=device)
-        return SharedTerms(self(distance), distance, (Lq, Lk, Lk - Lq))
+        part = tuple(x if x is None or not x.is_floating_point() else x.to(dtype) for x in self(distance))
+        return SharedTerms(part, distance, (Lq, Lk, Lk - Lq))
 
     def reset_parameters(self) -> None:
         """Draw the part's own parameters anew, as `Position.reset_parameters` does."""
