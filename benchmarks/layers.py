@@ -3,8 +3,7 @@
     layer_norm, rms_norm     fastlm.nn.LayerNorm, RMSNorm         F.layer_norm, F.rms_norm
     … of a sum               the same with a residual             the same of x + residual; both give the sum too
     gated silu, …            fastlm.ops.gate                      f(gate) * up of x.chunk(2, -1)
-    embedding                fastlm.embedding                 F.embedding
-    loss                     fastlm.linear_cross_entropy          F.cross_entropy(F.linear(hidden, weight))
+    embedding                fastlm.embedding                     F.embedding
 
 By ideal bytes a norm moves 5 numbers an element (reads x, dy, x again; writes y, dx), of a sum 8, a gate 8 for each
 element of y, and an activation 5.
@@ -116,19 +115,3 @@ def measure_embedding(N: int, V: int, D: int, dtype: torch.dtype, clock: str, co
     contestants = {name: lambda step=step: [step] for name, step in steps.items()}
     row = compare(contestants, clock, **limits).row(**facts, bytes=(3 * N + V) * D * dtype.itemsize, clock=clock)
     return row, steps["fastlm"]
-
-
-def measure_loss(N: int, V: int, D: int, clock: str, matmul: float, **limits) -> tuple[dict, Callable]:
-    """Likewise, of the mean loss of N rows in fp32. matmul: operations a second of torch.mm."""
-    g = torch.Generator().manual_seed(0)
-    draw = lambda *shape, std: (std * torch.randn(*shape, generator=g)).requires_grad_()
-    hidden, weight, labels = draw(N, D, std=1.0), draw(V, D, std=D**-0.5), torch.randint(V, (N,), generator=g)
-    losses = {
-        "fastlm": lambda: fastlm.linear_cross_entropy(hidden, weight, labels),
-        "torch": lambda: F.cross_entropy(F.linear(hidden, weight), labels),
-    }
-    steps = {name: lambda loss=loss: torch.autograd.grad(loss(), (hidden, weight)) for name, loss in losses.items()}
-    torch.testing.assert_close(steps["fastlm"](), steps["torch"](), rtol=1e-3, atol=1e-6)
-    facts = {"kind": "loss", "N": N, "V": V, "D": D, "flops": 6 * N * V * D, "matmul": matmul}
-    contestants = {name: lambda step=step: [step] for name, step in steps.items()}
-    return compare(contestants, clock, **limits).row(**facts, clock=clock), steps["fastlm"]

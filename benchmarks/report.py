@@ -63,9 +63,12 @@ def attention_line(row: dict) -> str:
     ours = row["seconds"][OURS]
     speed = row["flops"] / ours["median"]
     share = f", {100 * speed / row['matmul']:.0f} % of torch.mm" if "matmul" in row else ""
+    return f"| {problem} | {seconds(ours)} | {speed / 1e12:.3g} TFLOP/s{share} | {peers(row)}{memory(row)} |"
+
+
+def memory(row: dict) -> str:
     grown = [f"{name} {n / 2**20:.1f}" for name, n in row.get("memory", {}).items() if n is not None]
-    memory = f"; memory, MiB: {', '.join(grown)}" if grown else ""
-    return f"| {problem} | {seconds(ours)} | {speed / 1e12:.3g} TFLOP/s{share} | {peers(row)}{memory} |"
+    return f"; memory, MiB: {', '.join(grown)}" if grown else ""
 
 
 def optimizer_line(row: dict) -> str:
@@ -79,7 +82,11 @@ def loss_line(row: dict) -> str:
     ours = row["seconds"][OURS]
     speed = row["flops"] / ours["median"]
     rate = f"{speed / 1e9:.0f} GFLOP/s in its three products, {100 * speed / row['matmul']:.0f} % of torch.mm"
-    return f"| N {row['N']} V {row['V']} D {row['D']} ({row['clock']}) | {seconds(ours)} | {rate} | {peers(row)} |"
+    rows = f"N {row['N']}" + (f", {100 * row['targets']:.0f} % of them targets," if row["targets"] < 1 else "")
+    return (
+        f"| {rows} V {row['V']} D {row['D']} {row['dtype']} ({row['clock']}) | {seconds(ours)} | {rate} "
+        f"| {peers(row)}{memory(row)} |"
+    )
 
 
 def model_line(row: dict) -> str:

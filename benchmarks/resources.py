@@ -26,8 +26,9 @@ from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fastlm.kernels import attention, attention_backward, embedding, gate, norm, rotary
+from fastlm.kernels import attention, attention_backward, embedding, gate, logits, norm, rotary
 from fastlm.ops.attention import LEARNED, Arguments
+from fastlm.ops.logits import Arguments as LossArguments
 from fastlm.ops.norm import Arguments as NormArguments
 from fastlm.ops.norm import Saved
 
@@ -221,9 +222,24 @@ def embedding_case(dtype: torch.dtype, D: int) -> Callable:
     return lambda: embedding.backward(empty(L, D, dtype=dtype), empty(L, dtype=torch.int64), 32_000, -1)
 
 
+def logits_case(dtype: torch.dtype, V: int, options: bool) -> Callable:
+    """Launch what measures rows of V words, their gradient, and both in one. options: with bias, softcap, smoothing."""
+
+    def launch() -> None:
+        x, of_rows = empty(L, -(-V // 64) * 64, dtype=dtype)[:, :V], empty(L, dtype=torch.float32)
+        weight, labels = empty(V, 0, dtype=dtype), empty(L, dtype=torch.int64)
+        bias, smoothing, softcap = (empty(V, dtype=dtype), 0.1, 30.0) if options else (None, 0.0, 0.0)
+        a = LossArguments(x, weight, bias, labels, -100, smoothing, 1e-4, softcap, 1.0, 0, V, "")
+        logits.measure(x, labels, a)
+        logits.gradient(x, labels, 3 * (of_rows,), a)
+        logits.lose(x, labels, a)
+
+    return launch
+
+
 BY_TERM = ((torch.bfloat16, 64), (torch.bfloat16, 128))  # where every term is compiled
 FEW = ("bias", "dropout, segments", "shaw", "deberta", "xlnet")  # by CI, for time: they hold all the others do
-SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated", "embedding")  # on every GPU
+SAME_TILES = ("shaw", "deberta", "xlnet", "half", "interleaved", "norm", "gated", "embedding", "logits")  # on every GPU
 
 
 def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
@@ -250,6 +266,9 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
         for activation in ("gelu", "gelu_tanh", "relu", "silu", "tanh") if everything else ("silu", "tanh"):
             yield f"{name} {activation} gated", gate_case(dtype, activation)
         yield f"{name} D=768 embedding", embedding_case(dtype, 768)
+        for V in (1024, 50257) if everything else (50257,):
+            yield f"{name} V={V} logits", logits_case(dtype, V, False)
+            yield f"{name} V={V}, all options logits", logits_case(dtype, V, True)
 
 
 def report(architectures: tuple[int, ...], everything: bool) -> Iterator[Resources]:

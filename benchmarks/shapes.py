@@ -1,4 +1,6 @@
-"""The sizes that are timed: parameter lists of real models, and attention problems of a fixed number of tokens."""
+"""The sizes that are timed: parameter lists of real models, attention problems of a fixed number of tokens, and losses
+over vocabularies of real models.
+"""
 
 from dataclasses import dataclass
 from math import prod
@@ -54,6 +56,22 @@ class Attention:
         """By the usual convention: two products forward, 2.5 times that backward, half of each for causal."""
         forward = 4 * self.B * self.H * self.L**2 * self.D / 2
         return {"forward": 1.0, "backward": 2.5, "both": 3.5}[direction] * forward
+
+
+@dataclass(frozen=True)
+class Loss:
+    """N rows of D channels, of which a share has targets, guessed among V words."""
+
+    N: int
+    V: int
+    D: int
+    dtype: torch.dtype
+    targets: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Of the three products of the rows with a target: logits, and the gradients of hidden and weight."""
+        return 6 * self.N * self.targets * self.V * self.D
 
 
 def gpu_attention(scheme: str, L: int, D: int, tokens: int = 16384, dim: int = 2048) -> Attention:

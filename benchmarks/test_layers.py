@@ -1,8 +1,10 @@
 """What stands between matrix products, on a CPU and both ways: norms, gates, embeddings, the loss of many words."""
 
+import cross_entropy
 import layers
 import pytest
 import torch
+from shapes import Loss
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
@@ -21,4 +23,6 @@ def test_embedding(V, dtype, smoke, limits, copy, record):
 @pytest.mark.parametrize("V", [32000, 50257])
 def test_loss(V, smoke, limits, matmul, record):
     N, V, D = (64, 320, 24) if smoke else (4096, V, 768)
-    record(*layers.measure_loss(N, V, D, "clock", matmul(torch.float32), **limits))
+    x = cross_entropy.Inputs(Loss(N, V, D, torch.float32), torch.device("cpu"))
+    cross_entropy.check(x)
+    record(cross_entropy.measure(x, "clock", matmul(torch.float32), **limits), cross_entropy.contestants(x)["fastlm"]())

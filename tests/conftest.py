@@ -17,6 +17,7 @@ from ranks import ranks as ranks
 
 import fastlm
 from fastlm.backends import native
+from fastlm.ops import logits
 
 # the package under test, be it installed or a checkout
 os.environ["PYTHONPATH"] = str(Path(fastlm.__file__).parents[1])
@@ -104,6 +105,27 @@ def poisoned_cpp(poisoned):
     """Attention by C++; results start as NaN."""
     with fastlm.use_backend(attention="cpp", attention_backward="cpp"):
         yield
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> list[tuple[torch.dtype, torch.dtype]]:
+    """The loss multiplies 16 bits as they are, and adds them up in fp32, for which a CPU has no product of its own.
+
+    A list of the dtypes of what was multiplied, and of what it was added to.
+    """
+    addmm, seen = torch.addmm, []
+
+    def added(to, x, y, out_dtype=None, out=None):
+        seen.append((x.dtype, to.dtype))
+        if out_dtype is None:
+            return addmm(to, x, y, out=out)
+        if to.device.type == "cuda":
+            return addmm(to, x, y, out_dtype=out_dtype, out=out)
+        return addmm(to, x.to(out_dtype), y.to(out_dtype), out=out)
+
+    monkeypatch.setattr(logits, "multiplies_16_bits", lambda device: True)
+    monkeypatch.setattr(torch, "addmm", added)
+    return seen
 
 
 @pytest.fixture

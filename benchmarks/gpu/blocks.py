@@ -20,9 +20,20 @@ sys.path.insert(0, str(HERE.parents[1]))
 sys.path.append(str(HERE.parents[2]))  # a checkout built in place, unless fastlm is installed
 import adamw  # noqa: E402
 import attention  # noqa: E402
+import cross_entropy  # noqa: E402
 import machine  # noqa: E402
 import optim  # noqa: E402
-from plan import LIMITS, SPARE_LENGTHS, TILES, TUNED_LENGTH, attention_problems, smoke_problems, tile_problems  # noqa: E402
+from plan import (  # noqa: E402
+    LIMITS,
+    SMOKE_LOSSES,
+    SPARE_LENGTHS,
+    TILES,
+    TUNED_LENGTH,
+    attention_problems,
+    loss_problems,
+    smoke_problems,
+    tile_problems,
+)
 from shapes import PARAMETERS, SMOKE_PARAMETERS, Attention  # noqa: E402
 from timing import compare  # noqa: E402
 
@@ -155,7 +166,23 @@ def time_one_kernel(run: Run, kernel: str, problem: Attention) -> None:
     print(f"tiles of {kernel}, D {problem.D}: timed {', '.join(candidates)} beside {tuple(shipped)}")
 
 
-BLOCKS = {"machine": describe, "optimizers": time_optimizers, "attention": time_attention, "tiles": time_tiles}
+def time_losses(run: Run) -> None:
+    """By graphs, which multiply rows without a target too, and by events, which wait for how many have one."""
+    rate = machine.matmul_rate(run.device, 64 if run.smoke else 8192)
+    for problem in run.while_time_lasts(SMOKE_LOSSES if run.smoke else loss_problems()):
+        run.release()
+        with run.attempt(problem):
+            x = cross_entropy.Inputs(problem, run.device)
+            error = cross_entropy.check(x)
+            for clock in run.clocks:
+                run.keep(cross_entropy.measure(x, clock, rate, **run.limits))
+            print(f"loss {problem}: checked ({error:.0e}) and timed")
+
+
+BLOCKS = {
+    "machine": describe, "optimizers": time_optimizers, "attention": time_attention, "tiles": time_tiles,
+    "loss": time_losses,
+}  # fmt: skip
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What runs on a borrowed GPU, in which order and within which time: three calls of under ten minutes, complete each by
+"""What runs on a borrowed GPU, in which order and within which time: four calls of under ten minutes, complete each by
 itself. `rehearse.py` shows that every block fits.
 """
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "benchmarks" / "gpu"
 sys.path.insert(0, str(HERE.parent))
 sys.path.append(str(ROOT))  # a checkout built in place, unless fastlm is installed
-from shapes import Attention, gpu_attention  # noqa: E402
+from shapes import Attention, Loss, gpu_attention  # noqa: E402
 
 from fastlm.kernels.tiles import Tiles  # noqa: E402
 
@@ -38,8 +38,11 @@ def calls(out: Path, smoke: bool) -> dict[str, list[Block]]:
     python, extra = sys.executable, ["--smoke"] * smoke
     tests = [
         str(ROOT / "tests" / name)
-        for name in ("csrc/test_cuda.py", "csrc/test_cuda_attention.py", "kernels/test_triton.py")
-    ]
+        for name in (
+            "csrc/test_cuda.py", "csrc/test_cuda_attention.py", "kernels/test_triton.py",
+            "kernels/test_logits_kernels.py",
+        )
+    ]  # fmt: skip
     pytest = [python, "-m", "pytest", "-q", "-ra", "--maxfail=4", "-p", "no:cacheprovider", *tests]
     shared = lambda command: [[*command, f"{i}/{PROCESSES}"] for i in range(PROCESSES)]
     timed = lambda name, cap, tail: Block(
@@ -54,6 +57,7 @@ def calls(out: Path, smoke: bool) -> dict[str, list[Block]]:
         "optimizers": [
             *build, machine, timed("optimizers", 250, 30), *ahead("tiles", 65), timed("tiles", 90, 40),
         ],
+        "loss": [*build, machine, timed("loss", 300, 30)],
     }  # fmt: skip
 
 
@@ -93,5 +97,17 @@ def tile_problems() -> list[tuple[str, Attention]]:
     return [(kernel, gpu_attention("t5", TUNED_LENGTH, D)) for D in (64, 128) for kernel in TILES]
 
 
+def loss_problems() -> list[Loss]:
+    """GPT-2-small's, Llama 2's and 3's of 7 and 8 billion, BERT-base's with hidden tokens alone, Gemma 2's of 2."""
+    of = lambda N, V, D, targets=1.0: Loss(N, V, D, torch.bfloat16, targets)
+    return [
+        of(16384, 50257, 768), of(16384, 128256, 4096), of(16384, 32000, 4096), of(16384, 30522, 768, 0.15),
+        of(8192, 256000, 2304),
+    ]  # fmt: skip
+
+
 def smoke_problems() -> list[Attention]:
     return [Attention(scheme, 2, 2, 32, 16, torch.float32) for scheme in ("t5", "alibi", "none")]
+
+
+SMOKE_LOSSES = [Loss(32, 50, 16, torch.float32), Loss(32, 50, 16, torch.float32, 0.5)]

@@ -1,4 +1,4 @@
-"""Rehearse the three calls of run.py where there is no GPU: how much each block compiles, and whether it fits its time.
+"""Rehearse the four calls of run.py where there is no GPU: how much each block compiles, and whether it fits its time.
 
     python benchmarks/gpu/rehearse.py [--out FILE]
 
@@ -28,6 +28,7 @@ from plan import (
     Block,
     attention_problems,
     calls,
+    loss_problems,
     tile_problems,
 )
 
@@ -42,8 +43,11 @@ TRY = 0.3  # of one choice of max-autotune
 BATCH = 0.02  # of work between two readings of a clock (timing.py)
 WORKERS = 16  # that compile what max-autotune tries
 FLEX = 3  # kernels of FlexAttention: forward, backward, and what sums a table's gradient
+LOSS_KERNELS = 1 + 1 + 4  # ours; Liger's; of what is compiled of PyTorch's, forward and backward, as seen at one size
+LOSS_RATE = 2e14  # operations a second of the slowest, of a card that multiplies three times as fast
 FLEX_TRIED = 7 + 29  # by max-autotune: forward, backward (torch/_inductor/template_heuristics/triton.py)
 
+TESTS = ("triton", "logits_kernels")
 CUDA = [str(ROOT / "tests" / "csrc" / name) for name in ("test_cuda.py", "test_cuda_attention.py")]  # compile nothing
 
 ASSUMED = ("COMPILE", "START", "BUILD", "TEST", "SET_UP", "TRACE", "TRY", "BATCH")
@@ -56,7 +60,7 @@ def tests() -> tuple[int, float]:
         path = os.pathsep.join((os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests" / "support")))
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "asked", "-p", "no:cacheprovider"]
         subprocess.run(
-            [*command, str(ROOT / "tests" / "kernels" / "test_triton.py")],
+            [*command, *(str(ROOT / "tests" / "kernels" / f"test_{name}.py") for name in TESTS)],
             env=os.environ | {"FASTLM_ASKED": str(asked), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             check=False,  # what was not computed is not right
@@ -128,17 +132,25 @@ def tiles() -> tuple[int, float]:
     return 0, START + sum(SET_UP + compared(1 + len(TILES[kernel][problem.D])) for kernel, problem in tile_problems())
 
 
+def loss() -> tuple[int, float]:
+    seconds, problems = START, loss_problems()
+    for problem in problems:
+        once = max(BATCH, problem.flops / problem.targets / LOSS_RATE) / BATCH
+        seconds += 2 * SET_UP + LOSS_KERNELS * COMPILE + TRACE + 2 * once * compared(4)  # by two clocks
+    return len(problems) * LOSS_KERNELS, seconds
+
+
 def expected(call: str, block: Block) -> tuple[int, float]:
     of: dict[str, Callable[[], tuple[int, float]]] = {
         "build": lambda: (0, BUILD), "machine": lambda: (0, START + 3), "tests": tests, "attention": attention,
         "ahead": lambda: ahead("tiles" if call == "optimizers" else "attention"), "optimizers": optimizers,
-        "tiles": tiles,
+        "tiles": tiles, "loss": loss,
     }  # fmt: skip
     return of[block.name]()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Count what the three calls of run.py compile and how long they take.")
+    parser = argparse.ArgumentParser(description="Count what the four calls of run.py compile and how long they take.")
     parser.add_argument("--out", type=Path, help="write the table to this file as well")
     lines = [
         f"| call | block | processes | compilations of one, at {COMPILE:.0f} s | seconds | cap | share of the cap |",

@@ -1,8 +1,9 @@
-"""Everything that needs a GPU, in three calls of under ten minutes, each complete by itself:
+"""Everything that needs a GPU, in four calls of under ten minutes, each complete by itself:
 
     python benchmarks/gpu/run.py correctness    the GPU tests
     python benchmarks/gpu/run.py attention      attention against PyTorch's and FlexAttention
     python benchmarks/gpu/run.py optimizers     optimizers against torch's, then attention's tiles against others
+    python benchmarks/gpu/run.py loss           linear cross entropy against PyTorch's, compiled too, and Liger's
 
 Each builds the extensions in place, measures the machine, and prints one table. --out FOLDER, else $OUT, else
 benchmarks/results, receives a folder of the call's name: results.jsonl, report.md, plots and a log for each block.
@@ -78,7 +79,7 @@ def missing() -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Build, test and measure on a GPU, in three calls.", epilog="See the top of this file."
+        description="Build, test and measure on a GPU, in four calls.", epilog="See the top of this file."
     )
     parser.add_argument("call", choices=list(calls(Path(), False)))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))

@@ -85,13 +85,14 @@ struct Embedding {  // of rows [D]: dy, and its sum for each token, over places[
     int64_t D;
 };
 
-struct Logits {  // rows [V] of fp32; softcap 0: none
-    int64_t V;
+struct Logits {  // rows [V] of fp32, of `words` in all; bias [V] or null; softcap 0: none
+    int64_t V, words;
+    const float* bias;
     float softcap, temperature, label_smoothing;
 };
 
 struct RowLoss {
-    float lse, wanted;  // (1 - ε) z_label + ε mean_j z_j
+    float lse, wanted;  // (1 - ε) z_label + ε / words Σ_j z_j
 };
 
 struct Kernels {
@@ -126,7 +127,8 @@ struct Kernels {
     void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
     // tokens begin … end - 1; workspace: 5 D
     void (*embedding_backward)(const Embedding& a, int64_t begin, int64_t end, float* workspace);
-    // of one row of logits; then, in its place, the gradient of scale · lse - g · wanted
+    // of one row of products; then, in its place, the gradient of scale · lse - g · wanted. A label outside of it is no
+    // word here
     RowLoss (*logits_measure)(const Logits& c, const float* x, int64_t label);
     void (*logits_gradient)(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
     // one unit of work, of units(attention); workspace: forward_space, backward_space

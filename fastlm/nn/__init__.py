@@ -9,6 +9,7 @@ attention.py     Attention, multi-head self-attention with any scheme; CrossAtte
 cache.py         keys and values of the tokens a layer has seen
 checks.py        what attention and rotate refuse, in words
 embedding.py     embedding, rows of a table by token; Embedding, torch's
+vocabulary.py    tables of which ranks hold rows, for these two and the loss
 mlp.py           MLP, the feed-forward layer with any activation, gated or not
 recompute.py     what a layer computes again for a gradient instead of keeping it
 norm.py          LayerNorm, RMSNorm: torch's, that add a residual in the same pass

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastlm.nn import checks
+from fastlm.nn import checks, vocabulary
 from fastlm.ops.embedding import NO_PADDING
 from fastlm.ops.embedding import embedding as op
 
@@ -15,14 +15,14 @@ def embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Te
 
     Args:
         ids: [...] int64 or int32, 0 … V - 1.
-        weight: [V, D] floats.
+        weight: [V, D] floats; or a DTensor of which ranks hold rows, Shard(0) over one dimension of its mesh.
         padding_idx: the token whose row has no gradient, counted from the end where it is negative. Default None.
 
     Returns:
-        [..., D], in weight's dtype.
+        [..., D], in weight's dtype: the same on every rank of weight's mesh, and a DTensor where ids are one.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or a padding_idx that do not fit.
+        ValueError: for shapes, dtypes, devices, placements or a padding_idx that do not fit.
         IndexError: on a CPU for ids that are no tokens, which elsewhere would have to be waited for.
 
     torch.nn.functional.embedding, but for max_norm, scale_grad_by_freq and sparse gradients. Differentiable once.
@@ -38,11 +38,28 @@ def embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Te
     if padding_idx is not None and not -V <= padding_idx < V:
         raise ValueError(f"padding_idx is {padding_idx}; give a token of {V}, or None")
     padding = NO_PADDING if padding_idx is None else padding_idx % V
+    here, tokens = vocabulary.part(weight), vocabulary.whole(weight, ids=ids).long()
+    if here.group:
+        return vocabulary.like(ids, _rows_of_ranks(tokens, here, padding))
     try:
-        return op(ids.long(), weight, padding)
+        return vocabulary.like(ids, op(tokens, here.weight, padding))
     except IndexError:
-        wrong = ids[(ids < 0) | (ids >= V)]
-        raise IndexError(f"ids hold {int(wrong[0])}; give 0 to {V - 1}") from None
+        raise _no_tokens(tokens, V) from None
+
+
+def _rows_of_ranks(ids: Tensor, here: vocabulary.Part, padding: int) -> Tensor:
+    """Each rank's own rows, and zeros, to which the other ranks add theirs."""
+    if ids.device.type == "cpu" and not ((ids >= 0) & (ids < here.words)).all():
+        raise _no_tokens(ids, here.words)
+    own = range(here.first, here.first + len(here.weight))
+    known = (ids >= own.start) & (ids < own.stop)
+    rows = op((ids - here.first).where(known, 0), here.weight, padding - here.first if padding in own else NO_PADDING)
+    return vocabulary.AddedUp.apply(rows.where(known[..., None], 0), here.group)
+
+
+def _no_tokens(ids: Tensor, V: int) -> IndexError:
+    wrong = ids[(ids < 0) | (ids >= V)]
+    return IndexError(f"ids hold {int(wrong[0])}; give 0 to {V - 1}")
 
 
 class Embedding(nn.Embedding):

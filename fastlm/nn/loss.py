@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastlm.checks import at_least_zero, below_one, each, one_of, positive
-from fastlm.nn import checks
+from fastlm.nn import checks, vocabulary
 from fastlm.ops import linear_cross_entropy as ops
 from fastlm.ops.logits import multiplies_16_bits
 
@@ -28,9 +28,10 @@ def linear_cross_entropy(
 
     Args:
         hidden: [N, D] floats.
-        weight: [V, D] floats, such as the embedding's.
+        weight: [V, D] floats, such as the embedding's; or a DTensor of which ranks hold rows, Shard(0) over one
+            dimension of its mesh.
         labels: [N] int, 0 … V - 1, or ignore_index for a row without target, which costs no product.
-        bias: [V] floats, or None.
+        bias: [V] floats, divided as weight is, or None.
         ignore_index: the label of rows that have no target.
         label_smoothing: share of the target that all words have alike, in [0, 1).
         z_loss: times lse², is added to the loss.
@@ -44,15 +45,19 @@ def linear_cross_entropy(
         and z-loss is the log-probability of each label.
 
     Raises:
-        ValueError: for shapes, dtypes, devices or values that do not fit; on a CPU also for labels that are no words,
-            which elsewhere would have to be waited for.
+        ValueError: for shapes, dtypes, devices, placements or values that do not fit; on a CPU also for labels that are
+            no words, which elsewhere would have to be waited for.
 
     "mean" and "sum" make their gradients on the way forward, which costs three products as plain logits do, and keeps
     them, as large as hidden and weight; "none" costs four. Differentiable once.
 
-    Logits and sums are fp32 whatever dtype weight has. 16 bits are multiplied as such on a GPU, where autocast makes
-    hidden and weight 16 bits as it does for F.linear; on a CPU, which multiplies fp32 faster, autocast changes nothing.
-    The formula and its sources: fastlm/ops/linear_cross_entropy.py.
+    On a CPU, which multiplies fp32 faster than 16 bits, logits and sums are fp32 whatever dtype weight has, and
+    autocast changes nothing. On a GPU 16 bits are multiplied as such and logits are rounded to them, as F.linear's are;
+    sums are fp32, and autocast makes hidden and weight 16 bits as it does for F.linear. A chunk of logits takes half a
+    GiB there, or 1,024 rows. The formula and its sources: fastlm/ops/linear_cross_entropy.py.
+
+    Where ranks hold parts of weight, each is given the same hidden and labels, as plain tensors or Replicate, and gets
+    the same loss and hidden's whole gradient, both summed in the order of ranks; weight's stays divided.
     """
     checks.no_tracing("linear_cross_entropy")
     below_one(label_smoothing=label_smoothing)
@@ -62,22 +67,28 @@ def linear_cross_entropy(
     each({"ignore_index": ignore_index}, lambda x: isinstance(x, int), "give an integer, such as -100")
     checks.tensors(hidden=hidden, weight=weight, labels=labels)
     _check_shapes(hidden, weight, labels, bias)
-    _check_labels(labels, len(weight), ignore_index)
     checks.devices(hidden, weight=weight, labels=labels, bias=bias)
-    device = hidden.device.type
-    if multiplies_16_bits(hidden.device) and torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        hidden, weight = (x.to(torch.get_autocast_dtype(device)) for x in (hidden, weight))
+    here = vocabulary.part(weight, bias)
+    states, labels = vocabulary.whole(weight, hidden=hidden), vocabulary.whole(weight, labels=labels).long()
+    _check_labels(labels, here.words, ignore_index)
+    weight, device = here.weight, states.device.type
+    if multiplies_16_bits(states.device) and torch.is_autocast_enabled(device) and states.dtype != torch.float64:
+        states, weight = (x.to(torch.get_autocast_dtype(device)) for x in (states, weight))
     cap = 0.0 if softcap is None else float(softcap)
     a = ops.Arguments(
-        hidden, weight, bias, labels.long(), ignore_index, float(label_smoothing), float(z_loss), cap,
-        float(temperature),
+        states, weight, here.bias, labels, ignore_index, float(label_smoothing), float(z_loss), cap, float(temperature),
+        here.first, here.words, here.group,
     )  # fmt: skip
+    return vocabulary.like(hidden, _reduced(a, reduction))
+
+
+def _reduced(a: ops.Arguments, reduction: str) -> Tensor:
     if reduction == "none":
         return ops.linear_cross_entropy(a)[0]
-    learns = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    learns = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (a.hidden, a.weight, a.bias)]
     made = ops.summed_linear_cross_entropy(a, *learns[:2]) if any(learns) else ops.linear_cross_entropy(a)
     total = made[0].sum()
-    return total if reduction == "sum" else total / (labels != ignore_index).sum()
+    return total if reduction == "sum" else total / (a.labels != a.ignore_index).sum()
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:

@@ -9,6 +9,7 @@
     embedding.py               rows of a table by token
     linear_cross_entropy.py    the loss of a linear layer's logits that are never there as a whole
     logits.py                  its products, in chunks of rows
+    ranks.py                   what ranks that hold parts of a tensor make together
     optim/                     one update of many tensors
 
 Tensors and numbers go in, checked by whoever calls (fastlm/nn, fastlm/optim, fastlm/amp); tensors come out. To add one,

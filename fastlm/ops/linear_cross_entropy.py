@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import BackendError, op
-from fastlm.ops.logits import Arguments, Sums, chunks, zeros_of_rows
+from fastlm.ops import ranks
+from fastlm.ops.logits import Arguments, Sums, chunks, has_target, zeros_of_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Definition
@@ -59,31 +60,34 @@ def summed_linear_cross_entropy(
 
 
 class Rows(NamedTuple):
-    """What is done to a chunk's logits x [rows, V] between its products.
+    """What is done to a chunk of products x [rows, V], to which bias, softcap and temperature are yet to come. Labels
+    count from x's first word, and those outside of it are other ranks'.
 
-    measure(x, labels, a) → (lse [rows], (1 - ε) z_label + ε mean_j z_j [rows])
+    measure(x, labels, a) → (lse [rows], (1 - ε) z_label + ε / words Σ_j z_j [rows], of the words here)
     gradient(x, labels, lse, scale, g, a) → the gradient of scale · lse - g · the second one, in x's place
+    lose(x, labels, a) → (loss [rows], its gradient in x's place), where all words are here; None: by the two above
     """
 
     measure: Callable[..., tuple[Tensor, Tensor]]
     gradient: Callable[..., Tensor]
+    lose: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 def _losses(a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
     loss, lse = zeros_of_rows(a), zeros_of_rows(a)
     for rows, x in chunks(a):
-        of_rows, wanted = by.measure(x, a.labels[rows], a)
-        lse[rows], loss[rows] = of_rows, of_rows - wanted + a.z_loss * of_rows.square()
-    return loss, lse
+        lse[rows], wanted = _measured(x, a.labels[rows], a, by)
+        loss[rows] = lse[rows] - wanted + a.z_loss * lse[rows].square()
+    return tuple(of_rows.masked_fill_(~has_target(a, a.labels), 0) for of_rows in (loss, lse))
 
 
 def _gradients(grad: Tensor, grad_lse: Tensor, lse: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor, Tensor]:
     sums = Sums.zeros(a)
+    grad, grad_lse = (g.to(lse.dtype).masked_fill(~has_target(a, a.labels), 0) for g in (grad, grad_lse))
+    scale = grad * (1 + 2 * a.z_loss * lse) + grad_lse
     for rows, x in chunks(a):
-        g, of_rows = grad[rows].to(lse.dtype), lse[rows]
-        scale = g * (1 + 2 * a.z_loss * of_rows) + grad_lse[rows].to(lse.dtype)
-        sums.add(a, rows, by.gradient(x, a.labels[rows], of_rows, scale, g, a))
-    return sums.like(a)
+        sums.add(a, rows, by.gradient(x, a.labels[rows] - a.first, lse[rows], scale[rows], grad[rows], a))
+    return sums.over_ranks(a).like(a)
 
 
 def _sum_and_gradients(
@@ -91,32 +95,58 @@ def _sum_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total, sums = zeros_of_rows(a).new_zeros(()), Sums.zeros(a, of_hidden, of_weight)
     for rows, x in chunks(a):
-        lse, wanted = by.measure(x, a.labels[rows], a)
-        total += (lse - wanted + a.z_loss * lse.square()).sum()
-        scale = 1 + 2 * a.z_loss * lse
-        sums.add(a, rows, by.gradient(x, a.labels[rows], lse, scale, torch.ones_like(lse), a))
-    return total, *sums
+        loss, dx = _loss_and_gradient(x, a.labels[rows], a, by)
+        total += loss.sum()
+        sums.add(a, rows, dx)
+    return total, *sums.over_ranks(a)
 
 
-def _capped(x: Tensor, a: Arguments) -> Tensor:
+def _loss_and_gradient(x: Tensor, labels: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
+    if by.lose is not None and not a.group:
+        return by.lose(x, labels, a)
+    lse, wanted = _measured(x, labels, a, by)
+    g = has_target(a, labels).to(lse.dtype)
+    loss = (lse - wanted + a.z_loss * lse.square()).where(g > 0, 0)
+    return loss, by.gradient(x, labels - a.first, lse, g * (1 + 2 * a.z_loss * lse), g, a)
+
+
+def _measured(x: Tensor, labels: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
+    """Of all words, be they here or on other ranks."""
+    made = by.measure(x, labels - a.first, a)
+    if not a.group:
+        return made
+    lse, wanted = ranks.gathered(torch.stack(made), a.group).unbind(1)
+    return lse.logsumexp(0), wanted.sum(0)
+
+
+def _scores(x: Tensor, a: Arguments) -> Tensor:
+    """z of the products x."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x if a.bias is None else x + a.bias
     return (x / a.softcap).tanh_().mul_(a.softcap / a.temperature) if a.softcap else x / a.temperature
 
 
+def _places(labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
+    """(whether a label is a word here, a word here that is the label if it is)"""
+    here = (labels >= 0) & (labels < len(a.weight))
+    return here, labels.where(here, 0)
+
+
 def _measure(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
-    z = _capped(x, a)
-    wanted = (1 - a.label_smoothing) * z.gather(1, labels[:, None]).squeeze(1)
-    return z.logsumexp(-1), wanted + a.label_smoothing * z.mean(-1) if a.label_smoothing else wanted
+    z, (here, labels) = _scores(x, a), _places(labels, a)
+    wanted = (1 - a.label_smoothing) * z.gather(1, labels[:, None]).squeeze(1).where(here, 0)
+    return z.logsumexp(-1), wanted + a.label_smoothing / a.words * z.sum(-1) if a.label_smoothing else wanted
 
 
 def _gradient(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, a: Arguments) -> Tensor:
-    z = _capped(x, a)
-    dz = torch.sub(z, lse[:, None], out=x).exp_().mul_(scale[:, None])
+    z, (here, labels) = _scores(x, a), _places(labels, a)
+    dz = (z - lse[:, None]).exp_().mul_(scale[:, None])
     if a.label_smoothing:
-        dz.sub_(g[:, None] * (a.label_smoothing / len(a.weight)))
-    dz.scatter_add_(1, labels[:, None], (a.label_smoothing - 1) * g[:, None])
+        dz.sub_(g[:, None] * (a.label_smoothing / a.words))
+    dz.scatter_add_(1, labels[:, None], ((a.label_smoothing - 1) * g).where(here, 0)[:, None])
     if a.softcap:
         dz.mul_(1 - (z * (a.temperature / a.softcap)).square())
-    return dz.div_(a.temperature)
+    return x.copy_(dz.div_(a.temperature))
 
 
 PYTORCH = Rows(_measure, _gradient)
@@ -141,28 +171,49 @@ summed_linear_cross_entropy.torch_op.register_fake(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backends: the same products, and what is between them in two passes of C++
+# Backends: the same products, and what is between them in two passes of C++, or in one kernel of Triton
 
 
 def _measure_by_cpp(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
-    lse, wanted, labels = x.new_empty(len(x)), x.new_empty(len(x)), labels.long()
-    native.cpu().logits_measure(
-        x.data_ptr(), labels.data_ptr(), lse.data_ptr(), wanted.data_ptr(), *x.shape,
-        (a.softcap, a.temperature, a.label_smoothing), torch.get_num_threads(),
-    )  # fmt: skip
+    lse, wanted = x.new_empty(len(x)), x.new_empty(len(x))
+    _run_cpp(native.cpu().logits_measure, x, labels, (lse, wanted), a)
     return lse, wanted
 
 
 def _gradient_by_cpp(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, a: Arguments) -> Tensor:
-    labels, lse, scale, g = labels.long(), lse.contiguous(), scale.contiguous(), g.contiguous()
-    native.cpu().logits_gradient(
-        x.data_ptr(), labels.data_ptr(), lse.data_ptr(), scale.data_ptr(), g.data_ptr(), *x.shape,
-        (a.softcap, a.temperature, a.label_smoothing), torch.get_num_threads(),
-    )  # fmt: skip
+    _run_cpp(native.cpu().logits_gradient, x, labels, (lse, scale, g), a)
     return x
 
 
+def _run_cpp(launch: Callable, x: Tensor, labels: Tensor, of_rows: tuple[Tensor, ...], a: Arguments) -> None:
+    bias = None if a.bias is None else a.bias.to(x.dtype).contiguous()
+    labels, of_rows = labels.contiguous(), [values.contiguous() for values in of_rows]
+    launch(
+        x.data_ptr(), native.address(bias), labels.data_ptr(), [values.data_ptr() for values in of_rows], *x.shape,
+        a.words, (a.softcap, a.temperature, a.label_smoothing), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _measure_by_triton(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
+    from fastlm.kernels.logits import measure
+
+    return measure(x, labels, a)
+
+
+def _gradient_by_triton(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, a: Arguments) -> Tensor:
+    from fastlm.kernels.logits import gradient
+
+    return gradient(x, labels, (lse, scale, g), a)
+
+
+def _lose_by_triton(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
+    from fastlm.kernels.logits import lose
+
+    return lose(x, labels, a)
+
+
 CPP = Rows(_measure_by_cpp, _gradient_by_cpp)
+TRITON = Rows(_measure_by_triton, _gradient_by_triton, _lose_by_triton)
 
 
 def _refuses(*args) -> str | None:
@@ -175,6 +226,9 @@ for _op, _run in (
     (linear_cross_entropy_backward, _gradients),
     (summed_linear_cross_entropy, _sum_and_gradients),
 ):
+    _op.backend("triton", devices=("cuda",), unavailable=native.triton_missing, refuses=_refuses)(
+        partial(_run, by=TRITON)
+    )
     _op.backend("cpp", devices=("cpu",), unavailable=native.cpp_missing, refuses=_refuses)(partial(_run, by=CPP))
 
 
@@ -195,7 +249,7 @@ def _(ctx, grad, grad_lse):
     lse, hidden, weight, bias, labels = ctx.saved_tensors
     a = ctx.numbers._replace(hidden=hidden, weight=weight, bias=bias, labels=labels)
     *made, d_bias = linear_cross_entropy_backward(grad, grad_lse, lse, a)
-    return (Arguments(*made, None if bias is None else d_bias, *6 * [None]),)
+    return (_for_tensors(*made, None if bias is None else d_bias),)
 
 
 @linear_cross_entropy_backward.gradient(save=lambda ctx, inputs, output: None)
@@ -219,5 +273,9 @@ def _(ctx, grad, *of_gradients):
         (x * grad).to(dtype) if wanted and grad is not None else None
         for x, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, (of_hidden, of_weight, of_bias), strict=True)
     )
-    made = dict(hidden=hidden, weight=weight, bias=bias)
-    return Arguments(**dict.fromkeys(Arguments._fields) | made), None, None
+    return _for_tensors(hidden, weight, bias), None, None
+
+
+def _for_tensors(*gradients: Tensor | None) -> Arguments:
+    """Gradients of hidden, weight and bias in the place of these, and none of the others."""
+    return Arguments(*gradients, *(len(Arguments._fields) - len(gradients)) * [None])

@@ -1,8 +1,8 @@
 """Logits in chunks of rows, and the gradients that chunks add up to: the products of linear_cross_entropy.py.
 
-Sums are fp32 (fp64 for fp64 hidden). On a CPU products are of fp32 too, which it multiplies faster than 16 bits; a
-weight of 16 bits is then there in fp32 a tile at a time. On a GPU 16 bits are multiplied as they are, the gradient of a
-chunk's logits rounded to them.
+On a CPU all is fp32 (fp64 for fp64 hidden), which it multiplies faster than 16 bits; a weight of 16 bits is then there
+in fp32 a tile at a time. On a GPU 16 bits are multiplied as they are, and a chunk's logits and their gradient have 16
+bits too, as F.linear's have; what chunks add up to is fp32.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,37 @@ import torch
 from torch import Tensor
 
 from fastlm.backends import pages
+from fastlm.ops import ranks
 
-# Logits that are there at a time: the most of so many bytes, so many rows, without which products run at two thirds of
-# their speed, and a twentieth of all rows, for weight's gradient is read and written for each chunk.
-CHUNK, ROWS, CHUNKS = 12 * 2**20, 192, 20
 TILE = 4 * 2**20  # bytes of a 16-bit weight that are there in fp32 at a time
+ALIGNED = 64  # words by which rows lie apart on a GPU, whose products and kernels take whole vectors
+
+
+class Chunk(NamedTuple):
+    """Logits that are there at a time: the most of so many bytes, so many rows, and a twentieth of all rows.
+
+    Weight's gradient is read and written for each chunk, and products of few rows are slow: of 96 at two thirds of the
+    speed of 192 on a CPU. On an H100, by bytes and operations, a chunk of R rows costs 280 / R of its products' time.
+    """
+
+    bytes: int
+    rows: int
+    share: int = 20
+
+    def size(self, words: int, itemsize: int, rows: int) -> int:
+        """In rows, for rows of so many words."""
+        return max(self.bytes // (words * itemsize), self.rows, rows // self.share)
+
+
+CPU, GPU = Chunk(12 * 2**20, 192), Chunk(2**29, 1024)
 
 
 class Arguments(NamedTuple):
-    """The op's arguments by name, in its order. softcap 0: none."""
+    """The op's arguments by name, in its order.
+
+    softcap 0: none. weight and bias are of the words first, first + 1, … of `words` in all; the others are on the other
+    ranks of the process group of that name, "" for none.
+    """
 
     hidden: Tensor
     weight: Tensor
@@ -31,6 +53,9 @@ class Arguments(NamedTuple):
     z_loss: float
     softcap: float
     temperature: float
+    first: int
+    words: int
+    group: str
 
 
 class Sums(NamedTuple):
@@ -52,10 +77,10 @@ class Sums(NamedTuple):
 
     def add(self, a: Arguments, rows: Tensor, dx: Tensor) -> None:
         """Add a chunk's, of whose logits dx [rows, V] is the gradient."""
-        h, g = a.hidden[rows].to(operands(a)), dx.to(operands(a))
-        d_h = dx.new_zeros(h.shape)
+        h = a.hidden[rows].to(dx.dtype)
+        d_h = self.hidden.new_zeros(h.shape)
         for begin, w in _tiles(a):
-            part = g[:, begin : begin + len(w)]
+            part = dx[:, begin : begin + len(w)]
             if len(self.hidden):
                 _add_product(part, w, d_h)
             if len(self.weight):
@@ -63,7 +88,11 @@ class Sums(NamedTuple):
         if len(self.hidden):
             self.hidden[rows] = d_h
         if a.bias is not None:
-            self.bias.add_(dx.sum(0))
+            self.bias.add_(dx.sum(0, dtype=self.bias.dtype))
+
+    def over_ranks(self, a: Arguments) -> "Sums":
+        """The same where each rank has added what its own words give: hidden's is the sum of all."""
+        return self._replace(hidden=ranks.summed(self.hidden, a.group)) if a.group and len(self.hidden) else self
 
     def like(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         """In the dtypes of what they are gradients of."""
@@ -77,19 +106,39 @@ def zeros_of_rows(a: Arguments) -> Tensor:
 
 
 def chunks(a: Arguments) -> Iterator[tuple[Tensor, Tensor]]:
-    """(indices of rows with a target, their x [rows, V] in one buffer), chunk by chunk."""
-    wide = torch.promote_types(a.hidden.dtype, torch.float32)
-    V = len(a.weight)
-    targets = (a.labels != a.ignore_index).nonzero().squeeze(1)
-    together = max(CHUNK // (V * wide.itemsize), ROWS, len(targets) // CHUNKS)
-    buffer = a.hidden.new_empty(min(together, len(targets)), V, dtype=wide)
+    """(indices of rows with a target, their products with weight [rows, V] in one buffer), chunk by chunk; the same
+    rows on every rank.
+    """
+    targets, V, dtype = _targets(a), len(a.weight), operands(a)
+    on_gpu = multiplies_16_bits(a.hidden.device)
+    most = -(-a.words // ranks.size(a.group))  # words of the rank that has most
+    together = (GPU if on_gpu else CPU).size(most, dtype.itemsize, len(targets))
+    apart = -(-V // ALIGNED) * ALIGNED if on_gpu else V
+    buffer = a.hidden.new_empty(min(together, len(targets)), apart, dtype=dtype)[:, :V]
     for rows in targets.split(together):
         if len(rows) == 0:
             return
-        h, x = a.hidden[rows].to(operands(a)), buffer[: len(rows)]
+        h, x = a.hidden[rows].to(dtype), buffer[: len(rows)]
         for begin, w in _tiles(a):
-            _product(h, w.mT, x[:, begin : begin + len(w)])
-        yield rows, x if a.bias is None else x.add_(a.bias)
+            torch.mm(h, w.mT, out=x[:, begin : begin + len(w)])
+        yield rows, x
+
+
+def _targets(a: Arguments) -> Tensor:
+    """Rows with a target. A GPU has to be waited for until they are counted, which cannot be while a CUDA graph is
+    captured: then all rows, and those without a target count nothing.
+    """
+    if capturing(a.hidden.device):
+        return torch.arange(len(a.labels), device=a.labels.device)
+    return has_target(a, a.labels).nonzero().squeeze(1)
+
+
+def capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def has_target(a: Arguments, labels: Tensor) -> Tensor:
+    return labels != a.ignore_index
 
 
 def multiplies_16_bits(device: torch.device) -> bool:
@@ -98,7 +147,7 @@ def multiplies_16_bits(device: torch.device) -> bool:
 
 
 def operands(a: Arguments) -> torch.dtype:
-    """Of what is multiplied."""
+    """Of what is multiplied, and of a chunk's logits."""
     as_it_is = a.hidden.dtype == a.weight.dtype and multiplies_16_bits(a.hidden.device)
     return a.hidden.dtype if as_it_is else torch.promote_types(a.hidden.dtype, torch.float32)
 
@@ -111,9 +160,5 @@ def _tiles(a: Arguments) -> Iterator[tuple[int, Tensor]]:
         yield begin, a.weight[begin : begin + size].to(dtype)
 
 
-def _product(x: Tensor, y: Tensor, out: Tensor) -> None:
-    torch.mm(x, y, out=out) if x.dtype == out.dtype else torch.mm(x, y, out_dtype=out.dtype, out=out)
-
-
 def _add_product(x: Tensor, y: Tensor, to: Tensor) -> None:
-    to.addmm_(x, y) if x.dtype == to.dtype else to.add_(torch.mm(x, y, out_dtype=to.dtype))
+    torch.addmm(to, x, y, out=to) if x.dtype == to.dtype else torch.addmm(to, x, y, out_dtype=to.dtype, out=to)

@@ -56,6 +56,9 @@ KERNELS = {
     "gated",
     "gated_backward",
     "embedding_backward",
+    "logits_measure",
+    "logits_gradient",
+    "logits_lose",
 }
 
 
@@ -83,6 +86,9 @@ def test_registers_hold_everything(resources):
             "gated",
             "gated_backward",
             "embedding_backward",
+            "logits_measure",
+            "logits_gradient",
+            "logits_lose",
         ) or (k["kernel"] == "forward" and k["case"].startswith("bfloat16"))
         few = k["kernel"] in ("forward", "norm_backward")
         assert k["spills"] <= (0 if spares else 16 if few else 512), k

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from lost import OPTIONS, Drawn, arguments, assert_loss_accurate, assert_rows_accurate, draw, plain, products, results
 
 import fastlm
 from fastlm.backends import native
@@ -10,61 +12,18 @@ from fastlm.ops import linear_cross_entropy as module
 from fastlm.ops import logits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OPTIONS = {
-    "plain": {},
-    "smoothed": dict(label_smoothing=0.1),
-    "z-loss": dict(z_loss=1e-2),
-    "capped": dict(softcap=2.0, temperature=0.7),
-    "all": dict(label_smoothing=0.1, z_loss=1e-2, softcap=2.0, temperature=1.3),
-}
-
-
-def draw(dtype, N=37, D=24, V=91):
-    g = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (torch.randn(*s, generator=g).to(dtype) for s in ((N, D), (V, D), (V,)))
-    labels = torch.randint(V, (N,), generator=g)
-    labels[::5] = -100
-    return hidden, weight, bias, labels
-
-
-def plain(hidden, weight, labels, bias, label_smoothing=0.0, z_loss=0.0, softcap=None, temperature=1.0):
-    x = F.linear(hidden, weight, bias)
-    x = (x if softcap is None else softcap * torch.tanh(x / softcap)) / temperature
-    loss = F.cross_entropy(x, labels, reduction="none", label_smoothing=label_smoothing)
-    return (loss + z_loss * x.logsumexp(-1).square()).where(labels != -100, 0)
-
-
-def with_gradients(function, tensors, labels, dtype, **options):
-    """function gives a loss for each row, which have weights of their own, or their sum."""
-    hidden, weight, bias = (x.detach().to(dtype).requires_grad_() for x in tensors)
-    loss = function(hidden, weight, labels, bias, **options)
-    weights = torch.linspace(0.5, 1.5, len(labels)).to(loss) if loss.ndim else 1.5
-    return (loss.detach(), *torch.autograd.grad((loss * weights).sum(), (hidden, weight, bias)))
 
 
 @pytest.fixture(params=["a few rows at a time", "all at once"])
 def chunk(request, monkeypatch):
     if request.param == "a few rows at a time":
-        monkeypatch.setattr(logits, "CHUNK", 4 * 91 * 4)
-        monkeypatch.setattr(logits, "ROWS", 1)
+        monkeypatch.setattr(logits, "CPU", logits.Chunk(4 * 91 * 4, 1))
+        monkeypatch.setattr(logits, "GPU", logits.Chunk(4 * 91 * 2, 1))
         monkeypatch.setattr(logits, "TILE", 10 * 24 * 4)
 
 
 OPS = ("linear_cross_entropy", "summed_linear_cross_entropy")
 CPP_MISSING = native.cpp_missing(torch.device("cpu"))
-
-
-def assert_accurate(drawn, dtype, reduction, options):
-    *tensors, labels = drawn
-    reduced = lambda *a, **o: plain(*a, **o) if reduction == "none" else plain(*a, **o).sum()
-    truth = with_gradients(reduced, tensors, labels, torch.float64, **options)
-    theirs = with_gradients(reduced, tensors, labels, dtype, **options)
-    ours = with_gradients(
-        lambda *a, **o: fastlm.linear_cross_entropy(*a, reduction=reduction, **o), tensors, labels, dtype, **options
-    )
-    for got, other, true in zip(ours, theirs, truth, strict=True):
-        ulp = 4 * torch.finfo(got.dtype).eps * (1 + true.abs().max())
-        assert (got - true).abs().max() <= 2 * (other - true).abs().max() + ulp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,31 +34,40 @@ def test_error_is_at_most_twice_plain_pytorchs(backend, reduction, options, dtyp
     if backend == "cpp" and CPP_MISSING:
         pytest.skip(CPP_MISSING)
     with fastlm.use_backend(**dict.fromkeys(OPS, backend)):
-        assert_accurate(draw(dtype), dtype, reduction, options)
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """16 bits are multiplied as they are, and added up in fp32, for which a CPU has no product of its own."""
-    mm, seen = torch.mm, []
-
-    def product(x, y, out_dtype=None, out=None):
-        seen.append((x.dtype, y.dtype, out_dtype))
-        return mm(x, y, out=out) if out_dtype is None else mm(x.to(out_dtype), y.to(out_dtype), out=out)
-
-    monkeypatch.setattr(logits, "multiplies_16_bits", lambda device: True)
-    monkeypatch.setattr(torch, "mm", product)
-    return seen
+        assert_loss_accurate(draw(dtype), reduction, options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_products_of_16_bits(reduction, dtype, as_on_a_gpu, chunk):
-    assert_accurate(draw(dtype), dtype, reduction, OPTIONS["all"])
-    of_16_bits = [operands for operands in as_on_a_gpu if operands[:2] == (dtype, dtype) and dtype.itemsize == 2]
-    assert all(to == torch.float32 for *_, to in of_16_bits) and bool(of_16_bits) == (dtype.itemsize == 2)
-    weight = torch.zeros(91, 24)
-    assert logits.operands(module.Arguments(draw(dtype)[0], weight, *7 * [None])) == torch.float32
+    """Logits have the operands' dtype, and sums are fp32."""
+    with fastlm.use_backend(**dict.fromkeys(OPS, "reference")):
+        assert_loss_accurate(draw(dtype), reduction, OPTIONS["all"])
+    assert {(x, to) for x, to in as_on_a_gpu} == {(dtype, torch.float32)}
+    hidden, weight = draw(dtype).hidden, torch.zeros(91, 24)
+    assert logits.operands(arguments(hidden, None, 91)._replace(weight=weight)) == torch.float32
+
+
+def test_rows_lie_in_whole_vectors_on_a_gpu(as_on_a_gpu):
+    hidden, weight, _, labels = draw(torch.bfloat16)
+    a = arguments(hidden, None, 91)._replace(hidden=hidden, weight=weight, labels=labels)
+    for rows, x in logits.chunks(a):
+        assert x.shape == (len(rows), 91) and x.stride() == (128, 1) and x.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [logits.CPU, logits.GPU], ids=["CPU", "GPU"])
+def test_a_chunk_is_counted_in_bytes_and_has_rows_enough(size):
+    assert size.size(1000, 4, 4096) == size.bytes // 4000
+    assert size.size(10**7, 4, 4096) == size.rows
+    assert size.size(10**7, 4, 10**6) == 10**6 // 20
+
+
+@pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(products(dtypes=(torch.float32,), longest=2500))
+def test_rows_of_any_size_by_cpp(drawn):
+    dtype, x, labels, a = drawn
+    assert_rows_accurate(module.CPP, dtype, x.clone(), labels, a)
 
 
 @pytest.mark.skipif(CPP_MISSING is not None, reason=str(CPP_MISSING))
@@ -114,18 +82,18 @@ def test_every_instruction_set_is_as_accurate_whatever_the_threads(options, thre
             bits = []
             for n in (1, 2, 7):
                 threads(n)
-                bits.append(measured_and_gradient(weight, bias, labels, **options))
+                bits.append(measured_and_gradient(weight, bias, **options))
             assert all(torch.equal(x, y) for other in bits[1:] for x, y in zip(other, bits[0], strict=True))
             for reduction in ("none", "sum"):
-                assert_accurate((hidden, weight, bias, labels), torch.float32, reduction, options)
+                assert_loss_accurate(Drawn(hidden, weight, bias, labels), reduction, options)
     finally:
         native.cpu().use(active)
 
 
-def measured_and_gradient(weight, bias, labels, label_smoothing=0.0, z_loss=0.0, softcap=0.0, temperature=1.0):
+def measured_and_gradient(weight, bias, **options):
     """What C++ makes of logits, without the products, whose bits may depend on threads."""
     x = torch.randn(40, len(weight), generator=torch.Generator().manual_seed(0))
-    a = module.Arguments(x, weight, bias, labels, -100, label_smoothing, z_loss, softcap, temperature)
+    a = arguments(x, bias, len(weight), **options)
     some = torch.arange(40)
     lse, wanted = module.CPP.measure(x, some, a)
     return lse, wanted, module.CPP.gradient(x, some, lse, lse, wanted, a)
@@ -137,8 +105,8 @@ def test_what_does_not_learn_costs_no_gradient(learns, monkeypatch):
     names = ("hidden", "weight", "bias")
     leaves = {name: x.requires_grad_(name in learns) for name, x in zip(names, tensors, strict=True)}
     expected = torch.autograd.grad(plain(*tensors[:2], labels, tensors[2]).sum(), [leaves[n] for n in learns.split()])
-    products, addmm_ = [], torch.Tensor.addmm_
-    monkeypatch.setattr(torch.Tensor, "addmm_", lambda *a: products.append(a) or addmm_(*a))
+    products, addmm = [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *a, **to: products.append(a) or addmm(*a, **to))
     loss = fastlm.linear_cross_entropy(*tensors[:2], labels, tensors[2], reduction="sum")
     got = torch.autograd.grad(loss, [leaves[name] for name in learns.split()])
     torch.testing.assert_close(got, expected)
@@ -186,22 +154,17 @@ def test_rows_without_target_cost_no_product(monkeypatch):
     monkeypatch.setattr(torch, "mm", lambda a, b, **to: (seen.append(len(a)), mm(a, b, **to))[1])
     fastlm.linear_cross_entropy(*tensors[:2], labels)
     assert sum(seen) == (labels != -100).sum()
-    loss, *grads = with_gradients(
-        lambda *a: fastlm.linear_cross_entropy(*a, reduction="none"),
-        tensors,
-        torch.full_like(labels, -100),
-        torch.float32,
-    )
-    assert not any(x.any() for x in (loss, *grads))
+    without = Drawn(*tensors, torch.full_like(labels, -100))
+    made = results(lambda *a: fastlm.linear_cross_entropy(*a, reduction="none"), without)
+    assert not any(x.any() for x in made.values())
 
 
 def test_bits_repeat():
-    *tensors, labels = draw(torch.bfloat16)
     function = lambda *a: fastlm.linear_cross_entropy(*a, reduction="none")
-    first = with_gradients(function, tensors, labels, torch.bfloat16)
+    first = results(function, draw(torch.bfloat16))
     for _ in range(20):
-        for got, expected in zip(with_gradients(function, tensors, labels, torch.bfloat16), first, strict=True):
-            assert torch.equal(got, expected)
+        for name, got in results(function, draw(torch.bfloat16)).items():
+            assert torch.equal(got, first[name]), name
 
 
 def test_compiled():

@@ -165,40 +165,38 @@ void launch_embedding_backward(
     });
 }
 
-static Logits logits(Address x, Address labels, int64_t rows, int64_t V, const std::array<double, 3>& options) {
+static Logits logits(Address x, Address bias, Address labels, int64_t rows, int64_t V, int64_t words,
+    const std::array<double, 3>& options) {
     const auto [softcap, temperature, label_smoothing] = options;
-    check(rows >= 0 && V >= 1, "there must be at least one logit in a row");
+    check(rows >= 0 && V >= 1 && words >= V, "there must be at least one logit in a row, and no more than words");
     check(rows == 0 || (x && labels), "an address is null");
     check(temperature > 0 && softcap >= 0, "temperature must be positive, and softcap at least 0");
-    for (int64_t row = 0; row < rows; row++) {
-        const int64_t label = reinterpret_cast<const int64_t*>(labels)[row];
-        check(label >= 0 && label < V, "a label is " + std::to_string(label) + "; give 0 to " + std::to_string(V - 1));
-    }
-    return {V, float(softcap), float(temperature), float(label_smoothing)};
+    return {V, words, reinterpret_cast<const float*>(bias), float(softcap), float(temperature), float(label_smoothing)};
 }
 
-void launch_logits_measure(Address x, Address labels, Address lse, Address wanted, int64_t rows, int64_t V,
-    const std::array<double, 3>& options, int threads) {
-    const Logits c = logits(x, labels, rows, V, options);
-    check(rows == 0 || (lse && wanted), "an address is null");
+void launch_logits_measure(Address x, Address bias, Address labels, const std::array<Address, 2>& of_rows, int64_t rows,
+    int64_t V, int64_t words, const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(x, bias, labels, rows, V, words, options);
+    check(rows == 0 || (of_rows[0] && of_rows[1]), "an address is null");
+    const auto to = [&](int which, int64_t row) -> float& { return reinterpret_cast<float*>(of_rows[which])[row]; };
     const Kernels& k = active();
     parallel_for(rows, threads, [&](int64_t row) {
         const RowLoss r = k.logits_measure(
             c, reinterpret_cast<const float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
-        reinterpret_cast<float*>(lse)[row] = r.lse;
-        reinterpret_cast<float*>(wanted)[row] = r.wanted;
+        to(0, row) = r.lse;
+        to(1, row) = r.wanted;
     });
 }
 
-void launch_logits_gradient(Address x, Address labels, Address lse, Address scale, Address g, int64_t rows, int64_t V,
-    const std::array<double, 3>& options, int threads) {
-    const Logits c = logits(x, labels, rows, V, options);
-    check(rows == 0 || (lse && scale && g), "an address is null");
-    const auto of_row = [](Address values, int64_t row) { return reinterpret_cast<const float*>(values)[row]; };
+void launch_logits_gradient(Address x, Address bias, Address labels, const std::array<Address, 3>& of_rows,
+    int64_t rows, int64_t V, int64_t words, const std::array<double, 3>& options, int threads) {
+    const Logits c = logits(x, bias, labels, rows, V, words, options);
+    check(rows == 0 || (of_rows[0] && of_rows[1] && of_rows[2]), "an address is null");
+    const auto of_row = [&](int which, int64_t row) { return reinterpret_cast<const float*>(of_rows[which])[row]; };
     const Kernels& k = active();
     parallel_for(rows, threads, [&](int64_t row) {
         k.logits_gradient(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
-            of_row(lse, row), of_row(scale, row), of_row(g, row));
+            of_row(0, row), of_row(1, row), of_row(2, row));
     });
 }
 

@@ -1,5 +1,6 @@
 // Rows of logits: what their cross entropy is made of in one pass over memory, and their gradient, in their place, in a
-// second one. Formulas: fastlm/ops/linear_cross_entropy.py. A logit may be -∞, whose word has no share.
+// second one. Formulas: fastlm/ops/linear_cross_entropy.py. A logit may be -∞, whose word has no share. The bias is
+// added in each pass, for it stays in the cache.
 #include "rows.h"
 
 namespace fastlm {
@@ -7,8 +8,13 @@ namespace FASTLM_ISA {
 
 constexpr float INFINITE = __builtin_inff();
 
-// z of n ≤ BLOCK logits: they themselves, or made in buffer.
-static const float* cap(const Logits& c, const float* x, float* buffer, int n) {
+// z of n ≤ BLOCK logits, of words o, o + 1, …: the products x themselves, or made in buffer.
+static const float* scores(const Logits& c, const float* x, int64_t o, float* buffer, int n) {
+    x += o;
+    if (c.bias) {
+        each(n, [&](auto lane, int64_t i) { put(buffer + i, take(lane, x + i) + take(lane, c.bias + o + i)); });
+        x = buffer;
+    }
     if (c.softcap == 0.0f && c.temperature == 1.0f) return x;
     const float inverse = 1.0f / c.temperature;
     if (c.softcap == 0.0f) {
@@ -48,7 +54,7 @@ RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
     double shares = 0.0, total = 0.0;  // Σ exp(z - top), Σ z
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
-        const float *z = cap(c, x + o, buffer, n), most = largest(z, n);
+        const float *z = scores(c, x, o, buffer, n), most = largest(z, n);
         if (most > top) {
             shares *= double(exp(V{} + (top - most))[0]);
             top = most;
@@ -57,13 +63,13 @@ RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
         if (c.label_smoothing != 0.0f) total += double(sum(n, [&](auto lane, int64_t i) { return take(lane, z + i); }));
         if (o <= label && label < o + n) at_label = z[label - o];
     }
-    const double smoothing = c.label_smoothing, mean = total / double(c.V);
+    const double smoothing = c.label_smoothing, mean = total / double(c.words);
     return {float(double(top) + __builtin_log(shares)), float((1.0 - smoothing) * double(at_label) + smoothing * mean)};
 }
 
 void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g) {
     float buffer[BLOCK];
-    const float even = g * (c.label_smoothing / float(c.V)), of_label = g * (1.0f - c.label_smoothing),
+    const float even = g * (c.label_smoothing / float(c.words)), of_label = g * (1.0f - c.label_smoothing),
                 inverse = 1.0f / c.temperature, back = c.temperature / c.softcap;
     const bool capped = c.softcap != 0.0f;
     // dz/dx: 1 - tanh² over the temperature
@@ -71,7 +77,7 @@ void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float 
     const auto gradient = [&](V z) { return (exp(z - lse) * scale - even) * slope(z); };
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
-        const float* z = cap(c, x + o, buffer, n);
+        const float* z = scores(c, x, o, buffer, n);
         const bool here = o <= label && label < o + n;
         const float of_wanted = here ? of_label * slope(V{} + z[label - o])[0] : 0.0f;
         int i = 0;
