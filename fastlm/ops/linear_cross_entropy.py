@@ -111,12 +111,12 @@ def _loss_and_gradient(x: Tensor, labels: Tensor, a: Arguments, by: Rows) -> tup
 
 
 def _measured(x: Tensor, labels: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
-    """Of all words, be they here or on other ranks."""
+    """Of all words, be they here or on other ranks, whose parts are rounded once and put together in fp64."""
     made = by.measure(x, labels - a.first, a)
     if not a.group:
         return made
-    lse, wanted = ranks.gathered(torch.stack(made), a.group).unbind(1)
-    return lse.logsumexp(0), wanted.sum(0)
+    lse, wanted = ranks.gathered(torch.stack(made), a.group).double().unbind(1)
+    return tuple(x.to(made[0].dtype) for x in (lse.logsumexp(0), wanted.sum(0)))
 
 
 def _scores(x: Tensor, a: Arguments) -> Tensor:

@@ -13,24 +13,21 @@ def size(group: str) -> int:
 
 def gathered(x: Tensor, group: str) -> Tensor:
     """[ranks, …], every rank's x."""
-    group = _of(group)
-    parts = [torch.empty_like(x) for _ in range(group.size())]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.stack(parts)
+    every = x.new_empty(size(group), *x.shape)
+    dist.all_gather(list(every.unbind()), x.contiguous(), group=_of(group))
+    return every
 
 
 def summed(x: Tensor, group: str) -> Tensor:
     """Σ of every rank's x [n, …]. Each rank adds up a share of the rows and hands it to the others: as many bytes as a
     ring's, whose order of sums is its own.
     """
-    group = _of(group)
-    share = -(-len(x) // group.size())
-    mine = x.new_zeros(group.size() * share, *x.shape[1:])
+    share = -(-len(x) // size(group))
+    mine = x.new_zeros(size(group) * share, *x.shape[1:])
     mine[: len(x)] = x
-    of_all, whole = torch.empty_like(mine), torch.empty_like(mine)
-    dist.all_to_all_single(of_all, mine, group=group)
-    dist.all_gather_into_tensor(whole, of_all.unflatten(0, (group.size(), share)).sum(0), group=group)
-    return whole[: len(x)]
+    of_all = torch.empty_like(mine)
+    dist.all_to_all_single(of_all, mine, group=_of(group))
+    return gathered(of_all.unflatten(0, (-1, share)).sum(0), group).flatten(0, 1)[: len(x)]
 
 
 def added_up(x: Tensor, group: str) -> Tensor:

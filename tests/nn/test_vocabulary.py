@@ -5,7 +5,7 @@ the table does.
 import pytest
 import torch
 import torch.distributed as dist
-from lost import OPTIONS, Drawn, assert_loss_accurate, draw, results, yardstick
+from lost import OPTIONS, ULPS, Drawn, assert_loss_accurate, draw, results, yardstick
 from sharded import mesh_of, on
 from tolerance import Yardstick, assert_accurate, max_and_rms
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -31,7 +31,7 @@ def losses_agree(rank, world, dtype, options, backend):
             if isinstance(got, DTensor):
                 assert name in ("dweight", "dbias") and got.placements == (Shard(0),)
                 got = got.full_tensor()
-            assert_accurate(name, got, against, ulps=2.0)
+            assert_accurate(name, got, against, ulps=ULPS)
 
 
 @on(2, 3)
@@ -103,7 +103,7 @@ def on_a_mesh_of_two_dimensions(rank, world):
     weights = distribute_tensor(torch.linspace(0.5, 1.5, len(labels)), mesh, 2 * [Replicate()])
     made = (loss.detach(), *torch.autograd.grad((loss * weights).sum(), leaves))
     for name, got in zip(("loss", "dhidden", "dweight", "dbias"), made, strict=True):
-        assert_accurate(name, got.full_tensor(), against, ulps=2.0)
+        assert_accurate(name, got.full_tensor(), against, ulps=ULPS)
 
 
 @on(4)

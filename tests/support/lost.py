@@ -15,7 +15,7 @@ import fastlm
 from fastlm.ops.linear_cross_entropy import PYTORCH, Rows
 from fastlm.ops.logits import Arguments
 
-ORDERS = 3
+ORDERS, ULPS = 3, 4.0
 NAMES = ("loss", "dhidden", "dweight", "dbias")
 OPTIONS = {
     "plain": {},
@@ -81,7 +81,7 @@ def assert_loss_accurate(drawn: Drawn, reduction: str, options: dict, against: Y
     against = yardstick(drawn, reduction, options) if against is None else against
     ours = lambda *a, **o: fastlm.linear_cross_entropy(*a, reduction=reduction, **o)
     for name, got in results(ours, drawn, **options).items():
-        assert_accurate(name, got, against, ulps=2.0)
+        assert_accurate(name, got, against, ulps=ULPS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
