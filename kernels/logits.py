@@ -47,7 +47,7 @@ def tile_of_words(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 def measured(p_x, p_bias, label, V, words, pitch, into, out, smoothing, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """(lse, (1 - ε) z_label + ε / words Σ z) of a row. A label that is no word here adds nothing."""
     here = (label >= 0) & (label < V)
-    wanted, at_label = scores(p_x, p_bias, tl.where(here, label, 0), V, pitch, into, out)
+    wanted, _ = scores(p_x, p_bias, tl.where(here, label, 0), V, pitch, into, out)
     wanted = tl.where(here, wanted, 0.0)
     o_word = tile_of_words(BLOCK_M, BLOCK_N)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -55,7 +55,7 @@ def measured(p_x, p_bias, label, V, words, pitch, into, out, smoothing, BLOCK_M:
     total = tl.zeros((BLOCK_M,), tl.float32)
     for begin in range(0, V, BLOCK_M * BLOCK_N):
         o = begin + o_word
-        z, slope = scores(p_x, p_bias, o, V, pitch, into, out)
+        z, _slope = scores(p_x, p_bias, o, V, pitch, into, out)
         larger = tl.maximum(largest, tl.max(z, 1))
         base = tl.where(larger == float("-inf"), 0.0, larger)  # -∞ - -∞ would be NaN
         shares = shares * tl.exp(largest - base) + tl.sum(tl.exp(z - base[:, None]), 1)
