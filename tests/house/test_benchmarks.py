@@ -75,6 +75,31 @@ def test_pytest_benchmarks_and_their_report(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
+def test_bytes_of_operators(rooms):
+    """A sum of two rows, of which one is repeated; in place; and of a tensor with itself. Views move nothing."""
+    import traffic
+
+    x, row = torch.zeros(4, 8), torch.zeros(8).expand(4, 8)
+    for run, numbers in (
+        (lambda: x + row, 2 * 32 + 8),
+        (lambda: x.add_(row), 2 * 32 + 8),
+        (lambda: x + x, 2 * 32),
+        (lambda: x.t().unflatten(0, (2, 4))[0], 0),
+        (lambda: x @ x.t(), 32 + 32 + 16),  # two views of one tensor are two operands
+    ):
+        with traffic.Traffic() as counted:
+            run()
+        assert sum(counted.bytes.values()) == 4 * numbers
+
+
+def test_bytes_of_blocks(tmp_path):
+    table = run(sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "traffic.py"), "gpt", "t5")
+    cells = {tuple(c.strip() for c in line.split("|")[1:3]): line.split("|") for line in table.splitlines()}
+    for preset in ("gpt", "t5"):
+        theirs, ours = (float(cells[preset, side][-3]) for side in ("transformers", "fastlm"))
+        assert 0 < ours < theirs
+
+
 def test_ratios_are_taken_within_rounds(rooms, monkeypatch):
     """A machine that slows down over time changes times, not ratios; who raises is left out with the reason."""
     slowness = iter(range(1, 1000))
