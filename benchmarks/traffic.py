@@ -9,7 +9,8 @@ it is given, read once, and those it makes or changes, written once. A view move
 counts once. That is the least that operators move where what lies between them leaves the cache, as at these sizes, and
 ours are counted alike. What tiles read again, of products and attention, is not in it, for either side; products inside
 of eager attention are products here. "Limit" is ours without all that is neither product nor attention. transformers
-attends by scaled_dot_product_attention where its model can, and eagerly where it cannot.
+attends by scaled_dot_product_attention where its model can, and eagerly where it cannot. Ours keeps the feed-forward
+layer's activation here, as always where somebody looks on; else it is computed once more, a pass that is not counted.
 """
 
 import argparse
