@@ -26,7 +26,7 @@ def there(drawn: Drawn) -> Drawn:
 
 
 @settings(
-    max_examples=60 if native.interpreting() else 200, deadline=None, derandomize=True, database=None,
+    max_examples=60 if native.interpreting() else 5, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(products())

@@ -115,15 +115,15 @@ def embeddings(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
 
 
 def losses(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
-    """Rows of several blocks and a rest, and short ones."""
+    """Rows of several blocks and a rest, and short ones; with a bias where there is all else."""
     every = dict(label_smoothing=0.1, z_loss=0.1, softcap=2.0, temperature=0.7)
     for V, options in product((1, 5, 1024, 2061), ({}, every)):
 
         def call(V=V, options=options) -> None:
             hidden, weight = (draw(n, 3, dtype=dtype).requires_grad_() for n in (9, V))
+            given = hidden, weight, torch.arange(9) % V, draw(V, dtype=dtype).requires_grad_() if options else None
             for reduction in ("sum", "none"):
-                loss = fastlm.linear_cross_entropy(hidden, weight, torch.arange(9) % V, reduction=reduction, **options)
-                loss.sum().backward()
+                fastlm.linear_cross_entropy(*given, reduction=reduction, **options).sum().backward()
 
         yield f"{V} words {' '.join(options)}", call
 
