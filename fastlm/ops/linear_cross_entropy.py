@@ -76,9 +76,9 @@ class Rows(NamedTuple):
 def _losses(a: Arguments, by: Rows) -> tuple[Tensor, Tensor]:
     loss, lse = zeros_of_rows(a), zeros_of_rows(a)
     for rows, x in chunks(a):
-        lse[rows], wanted = _measured(x, a.labels[rows], a, by)
-        loss[rows] = lse[rows] - wanted + a.z_loss * lse[rows].square()
-    return tuple(of_rows.masked_fill_(~has_target(a, a.labels), 0) for of_rows in (loss, lse))
+        of_rows, wanted = _measured(x, a.labels[rows], a, by)
+        lse[rows], loss[rows] = of_rows, of_rows - wanted + a.z_loss * of_rows.square()
+    return tuple(made.masked_fill_(~has_target(a, a.labels), 0) for made in (loss, lse))
 
 
 def _gradients(grad: Tensor, grad_lse: Tensor, lse: Tensor, a: Arguments, by: Rows) -> tuple[Tensor, Tensor, Tensor]:
