@@ -1,11 +1,15 @@
 """A sequence that ranks hold parts of is attended to as in one process, whatever scheme, mask and division."""
 
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
 from cases import position
 from sharded import on
 from tolerance import CHANNELS, ORDERS, Yardstick, assert_accurate, max_and_rms, nth_order
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastlm
 from fastlm.nn.arguments import arguments
@@ -71,7 +75,9 @@ def leaves_of(name, dtype, of=None):
     scheme = None if scheme_name is None else position(scheme_name, H, D, bool(options.get("causal")))
     scheme = scheme.double() if scheme is not None and dtype == torch.float64 else scheme
     of = torch.arange(L) if of is None else of
-    x = [reals(B, heads, L, D, seed=seed)[:, :, of].to(dtype).requires_grad_() for seed, heads in enumerate((H, HK, HK))]
+    x = [
+        reals(B, heads, L, D, seed=seed)[:, :, of].to(dtype).requires_grad_() for seed, heads in enumerate((H, HK, HK))
+    ]
     learned = {} if scheme is None else dict(scheme.named_parameters())
     return dict(zip("qkv", x, strict=True)) | learned, scheme
 
@@ -225,6 +231,49 @@ def of_a_group(rank, world):
 @on(3)
 def test_of_a_group(ranks):
     ranks.run(of_a_group)
+
+
+class Peak(TorchDispatchMode):
+    """most: bytes of tensors that were made inside the `with` block and lived at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        for x in tree_leaves(made):
+            if isinstance(x, torch.Tensor) and (storage := x.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def freed(self, size):
+        self.now -= size
+
+
+def memory_is_of_blocks(rank, world):
+    """Three ranks with 64 tokens each have what four have: their own, and two others' keys and values."""
+    three = dist.new_group([0, 1, 2])
+    for name in ("rope", "t5, both ways", "shaw", "transformer-xl", "deberta"):
+        peaks = []
+        for group in [three, None] if rank < 3 else [None]:
+            q, k, v = (reals(B, heads, 64, D, seed=seed).requires_grad_() for seed, heads in enumerate((H, HK, HK)))
+            scheme = position(CASES[name][0], H, D, False)
+            with Peak() as peak:
+                out = fastlm.context_parallel_attention(q, k, v, position=scheme, group=group)
+                out.sum().backward()
+            peaks.append(peak.most)
+            del out
+        assert peaks[-1] <= 1.02 * peaks[0], f"{name}: {peaks}"
+
+
+@on(4)
+def test_memory_is_that_of_blocks(ranks):
+    ranks.run(memory_is_of_blocks)
 
 
 def learns_what_is_no_parameter(rank, world):
