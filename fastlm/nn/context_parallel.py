@@ -92,7 +92,8 @@ def context_parallel_attention(
             that are not the sequence's, or not of this rank's length.
 
     Every rank of the group makes the call and its backward pass, in the same order as other collectives, with the same
-    B, heads, D and dtype, and with gradients of the same arguments. Differentiable once.
+    B, heads, D and dtype, and with gradients of the same arguments. Differentiable once. Blocks are weighted by their
+    log-sum-exp, which is fp32: where all of a row's scores are large, out loses as many digits as it does.
 
     Liu et al. 2023, Ring Attention with Blockwise Transformers; Brandon et al. 2023, Striped Attention.
     """
