@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fastlm.backends.dispatch import BackendError
 from fastlm.nn import checks
 from fastlm.nn.arguments import by_distance, terms_of
 from fastlm.nn.exchange import Exchange, Tensors
@@ -108,8 +108,9 @@ class Blocks(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor | None, grad_lse: Tensor | None):
+        if torch.is_grad_enabled():
+            raise BackendError("attention over several ranks is differentiable once; leave create_graph out")
         q, k, v, same, out, lse, *learned = ctx.saved_tensors
         call, results = ctx.call, (torch.zeros_like(out) if grad is None else grad, grad_lse, out, lse)
         sums, coming = _Sums(q, k, v, same, learned, lse.dtype), None

@@ -165,7 +165,7 @@ def equals_one_process(rank, world, name, dtype, stretches, given):
         kind = result if result in ("out", "q", "k", "v") else "table"  # a long reduction
         errors = [max_and_rms(each[result], truth[result]) for each in plain]
         yardstick = Yardstick({kind: truth[result]}, {kind: tuple(map(max, zip(*errors, strict=True)))})
-        assert_accurate(kind, whole(result, x, stretches), yardstick)
+        assert_accurate(kind, whole(result, x, stretches), yardstick, ulps=4)  # of blocks' weights, exp of fp32
 
 
 @on(2, 3)
@@ -262,19 +262,23 @@ class Peak(TorchDispatchMode):
 
 
 def memory_is_of_blocks(rank, world):
-    """Three ranks with 64 tokens each have what four have: their own, and two others' keys and values."""
+    """A fourth rank of 64 tokens adds nothing ahead, and on the way back no more than that gradients of one block are
+    on their way while others are made.
+    """
     three = dist.new_group([0, 1, 2])
     for name in ("rope", "t5, both ways", "shaw", "transformer-xl", "deberta"):
-        peaks = []
+        found = []
         for group in [three, None] if rank < 3 else [None]:
             q, k, v = (reals(B, heads, 64, D, seed=seed).requires_grad_() for seed, heads in enumerate((H, HK, HK)))
             scheme = position(CASES[name][0], H, D, False)
             with Peak() as peak:
                 out = fastlm.context_parallel_attention(q, k, v, position=scheme, group=group)
+                ahead = peak.most
                 out.sum().backward()
-            peaks.append(peak.most)
+            found.append((ahead, peak.most))
             del out
-        assert peaks[-1] <= 1.02 * peaks[0], f"{name}: {peaks}"
+        block = 2 * k.nbytes
+        assert found[-1][0] <= found[0][0] + 100 and found[-1][1] <= found[0][1] + block + 100, f"{name}: {found}"
 
 
 @on(4)
@@ -351,9 +355,8 @@ def refuses(rank, world):
     with pytest.warns(UserWarning, match="made with causal=True"):
         attend(x, x, x, position=fastlm.positions.T5Bias(2))
     y = x.clone().requires_grad_()
-    grad = torch.autograd.grad(attend(y, x, x).sum(), y, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(fastlm.BackendError, match="differentiable once; leave create_graph out"):
+        torch.autograd.grad(attend(y, x, x).sum(), y, create_graph=True)
 
 
 @on(2)
