@@ -81,8 +81,9 @@ class Arguments(NamedTuple):
     def of(cls, q: Tensor, k: Tensor, v: Tensor, **changes) -> "Arguments":
         """Plain attention, with these changes."""
         numbers = dict(
-            left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False
-        )
+            left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False,
+            first_query=0, first_key=0,
+        )  # fmt: skip
         return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | changes)
 
 
