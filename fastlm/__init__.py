@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastlm import amp, masks, nn, optim, positions
     from fastlm.backends.dispatch import BackendError, SlowPathWarning, use_backend
     from fastlm.interop.swap.swap import swap, unswap
+    from fastlm.nn.context_parallel import context_parallel_attention
     from fastlm.nn.embedding import embedding
     from fastlm.nn.functional import attention, rotate
     from fastlm.nn.loss import linear_cross_entropy
@@ -20,6 +21,7 @@ __all__ = [
     "SlowPathWarning",
     "amp",
     "attention",
+    "context_parallel_attention",
     "embedding",
     "linear_cross_entropy",
     "masks",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "interop.swap.swap": ("swap", "unswap"),
     "backends.dispatch": ("BackendError", "SlowPathWarning", "use_backend"),
+    "nn.context_parallel": ("context_parallel_attention",),
     "nn.embedding": ("embedding",),
     "nn.functional": ("attention", "rotate"),
     "nn.loss": ("linear_cross_entropy",),

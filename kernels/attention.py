@@ -60,10 +60,10 @@ def forward_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     q_rows, k_rows, v_rows, p_out, p_lse, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
     # which queries of which head; under a causal mask the last ones have most to do, so they begin
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = tl.program_id(0) // n_tiles

@@ -107,10 +107,10 @@ def dkdv_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
     # which queries of which head, in the order of the forward pass
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -163,10 +163,10 @@ def dq_kernel(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
     # which keys of which key/value head; under a causal mask the first ones have most to do, so they begin
     n_tiles, Hk = tl.cdiv(Lk, BLOCK_N), H // group
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)

@@ -29,14 +29,14 @@ from fastlm.kernels.tiles import block_d, cdiv
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "walked_b", "walked_h"])
 def bias_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_out, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
     walked_b, walked_h, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out, of the bias's shape, = Σ dS over what it is broadcast over: rows of the batch and heads, of which there are
     walked_b and walked_h for each of its own; OVER_Q queries, OVER_K keys.
     """
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
     # the tile of the gradient that this program owns
     n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), H // walked_h
     i_tile, j_tile = tl.program_id(0) // n_j % n_i, tl.program_id(0) % n_j

@@ -111,14 +111,14 @@ def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "B", "first", "n_diagonals", "batch_splits", "row_splits"])
 def distances_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
     B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of this program's tiles: of the table [H, splits, diagonals, columns, rows, 2·BLOCK_N], a column for
     each BLOCK_N keys and a row for as many queries of a tile; of rows by distance [H, splits, diagonals, 2·BLOCK, D].
     """
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, threshold, dropout_scale)
+    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
     # which block diagonal of which head, and which share of the batch and of the diagonal's tiles; the longest begin
     split = tl.program_id(0) % (batch_splits * row_splits)
     h = (tl.program_id(0) // (batch_splits * row_splits) % H).to(tl.int64)

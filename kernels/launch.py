@@ -78,7 +78,8 @@ def numbers(a: tuple) -> Numbers:
     seed, limit = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
     return Numbers(
         H=H, group=H // Hk, Lq=Lq, Lk=Lk, table_stride=Lq + Lk - 1 + 2 * _margin(a), left=a.left, right=a.right,
-        offset=a.offset, scale=a.scale, seed=seed, threshold=limit, dropout_scale=1 / (1 - a.dropout),
+        offset=a.offset, scale=a.scale, seed=seed, q0=a.first_query, k0=a.first_key, threshold=limit,
+        dropout_scale=1 / (1 - a.dropout),
     )  # fmt: skip
 
 

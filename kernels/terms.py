@@ -57,11 +57,10 @@ class TermPointers(NamedTuple):
 
 class Numbers(NamedTuple):
     """A call's numbers. table_stride: from head to head; threshold: of dropout (fastlm/backends/philox.py), None for
-    none; dropout_scale: 1/(1 - dropout).
+    none; q0, k0: where it counts queries and keys from; dropout_scale: 1/(1 - dropout).
 
-    Kernels take the fields one by one, in this order, and put them together at once: in a tuple Triton would compile
-    anew for numbers that are 1 or multiples of 16, and do_not_specialize, which goes by a parameter's name, does not
-    reach what a tuple holds (3.6 and 3.9, benchmarks/FACTS.md).
+    Kernels take the fields one by one, in this order: in a tuple Triton would compile anew for numbers that are 1 or
+    multiples of 16, for do_not_specialize goes by parameters' names (3.6 and 3.9, benchmarks/FACTS.md).
     """
 
     H: Any
@@ -74,6 +73,8 @@ class Numbers(NamedTuple):
     offset: Any
     scale: Any
     seed: Any
+    q0: Any
+    k0: Any
     threshold: Any
     dropout_scale: Any
 
@@ -87,7 +88,7 @@ class Head(NamedTuple):
 
 
 # compiled kernels do not depend on these numbers, which change from call to call and from model to model
-UNSPECIALIZED = ["H", "group", "Lq", "Lk", "table_stride", "left", "right", "offset", "seed", "threshold"]
+UNSPECIALIZED = ["H", "group", "Lq", "Lk", "table_stride", "left", "right", "offset", "seed", "q0", "k0", "threshold"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Scores
@@ -249,7 +250,8 @@ def apply_dropout(p, head, i0, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constex
     else:
         # one counter for four keys of a query, whose four words are theirs in order
         row = (head.b * n.H + head.h).to(tl.int32)
-        i, block = tl.broadcast((i0 + tl.arange(0, BLOCK_M))[:, None], (j0 // 4 + tl.arange(0, BLOCK_N // 4))[None, :])
+        i, block = n.q0 + i0 + tl.arange(0, BLOCK_M), (n.k0 + j0) // 4 + tl.arange(0, BLOCK_N // 4)
+        i, block = tl.broadcast(i[:, None], block[None, :])
         w0, w1, w2, w3 = tl.philox(n.seed, block, i, tl.zeros_like(i) + row, tl.zeros_like(i))
         words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
         keep = (words >= n.threshold.to(tl.uint32)).to(tl.int8)  # bytes, for they cross threads
@@ -283,8 +285,7 @@ def probability_gradient(
 
 @triton.jit
 def by_distance(x, BLOCK: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr):
-    """A square tile x of pairs spread over their distances, the pair of key j and query i to j - i + BLOCK, zeros where
-    there is none.
+    """A square tile x of pairs by distance, the pair of key j and query i at j - i + BLOCK, zeros where there is none.
 
     [BLOCK, 2·BLOCK], a row for each query, or (OF_KEYS) key; transposed, [2·BLOCK, BLOCK], unless those are x's own
     rows.

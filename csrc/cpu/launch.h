@@ -21,7 +21,8 @@ using View = std::tuple<Address, std::vector<int64_t>, std::vector<int64_t>>;
 // (view, dtype) by the names of fastlm/ops/attention.py
 using TermViews = std::map<std::string, std::pair<View, int>>;
 using Operands = std::map<std::string, std::pair<Address, int>>;  // (address, dtype) of dense tensors, by name
-using Dropout = std::tuple<double, uint64_t, uint64_t>;   // (probability, threshold of a word, seed)
+// (probability, threshold of a word, seed, number of the first query, and of the first key)
+using Dropout = std::tuple<double, uint64_t, uint64_t, int64_t, int64_t>;
 using Band = std::tuple<int64_t, int64_t, int64_t>;       // (left, right, offset) of fastlm/masks.py
 
 // The ops of fastlm/ops/optim/adamw.py, lamb.py, sgd.py and adafactor.py: the update, what is asked about each

@@ -28,15 +28,24 @@ def _multiply(x: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return product >> 32 & LOW, product & LOW
 
 
-def dropout_mask(shape: tuple[int, int, int, int], dropout: float, seed: int, device: torch.device) -> Tensor:
-    """[B, H, Lq, Lk] bool: which probabilities survive dropout. Counter (j div 4, i, b·H + h, 0), word j mod 4."""
+def dropout_mask(
+    shape: tuple[int, int, int, int],
+    dropout: float,
+    seed: int,
+    device: torch.device,
+    first_query: int = 0,
+    first_key: int = 0,
+) -> Tensor:
+    """[B, H, Lq, Lk] bool: which probabilities survive dropout. Counter (j div 4, i, b·H + h, 0), word j mod 4, where i
+    and j count from first_query and first_key.
+    """
     B, H, Lq, Lk = shape
     row = torch.arange(B * H, device=device)[:, None, None]
-    i = torch.arange(Lq, device=device)[:, None]
-    block = torch.arange(-(-Lk // 4), device=device)
+    i = torch.arange(first_query, first_query + Lq, device=device)[:, None]
+    block = torch.arange(first_key // 4, -(-(first_key + Lk) // 4), device=device)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     words = torch.stack([word >= threshold(dropout) for word in philox((block, i, row, zero), seed)], -1)
-    return words.flatten(-2)[..., :Lk].unflatten(0, (B, H))
+    return words.flatten(-2)[..., first_key % 4 :][..., :Lk].unflatten(0, (B, H))
 
 
 def threshold(dropout: float) -> int:

@@ -1,7 +1,9 @@
 """Modules, and the checked functions below them.
 
-functional.py    attention, rotate: arguments checked, schemes and masks turned into what an op takes
-                 scaled_dot_product_attention, by torch's arguments
+functional.py    attention, rotate; scaled_dot_product_attention, by torch's arguments
+arguments.py     attention's, checked: schemes and masks turned into what an op takes
+context_parallel.py  context_parallel_attention, over a sequence that ranks hold parts of
+                 blocks.py: what they compute; exchange.py: what they hand one another
 torch_forms.py   those of torch's masks, widths and dimensions in our terms
 multihead.py     MultiheadAttention, by torch's arguments and state dict, with any scheme
 loss.py          linear_cross_entropy, without a tensor of logits

@@ -12,7 +12,7 @@ from fastlm import masks
 from fastlm.backends.eager import transformed
 from fastlm.checks import did_you_mean, finite
 from fastlm.ops.rotary import LAYOUTS
-from fastlm.positions import Terms
+from fastlm.positions import Position, Terms
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MASK = "causal, window, prefix, key_lengths, segments or order, or bias=torch.where(mask, 0.0, -torch.inf)"
@@ -182,6 +182,18 @@ def bias(value: Tensor | None, full: tuple[int, ...]) -> None:
         raise ValueError(
             f"bias is {value.dtype}, and it is added to scores; "
             "make a mask a bias by torch.where(mask, 0.0, -torch.inf)"
+        )
+
+
+def position(given: object) -> None:
+    """That it is a scheme, which acts in attention."""
+    if not isinstance(given, Position):
+        what = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        raise ValueError(f"position is {what}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms")
+    if given.embeds():
+        raise ValueError(
+            f"position {given.name!r} adds to token embeddings, which attention does not see: "
+            "add position.embed(...) there, and pass none here"
         )
 
 

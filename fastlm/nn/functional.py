@@ -1,20 +1,17 @@
-"""The functions people call: checked arguments, positions and masks turned into an op's plain numbers and vectors."""
+"""The functions people call."""
 
-import warnings
 from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from fastlm import masks
 from fastlm.backends.dispatch import BackendError
 from fastlm.backends.eager import transformed
 from fastlm.checks import flag
 from fastlm.nn import checks, torch_forms
-from fastlm.ops.attention import VECTORS, Arguments
+from fastlm.nn.arguments import arguments, turned
 from fastlm.ops.attention import attention as attention_op
 from fastlm.ops.attention_twice import ONCE
-from fastlm.ops.rotary import rotate as rotate_op
 from fastlm.positions import Position, Terms
 
 if TYPE_CHECKING:
@@ -117,59 +114,12 @@ def attention(
     if unknown:
         checks.unknown(*unknown)
     checks.no_tracing("attention")
-    checks.tensors(query=query, key=key, value=value)
-    query, key, value = _autocast(query, key, value)
-    checks.heads(query, key, value)
-    B, H, Lq, D = query.shape
-    Lk = key.shape[2]
-    at_the_end, offset = offset is None, Lk - Lq if offset is None else offset
-    flag(causal=causal, return_lse=return_lse)
-    checks.numbers(scale, dropout, seed, offset, Lq + Lk)
-    left, right = masks.band(causal, window)
-    terms = _terms(position, Lq, Lk, offset, query)
-    if position is not None:
-        checks.terms(terms, H, D, (Lq, Lk, offset))
-    if terms.causal and right > 0 and Lk - 1 > offset:
-        _warn_of_later_keys()
-    checks.bias(bias, (B, H, Lq, Lk))
-    checks.integers("key_lengths", key_lengths, (B,))
-    checks.integers("prefix", prefix, (B,))
-    together = isinstance(segments, Tensor)
-    segments = checks.members("segments", (segments, segments) if together else segments, "of queries", "of keys")
-    order = checks.members("order", order, "ranks of queries", "ranks of keys")
-    same, *groups = checks.members("group_bias", group_bias, "x", "groups of queries", "groups of keys")
-    for name, (of_queries, of_keys) in (("segments", segments), ("order", order), ("group_bias", groups)):
-        if of_queries is not None:
-            checks.integers(f"{name} of queries", of_queries, (B, Lq))
-            checks.integers(f"{name} of keys", of_keys, (B, Lk))
-    checks.group_bias(same, (B, H, Lq))
-    checks.devices(
-        query, bias=bias, key_lengths=key_lengths, prefix=prefix, segments=segments, order=order,
-        group_bias=(same, *groups), position=None if position is None else _tensors(terms),
+    a = arguments(
+        query, key, value, position=position, bias=bias, causal=causal, window=window, prefix=prefix, segments=segments,
+        key_lengths=key_lengths, order=order, group_bias=group_bias, dropout=dropout, seed=seed, scale=scale,
+        offset=offset, return_lse=return_lse,
     )  # fmt: skip
-    counts_along_the_row = position is not None or min(left, right) < masks.UNBOUNDED
-    if segments[0] is not None and not together and at_the_end and counts_along_the_row:
-        checks.packed_alike(*segments)
-    query = query if terms.rotate_q is None else rotate(query, *terms.rotate_q, layout=terms.layout)
-    key = key if terms.rotate_k is None else rotate(key, *terms.rotate_k, layout=terms.layout)
-    vectors, q_position = terms.vectors, None
-    if vectors.position_bias is not None:
-        q_position = query + vectors.position_bias[:, None].to(query.dtype)
-    if vectors.content_bias is not None:
-        query = query + vectors.content_bias[:, None].to(query.dtype)
-    scale = (vectors.terms * D) ** -0.5 if scale is None else scale
-    if dropout and seed is None:
-        seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever device is the default
-    (q_segments, k_segments), (q_ranks, k_ranks), (q_groups, k_groups) = segments, order, groups
-    out, lse = attention_op(
-        Arguments(
-            q=query, k=key, v=value, table=terms.table, bias=bias, q_position=q_position, k_position=None, same=same,
-            q_groups=q_groups, k_groups=k_groups, key_lengths=key_lengths, prefix=prefix, q_segments=q_segments,
-            k_segments=k_segments, q_ranks=q_ranks, k_ranks=k_ranks, left=left, right=right, scale=scale, offset=offset,
-            dropout=dropout, seed=0 if seed is None else seed, return_lse=return_lse,
-            buckets=vectors.buckets, **{name: getattr(vectors, name) for name in VECTORS},
-        )
-    )  # fmt: skip
+    out, lse = attention_op(a)
     _refuse_second_derivatives(out)
     return (out, lse) if return_lse else out
 
@@ -219,53 +169,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, layout: str = "half") -> Tens
         ValueError: for shapes, devices or a layout that do not fit.
     """
     checks.no_tracing("rotate")
-    checks.rotation(x, cos, sin, layout)
-    checks.devices(x, cos=cos, sin=sin)
-    return rotate_op(x, cos, sin, layout)
+    return turned(x, (cos, sin), layout)
 
 
 for _function in (attention, rotate):  # torch.jit.script asks a function for this sentence, and stops with it
     _function.__script_unsupported = (
         f"fastlm.{_function.__name__} is not for torch.jit.script; use torch.compile or torch.export"
     )
-
-
-def _terms(position: Position | Terms | None, Lq: int, Lk: int, offset: int, query: Tensor) -> Terms:
-    if position is None or Lq + Lk == 0:
-        return Terms()
-    if isinstance(position, Terms):
-        return position
-    if not isinstance(position, Position):
-        given = repr(position) if isinstance(position, str) else f"a {type(position).__name__}"
-        raise ValueError(f"position is {given}; give a scheme, such as fastlm.positions.ALiBi(heads), or its terms")
-    if position.embeds():
-        raise ValueError(
-            f"position {position.name!r} adds to token embeddings, which attention does not see: "
-            "add position.embed(...) there, and pass none here"
-        )
-    return position.terms(Lq, Lk, offset, query.device, query.dtype)
-
-
-def _tensors(terms: Terms) -> tuple[Tensor | None, ...]:
-    vectors = (x for x in terms.vectors if isinstance(x, Tensor))
-    return (terms.table, *(terms.rotate_q or ()), *(terms.rotate_k or ()), *vectors)
-
-
-def _warn_of_later_keys() -> None:
-    if not torch.compiler.is_compiling():
-        warnings.warn(
-            "position was made with causal=True and counts all keys after a query as one distance, and this call sees "
-            "them; give the call causal=True, or the scheme causal=False",
-            stacklevel=3,
-        )
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast to autocast's dtype where autocast is on, as torch's own attention does."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
-        return tensors
-    return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
 class _Once(torch.autograd.Function):

@@ -73,13 +73,17 @@ class Arguments(NamedTuple):
     dropout: float
     seed: int
     return_lse: bool
+    # where dropout counts queries and keys from, of a call that is a block of a larger one
+    first_query: int = 0
+    first_key: int = 0
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, **changes) -> "Arguments":
         """Plain attention, with these changes."""
         numbers = dict(
-            left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False
-        )
+            left=UNBOUNDED, right=UNBOUNDED, scale=q.shape[-1] ** -0.5, offset=0, dropout=0.0, seed=0, return_lse=False,
+            first_query=0, first_key=0,
+        )  # fmt: skip
         return cls(**dict.fromkeys(cls._fields) | dict(q=q, k=k, v=v) | numbers | changes)
 
 
@@ -117,17 +121,20 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of the arguments in LEARNED, in their order and shapes, for grad = dL/dout and grad_lse = dL/dlse.
 
-    needs_grad: which of them; the others come back empty. With δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
+    needs_grad: which of them; the others come back empty. With p = exp(score - lse) and
+    δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
 
         dp̂[i, j] = ⟨grad[i], v[j] + value_vectors[d]⟩     dS = p ∘ (dp̂ ∘ keep/(1 - dropout) - δ)
         dq = scale · dS k    dk = scale · dSᵀ q    dv = p̂ᵀ grad    dtable[d] = Σ over b and (i, j) at d of dS
 
-    and the vectors' gradients are those of matrices whose rows are gathered by distance.
+    and the vectors' gradients are those of matrices whose rows are gathered by distance. k and v may be some of the
+    keys and values that out and lse are of: the gradients of all are then sums over such parts.
     """
     a = _without_padding(a)
     wide = torch.promote_types(a.q.dtype, torch.float32)
     q, k, v = a.q.to(wide), _per_query_head(a.k, a.q).to(wide), _per_query_head(a.v, a.q).to(wide)
-    p = _probabilities(scores(a, wide))
+    score = scores(a, wide)
+    p = _probabilities(score) * _share(score, lse.to(wide))
     grad, out = grad.to(wide), out.to(wide)
     dp = grad @ v.mT
     if a.value_vectors is not None:
@@ -234,10 +241,18 @@ def _probabilities(score: Tensor) -> Tensor:
     return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)
 
 
+def _share(score: Tensor, lse: Tensor) -> Tensor:
+    """[B, H, Lq, 1]: how much of exp(lse) these scores are; 1, to the bit, where lse is theirs alone."""
+    empty = (score == -torch.inf).all(-1, keepdim=True)
+    of_these = score.masked_fill(empty, 0.0).logsumexp(-1, keepdim=True)
+    return (of_these - lse[..., None]).masked_fill(empty, 0.0).exp()
+
+
 def _apply_dropout(p: Tensor, a: Arguments) -> Tensor:
     if a.dropout == 0:
         return p
-    return p * dropout_mask(p.shape, a.dropout, a.seed, p.device).to(p.dtype) / (1 - a.dropout)
+    kept = dropout_mask(p.shape, a.dropout, a.seed, p.device, a.first_query, a.first_key)
+    return p * kept.to(p.dtype) / (1 - a.dropout)
 
 
 def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ def _triton_refuses(a: Arguments) -> str | None:
     reason = _kernels_refuse(a)
     if reason is None and a.scale <= 0:
         return f"scale is {a.scale}; served are positive scales, so negate query"
+    if reason is None and a.dropout and a.first_key % 4:
+        return f"dropout counts keys from {a.first_key} on; served are multiples of 4, of which four share a draw"
     return reason
 
 
@@ -224,11 +226,11 @@ def _for_cpp(a: Arguments) -> Arguments:
     return a._replace(**{name: CPP_LAYOUTS[name](x, a.q.dtype) for name, x in tensors if x is not None})
 
 
-def _terms_for_cpp(a: Arguments) -> tuple[dict, tuple[float, int, int]]:
+def _terms_for_cpp(a: Arguments) -> tuple[dict, tuple[float, int, int, int, int]]:
     """The rest of the terms by name, and dropout as its kernels take it."""
     terms = {
         name: (native.view(x), native.DTYPES.get(x.dtype, -1))
         for name in CPP_BY_NAME
         if (x := getattr(a, name)) is not None
     }
-    return terms, (a.dropout, threshold(a.dropout), a.seed % 2**64)
+    return terms, (a.dropout, threshold(a.dropout), a.seed % 2**64, a.first_query, a.first_key)

@@ -213,14 +213,21 @@ class Position(nn.Module):
         device = next((x.device for x in chain(self.parameters(), self.buffers())), None) if device is None else device
         keys = torch.arange(Lk, device=device)
         queries = torch.arange(offset, offset + Lq, device=device)
-        rotate_k = self._rotation(keys, dtype)
-        rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self._rotation(queries, dtype)
+        rotate_k = self.rotation(keys, dtype)
+        rotate_q = rotate_k if (Lq, offset) == (Lk, 0) else self.rotation(queries, dtype)
         distance = torch.arange(-(Lq - 1) - offset, Lk - offset, device=device)
         table = self.bias(distance)
         return Terms(
             rotate_q, rotate_k, self.layout, None if table is None else table.to(dtype), self.vectors(distance),
             size=(Lq, Lk, offset), head_dim=self.head_dim, causal=self.causal,
         )  # fmt: skip
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) of positions [L] for `fastlm.rotate`, each [L, R/2] in dtype; None where nothing turns."""
+        angles = self.angles(positions.double())
+        if angles is None:
+            return None
+        return (self.magnitude * angles.cos()).to(dtype), (self.magnitude * angles.sin()).to(dtype)
 
     def _apply(self, fn, recurse=True):
         """Follow the module to a device, but keep constants in their own dtype when a model is cast to 16 bits, and
@@ -232,14 +239,6 @@ class Position(nn.Module):
             device = self._buffers[name].device
             self._buffers[name] = constant if device.type == "meta" else constant.to(device)
         return self
-
-    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        angles = self.angles(positions.double())
-        return (
-            None
-            if angles is None
-            else ((self.magnitude * angles.cos()).to(dtype), (self.magnitude * angles.sin()).to(dtype))
-        )
 
 
 def _qualified(cls: type) -> str:

@@ -11,7 +11,9 @@ from tolerance import assert_case_accurate, assert_far_scores_are_a_softmax, lea
 
 import fastlm
 from fastlm import positions
-from fastlm.ops.attention import LEARNED, Arguments, attention, attention_backward
+from fastlm.backends import native
+from fastlm.backends.philox import dropout_mask
+from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward, without_buckets
 from fastlm.ops.rotary import rotate
 
 CPU = torch.device("cpu")
@@ -115,6 +117,59 @@ def test_dropout_is_a_function_of_the_seed():
     first = fastlm.attention(q, q, q, dropout=0.3)
     torch.manual_seed(0)
     assert torch.equal(first, fastlm.attention(q, q, q, dropout=0.3))
+
+
+@pytest.mark.parametrize("name", ["reference", "cpp", "triton"])
+def test_a_block_drops_what_the_whole_call_drops_there(name):
+    if name != "reference" and getattr(native, f"{name}_missing")(CPU):
+        pytest.skip(getattr(native, f"{name}_missing")(CPU))
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, 2, 90, 80, generator=g).unbind(0)
+    whole = dropout_mask((2, 2, 190, 180), 0.4, 2**40, CPU)
+    eye = torch.eye(80).expand(2, 2, 80, 80).contiguous()
+    for i, j in ((0, 0), (37, 12), (100, 100), (3, 99)):
+        a = Arguments.of(q, k[:, :, :80], eye, dropout=0.4, seed=2**40, first_query=i, first_key=j)
+        with fastlm.use_backend(attention=name):
+            if name == "triton" and j % 4:
+                with pytest.raises(fastlm.BackendError, match="counts keys from 99 on; served are multiples of 4"):
+                    attention(a)
+                continue
+            kept = attention(a)[0] > 0
+        assert torch.equal(kept, whole[:, :, i : i + 90, j : j + 80])
+
+
+@pytest.mark.parametrize("case", [case for case in ATTENTION if "dropout" not in case.name], ids=str)
+def test_gradients_add_up_over_blocks_of_keys(case):
+    """Of out and lse of all keys, by the definition, each gradient is the sum of what some keys and the others give."""
+    a = case.make(torch.float64, CPU)
+    at = max(1, a.k.shape[2] // 3)
+    out, lse = attention.definition(a)
+    grad, grad_lse = (torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double() for x in (out, lse))
+    grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0.0)
+    needs = [getattr(a, name) is not None for name in LEARNED]
+    wanted = attention_backward.definition(grad, grad_lse, out, lse, a, needs)
+    parts = [_keys(a, 0, at), _keys(a, at, a.k.shape[2])]
+    found = [attention_backward.definition(grad, grad_lse, out, lse, part, needs) for part in parts if part.k.numel()]
+    for name, whole, *some in zip(LEARNED, wanted, *found, strict=True):
+        if name in ("q", "q_position", "same"):
+            torch.testing.assert_close(sum(some), whole)
+        elif name in ("k", "v") and whole.numel():
+            torch.testing.assert_close(torch.cat(some, 2), whole)
+
+
+def _keys(a, begin, end):
+    """The call of the keys begin … end - 1 alone."""
+    n = a.q.shape[2] + end - begin - 1
+    of_keys = {name: x[:, :, begin:end] for name in ("k", "v", "k_position") if (x := getattr(a, name)) is not None}
+    numbers = ("k_segments", "k_ranks", "k_groups")
+    of_keys |= {name: x[:, begin:end] for name in numbers if (x := getattr(a, name)) is not None}
+    if a.bias is not None and a.bias.shape[-1] > 1:
+        of_keys["bias"] = a.bias[..., begin:end]
+    ends = ("key_lengths", "prefix")
+    until = {name: (x - begin).clamp(min=0) for name in ends if (x := getattr(a, name)) is not None}
+    a = without_buckets(a)
+    rows = {name: x[:, begin : begin + n] for name in ("table", *VECTORS) if (x := getattr(a, name)) is not None}
+    return a._replace(offset=a.offset - begin, **of_keys, **until, **rows)
 
 
 def test_masks_against_a_dense_mask():

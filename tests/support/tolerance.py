@@ -36,7 +36,7 @@ class Yardstick(NamedTuple):
 def yardstick(args: Arguments, grad: Tensor) -> Yardstick:
     truth, errors = attention_truth(args, grad), {}
     for i in range(ORDERS):
-        order = _order(i, args.q.shape[-1]).to(args.q.device)
+        order = nth_order(i, args.q.shape[-1]).to(args.q.device)
         plain = attention_plain(args, grad, order, scale_first=i % 2 == 0)
         for results in (plain, attention_delta_form(args, grad, order)):
             for name, x in results.items():
@@ -44,7 +44,7 @@ def yardstick(args: Arguments, grad: Tensor) -> Yardstick:
     return Yardstick(truth, {name: tuple(map(max, zip(*of, strict=True))) for name, of in errors.items()})
 
 
-def _order(i: int, channels: int) -> Tensor:
+def nth_order(i: int, channels: int) -> Tensor:
     """The i-th order of the channels; the 0-th leaves them as they are."""
     return torch.randperm(channels, generator=torch.Generator().manual_seed(i)) if i else torch.arange(channels)
 

@@ -35,6 +35,7 @@ struct Terms {
     const int32_t* bucket;
     int64_t buckets;
     uint64_t threshold, seed;  // of dropout: a word below the threshold drops
+    int64_t first_query, first_key;  // where it counts from
     float kept_scale;  // 1 / (1 - dropout)
 };
 

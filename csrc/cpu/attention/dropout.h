@@ -34,15 +34,16 @@ static inline void draw_kept(const Attention& a, const Pairs& at, float* kept) {
     const uint64_t threshold = a.terms->threshold;
     const uint32_t last_dropped = uint32_t(threshold - 1);
     Words lanes;
-    for (int l = 0; l < W; l++) lanes[l] = uint32_t(at.i0) + l;
-    for (int64_t block = at.j0 / 4; block * 4 < at.j0 + at.keys; block++)
+    for (int l = 0; l < W; l++) lanes[l] = uint32_t(a.terms->first_query + at.i0) + l;
+    const int64_t first = a.terms->first_key + at.j0;
+    for (int64_t block = first / 4; block * 4 < first + at.keys; block++)
         for (int lane = 0; lane < TILE; lane += W) {
             const Words none = {};
             const Draws draws =
                 philox({{none + uint32_t(block), lanes + uint32_t(lane), none + uint32_t(at.b * a.H + at.h), none}},
                     a.terms->seed);
             for (int e = 0; e < 4; e++) {
-                const int64_t j = block * 4 + e - at.j0;
+                const int64_t j = block * 4 + e - first;
                 if (j >= 0 && j < at.keys) store(kept + j * TILE + lane, (V)(draws.word[e] > last_dropped));
             }
         }

@@ -47,7 +47,7 @@ static Rows rows(const char* name, const View& view, const std::vector<int64_t>&
 class TermArguments {  // owns what Terms point to beside Python's tensors
 public:
     TermArguments(Attention& a, const TermViews& views, const Dropout& dropout) : a(a), views(views) {
-        const auto [probability, threshold, seed] = dropout;
+        const auto [probability, threshold, seed, first_query, first_key] = dropout;
         check(probability >= 0 && probability < 1,
             "dropout is " + std::to_string(probability) + "; give 0 ≤ dropout < 1");
         if (views.empty() && probability == 0) return;
@@ -74,6 +74,8 @@ public:
         terms.value_vectors = vectors("value_vectors", 2);
         terms.threshold = threshold;
         terms.seed = seed;
+        terms.first_query = first_query;
+        terms.first_key = first_key;
         terms.kept_scale = float(1 / (1 - probability));
         a.terms = &terms;
     }
