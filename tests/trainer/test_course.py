@@ -24,11 +24,6 @@ GROWS = dict(preset="bert", objective="mlm", accumulate=4, batch_ramp=0.5, lengt
              objective_options=("first_rate=0.5", "rate=0.2"), schedule_by="tokens", steps=10)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_plot(monkeypatch):
-    monkeypatch.setattr("fastlm.trainer.outputs.artefacts.write_plot", lambda *args: None)
-
-
 def trainer(text, **changes) -> Trainer:
     asked = config(text, **GROWS | changes).settled()
     asked.check()

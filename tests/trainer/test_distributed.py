@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,14 +27,16 @@ STEPS = 6
 PRESETS = ("llama", "bert", "t5", "albert", "electra")
 
 
-@pytest.fixture
-def text(text) -> Path:
-    """Four documents, for text of a pair come from two."""
-    folder = text.with_name("text")
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Four documents, for text of a pair come from two; beside them the cache."""
+    folder = tmp_path_factory.mktemp("home") / "text"
     folder.mkdir()
     for seed in range(4):
         write_text(folder / f"{seed}.txt", seed, lines=150)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+        yield folder
 
 
 def make(text: Path, ranks: Ranks, **changes) -> Trainer:
@@ -43,52 +46,80 @@ def make(text: Path, ranks: Ranks, **changes) -> Trainer:
     return Trainer(asked, tokenize(find((text,)), asked.vocab), STEPS, ranks=ranks)
 
 
-def close(found: dict[str, float], wanted: dict[str, float], **tolerance) -> None:
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        torch.testing.assert_close(float(found[name]), float(wanted[name]), **tolerance)
+class Course(NamedTuple):
+    """What a run makes on its way: weights before the first update, losses of held-out text, each update's losses,
+    norm, targets and tokens, losses again, and where the model is gathered its weights and a sample.
+    """
+
+    first: list[torch.Tensor]
+    before: dict[str, float]
+    updates: list[tuple[dict[str, float], float, int, int]]
+    after: dict[str, float]
+    last: dict[str, torch.Tensor] | None
+    sample: str
 
 
-def equals_one_process(rank: int, world: int, text: Path, shard: str, **changes) -> None:
-    many, one = make(text, Ranks(rank, world), shard=shard, **changes), make(text, ALONE, **changes)
-    with many.filling() as model:
-        torch.testing.assert_close(list(model.parameters()), list(one.model.parameters()), rtol=0, atol=0)
-    close(many.evaluate(), one.evaluate(), rtol=1e-6, atol=1e-6)
+def course(trainer: Trainer) -> Course:
+    with trainer.filling() as model:
+        first = [p.detach().clone() for p in model.parameters()]
+    before, updates = trainer.evaluate(), []
     for _ in range(STEPS):
-        update, single = many.update(), one.update()
-        close(update.losses, single.losses, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(update.norm, single.norm, rtol=2e-5, atol=1e-6)
-        assert update.targets == single.targets and update.tokens == single.tokens
-    close(many.evaluate(3), one.evaluate(3), rtol=1e-5, atol=1e-5)
-    whole = many.whole()
-    assert (whole is None) == (rank > 0 and shard in ("gradients", "parameters"))
+        made = trainer.update()
+        losses = {name: float(x) for name, x in made.losses.items()}
+        updates.append((losses, float(made.norm), made.targets, made.tokens))
+    after, whole = trainer.evaluate(3), trainer.whole()
+    last = None if whole is None else {name: p.detach() for name, p in whole.named_parameters()}
+    return Course(first, before, updates, after, last, trainer.sample(8))
+
+
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    """alone(**changes): the file of one process's course, which is run once for all that are compared with it."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def run_once(**changes) -> Path:
+        path = folder / " ".join(f"{name} {value}" for name, value in changes.items())
+        if not path.exists():
+            torch.save(course(make(text, ALONE, **changes)), path)
+        return path
+
+    return run_once
+
+
+def equals_one_process(rank: int, world: int, text: Path, one: Path, **changes) -> None:
+    many, one = course(make(text, Ranks(rank, world), **changes)), torch.load(one, weights_only=False)
+    exact = dict(rtol=0, atol=0)
+    torch.testing.assert_close(many.first, one.first, **exact)
+    torch.testing.assert_close(many.before, one.before, rtol=1e-6, atol=1e-6)
+    for (losses, norm, *counts), (single, of_single, *wanted) in zip(many.updates, one.updates, strict=True):
+        torch.testing.assert_close(losses, single, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(norm, of_single, rtol=2e-5, atol=1e-6)
+        assert counts == wanted
+    torch.testing.assert_close(many.after, one.after, rtol=1e-5, atol=1e-5)
+    assert (many.last is None) == (rank > 0 and changes["shard"] in ("gradients", "parameters"))
     if rank == 0:
         # Adam's first steps make ±lr of a gradient that is a rounding error
-        for (name, p), q in zip(whole.named_parameters(), one.model.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-    assert many.sample(8) == (one.sample(8) if whole is not None else "")
+        torch.testing.assert_close(many.last, one.last, rtol=1e-3, atol=2e-4)
+    assert many.sample == (one.sample if many.last is not None else "")
 
 
-def every_preset(rank: int, world: int, text: Path, shard: str) -> None:
-    for preset in PRESETS:
-        equals_one_process(rank, world, text, shard, preset=preset, dropout=0.0)
+def every(rank: int, world: int, text: Path, shards: tuple[str, ...], runs: list[tuple[dict, Path]]) -> None:
+    for changes, one in runs:
+        for shard in shards:
+            equals_one_process(rank, world, text, one, shard=shard, **changes)
 
 
 @pytest.mark.parametrize("shard", SHARDS)
 @on(2, 3)
-def test_every_division_equals_one_process(ranks, text, shard):
-    ranks.run(every_preset, text, shard)
-
-
-def every_optimizer(rank: int, world: int, text: Path) -> None:
-    for name in OPTIMIZERS:
-        for shard in SHARDS[1:]:
-            equals_one_process(rank, world, text, shard, optimizer=name, lr=None)
+def test_every_division_equals_one_process(ranks, text, alone, shard):
+    asked = [dict(preset=preset, dropout=0.0) for preset in PRESETS]
+    ranks.run(every, text, (shard,), [(changes, alone(**changes)) for changes in asked])
 
 
 @on(2, 3)
-def test_every_optimizer_steps_as_in_one_process(ranks, text):
-    ranks.run(every_optimizer, text)
+def test_every_optimizer_steps_as_in_one_process(ranks, text, alone):
+    asked = [dict(optimizer=name, lr=None) for name in OPTIMIZERS]
+    ranks.run(every, text, SHARDS[1:], [(changes, alone(**changes)) for changes in asked])
 
 
 def scales(rank: int, world: int, text: Path) -> None:
@@ -129,14 +160,15 @@ def goes_on(rank: int, world: int, text: Path, folder: Path) -> None:
                     checkpoint.save(state, step, model, states, {})
                 first.ranks.any(False)
             first.update()
-        for ranks in (first.ranks, ALONE):
+        wanted = first.whole()
+        for ranks in (first.ranks, *[ALONE] * (rank == 0)):
             again = make(text, ranks, shard=shard, preset="bert")
             with again.filling() as model:
                 again.step = checkpoint.restore(state / "step-3", model, again.optimizer)["step"]
             while again.step < STEPS:
                 again.update()
             exact = dict(rtol=0, atol=0) if ranks is first.ranks else dict(rtol=1e-3, atol=2e-4)
-            whole, wanted = again.whole(), first.whole()
+            whole = again.whole()
             if rank == 0:
                 for (name, p), q in zip(whole.named_parameters(), wanted.parameters(), strict=True):
                     torch.testing.assert_close(p, q, **exact, msg=lambda m, what=(shard, name): f"{what}: {m}")
