@@ -48,7 +48,6 @@ SLOW = [
 ]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers' own reads the groups
 def pytest_collection_modifyitems(config, items):
     i, n = map(int, config.getoption("--part").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
@@ -58,8 +57,6 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} has an address in its name; give ids that are the same each time")
         if _file(item) in SLOW or item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.slow)
-        if shared := _shared(item):  # what is made once is made by one worker
-            item.add_marker(pytest.mark.xdist_group(shared))
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
 
 
@@ -67,11 +64,11 @@ def _file(item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
-def _shared(item) -> str:
-    """What a test shares through a fixture that outlives it: with the session, by its name, or with its file."""
-    made = [fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
-    ours = {fixture.scope: fixture.argname for fixture in made if fixture.baseid.startswith("tests")}
-    return ours.get("session", _file(item) if "module" in ours else "")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from sharing import Files  # who runs a few tests may have no xdist
+
+    return Files(config, log)
 
 
 @pytest.fixture
