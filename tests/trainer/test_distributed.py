@@ -1,21 +1,26 @@
 """Several processes train as one does: the same samples, losses and weights, however the model is divided."""
 
+import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from runs import config, flags, python, repeatable, write_text
+import torch.distributed as dist
+from dying import command
+from runs import config, flags, repeatable, write_text
 from safetensors.torch import load_file
 from sharded import on
 
 from fastlm.optim import OPTIMIZERS
 from fastlm.optim.sharding import local
-from fastlm.trainer import checkpoint
+from fastlm.trainer import checkpoint, cli
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
@@ -72,6 +77,11 @@ def course(trainer: Trainer) -> Course:
     return Course(first, before, updates, after, last, trainer.sample(8))
 
 
+def run_alone(text: Path, path: Path, **changes) -> None:
+    """Leave one process's course in a file."""
+    torch.save(course(make(text, ALONE, **changes)), path)
+
+
 @pytest.fixture(scope="module")
 def alone(text, tmp_path_factory):
     """alone(**changes): the file of one process's course, which is run once for all that are compared with it."""
@@ -80,7 +90,7 @@ def alone(text, tmp_path_factory):
     def run_once(**changes) -> Path:
         path = folder / " ".join(f"{name} {value}" for name, value in changes.items())
         if not path.exists():
-            torch.save(course(make(text, ALONE, **changes)), path)
+            run_alone(text, path, **changes)
         return path
 
     return run_once
@@ -237,12 +247,30 @@ sys.exit(cli.main(sys.argv[3:]))
 """
 
 
+def whole_run(rank: int, world: int, port: int, store: str, argv: list[str]) -> None:
+    """`fastlm ARGV` on ranks that torchrun might have started."""
+    dist.destroy_process_group()
+    environment = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_ADDR="localhost", MASTER_PORT=port)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.TextIOWrapper(io.BytesIO())):
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        assert cli.main(argv) == 0
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+@on(2)
 @pytest.mark.parametrize("shard, killed", [("none", 1), ("parameters", 0)])
-def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
+def test_a_run_that_lost_a_rank_goes_on(ranks, text, tmp_path, shard, killed):
     """Its weights end as those of a run that lost none, bit for bit; other numbers of ranks go on from it too."""
-    asked = lambda name: flags(config(text, tmp_path / name, shard=shard, **LONG))
-    assert run(2, "pretrain", *asked("whole"))[0] == 0
-    status, _, said = run(2, str(killed), "7", "pretrain", *asked("parts"), code=KILLED)
+    asked = lambda name: ["pretrain", *flags(config(text, tmp_path / name, shard=shard, **LONG))]
+    ranks.run(whole_run, free_port(), str(tmp_path / "store"), asked("whole"))
+    status, _, said = run(2, str(killed), "7", *asked("parts"), code=KILLED)
     assert status == 1 and said.count("\n") == 1
     assert "another process of this run is gone; go on with `torchrun --nproc-per-node 2 -m fastlm resume" in said
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
@@ -251,10 +279,6 @@ def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
     assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
     best = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
     assert best[0] == best[1]
-    assert run_one("resume", str(tmp_path / "alone")) == 0
+    assert command("resume", str(tmp_path / "alone")).returncode == 0
     alone, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "whole"))
     assert alone.keys() == whole.keys()
-
-
-def run_one(*argv: str) -> int:
-    return python("import sys; from fastlm.trainer import cli; sys.exit(cli.main(sys.argv[1:]))", *argv).returncode
