@@ -35,16 +35,16 @@ def pytest_addoption(parser):
 
 # in the order of their time; left out by -m "not slow"
 SLOW = [
-    "kernels/test_triton.py", "kernels/test_triton_compile.py", "csrc/test_sanitizers.py", "optim/test_sharded.py",
-    "optim/test_sharded_models.py", "trainer/test_distributed.py", "trainer/test_interruptions.py",
-    "trainer/test_checkpoint.py", "trainer/test_finetune.py", "trainer/test_start.py", "trainer/test_cli.py",
-    "trainer/test_presets.py", "trainer/test_reproduce.py", "trainer/test_patience.py", "trainer/test_course.py",
-    "ops/test_transforms.py", "house/test_types.py", "trainer/test_trainer.py",
-    "trainer/test_memory.py", "csrc/test_cuda_on_host.py",
-    "csrc/test_cuda_attention_on_host.py", "optim/test_sharded_checkpoints.py", "ops/test_attention_threads.py",
-    "optim/test_trainers.py", "csrc/test_cuda_compile.py", "house/test_benchmarks.py", "house/test_readme.py",
-    "house/test_docs.py", "house/test_packaging.py", "house/test_examples.py", "interop/test_transformers_4.py",
-    "ops/test_combinations.py", "ops/test_lesser_processors.py",
+    "csrc/test_sanitizers.py", "optim/test_sharded.py", "optim/test_sharded_models.py",
+    "optim/test_sharded_checkpoints.py", "trainer/test_distributed.py", "kernels/test_triton.py",
+    "trainer/test_finetune.py", "interop/test_transformers_4.py", "csrc/test_cuda_on_host.py", "ops/test_transforms.py",
+    "csrc/test_cuda_attention_on_host.py", "house/test_docs.py", "ops/test_attention_threads.py",
+    "kernels/test_triton_compile.py", "trainer/test_presets.py", "trainer/test_checkpoint.py",
+    "house/test_benchmarks.py", "trainer/test_memory.py", "trainer/test_interruptions.py", "trainer/test_trainer.py",
+    "trainer/test_cli.py", "trainer/test_start.py", "csrc/test_cuda_compile.py", "house/test_examples.py",
+    "optim/test_trainers.py", "house/test_readme.py", "ops/test_combinations.py", "trainer/test_reproduce.py",
+    "trainer/test_patience.py", "house/test_packaging.py", "house/test_types.py", "ops/test_lesser_processors.py",
+    "trainer/test_course.py",
 ]  # fmt: skip
 
 
