@@ -102,8 +102,10 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
     wanted = ("portable", *os.environ.get("FASTLM_ISAS", " ".join(ISA_FLAGS)).split())
     # an old compiler lacks the newest sets
     known = {isa: flags for isa, flags in ISA_FLAGS.items() if isa in wanted and compiles(compiler, flags)}
-    if "avx512_bf16" not in known:  # whose kernels AMX's table has where it has none of its own
-        known.pop("amx", None)
+    # whose kernels it has where it has none of its own
+    for isa, below in (("avx512_bf16", "avx512"), ("amx", "avx512_bf16")):
+        if below not in known:
+            known.pop(isa, None)
     defines = [f"-DFASTLM_HAS_{isa.upper()}" for isa in known]
     common = [
         "-std=c++17",
@@ -136,7 +138,8 @@ def plan_cpu(target: Path) -> tuple[list[str], dict]:
 
 
 def plan_cuda(target: Path) -> tuple[list[str], dict]:
-    sources = sorted(CUDA.rglob("*.cu")) + sorted(CUDA.rglob("*.cpp"))
+    # bindings.cpp takes long, and would be waited for alone as the last
+    sources = sorted(CUDA.rglob("*.cpp")) + sorted(CUDA.rglob("*.cu"))
     objects = [f"{s.relative_to(CUDA).with_suffix('').as_posix()}.o" for s in sources]
     compiler, version = nvcc()
     host, _ = cxx()

@@ -36,20 +36,19 @@ def pytest_addoption(parser):
 
 # in the order of their time; left out by -m "not slow"
 SLOW = [
-    "kernels/test_triton.py", "kernels/test_triton_compile.py", "csrc/test_sanitizers.py", "optim/test_sharded.py",
-    "optim/test_sharded_models.py", "trainer/test_distributed.py", "trainer/test_interruptions.py",
-    "trainer/test_checkpoint.py", "trainer/test_finetune.py", "trainer/test_start.py", "trainer/test_cli.py",
-    "trainer/test_presets.py", "trainer/test_reproduce.py", "trainer/test_patience.py", "trainer/test_course.py",
-    "ops/test_transforms.py", "house/test_types.py", "trainer/test_trainer.py",
-    "trainer/test_memory.py", "csrc/test_cuda_on_host.py",
-    "csrc/test_cuda_attention_on_host.py", "optim/test_sharded_checkpoints.py", "ops/test_attention_threads.py",
-    "optim/test_trainers.py", "csrc/test_cuda_compile.py", "house/test_benchmarks.py", "house/test_readme.py",
-    "house/test_docs.py", "house/test_packaging.py", "house/test_examples.py", "interop/test_transformers_4.py",
-    "ops/test_combinations.py", "ops/test_lesser_processors.py",
+    "csrc/test_sanitizers.py", "optim/test_sharded.py", "optim/test_sharded_models.py",
+    "optim/test_sharded_checkpoints.py", "trainer/test_distributed.py", "kernels/test_triton.py",
+    "trainer/test_finetune.py", "interop/test_transformers_4.py", "csrc/test_cuda_on_host.py", "ops/test_transforms.py",
+    "csrc/test_cuda_attention_on_host.py", "house/test_docs.py", "ops/test_attention_threads.py",
+    "kernels/test_triton_compile.py", "trainer/test_presets.py", "trainer/test_checkpoint.py",
+    "house/test_benchmarks.py", "trainer/test_memory.py", "trainer/test_interruptions.py", "trainer/test_trainer.py",
+    "trainer/test_cli.py", "trainer/test_start.py", "csrc/test_cuda_compile.py", "house/test_examples.py",
+    "optim/test_trainers.py", "house/test_readme.py", "ops/test_combinations.py", "trainer/test_reproduce.py",
+    "trainer/test_patience.py", "house/test_packaging.py", "house/test_types.py", "ops/test_lesser_processors.py",
+    "trainer/test_course.py",
 ]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # the workers' own reads the groups
 def pytest_collection_modifyitems(config, items):
     i, n = map(int, config.getoption("--part").split("/"))
     config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % n != i])
@@ -59,8 +58,6 @@ def pytest_collection_modifyitems(config, items):
             raise pytest.UsageError(f"{item.nodeid} has an address in its name; give ids that are the same each time")
         if _file(item) in SLOW or item.get_closest_marker("sweep"):
             item.add_marker(pytest.mark.slow)
-        if shared := _shared(item):  # what is made once is made by one worker
-            item.add_marker(pytest.mark.xdist_group(shared))
     items.sort(key=lambda item: SLOW.index(_file(item)) if _file(item) in SLOW else len(SLOW))
 
 
@@ -68,11 +65,11 @@ def _file(item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
-def _shared(item) -> str:
-    """What a test shares through a fixture that outlives it: with the session, by its name, or with its file."""
-    made = [fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
-    ours = {fixture.scope: fixture.argname for fixture in made if fixture.baseid.startswith("tests")}
-    return ours.get("session", _file(item) if "module" in ours else "")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from sharing import Files  # who runs a few tests may have no xdist
+
+    return Files(config, log)
 
 
 @pytest.fixture

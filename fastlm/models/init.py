@@ -28,7 +28,7 @@ def init(name: str) -> Callable:
 
 
 def init_weights(model: nn.Module, config: "ModelConfig") -> None:
-    """Draw every weight of a model but its positional schemes' own.
+    """Draw every weight of a model but its positional schemes' own; none on the meta device, which has no numbers.
 
     Args:
         model: a `Transformer`.
@@ -36,7 +36,7 @@ def init_weights(model: nn.Module, config: "ModelConfig") -> None:
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "position." in name or ".relative_segments." in name:  # schemes have drawn their own
+            if p.is_meta or "position." in name or ".relative_segments." in name:  # schemes have drawn their own
                 continue
             if p.ndim >= 2:
                 INITS[config.init](name, p, config)

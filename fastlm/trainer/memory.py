@@ -90,7 +90,7 @@ def reckon(config: Training, vocab_size: int) -> Need:
     """What training takes at its peak, in the backward pass. Nothing is allocated, whatever the size: the tensors are
     fake, and of the layers a few are looked at. Raises RuntimeError for a model that looks at its own numbers.
     """
-    shape = replace(config.sketch(vocab_size), init="normal")  # BERT's looks at its numbers
+    shape = config.sketch(vocab_size)
     objective = config.objective_on_rows(shape.context, vocab_size)
     # a rate of hidden tokens may fall or rise
     begin, end = (objective.at(progress).batch(config.seed, 0, 1) for progress in (0.0, 1.0))

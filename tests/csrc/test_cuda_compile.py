@@ -144,8 +144,8 @@ def test_logic_on_the_host(source, tmp_path):
         "-Werror",
         "-Wno-unknown-pragmas",
         "-fno-strict-aliasing",
-        "-g",
-        "-O1",
+        "-g1",
+        "-O0",  # of which compiling takes half, and running no more than that
         "-ffp-contract=off",
     ]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -98,17 +98,18 @@ as_other = torch.Tensor.type_as  # which they call with dtype= alone
 torch.Tensor.type_as = lambda x, other=None, dtype=None: x.to(dtype) if other is None else as_other(x, other)
 from transformers.models.deprecated.transfo_xl.configuration_transfo_xl import TransfoXLConfig
 from transformers.models.deprecated.transfo_xl.modeling_transfo_xl import TransfoXLLMHeadModel
-given = torch.load(sys.argv[1])
-model = TransfoXLLMHeadModel(TransfoXLConfig(**given["config"])).eval()
-missing = model.load_state_dict(given["state"], strict=False)
-assert not missing.unexpected_keys and set(missing.missing_keys) <= set(given["computed"]), missing
-mems, made = [torch.zeros(0, 2, model.config.d_model)] * model.config.n_layer, []
-for tokens, targets in zip(*given["text"]):
-    out = model(tokens, mems=mems)
-    mems = out.mems
-    torch.nn.functional.nll_loss(out.logits.flatten(0, 1), targets.flatten()).backward()
-    made.append((out.logits.detach(), [x.transpose(0, 1) for x in mems]))
-torch.save(dict(made=made, grads={n: p.grad for n, p in model.named_parameters()}), sys.argv[2])
+for folder in sys.argv[1:]:
+    given = torch.load(f"{folder}/given")
+    model = TransfoXLLMHeadModel(TransfoXLConfig(**given["config"])).eval()
+    missing = model.load_state_dict(given["state"], strict=False)
+    assert not missing.unexpected_keys and set(missing.missing_keys) <= set(given["computed"]), missing
+    mems, made = [torch.zeros(0, 2, model.config.d_model)] * model.config.n_layer, []
+    for tokens, targets in zip(*given["text"]):
+        out = model(tokens, mems=mems)
+        mems = out.mems
+        torch.nn.functional.nll_loss(out.logits.flatten(0, 1), targets.flatten()).backward()
+        made.append((out.logits.detach(), [x.transpose(0, 1) for x in mems]))
+    torch.save(dict(made=made, grads={n: p.grad for n, p in model.named_parameters()}), f"{folder}/made")
 """
 
 
@@ -133,30 +134,47 @@ def names(c: ModelConfig) -> dict[str, str]:
     return made
 
 
-@pytest.mark.skipif("FASTLM_TRANSFORMERS_4" not in os.environ, reason="FASTLM_TRANSFORMERS_4 names no folder")
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_segments_match_transformers(options, tmp_path):
+def known(c: ModelConfig, state: dict) -> dict[str, str]:
+    """`names` of what is in our state dict: all of it but the head's matrix, which is the embedding's."""
+    found = {theirs: ours for theirs, ours in names(c).items() if ours in state}
+    assert set(found.values()) == set(state) - {"head.weight"}
+    return found
+
+
+def given(options: dict) -> dict:
+    """What THEIRS makes the same model of."""
     model = make(options)
     c, state = model.config, model.state_dict()
-    known = {theirs: ours for theirs, ours in names(c).items() if ours in state}
-    assert set(known.values()) == set(state) - {"head.weight"}
-    given = dict(
+    return dict(
         config=dict(
             vocab_size=c.vocab_size, cutoffs=[], d_model=c.dim, d_embed=c.dim, n_head=c.heads, d_head=c.head_width,
             d_inner=c.hidden, div_val=1, pre_lnorm=c.norm_place == "pre", n_layer=c.layers, mem_len=c.memory,
             clamp_len=c.position_options.get("clamp") or -1, same_length=bool(c.windows), dropout=0.0,
             untie_r=c.position_options.get("untie", False), layer_norm_epsilon=c.norm_eps,
         ),
-        state={theirs: state[ours] for theirs, ours in known.items()},
+        state={theirs: state[ours] for theirs, ours in known(c, state).items()},
         computed=["transformer.pos_emb.inv_freq", "crit.out_layers.0.weight"]
         + [f"transformer.layers.{i}.dec_attn.{b}" for i in range(c.layers) for b in ("r_w_bias", "r_r_bias")],
         text=text(),
     )  # fmt: skip
-    torch.save(given, tmp_path / "given")
+
+
+@pytest.fixture(scope="module")
+def of_transformers(tmp_path_factory) -> dict[str, dict]:
+    """What THEIRS makes of every case, in one process."""
+    folders = {name: tmp_path_factory.mktemp("case") for name in CASES}
+    for name, folder in folders.items():
+        torch.save(given(CASES[name]), folder / "given")
     environment = os.environ | {"PYTHONPATH": os.environ["FASTLM_TRANSFORMERS_4"], "TRUST_REMOTE_CODE": "1"}
-    command = [sys.executable, "-c", THEIRS, tmp_path / "given", tmp_path / "made"]
-    subprocess.run(command, check=True, env=environment)
-    theirs, recurrence = torch.load(tmp_path / "made"), model.new_recurrence()
+    subprocess.run([sys.executable, "-c", THEIRS, *folders.values()], check=True, env=environment)
+    return {name: torch.load(folder / "made") for name, folder in folders.items()}
+
+
+@pytest.mark.skipif("FASTLM_TRANSFORMERS_4" not in os.environ, reason="FASTLM_TRANSFORMERS_4 names no folder")
+@pytest.mark.parametrize("name", CASES)
+def test_segments_match_transformers(name, of_transformers):
+    model, theirs = make(CASES[name]), of_transformers[name]
+    recurrence = model.new_recurrence()
     for tokens, targets, (expected, mems) in zip(*text(), theirs["made"], strict=True):
         logits = model(tokens, recurrence=recurrence)
         torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=1e-5, atol=1e-5)
@@ -164,7 +182,7 @@ def test_segments_match_transformers(options, tmp_path):
             torch.testing.assert_close(mine, yours, rtol=1e-5, atol=1e-5)
         F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     mine = dict(model.named_parameters())
-    for name, ours in known.items():
+    for name, ours in known(model.config, model.state_dict()).items():
         torch.testing.assert_close(mine[ours].grad, theirs["grads"][name], rtol=1e-4, atol=1e-4, msg=name)
 
 

@@ -106,7 +106,8 @@ SOME = (
 @pytest.mark.parametrize("case", [case for case in ATTENTION if case.name in SOME], ids=str)
 def test_attention_is_a_proper_operator(case, backend):
     args = case.make(torch.float32, CPU)
-    symbolic = ("test_aot_dispatch_dynamic",) if case.name in ("every_mask", "xlnet") else ()  # seconds each
+    # seconds each; a graph holds the operator, whoever computes it
+    symbolic = ("test_aot_dispatch_dynamic",) if case.name in ("every_mask", "xlnet") and backend == "cpp" else ()
     torch.library.opcheck(
         attention.torch_op, tuple(args._replace(**leaves_of(args))), test_utils=OPERATOR_TESTS + symbolic
     )

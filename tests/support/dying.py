@@ -1,27 +1,37 @@
-"""`fastlm data` in a process that dies by itself, before or after a file has its name."""
+"""Commands in processes of their own, and such as die by themselves at a moment that a test names."""
 
-import os
 import signal
 import subprocess
-import sys
 
-CODE = """
-import os, signal, sys
-from fastlm.trainer import cli, disk
-left, flush = int(os.environ["AT"]), disk.flush
-def counted(path):
+from forked import imported
+from runs import SAMPLE
+
+COMMAND = "import sys; from fastlm.trainer import cli; sys.exit(cli.main(sys.argv[1:]))"
+KILL = f"""
+import os, pkgutil, signal, sys
+from fastlm.trainer import budget, cli
+budget.SAMPLE = {SAMPLE}
+where, n, *argv = sys.argv[1:]
+owner, _, name = where.rpartition(".")
+owner = pkgutil.resolve_name(owner)
+real, left = getattr(owner, name), int(n)
+def deadly(*args, **options):
     global left
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    flush(path)
-disk.flush = counted
-sys.exit(cli.main(["data", *sys.argv[1:], "--processes", "1"]))
+    return real(*args, **options)
+setattr(owner, name, deadly)
+sys.exit(cli.main(argv))
 """
 
 
-def killed(at: int, *asked: str) -> None:
-    """Run the command up to its at-th call of fsync, where SIGKILL ends it."""
-    environment = os.environ | {"AT": str(at)}
-    done = subprocess.run([sys.executable, "-c", CODE, *asked], env=environment, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def command(*argv: str) -> subprocess.CompletedProcess:
+    """`fastlm ARGV`, run to its end."""
+    return imported().run(COMMAND, *argv)
+
+
+def killed(where: str, n: int, *argv: str) -> None:
+    """`fastlm ARGV`, ended by SIGKILL when the function of this name is called for the nth time."""
+    died = imported().run(KILL, where, str(n), *argv)
+    assert died.returncode == -signal.SIGKILL, died.stderr

@@ -158,14 +158,13 @@ def memory() -> None:
 def threads() -> None:
     """By the first of the sets alone: how threads wait for one another is the same in all."""
     for name in (*MANY_TURNS, *MANY_TERMS):
-        args = taken_in_turns(name, torch.float32)
-        torch.set_num_threads(1)
-        alone = results(args)
+        args, made = taken_in_turns(name, torch.float32), []
         for n in (2, 7):
             print(native.cpu().active(), name, n, "threads", flush=True)
             torch.set_num_threads(n)
-            for key, got in results(args).items():
-                assert torch.equal(got, alone[key]), f"{key} differs with {n} threads"
+            made.append(results(args))
+        for key, got in made[1].items():
+            assert torch.equal(got, made[0][key]), f"{key} differs between 2 and 7 threads"
     for name, call in (
         *norms(torch.float32),
         *gates(torch.float32),

@@ -32,6 +32,7 @@ TINY = dict(
     lr=5e-3,
     weight_decay=0.1,
 )
+SAMPLE = 8  # tokens of one, in the trainer's tests
 CLOCK = ("seconds", "tokens_per_second", "memory")  # fields of a row that a clock or the machine's load makes
 
 

@@ -1,8 +1,8 @@
 """The fenced Python blocks of a page, run as they stand."""
 
 import re
-import subprocess
-import sys
+
+from forked import imported
 
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
 NEEDS_A_RUN = "runs/my-run"
@@ -20,5 +20,5 @@ def named(snippet: str) -> str:
 
 def run(snippet: str) -> None:
     """Fail, with what it says, unless it runs alone and without a warning."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", snippet], capture_output=True, text=True)
+    done = imported("-W", "error").run(snippet)
     assert done.returncode == 0, done.stderr

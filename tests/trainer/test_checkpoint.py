@@ -8,7 +8,8 @@ import signal
 
 import pytest
 import torch
-from runs import TINY, config, flags, python, repeatable, train, write_text
+from dying import killed
+from runs import TINY, config, flags, repeatable, train, write_text
 from safetensors import safe_open
 
 from fastlm.models import Recurrence
@@ -18,25 +19,6 @@ from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Failure, Refusal
 
 LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint after every step
-
-# Runs the command line in a process that kills itself when a function is called for the nth time.
-KILL = """
-import os, signal, sys
-import fastlm.trainer.checkpoint, fastlm.trainer.commands.run, fastlm.trainer.step, fastlm.trainer.cli
-import fastlm.trainer.outputs.artefacts
-where, n, *argv = sys.argv[1:]
-module, _, name = where.rpartition(".")
-owner = eval(module)
-real, calls = getattr(owner, name), 0
-def deadly(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(n):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-setattr(owner, name, deadly)
-sys.exit(fastlm.trainer.cli.main(argv))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +42,7 @@ def whole(tmp_path_factory):
 def test_killed_and_resumed_is_bit_identical(text, tmp_path, whole, moment, n, save_every):
     folder = tmp_path / "killed"
     asked = config(text, folder, **LONG | dict(save_every=save_every))
-    died = python(KILL, moment, str(n), "pretrain", *flags(asked))
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    killed(moment, n, "pretrain", *flags(asked))
     assert run.resume(folder) == 0
     assert repeatable(folder) == repeatable(whole)
     assert not list((folder / "state").glob(".tmp-*"))
@@ -73,16 +54,14 @@ def test_killed_and_resumed_it_remembers_what_it_did(text, tmp_path):
     asked = LONG | dict(preset="transformer-xl", steps=9)
     assert train(text, tmp_path / "whole", **asked) == 0
     command = ["pretrain", *flags(config(text, tmp_path / "killed", **asked))]
-    died = python(KILL, "fastlm.trainer.outputs.metrics.Metrics.add", "7", *command)
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    killed("fastlm.trainer.outputs.metrics.Metrics.add", 7, *command)
     assert len(checkpoint.remembered(tmp_path / "killed" / "state" / "step-6", torch.device("cpu"))) == 2
     assert run.resume(tmp_path / "killed") == 0
     assert repeatable(tmp_path / "killed") == repeatable(tmp_path / "whole")
 
 
 def test_killed_before_its_first_step_there_is_nothing_to_resume(text, tmp_path):
-    died = python(KILL, "fastlm.trainer.plan.write_file", "1", "pretrain", *flags(config(text, tmp_path / "run")))
-    assert died.returncode == -signal.SIGKILL
+    killed("fastlm.trainer.plan.write_file", 1, "pretrain", *flags(config(text, tmp_path / "run")))
     with pytest.raises(Refusal, match="stopped before its first step"):
         run.resume(tmp_path / "run")
 

@@ -147,8 +147,9 @@ def test_killed_in_each_pass_and_gone_on(web):
     path, _ = web
     clean(path, path.with_name("whole"))
     out = path.with_name("killed")
+    asked = ["data", "clean", str(path), "--out", str(out), "--part", "0.02", "--processes", "1"]
     for at in (6, 23, 11, 7):
-        killed(at, "clean", str(path), "--out", str(out), "--part", "0.02")
+        killed("fastlm.trainer.disk.flush", at, *asked)
     assert clean(path, out) == 0 and tree(out) == tree(path.with_name("whole"))
 
 

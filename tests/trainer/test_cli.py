@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import command
 from runs import config, fail, flags, python
 
 import fastlm
@@ -236,25 +237,16 @@ OPTIMIZERS["nadam"] = torch.optim.NAdam
 
 def test_a_plugin_is_chosen_and_remembered_but_not_imported_unasked(text, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    command = [sys.executable, "-m", "fastlm"]
-    environment = dict(capture_output=True, text=True, timeout=120)
-    asked = [
-        *flags(config(text, tmp_path / "run")),
-        "--position",
-        "mine",
-        "--optimizer",
-        "nadam",
-        "--plugin",
-        "mine.py",
-    ]
-    begun = subprocess.run([*command, "pretrain", *asked], **environment)
+    mine, folder = ["--plugin", "mine.py"], str(tmp_path / "run")
+    asked = [*flags(config(text, tmp_path / "run")), "--position", "mine", "--optimizer", "nadam"]
+    begun = command("pretrain", *asked, *mine)
     assert begun.returncode == 0, begun.stderr
-    assert f'weights open with fastlm.interop.from_huggingface("{tmp_path / "run"}")' in begun.stdout
+    assert f'weights open with fastlm.interop.from_huggingface("{folder}")' in begun.stdout
     (tmp_path / "run" / "report.md").unlink()
-    for again in (["resume", str(tmp_path / "run")], ["sample", str(tmp_path / "run"), "--tokens", "3"]):
-        refused = subprocess.run([*command, *again], **environment)
+    for again in (["resume", folder], ["sample", folder, "--tokens", "3"]):
+        refused = command(*again)
         assert refused.returncode == 2 and "mine.py; give it again if you trust that code" in refused.stderr
-        done = subprocess.run([*command, *again, "--plugin", "mine.py"], **environment)
+        done = command(*again, *mine)
         assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import config, fail, repeatable, stop_before, train
 from sharded import on
-from test_distributed import equals_one_process
+from test_distributed import equals_one_process, run_alone
 
 from fastlm.objectives import Masked
 from fastlm.objectives.noise.masking import Masking
@@ -22,11 +22,6 @@ from fastlm.trainer.step import Trainer
 
 GROWS = dict(preset="bert", objective="mlm", accumulate=4, batch_ramp=0.5, lengths=("8:0.3", "12:0.6"), batch=3,
              objective_options=("first_rate=0.5", "rate=0.2"), schedule_by="tokens", steps=10)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_plot(monkeypatch):
-    monkeypatch.setattr("fastlm.trainer.outputs.artefacts.write_plot", lambda *args: None)
 
 
 def trainer(text, **changes) -> Trainer:
@@ -148,13 +143,17 @@ def test_resumed_is_bit_identical(text, tmp_path, monkeypatch, step):
     assert tokens == [sum(3 * n * m for n, m in zip(sizes[:s], lengths, strict=False)) for s in range(1, 11)]
 
 
-def grows(rank: int, world: int, text) -> None:
-    equals_one_process(rank, world, text, "none", **GROWS | dict(context=32, dropout=0.0))
+WHOLE = GROWS | dict(context=32, dropout=0.0)
+
+
+def grows(rank: int, world: int, text, one) -> None:
+    equals_one_process(rank, world, text, one, shard="none", **WHOLE)
 
 
 @on(3)
-def test_every_number_of_ranks_takes_the_same_rows(ranks, text):
-    ranks.run(grows, text)
+def test_every_number_of_ranks_takes_the_same_rows(ranks, text, tmp_path):
+    run_alone(text, tmp_path / "one", **WHOLE)
+    ranks.run(grows, text, tmp_path / "one")
 
 
 def test_minutes_are_filled(text):

@@ -1,20 +1,26 @@
 """Several processes train as one does: the same samples, losses and weights, however the model is divided."""
 
+import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from runs import config, flags, python, repeatable, write_text
+import torch.distributed as dist
+from dying import command
+from runs import config, flags, repeatable, write_text
 from safetensors.torch import load_file
 from sharded import on
 
 from fastlm.optim import OPTIMIZERS
 from fastlm.optim.sharding import local
-from fastlm.trainer import checkpoint
+from fastlm.trainer import checkpoint, cli
 from fastlm.trainer.data.corpus import find
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
@@ -26,14 +32,16 @@ STEPS = 6
 PRESETS = ("llama", "bert", "t5", "albert", "electra")
 
 
-@pytest.fixture
-def text(text) -> Path:
-    """Four documents, for text of a pair come from two."""
-    folder = text.with_name("text")
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Four documents, for text of a pair come from two; beside them the cache."""
+    folder = tmp_path_factory.mktemp("home") / "text"
     folder.mkdir()
     for seed in range(4):
         write_text(folder / f"{seed}.txt", seed, lines=150)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))
+        yield folder
 
 
 def make(text: Path, ranks: Ranks, **changes) -> Trainer:
@@ -43,52 +51,85 @@ def make(text: Path, ranks: Ranks, **changes) -> Trainer:
     return Trainer(asked, tokenize(find((text,)), asked.vocab), STEPS, ranks=ranks)
 
 
-def close(found: dict[str, float], wanted: dict[str, float], **tolerance) -> None:
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        torch.testing.assert_close(float(found[name]), float(wanted[name]), **tolerance)
+class Course(NamedTuple):
+    """What a run makes on its way: weights before the first update, losses of held-out text, each update's losses,
+    norm, targets and tokens, losses again, and where the model is gathered its weights and a sample.
+    """
+
+    first: list[torch.Tensor]
+    before: dict[str, float]
+    updates: list[tuple[dict[str, float], float, int, int]]
+    after: dict[str, float]
+    last: dict[str, torch.Tensor] | None
+    sample: str
 
 
-def equals_one_process(rank: int, world: int, text: Path, shard: str, **changes) -> None:
-    many, one = make(text, Ranks(rank, world), shard=shard, **changes), make(text, ALONE, **changes)
-    with many.filling() as model:
-        torch.testing.assert_close(list(model.parameters()), list(one.model.parameters()), rtol=0, atol=0)
-    close(many.evaluate(), one.evaluate(), rtol=1e-6, atol=1e-6)
+def course(trainer: Trainer) -> Course:
+    with trainer.filling() as model:
+        first = [p.detach().clone() for p in model.parameters()]
+    before, updates = trainer.evaluate(), []
     for _ in range(STEPS):
-        update, single = many.update(), one.update()
-        close(update.losses, single.losses, rtol=2e-6, atol=1e-6)
-        torch.testing.assert_close(update.norm, single.norm, rtol=2e-5, atol=1e-6)
-        assert update.targets == single.targets and update.tokens == single.tokens
-    close(many.evaluate(3), one.evaluate(3), rtol=1e-5, atol=1e-5)
-    whole = many.whole()
-    assert (whole is None) == (rank > 0 and shard in ("gradients", "parameters"))
+        made = trainer.update()
+        losses = {name: float(x) for name, x in made.losses.items()}
+        updates.append((losses, float(made.norm), made.targets, made.tokens))
+    after, whole = trainer.evaluate(3), trainer.whole()
+    last = None if whole is None else {name: p.detach() for name, p in whole.named_parameters()}
+    return Course(first, before, updates, after, last, trainer.sample(8))
+
+
+def run_alone(text: Path, path: Path, **changes) -> None:
+    """Leave one process's course in a file."""
+    torch.save(course(make(text, ALONE, **changes)), path)
+
+
+@pytest.fixture(scope="module")
+def alone(text, tmp_path_factory):
+    """alone(**changes): the file of one process's course, which is run once for all that are compared with it."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def run_once(**changes) -> Path:
+        path = folder / " ".join(f"{name} {value}" for name, value in changes.items())
+        if not path.exists():
+            run_alone(text, path, **changes)
+        return path
+
+    return run_once
+
+
+def equals_one_process(rank: int, world: int, text: Path, one: Path, **changes) -> None:
+    many, one = course(make(text, Ranks(rank, world), **changes)), torch.load(one, weights_only=False)
+    exact = dict(rtol=0, atol=0)
+    torch.testing.assert_close(many.first, one.first, **exact)
+    torch.testing.assert_close(many.before, one.before, rtol=1e-6, atol=1e-6)
+    for (losses, norm, *counts), (single, of_single, *wanted) in zip(many.updates, one.updates, strict=True):
+        torch.testing.assert_close(losses, single, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(norm, of_single, rtol=2e-5, atol=1e-6)
+        assert counts == wanted
+    torch.testing.assert_close(many.after, one.after, rtol=1e-5, atol=1e-5)
+    assert (many.last is None) == (rank > 0 and changes["shard"] in ("gradients", "parameters"))
     if rank == 0:
         # Adam's first steps make ±lr of a gradient that is a rounding error
-        for (name, p), q in zip(whole.named_parameters(), one.model.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
-    assert many.sample(8) == (one.sample(8) if whole is not None else "")
+        torch.testing.assert_close(many.last, one.last, rtol=1e-3, atol=2e-4)
+    assert many.sample == (one.sample if many.last is not None else "")
 
 
-def every_preset(rank: int, world: int, text: Path, shard: str) -> None:
-    for preset in PRESETS:
-        equals_one_process(rank, world, text, shard, preset=preset, dropout=0.0)
+def every(rank: int, world: int, text: Path, shards: tuple[str, ...], runs: list[tuple[dict, Path]]) -> None:
+    for changes, one in runs:
+        for shard in shards:
+            equals_one_process(rank, world, text, one, shard=shard, **changes)
 
 
 @pytest.mark.parametrize("shard", SHARDS)
 @on(2, 3)
-def test_every_division_equals_one_process(ranks, text, shard):
-    ranks.run(every_preset, text, shard)
-
-
-def every_optimizer(rank: int, world: int, text: Path) -> None:
-    for name in OPTIMIZERS:
-        for shard in SHARDS[1:]:
-            equals_one_process(rank, world, text, shard, optimizer=name, lr=None)
+def test_every_division_equals_one_process(ranks, text, alone, shard):
+    asked = [dict(preset=preset, dropout=0.0) for preset in PRESETS]
+    ranks.run(every, text, (shard,), [(changes, alone(**changes)) for changes in asked])
 
 
 @on(2, 3)
-def test_every_optimizer_steps_as_in_one_process(ranks, text):
-    ranks.run(every_optimizer, text)
+def test_every_optimizer_steps_as_in_one_process(ranks, text, alone):
+    asked = [dict(optimizer=name, lr=None) for name in OPTIMIZERS]
+    ranks.run(every, text, SHARDS[1:], [(changes, alone(**changes)) for changes in asked])
 
 
 def scales(rank: int, world: int, text: Path) -> None:
@@ -129,14 +170,15 @@ def goes_on(rank: int, world: int, text: Path, folder: Path) -> None:
                     checkpoint.save(state, step, model, states, {})
                 first.ranks.any(False)
             first.update()
-        for ranks in (first.ranks, ALONE):
+        wanted = first.whole()
+        for ranks in (first.ranks, *[ALONE] * (rank == 0)):
             again = make(text, ranks, shard=shard, preset="bert")
             with again.filling() as model:
                 again.step = checkpoint.restore(state / "step-3", model, again.optimizer)["step"]
             while again.step < STEPS:
                 again.update()
             exact = dict(rtol=0, atol=0) if ranks is first.ranks else dict(rtol=1e-3, atol=2e-4)
-            whole, wanted = again.whole(), first.whole()
+            whole = again.whole()
             if rank == 0:
                 for (name, p), q in zip(whole.named_parameters(), wanted.parameters(), strict=True):
                     torch.testing.assert_close(p, q, **exact, msg=lambda m, what=(shard, name): f"{what}: {m}")
@@ -205,12 +247,30 @@ sys.exit(cli.main(sys.argv[3:]))
 """
 
 
+def whole_run(rank: int, world: int, port: int, store: str, argv: list[str]) -> None:
+    """`fastlm ARGV` on ranks that torchrun might have started."""
+    dist.destroy_process_group()
+    environment = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_ADDR="localhost", MASTER_PORT=port)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.TextIOWrapper(io.BytesIO())):
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        assert cli.main(argv) == 0
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
+
+
+@on(2)
 @pytest.mark.parametrize("shard, killed", [("none", 1), ("parameters", 0)])
-def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
+def test_a_run_that_lost_a_rank_goes_on(ranks, text, tmp_path, shard, killed):
     """Its weights end as those of a run that lost none, bit for bit; other numbers of ranks go on from it too."""
-    asked = lambda name: flags(config(text, tmp_path / name, shard=shard, **LONG))
-    assert run(2, "pretrain", *asked("whole"))[0] == 0
-    status, _, said = run(2, str(killed), "7", "pretrain", *asked("parts"), code=KILLED)
+    asked = lambda name: ["pretrain", *flags(config(text, tmp_path / name, shard=shard, **LONG))]
+    ranks.run(whole_run, free_port(), str(tmp_path / "store"), asked("whole"))
+    status, _, said = run(2, str(killed), "7", *asked("parts"), code=KILLED)
     assert status == 1 and said.count("\n") == 1
     assert "another process of this run is gone; go on with `torchrun --nproc-per-node 2 -m fastlm resume" in said
     shutil.copytree(tmp_path / "parts", tmp_path / "alone")
@@ -219,10 +279,6 @@ def test_a_run_that_lost_a_rank_goes_on(text, tmp_path, shard, killed):
     assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
     best = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("parts", "whole")]
     assert best[0] == best[1]
-    assert run_one("resume", str(tmp_path / "alone")) == 0
+    assert command("resume", str(tmp_path / "alone")).returncode == 0
     alone, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "whole"))
     assert alone.keys() == whole.keys()
-
-
-def run_one(*argv: str) -> int:
-    return python("import sys; from fastlm.trainer import cli; sys.exit(cli.main(sys.argv[1:]))", *argv).returncode

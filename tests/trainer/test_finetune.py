@@ -3,12 +3,11 @@
 import json
 import random
 import shutil
-import signal
 
 import pytest
 import torch
-from runs import fail, python, repeatable, train, write_text
-from test_checkpoint import KILL
+from dying import killed
+from runs import fail, repeatable, train, write_text
 
 from fastlm.trainer import cli
 from fastlm.trainer.commands import run
@@ -213,8 +212,7 @@ def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n
     argv = ["finetune", str(tmp_path / "base"), *write(tmp_path / "a.jsonl", labelled()), "--dropout", "0.1",
             "--steps", "14", "--save-every", save_every, *FAST]  # fmt: skip
     assert cli.main([*argv, "--out", str(tmp_path / "whole")]) == 0
-    died = python(KILL, "fastlm.trainer.outputs.metrics.Metrics.add", str(n), *argv, "--out", str(tmp_path / "killed"))
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    killed("fastlm.trainer.outputs.metrics.Metrics.add", n, *argv, "--out", str(tmp_path / "killed"))
     shutil.rmtree(tmp_path / "base")
     assert run.resume(tmp_path / "killed") == 0
     assert repeatable(tmp_path / "killed") == repeatable(tmp_path / "whole")
@@ -222,9 +220,8 @@ def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n
 
 def test_rows_that_changed_are_refused(bases, tmp_path):
     task = write(tmp_path / "a.jsonl", labelled())
-    died = python(KILL, "fastlm.trainer.outputs.metrics.Metrics.add", "3", "finetune", str(bases / "roberta"), *task,
-                  "--out", str(tmp_path / "run"), *FAST)  # fmt: skip
-    assert died.returncode == -signal.SIGKILL
+    argv = ["finetune", str(bases / "roberta"), *task, "--out", str(tmp_path / "run"), *FAST]
+    killed("fastlm.trainer.outputs.metrics.Metrics.add", 3, *argv)
     write(tmp_path / "a.jsonl", labelled(seed=1))
     with pytest.raises(Refusal, match=r"--task a\.jsonl changed since the run began: its SHA-256 was"):
         run.resume(tmp_path / "run")

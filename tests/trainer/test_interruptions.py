@@ -115,9 +115,6 @@ def outcome(command: Callable[[], int]) -> tuple[int, str]:
 def test_it_goes_on_to_the_same_bits_or_nothing_was_begun(home, tmp_path, monkeypatch, capsys, moment, end):
     if moment in ("reading", "vocabulary"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        artefacts, "write_plot", lambda metrics, tokens, term, path: path.write_bytes(b"plot")
-    )  # in no time
     output, folder = Output(), tmp_path / "run"
     with limited_files() as fill, redirect_stdout(output):
         ends = {"closed-output": lambda: setattr(output, "gone", True), "full-disk": fill}

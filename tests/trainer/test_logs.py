@@ -12,11 +12,6 @@ from fastlm.trainer.outputs.logs import LOGS, numbers
 from fastlm.trainer.outputs.metrics import read_rows
 
 
-@pytest.fixture(autouse=True)
-def no_plot(monkeypatch):
-    monkeypatch.setattr("fastlm.trainer.outputs.artefacts.write_plot", lambda *args: None)
-
-
 @pytest.fixture
 def installed(monkeypatch):
     find = importlib.util.find_spec

@@ -73,9 +73,10 @@ def test_killed_at_any_moment_and_gone_on(sources):
     """By SIGKILL, in processes of which one works at a time, at moments all over the work."""
     pack(sources, sources / "whole")
     out = sources / "killed"
-    asked = ["pack", str(sources / "web.jsonl"), str(sources / "books"), "--out", str(out)]
+    asked = ["data", "pack", str(sources / "web.jsonl"), str(sources / "books"), "--out", str(out), "--vocab", "300"]
+    asked += ["--part", "0.006", "--processes", "1"]
     for at in (2, 11, 30):
-        killed(at, *asked, "--vocab", "300", "--part", "0.006")
+        killed("fastlm.trainer.disk.flush", at, *asked)
     assert pack(sources, out) == 0 and tree(out) == tree(sources / "whole")
 
 

@@ -16,11 +16,6 @@ from fastlm.trainer.step import Trainer
 LOSSES = (5.0, 4.0, 3.0, 3.5, 3.0, 2.0, 2.5, 2.6, 2.1, 1.0, 1.0, 1.0, 1.0)  # at steps 0, 1, 2, …
 
 
-@pytest.fixture(autouse=True)
-def no_plot(monkeypatch):
-    monkeypatch.setattr("fastlm.trainer.outputs.artefacts.write_plot", lambda *args: None)
-
-
 @pytest.fixture
 def losses(monkeypatch):
     """Evaluations find these losses; the weights of each step are kept."""

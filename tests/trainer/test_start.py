@@ -4,13 +4,12 @@ no more once they have begun.
 
 import json
 import shutil
-import signal
 
 import pytest
 import torch
-from runs import TINY, config, fail, flags, python, repeatable, stop_before, train, write_text
+from dying import killed
+from runs import TINY, config, fail, flags, repeatable, stop_before, train, write_text
 from safetensors.torch import load_file
-from test_checkpoint import KILL
 
 from fastlm.interop import from_huggingface, to_huggingface
 from fastlm.trainer import cli
@@ -79,26 +78,23 @@ def test_it_begins_with_what_an_interrupted_run_saved(text, tmp_path, monkeypatc
 def test_killed_and_resumed_it_is_the_same_whatever_became_of_the_other(text, tmp_path, trained, moment, n, save_every):
     shutil.copytree(trained, tmp_path / "other")
     assert cli.main(asked(text, tmp_path / "whole", tmp_path / "other", save_every=save_every)) == 0
-    died = python(KILL, moment, str(n), *asked(text, tmp_path / "killed", tmp_path / "other", save_every=save_every))
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    killed(moment, n, *asked(text, tmp_path / "killed", tmp_path / "other", save_every=save_every))
     shutil.rmtree(tmp_path / "other")
     assert run.resume(tmp_path / "killed") == 0
     assert repeatable(tmp_path / "killed") == repeatable(tmp_path / "whole")
 
 
 def test_without_the_weights_that_it_began_with_it_does_not_go_on(text, tmp_path, trained):
-    died = python(
-        KILL, "fastlm.trainer.outputs.metrics.Metrics.add", "5", *asked(text, tmp_path / "run", trained, save_every=1e9)
-    )
-    assert died.returncode == -signal.SIGKILL
+    argv = asked(text, tmp_path / "run", trained, save_every=1e9)
+    killed("fastlm.trainer.outputs.metrics.Metrics.add", 5, *argv)
     shutil.rmtree(tmp_path / "run" / "state")
     with pytest.raises(Refusal, match="holds no whole checkpoint, and the weights that the run began with were there"):
         run.resume(tmp_path / "run")
 
 
 def test_a_run_that_did_not_begin_leaves_nothing(text, tmp_path, trained):
-    died = python(KILL, "fastlm.trainer.plan.write_file", "1", *asked(text, tmp_path / "run", trained))
-    assert died.returncode == -signal.SIGKILL and (tmp_path / "run" / "state").exists()
+    killed("fastlm.trainer.plan.write_file", 1, *asked(text, tmp_path / "run", trained))
+    assert (tmp_path / "run" / "state").exists()
     shutil.rmtree(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastlm.trainer.commands.ready.Metrics", lambda *a: (_ for _ in ()).throw(Refusal("no")))

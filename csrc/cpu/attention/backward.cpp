@@ -11,6 +11,13 @@ and are added to in turn (turns.h). The table's gradient sums dS over diagonals.
 #include "turns.h"
 
 namespace fastlm {
+
+#if defined(__AVX512BF16__)  // products of fp32 are those of the set without any of bf16
+namespace avx512 {
+void attention_backward(const AttentionBackward& x, int64_t unit, float* workspace);
+}
+#endif
+
 namespace FASTLM_ISA {
 
 constexpr int PITCH = TILE + 16;  // of dSᵀ in fp32: zeros between rows, for reading along diagonals
@@ -255,9 +262,11 @@ void attention_backward(const AttentionBackward& x, int64_t unit, float* workspa
 #if defined(__AVX512BF16__)
     if (x.forward.dtype == BF16 && !x.forward.terms) return backward<Bf16Dot, false>(x, unit, workspace);
     if (x.forward.dtype == BF16 && !x.forward.terms->value_vectors) return backward<Bf16Dot, true>(x, unit, workspace);
-#endif
+    avx512::attention_backward(x, unit, workspace);
+#else
     if (x.forward.terms) return backward<Fma, true>(x, unit, workspace);
     backward<Fma, false>(x, unit, workspace);
+#endif
 }
 
 }  // namespace FASTLM_ISA

@@ -8,6 +8,13 @@ Pᵀ.
 #include "terms.h"
 
 namespace fastlm {
+
+#if defined(__AVX512BF16__)  // products of fp32 are those of the set without any of bf16
+namespace avx512 {
+void attention_forward(const Attention& a, int64_t unit, float* workspace);
+}
+#endif
+
 namespace FASTLM_ISA {
 
 struct QueryTile {
@@ -159,9 +166,11 @@ void attention_forward(const Attention& a, int64_t unit, float* workspace) {
 #if defined(__AVX512BF16__)
     if (a.dtype == BF16 && !a.terms) return forward<Bf16Dot, false>(a, unit, workspace);
     if (a.dtype == BF16 && !a.terms->value_vectors) return forward<Bf16Dot, true>(a, unit, workspace);
-#endif
+    avx512::attention_forward(a, unit, workspace);
+#else
     if (a.terms) return forward<Fma, true>(a, unit, workspace);
     forward<Fma, false>(a, unit, workspace);
+#endif
 }
 
 void attention_exp(const float* x, float* out, int64_t n) {
