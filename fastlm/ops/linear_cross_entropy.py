@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastlm.backends import native
 from fastlm.backends.dispatch import BackendError, op
+from fastlm.backends.eager import observed
 from fastlm.ops import ranks
 from fastlm.ops.logits import Arguments, Sums, chunks, has_target, zeros_of_rows
 
@@ -270,10 +271,16 @@ def _(ctx, grad, *of_gradients):
         raise BackendError(ONCE)
     of_bias, of_hidden, of_weight = ctx.wanted
     hidden, weight, bias = (
-        (x * grad).to(dtype) if wanted and grad is not None else None
+        _times(x, grad).to(dtype) if wanted and grad is not None else None
         for x, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, (of_hidden, of_weight, of_bias), strict=True)
     )
     return _for_tensors(hidden, weight, bias), None, None
+
+
+def _times(saved: Tensor, grad: Tensor) -> Tensor:
+    """saved · grad: in saved's memory where a backward pass is the graph's last and nobody looks on at it."""
+    last = not observed((saved, grad)) and not torch._C._autograd._get_current_graph_task_keep_graph()
+    return saved.mul_(grad) if last else saved * grad
 
 
 def _for_tensors(*gradients: Tensor | None) -> Arguments:

@@ -192,6 +192,22 @@ def test_what_is_refused(change, words):
         fastlm.linear_cross_entropy(hidden, weight, **dict(labels=labels) | change)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_graphs_last_backward_pass_takes_the_memory_of_what_forward_kept(backend):
+    if backend == "cpp" and CPP_MISSING:
+        pytest.skip(CPP_MISSING)
+    hidden, weight, _, labels = draw(torch.float32)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    with fastlm.use_backend(**dict.fromkeys(OPS, backend)):
+        loss = 3 * fastlm.linear_cross_entropy(hidden, weight, labels, reduction="sum")
+    first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    kept = {x.data_ptr() for x in loss.grad_fn.next_functions[0][0].next_functions[0][0].saved_tensors}
+    last = torch.autograd.grad(loss, leaves)
+    assert not kept & {x.data_ptr() for x in (*first, *second)} and {x.data_ptr() for x in last} <= kept
+    for same in zip(first, second, last, strict=True):
+        assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
