@@ -41,9 +41,9 @@ class _Heads(nn.Module):
         self.dropout, self.scale = dropout, scale
         self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
 
-    def split(self, x: Tensor) -> Tensor:
-        """[B, L, n · head_dim] → [B, n, L, head_dim]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def split(self, x: Tensor, *heads: int) -> tuple[Tensor, ...]:
+        """[B, L, n · head_dim] → [B, h, L, head_dim] for each h of heads; gradients are put together in one pass."""
+        return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (-1, self.head_dim)).split(heads, dim=2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None, **options) -> Tensor:
         """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives: of all queries,
@@ -170,10 +170,8 @@ class Attention(_Heads):
             ValueError: for shapes and types that do not fit.
         """
         self.check_input("x", x)
-        if keys is None:
-            q, k, v = self._linear(x).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        else:
-            q, (k, v) = self._linear(x, slice(self.heads * self.head_dim)), keys
+        q, *own = self._project(x, self.heads, *(2 * [self.kv_heads] if keys is None else []))
+        k, v = own if keys is None else keys
         if cache is not None:
             _check_cache(cache)
             k, v = cache.extend(k, v)
@@ -189,17 +187,18 @@ class Attention(_Heads):
     def keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of x [B, Lk, dim], for `forward`: [B, Hk, Lk, D] each."""
         self.check_input("x", x)
-        return self._linear(x, slice(self.heads * self.head_dim, None)).chunk(2, dim=1)
+        return self._project(x, self.kv_heads, self.kv_heads, first=self.heads)
 
-    def _linear(self, x: Tensor, rows: slice | None = None) -> Tensor:
-        """Queries, keys and values of x, or those that some rows of qkv make: [B, L, dim] → [B, n, L, D]."""
-        bias = self.qkv.bias
+    def _project(self, x: Tensor, *heads: int, first: int = 0) -> tuple[Tensor, ...]:
+        """What the heads of qkv from the first on make of x: [B, L, dim] → [B, h, L, D] for each h of heads."""
+        D, weight, bias = self.head_dim, self.qkv.weight, self.qkv.bias
         if self.qv_bias is not None:
-            of_queries, of_values = self.qv_bias.split((self.heads * self.head_dim, self.kv_heads * self.head_dim))
+            of_queries, of_values = self.qv_bias.split((self.heads * D, self.kv_heads * D))
             bias = torch.cat((of_queries, torch.zeros_like(of_values), of_values))
-        if rows is None:
-            return self.split(self.qkv(x) if bias is self.qkv.bias else F.linear(x, self.qkv.weight, bias))
-        return self.split(F.linear(x, self.qkv.weight[rows], None if bias is None else bias[rows]))
+        rows = slice(first * D, (first + sum(heads)) * D)
+        whole = bias is self.qkv.bias and rows == slice(0, len(weight))
+        made = self.qkv(x) if whole else F.linear(x, weight[rows], None if bias is None else bias[rows])
+        return self.split(made, *heads)
 
     def terms(self, position: Position | Terms | SharedTerms | None) -> Position | Terms | None:
         """What `fastlm.attention` takes as this layer's position."""
@@ -209,8 +208,7 @@ class Attention(_Heads):
 
     def _project_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[n, dim] → what queries' and keys' projections make of them, [H, n, D] and [Hk, n, D]."""
-        made = self._linear(rows[None], slice((self.heads + self.kv_heads) * self.head_dim))[0]
-        return made.split((self.heads, self.kv_heads))
+        return tuple(made[0] for made in self._project(rows[None], self.heads, self.kv_heads))
 
 
 class CrossAttention(_Heads):
@@ -275,12 +273,13 @@ class CrossAttention(_Heads):
             _check_cache(cache)
         if cache is None or cache.memory is None:
             self.check_input("memory", memory)
-            k, v = self.split(self.kv(memory)).chunk(2, dim=1)
+            k, v = self.split(self.kv(memory), self.kv_heads, self.kv_heads)
             if cache is not None:
                 cache.memory = k, v
         else:
             k, v = cache.memory
-        return self.attend(self.split(self.q(x)), k, v, key_lengths=key_lengths, segments=segments)
+        (q,) = self.split(self.q(x), self.heads)
+        return self.attend(q, k, v, key_lengths=key_lengths, segments=segments)
 
 
 def _check_cache(cache: object) -> None:
