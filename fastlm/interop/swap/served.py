@@ -6,6 +6,8 @@ from typing import ClassVar, NoReturn
 
 from torch import nn
 
+WRAPPED = "its forward was wrapped, as by accelerate; swap first"
+
 
 class Served:
     """The forward of one of transformers' modules, by fastlm. A family derives from it and defines forward, which may

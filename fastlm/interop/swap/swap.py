@@ -10,13 +10,14 @@ from torch import nn
 from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
 from fastlm.interop.swap import bert, bloom, deberta, mpt, t5, torch_attention, xlnet
+from fastlm.interop.swap.embeddings import swap_embeddings
 from fastlm.interop.swap.losses import WithLoss, predicts_words, serve_loss
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.norms import PlainNorm, is_norm, kind_of
 from fastlm.interop.swap.report import Report
 from fastlm.interop.swap.rotary import Rotating, function_of
 from fastlm.interop.swap.rotary import refusal as turns_otherwise
-from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped, restore
+from fastlm.interop.swap.served import WRAPPED, Served, exchange, is_served, is_wrapped, restore
 
 FAMILIES: tuple[type[Served], ...] = (
     t5.UMT5Attention, t5.T5Attention, t5.Stack, bloom.BloomAttention, bloom.BloomModel, mpt.MptAttention, mpt.MptModel,
@@ -26,7 +27,6 @@ FAMILIES: tuple[type[Served], ...] = (
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
 INSIDE = {part for served in FAMILIES for part in served.parts}  # who is swapped with what stands around it alone
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
-WRAPPED = "its forward was wrapped, as by accelerate; swap first"
 SOFTCAP = "attn_logit_softcapping"  # Gemma 2's name for it
 # What sources call that make a mask of each pair themselves, and what those call that ask the attention interface.
 DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_causal_mask")
@@ -34,7 +34,13 @@ ASKING = re.compile(r"create_\w*causal_mask\w*\(")
 
 
 def swap(
-    model: nn.Module, *, attention: bool = True, norms: bool = True, rotary: bool = True, loss: bool = True
+    model: nn.Module,
+    *,
+    attention: bool = True,
+    norms: bool = True,
+    rotary: bool = True,
+    embeddings: bool = True,
+    loss: bool = True,
 ) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
@@ -53,6 +59,7 @@ def swap(
             Layer norms stay: PyTorch's are that already. Default True.
         rotary: whether rotary embedding is swapped, by any function that computes one (rotary.py): it is then a pass
             each way too, in fp32 inside whatever the dtype. Before transformers 5 it stays. Default True.
+        embeddings: whether torch's embeddings of 16 bits, or of 32 MiB and more, are swapped. Default True.
         loss: whether models that predict words compute their loss without logits while they train with labels=; their
             output has None for logits then. It saves memory, and time where few positions have a label. A model or a
             loss function that looks at the logits gets them. Default True.
@@ -68,7 +75,7 @@ def swap(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    flag(attention=attention, norms=norms, rotary=rotary, loss=loss)
+    flag(attention=attention, norms=norms, rotary=rotary, embeddings=embeddings, loss=loss)
     report = Report()
     names = {module: name for name, module in model.named_modules()}
     if attention:
@@ -79,6 +86,8 @@ def swap(
         _swap_norms(names, report)
     if rotary:
         _swap_rotary(names, report)
+    if embeddings:
+        swap_embeddings(names, report)
     if loss:
         _swap_losses(names, report)
     return report
