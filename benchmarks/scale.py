@@ -6,10 +6,11 @@ Measured, by torchrun with gloo and one thread a process: collectives of several
 --shard's four ways, as many rows to each process. A time is the slowest rank's, the median of all rounds. Fitted:
 
     collective = crowd · (latency · hops + bytes sent / bandwidth)      crowd = max(1, processes / cores)
-    update     = crowd · update in one process + its collectives        which nothing hides: a core computes or sends
+    update     = that of as many processes at once that share nothing + its collectives
 
-A ring sends (n - 1)/n of a tensor in n - 1 hops to gather or to scatter it, twice that to reduce it for all. What is
-printed for GPUs is arithmetic from published rates, and measured nowhere.
+Nothing hides the collectives, for a core either computes or sends; more processes than cores compute in turns. A ring
+sends (n - 1)/n of a tensor in n - 1 hops to gather or to scatter it, twice that to reduce it for all. What is printed
+for GPUs is arithmetic from published rates, and measured nowhere.
 """
 
 import argparse
@@ -43,6 +44,7 @@ VOLUMES = {
     "gradients": {"all_gather": 1, "reduce_scatter": 1},
     "parameters": {"all_gather": 2, "reduce_scatter": 1},
 }
+ALONE = "alone"  # as many processes at once, each with a model of its own
 HOPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}  # times n - 1; and the share sent, times (n - 1)/n
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,8 +110,9 @@ def measure(out: Path, rounds: int, smoke: bool) -> None:
     dist.init_process_group("gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     found = {"collectives": collectives(ranks.world, SIZES[:3] if smoke else SIZES, rounds), "updates": []}
-    for shard in SHARDS if ranks.world > 1 else ("none",):
-        update, parameters = update_of(shard, ranks, 64 if smoke else 256, 2 if smoke else 4)
+    for shard in (ALONE, *SHARDS) if ranks.world > 1 else (ALONE,):
+        shared = Ranks() if shard == ALONE else ranks
+        update, parameters = update_of("none" if shard == ALONE else shard, shared, *((64, 2) if smoke else (256, 4)))
         seconds = rounds_of(update, rounds)
         found["updates"].append(dict(shard=shard, world=ranks.world, seconds=seconds, parameters=parameters))
     if ranks.speaks:
@@ -123,6 +126,7 @@ def started(world: int, options: list[str]) -> dict:
         out = Path(folder) / "measured.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
         env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        env |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}  # of names, and of what DDP looks for
         subprocess.run([*command, __file__, "--measure", str(out), *options], check=True, env=env)
         return json.loads(out.read_text())
 
@@ -157,12 +161,9 @@ def collective(what: str, size: int, world: int, latency: float, bandwidth: floa
 
 
 def predicted(x: dict, alone: float, latency: float, bandwidth: float) -> float:
-    """An update's seconds, from one process's."""
-    volumes = VOLUMES[x["shard"]].items() if x["world"] > 1 else ()
-    size = 4 * x["parameters"]
-    return crowd(x["world"]) * alone + sum(
-        times * collective(what, size, x["world"], latency, bandwidth) for what, times in volumes
-    )
+    """An update's seconds, from those of as many processes that share nothing."""
+    volumes, size = VOLUMES.get(x["shard"], {}), 4 * x["parameters"]
+    return alone + sum(n * collective(what, size, x["world"], latency, bandwidth) for what, n in volumes.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,14 +203,15 @@ def main() -> None:
     runs = [started(world, options) for world in asked.worlds]
     collectives, updates = ([x for run in runs for x in run[kind]] for kind in ("collectives", "updates"))
     latency, bandwidth = fitted(collectives)
-    alone = next(x["seconds"] for x in updates if x["world"] == 1)
+    alone = {x["world"]: x["seconds"] for x in updates if x["shard"] == ALONE}
     for x in collectives:
         x["model"] = collective(x["what"], x["bytes"], x["world"], latency, bandwidth)
     for x in updates:
-        x["model"] = predicted(x, alone, latency, bandwidth)
+        x["model"] = predicted(x, alone[x["world"]], latency, bandwidth)
     off = lambda found: statistics.median(abs(x["model"] / x["seconds"] - 1) for x in found)
     print(f"{len(os.sched_getaffinity(0))} cores; a hop {1e6 * latency:.0f} µs, {bandwidth / 1e9:.2f} GB/s")
-    print(f"median error of the model: collectives {off(collectives):.0%}, updates {off(updates):.0%}")
+    shared = [x for x in updates if x["shard"] != ALONE]
+    print(f"median error of the model: collectives {off(collectives):.0%}, updates {off(shared):.0%}")
     print("\n| processes | --shard | measured, ms | model, ms |\n|--:|---|--:|--:|")
     for x in updates:
         print(f"| {x['world']} | {x['shard']} | {1e3 * x['seconds']:.0f} | {1e3 * x['model']:.0f} |")
@@ -220,7 +222,7 @@ def main() -> None:
         for world in (8, 64, 1024):
             beyond[f"{name} on {world}"] = rows = arithmetic(world, *sizes)
             for x in rows:
-                cells = f"{x['gigabytes']:.1f} | {1e3 * x['computing']:,.0f} | {1e3 * x['sending']:,.0f}"
+                cells = f"{x['gigabytes']:.2f} | {1e3 * x['computing']:,.0f} | {1e3 * x['sending']:,.0f}"
                 print(f"| {name} | {world:,} | {x['shard']} | {cells} |")
     if asked.out:
         made = dict(latency=latency, bandwidth=bandwidth, collectives=collectives, updates=updates, arithmetic=beyond)

@@ -222,3 +222,29 @@ def test_every_block_of_the_gpu_run_has_an_expected_time(rooms, monkeypatch):
         assert sum(block.cap for block in blocks) <= plan.TOTAL
         for block in blocks:
             assert rehearse.expected(call, block)[1] <= 0.75 * block.cap, (call, block.name)
+
+
+def test_several_processes_and_the_model_of_them(tmp_path):
+    """By tiny sizes on one process and two; and each term of the model as it is when the others are nothing."""
+    out = tmp_path / "scale.json"
+    command = (sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--smoke", "--rounds", "2", "--worlds", "1", "2")
+    said = run(*command, "--out", str(out))
+    assert "| 2 | parameters |" in said and "| 13B | 1,024 | gradients | 52.15 | 333 | 2,078 |" in said
+    made = json.loads(out.read_text())
+    assert len(made["collectives"]) == 9 and len(made["updates"]) == 6
+
+
+def test_the_model_of_several_processes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import scale
+
+    sizes = [(what, size, world) for what in scale.HOPS for size in (2**12, 2**20, 2**24) for world in (2, 3, 4)]
+    measured = [
+        dict(what=what, bytes=size, world=world, seconds=scale.collective(what, size, world, 1e-4, 2e9))
+        for what, size, world in sizes
+    ]
+    assert scale.fitted(measured) == pytest.approx((1e-4, 2e9))
+    assert scale.sent("all_reduce", 400, 4) == (6, 600)
+    update = dict(shard="parameters", world=2, parameters=1000)
+    once = scale.collective("all_gather", 4000, 2, 1e-4, 2e9)
+    assert scale.predicted(update, 1.0, 1e-4, 2e9) == pytest.approx(1.0 + 3 * once)
