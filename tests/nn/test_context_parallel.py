@@ -74,9 +74,7 @@ def leaves_of(name, dtype, of=None):
     """q, k, v and what the case's scheme learns, of the tokens `of`, and the scheme."""
     scheme_name, options = CASES[name]
     scheme = None if scheme_name is None else position(scheme_name, H, D, bool(options.get("causal")))
-    if isinstance(
-        scheme, fastlm.positions.TransformerXL
-    ):  # of scores of tens, which differ by little, lse loses digits
+    if isinstance(scheme, fastlm.positions.TransformerXL):  # of scores of tens lse loses digits
         scheme.project.weight.data /= 4
     scheme = scheme.double() if scheme is not None and dtype == torch.float64 else scheme
     of = torch.arange(L) if of is None else of
