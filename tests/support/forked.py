@@ -1,5 +1,6 @@
 """Programs in processes of their own, without the seconds that PyTorch's import takes: each is forked from a process
-that has imported the packages below, and nothing of fastlm, and is otherwise run as `python -c` runs it.
+that has imported the packages below, and nothing of fastlm, and is otherwise run as `python -P -c` runs it: without the
+folder where it starts, which may be a checkout that is not built beside the package that is installed.
 """
 
 import atexit
@@ -64,7 +65,7 @@ def _next() -> str:
             os.environ.update(environment)
             for number, path in enumerate((os.devnull, *said)):
                 os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-            sys.argv, sys.path[:0] = ["-c", *argv], [""]
+            sys.argv = ["-c", *argv]
             return code
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
