@@ -16,7 +16,6 @@ from fastlm.backends import native
 
 CPU = torch.device("cpu")
 F32 = 0
-LABELS = torch.tensor([3, 4])
 
 
 def test_it_is_built_and_chosen():
@@ -94,11 +93,12 @@ def test_unknown_instruction_sets_are_refused():
         (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, 2, 4, 5, True, 1), "the activation's number is unknown"),
         (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, -2, 4, 0, True, 1), "a size is negative"),
         (lambda m: m.gate_backward({"x": (8, F32), "dy": (8, F32)}, 2, 4, 0, True, 1), "dx must be given"),
-        (lambda m: m.logits_measure(8, LABELS.data_ptr(), 8, 8, 2, 4, (0.0, 1.0, 0.0), 1), "a label is 4; give 0 to 3"),
-        (lambda m: m.logits_measure(0, 8, 8, 8, 2, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
-        (lambda m: m.logits_measure(8, 8, 8, 8, 2, 0, (0.0, 1.0, 0.0), 1), "at least one logit"),
-        (lambda m: m.logits_gradient(8, 8, 8, 8, 8, 2, 4, (0.0, 0.0, 0.0), 1), "temperature must be positive"),
-        (lambda m: m.logits_gradient(8, LABELS.data_ptr(), 8, 0, 8, 1, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(0, 0, 8, (8, 8), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(8, 0, 8, (8, 0), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(8, 0, 8, (8, 8), 2, 0, 4, (0.0, 1.0, 0.0), 1), "at least one logit"),
+        (lambda m: m.logits_measure(8, 0, 8, (8, 8), 2, 4, 3, (0.0, 1.0, 0.0), 1), "no more than words"),
+        (lambda m: m.logits_gradient(8, 0, 8, (8, 8, 8), 2, 4, 4, (0.0, 0.0, 0.0), 1), "temperature must be positive"),
+        (lambda m: m.logits_gradient(8, 0, 8, (8, 8, 0), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
     ],
 )
 def test_launchers_check_what_they_are_given(call, message):
@@ -115,7 +115,8 @@ def test_instruction_sets_share_no_code():
         names = subprocess.run(
             ["nm", "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True
         ).stdout
-        weak = [line for line in names.splitlines() if re.match(r"\S* *[WVu] ", line)]
+        # but for the address of what unwinds the stack, which is data
+        weak = [line for line in names.splitlines() if re.match(r"\S* *[WVu] (?!DW\.ref\.__gxx_personality)", line)]
         assert not weak, f"{path.name} defines {weak[:3]}"
 
 

@@ -108,6 +108,7 @@ def main() -> None:
         resources.norm_case(torch.bfloat16, 768)()
         resources.gate_case(torch.bfloat16, "silu")()
         resources.embedding_case(torch.bfloat16, 768)()
+        resources.logits_case(torch.bfloat16, 1000, options=True)()
     print(*sorted(LAUNCHED))
     print(json.dumps(ragged_compilations()))
 
