@@ -1,6 +1,7 @@
 """What `fastlm.attention` is given, checked, as what its op takes: positions and masks as numbers and vectors."""
 
 import warnings
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from fastlm.nn import checks
 from fastlm.ops.attention import VECTORS, Arguments
 from fastlm.ops.rotary import rotate
 from fastlm.positions import Position, Terms
+
+
+class CommonOptions(TypedDict, total=False):
+    """What every kind of attention may be given, for signatures that type checkers see."""
+
+    causal: bool
+    window: tuple[int | None, int | None] | int | None
+    prefix: Tensor | None
+    key_lengths: Tensor | None
+    order: tuple[Tensor, Tensor] | None
+    group_bias: tuple[Tensor, Tensor, Tensor] | None
+    dropout: float
+    seed: int | None
+    scale: float | None
 
 
 def arguments(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastlm.masks import UNBOUNDED
 from fastlm.nn import checks
-from fastlm.nn.arguments import arguments, turned, warn_of_later_keys
+from fastlm.nn.arguments import CommonOptions, arguments, turned, warn_of_later_keys
 from fastlm.nn.blocks import Blocks, Call, Span, learned_by, pairs
 from fastlm.nn.exchange import Exchange
 from fastlm.positions import Position, Terms
@@ -18,22 +18,13 @@ from fastlm.positions import Position, Terms
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    class Options(TypedDict, total=False):
+    class Options(CommonOptions, total=False):
         """context_parallel_attention's, for the two signatures that type checkers see."""
 
         position: Position | None
         group: dist.ProcessGroup | None
         stretches: "Stretches | None"
-        causal: bool
-        window: tuple[int | None, int | None] | int | None
-        prefix: Tensor | None
         segments: Tensor | None
-        key_lengths: Tensor | None
-        order: tuple[Tensor, Tensor] | None
-        group_bias: tuple[Tensor, Tensor, Tensor] | None
-        dropout: float
-        seed: int | None
-        scale: float | None
 
 
 Stretches = Sequence[Sequence[tuple[int, int]]]

@@ -1,6 +1,6 @@
 """The functions people call."""
 
-from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from fastlm.backends.dispatch import BackendError
 from fastlm.backends.eager import transformed
 from fastlm.checks import flag
 from fastlm.nn import checks, torch_forms
-from fastlm.nn.arguments import arguments, turned
+from fastlm.nn.arguments import CommonOptions, arguments, turned
 from fastlm.ops.attention import attention as attention_op
 from fastlm.ops.attention_twice import ONCE
 from fastlm.positions import Position, Terms
@@ -17,21 +17,12 @@ from fastlm.positions import Position, Terms
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    class Options(TypedDict, total=False):
+    class Options(CommonOptions, total=False):
         """attention's, for the two signatures that type checkers see."""
 
         position: Position | Terms | None
         bias: Tensor | None
-        causal: bool
-        window: tuple[int | None, int | None] | int | None
-        prefix: Tensor | None
         segments: Tensor | tuple[Tensor, Tensor] | None
-        key_lengths: Tensor | None
-        order: tuple[Tensor, Tensor] | None
-        group_bias: tuple[Tensor, Tensor, Tensor] | None
-        dropout: float
-        seed: int | None
-        scale: float | None
         offset: int | None
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastlm.checks import at_least_zero, below_one, each, one_of, positive
 from fastlm.nn import checks, vocabulary
 from fastlm.ops import linear_cross_entropy as ops
-from fastlm.ops.logits import multiplies_16_bits
+from fastlm.ops.logits import has_target, multiplies_16_bits
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -88,7 +88,7 @@ def _reduced(a: ops.Arguments, reduction: str) -> Tensor:
     learns = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (a.hidden, a.weight, a.bias)]
     made = ops.summed_linear_cross_entropy(a, *learns[:2]) if any(learns) else ops.linear_cross_entropy(a)
     total = made[0].sum()
-    return total if reduction == "sum" else total / (a.labels != a.ignore_index).sum()
+    return total if reduction == "sum" else total / has_target(a, a.labels).sum()
 
 
 def _check_shapes(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> None:

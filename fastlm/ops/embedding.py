@@ -52,9 +52,12 @@ def _torch_is_slower(ids: Tensor, weight: Tensor, padding_idx: int) -> bool:
     """But for tables of fp32 that memory is kept for, by a sweep in benchmarks/FACTS.md."""
     if weight.dtype == torch.float64:
         return False
-    if ids.device.type != "cpu":
-        return True
-    return native.cpp_is_built() and (weight.dtype.itemsize < 4 or weight.nbytes >= pages.LARGE)
+    return ids.device.type != "cpu" or (native.cpp_is_built() and gains(weight))
+
+
+def gains(weight: Tensor) -> bool:
+    """Whether the gradient of such a table is summed faster, or more exactly, than by PyTorch on a CPU."""
+    return weight.dtype.itemsize < 4 or weight.nbytes >= pages.LARGE
 
 
 @embedding.backend("torch", devices=("cpu", "cuda"), slower_than_next=_torch_is_slower, differentiable=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastlm
-from fastlm.nn import functional
+from fastlm.nn import arguments, functional
 
 HERE = Path(__file__).parent
 SURFACE = (HERE / "surface.py").read_text()
@@ -44,10 +44,14 @@ def test_a_users_program_is_typed(tmp_path):
     assert all("wrong.py:4" in line or "wrong.py:5" in line for line in said.splitlines()), said
 
 
+def fields_of(tree: ast.Module, name: str) -> dict[str, str]:
+    (options,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == name)
+    return {node.target.id: ast.unparse(node.annotation) for node in options.body if isinstance(node, ast.AnnAssign)}
+
+
 def test_what_type_checkers_see_of_attention_is_its_signature():
-    tree = ast.parse(Path(functional.__file__).read_text())
-    (options,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Options")
-    fields = {node.target.id: ast.unparse(node.annotation) for node in options.body if isinstance(node, ast.AnnAssign)}
+    tree, common = (ast.parse(Path(module.__file__).read_text()) for module in (functional, arguments))
+    fields = fields_of(tree, "Options") | fields_of(common, "CommonOptions")
     definition = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "attention"][-1]
     given = {argument.arg: ast.unparse(argument.annotation) for argument in definition.args.kwonlyargs}
     assert given == fields | {"return_lse": "bool"}

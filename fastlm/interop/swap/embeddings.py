@@ -4,10 +4,10 @@
 
 from torch import Tensor, nn
 
-from fastlm.backends import pages
 from fastlm.interop.swap.report import Report
 from fastlm.interop.swap.served import WRAPPED, Served, exchange, is_wrapped
 from fastlm.nn.embedding import embedding
+from fastlm.ops.embedding import gains
 
 
 class Words(Served):
@@ -31,16 +31,9 @@ def swap_embeddings(names: dict[nn.Module, str], report: Report) -> None:
     for module, name in names.items():
         if isinstance(module, Words):
             report.swapped.append((name, Words.how))
-        elif gains(module):
+        elif type(module) is nn.Embedding and gains(module.weight):
             if why := Words.refusal(module):
                 report.kept.append((name, why))
                 continue
             exchange(module, Words)
             report.swapped.append((name, Words.how))
-
-
-def gains(module: nn.Module) -> bool:
-    """Whether a module is an embedding of torch's that ours computes faster, or more exactly."""
-    if type(module) is not nn.Embedding:
-        return False
-    return module.weight.dtype.itemsize < 4 or module.weight.nbytes >= pages.LARGE

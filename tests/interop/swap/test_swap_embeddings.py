@@ -8,7 +8,8 @@ from torch import nn
 
 import fastlm
 from fastlm.backends.dispatch import record_choices
-from fastlm.interop.swap.embeddings import Words, gains
+from fastlm.interop.swap.embeddings import Words
+from fastlm.ops.embedding import gains
 
 IDS = torch.tensor([[3, 0, 3, 2], [3, 3, 1, 3]])
 
@@ -34,7 +35,7 @@ def test_it_is_exchanged_and_brought_back():
 
 
 def test_which_ones_gain():
-    assert gains(nn.Embedding(2**17, 64)) and gains(nn.Embedding(3, 4, dtype=torch.float16))
+    assert gains(nn.Embedding(2**17, 64).weight) and gains(nn.Embedding(3, 4, dtype=torch.float16).weight)
     few, scaled = nn.Embedding(100, 64), type("Scaled", (nn.Embedding,), {})(2**17, 64)
     for module in (few, scaled, nn.EmbeddingBag(3, 4, dtype=torch.float16)):
         assert fastlm.swap(module) == fastlm.interop.swap.Report()
