@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from machine import peak_growth
 from shapes import Loss
 from timing import compare
 from torch import Tensor
@@ -68,14 +69,14 @@ def measure(x: Inputs, clock: str, matmul: float, **limits) -> dict:
     problem = asdict(x.problem) | {"dtype": str(x.problem.dtype).removeprefix("torch.")}
     facts = dict(kind="loss", flops=x.problem.flops, matmul=matmul, clock=clock) | problem
     memory = {name: peak_bytes(x, make()) for name, make in ran.items()}
-    return found.row(**facts, memory=memory if any(memory.values()) else {})
+    return found.row(**facts, memory=memory)
 
 
-def peak_bytes(x: Inputs, step: Callable) -> int:
-    """Device memory of a step beyond its inputs, gradients included; 0 on a CPU, which is not asked."""
-    if x.hidden.device.type != "cuda":
-        return 0
+def peak_bytes(x: Inputs, step: Callable) -> int | None:
+    """Memory of a step beyond its inputs, gradients included; of a CPU None where the process cannot tell."""
     step()
+    if x.hidden.device.type != "cuda":
+        return peak_growth(step)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,9 +1,9 @@
-"""Who competes in what stands between matrix products, forward and backward, beside eager PyTorch.
+"""Who competes in what stands between matrix products, forward and backward, beside PyTorch's own, eager and compiled.
 
     layer_norm, rms_norm     fastlm.nn.LayerNorm, RMSNorm         F.layer_norm, F.rms_norm
     … of a sum               the same with a residual             the same of x + residual; both give the sum too
     gated silu, …            fastlm.ops.gate                      f(gate) * up of x.chunk(2, -1)
-    embedding                fastlm.embedding                     F.embedding
+    embedding                fastlm.embedding                     F.embedding, eager alone
 
 By ideal bytes a norm moves 5 numbers an element (reads x, dy, x again; writes y, dx), of a sum 8, a gate 8 for each
 element of y, and an activation 5.
@@ -89,7 +89,8 @@ def measure(name: str, dtype: torch.dtype, clock: str, copy: float, scale: int, 
     torch.testing.assert_close((*layer.ours(*inputs), *ours()), (*outputs, *theirs()), **close(dtype))
     moved = layer.numbers * outputs[0].numel() * dtype.itemsize
     facts = {"kind": "layers", "step": name, "shapes": f"{rows}×{outputs[0].shape[-1]} {str(dtype)[6:]}", "copy": copy}
-    contestants = {"fastlm": lambda: [ours], "torch": lambda: [theirs]}
+    compiled = lambda: [step(torch.compile(layer.torch, dynamic=False))]
+    contestants = {"fastlm": lambda: [ours], "torch": lambda: [theirs], "compiled": compiled}
     return compare(contestants, clock, **limits).row(**facts, bytes=moved, clock=clock), ours
 
 

@@ -1,10 +1,8 @@
 """Who competes in models: one of ours against transformers' with the same weights, through fastlm.interop, and against
 that one swapped, whose modules are its own and whose attention, RMS norms and loss are ours.
 
-    train     forward, cross entropy of every token, backward to every parameter; a batch of one row of L tokens; ours
-              makes no logits, as in training
-    decode    64 tokens written after 128, greedily, by GPT-2 with a cache: "generate" is both libraries' function of
-              that name, "loop" transformers' model called token by token without it
+Timed are forward, cross entropy of every token and backward to every parameter; a batch is one row of L tokens; ours
+makes no logits, as in training.
 
 transformers attends by torch's scaled_dot_product_attention where its model can, and eagerly where it cannot. Dropout
 is off. Every model has a vocabulary of 32,000, for the head's product is the same on both sides. "products" is our
@@ -19,7 +17,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,7 +35,6 @@ from fastlm.models import Transformer
 
 VOCABULARY = 32000
 SIDES = OURS, THEIRS, SWAPPED = "fastlm", "transformers", "swapped"
-PROMPT, WRITTEN = 128, 64
 _DECODER = dict(bos_token_id=None, eos_token_id=None)
 _BERT = dict(max_position_embeddings=1024, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 _XLNET = dict(d_model=768, n_layer=12, n_head=12, d_inner=3072, dropout=0.0, mem_len=None)
@@ -45,6 +42,9 @@ MODELS: dict[str, tuple[str, dict]] = {  # name → transformers' class, its con
     "bert": ("BertForMaskedLM", _BERT),
     "gpt2": ("GPT2LMHeadModel", _DECODER | dict(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)),
     "t5": ("T5ForConditionalGeneration", dict(d_model=512, num_layers=6, dropout_rate=0.0)),
+    "t5-base": (
+        "T5ForConditionalGeneration", dict(d_model=768, d_ff=3072, num_layers=12, num_heads=12, dropout_rate=0.0)
+    ),
     "bloom": ("BloomForCausalLM", _DECODER | dict(hidden_size=768, n_layer=12, n_head=12)),
     "deberta-v3": (
         "DebertaV2ForMaskedLM",
@@ -82,6 +82,12 @@ def shape(name: str, layers: int | None = None, smoke: bool = False) -> tuple[ty
     return kind, kind.config_class(**known | changes)
 
 
+def described(name: str, **size) -> dict:
+    """The entries of its config.json."""
+    kind, config = shape(name, **size)
+    return config.to_dict() | {"architectures": [kind.__name__]}
+
+
 def attending(kind: type, config: object) -> nn.Module:
     """transformers' model, attending in the fastest way that it has."""
     return kind._from_config(config, attn_implementation="sdpa" if kind._supports_sdpa else "eager")
@@ -113,7 +119,7 @@ def batch(name: str, L: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tens
     drawn = torch.Generator().manual_seed(1)
     draw = lambda n: torch.randint(VOCABULARY, (1, n), generator=drawn)
     tokens = draw(L)
-    if name == "t5":
+    if name.startswith("t5"):
         answer = draw(L // 4)
         return (
             {"input_ids": tokens, "decoder_input_ids": answer, "use_cache": False},
@@ -135,22 +141,34 @@ def batch(name: str, L: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tens
     return {"input_ids": tokens, **more}, {"tokens": tokens}, draw(L)
 
 
-def step(name: str, L: int, side: str, model: nn.Module, by_logits: bool = False) -> Run:
-    """A training step, which leaves gradients and returns the loss. by_logits: whether ours makes logits too."""
+def loss(name: str, L: int, side: str, model: nn.Module, by_logits: bool = False) -> Callable[[], Tensor]:
+    """The forward pass of a training step. by_logits: whether ours makes logits too."""
     of_theirs, of_ours, labels = batch(name, L)
 
-    def run() -> Tensor:
-        model.zero_grad(set_to_none=True)
-        loss = model(**of_theirs, labels=labels)[0] if side != OURS else of_states(model.states(**of_ours))
-        loss.backward()
-        return loss.detach()
-
-    def of_states(states: Tensor) -> Tensor:
+    def of_states() -> Tensor:
+        states = model.states(**of_ours)
         scored, words = (states[:, :-1], labels[:, 1:]) if name in SHIFTED else (states, labels)
         if by_logits:
             return F.cross_entropy(model.head(scored).flatten(0, 1), words.flatten())
         hidden, weight, bias = model.head.factors(scored)
         return fastlm.linear_cross_entropy(hidden.flatten(0, 1), weight, words.flatten(), bias)
+
+    dtype = next(model.parameters()).dtype
+    of_theirs = {
+        key: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in of_theirs.items()
+    }
+    return of_states if side == OURS else lambda: model(**of_theirs, labels=labels)[0]
+
+
+def step(name: str, L: int, side: str, model: nn.Module, by_logits: bool = False) -> Run:
+    """A training step, which leaves gradients and returns the loss."""
+    forward = loss(name, L, side, model, by_logits)
+
+    def run() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        made = forward()
+        made.backward()
+        return made.detach()
 
     return run
 
@@ -179,29 +197,37 @@ class Products(TorchDispatchMode):
         return run
 
 
-def check(losses: Iterable[Tensor], gradients: Iterable[tuple[str, Tensor, Tensor]]) -> None:
-    """Raise AssertionError where losses differ, or the gradients (name, got, expected) of all parameters together."""
-    first, *others = losses
-    for loss in others:
-        torch.testing.assert_close(loss, first, rtol=1e-4, atol=0)
+Gradients = dict[str, Tensor]  # by transformers' names
+
+
+def gradients_of_ours(ours: nn.Module, other: nn.Module) -> Gradients:
+    """ours: the model that transformers' other was opened as."""
+    of, known = dict(ours.named_parameters()), gradients(other)
+    parts = FAMILIES[other.config.model_type].parts(ours.config)
+    return {part.theirs: part.of(of[part.ours].grad) for part in parts if part.theirs in known}
+
+
+def gradients(model: nn.Module) -> Gradients:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check(losses: dict[str, Tensor], found: dict[str, Gradients], truth: Gradients) -> None:
+    """Raise AssertionError where losses differ, or where the gradients of all parameters together are farther from the
+    truth than twice as far as transformers' are, and than 1e-5.
+    """
+    for loss in losses.values():
+        torch.testing.assert_close(loss, losses[THEIRS], rtol=1e-4, atol=0)
+    errors = {side: distance(made, truth) for side, made in found.items()}
+    assert max(errors.values()) <= max(1e-5, 2 * errors[THEIRS]), f"gradients are off by {errors}"
+
+
+def distance(made: Gradients, truth: Gradients) -> float:
+    """Of all gradients that are in both, as a share of the truth's length."""
     differ = total = 0.0
-    for _, got, expected in gradients:
-        differ += (got - expected).double().square().sum().item()
-        total += expected.double().square().sum().item()
-    error = (differ / total) ** 0.5
-    assert error <= 1e-3, f"gradients are off by {error:.1e}"
-
-
-def gradients_of_ours(ours: nn.Module, other: nn.Module) -> Iterable[tuple[str, Tensor, Tensor]]:
-    known, of = dict(other.named_parameters()), dict(ours.named_parameters())
-    for part in FAMILIES[other.config.model_type].parts(ours.config):
-        if (expected := known[part.theirs].grad) is not None:
-            yield part.theirs, part.of(of[part.ours].grad), expected
-
-
-def gradients_of_same(mine: nn.Module, other: nn.Module) -> Iterable[tuple[str, Tensor, Tensor]]:
-    of = dict(mine.named_parameters())
-    return ((name, of[name].grad, p.grad) for name, p in other.named_parameters() if p.grad is not None)
+    for name, gradient in made.items():
+        differ += (gradient.double() - truth[name]).square().sum().item()
+        total += truth[name].square().sum().item()
+    return (differ / total) ** 0.5
 
 
 def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers: int | None = None, **limits) -> dict:
@@ -210,8 +236,12 @@ def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers
     models = {OURS: from_huggingface(other).train(), THEIRS: other, SWAPPED: swapped(copy.deepcopy(other))}
     runs = {side: step(name, L, side, model) for side, model in models.items()}
     losses = {side: run() for side, run in runs.items()}
-    check(losses.values(), gradients_of_ours(models[OURS], other))
-    check(losses.values(), gradients_of_same(models[SWAPPED], other))
+    exact = copy.deepcopy(other).double()
+    step(name, L, THEIRS, exact)()
+    found = {OURS: gradients_of_ours(models[OURS], other)}
+    found |= {side: gradients(models[side]) for side in (THEIRS, SWAPPED)}
+    check(losses, found, gradients(exact))
+    del exact, found
     with Products() as products:  # it does not see those inside the loss
         step(name, L, OURS, models[OURS], by_logits=True)()
     runs["products"] = products.alone()
@@ -225,62 +255,32 @@ def memory(name: str, L: int, smoke: bool = False, layers: int | None = None) ->
     """Of each side, in a process of its own, bytes: the "peak" of the whole process that makes a model and its first
     step, and by how much it "grows" in that step, gradients included.
     """
-    kind, config = shape(name, layers, smoke)
-    entries = json.dumps(config.to_dict() | {"architectures": [kind.__name__]})
+    entries = json.dumps(described(name, layers=layers, smoke=smoke))
     command = [sys.executable, __file__, name, str(L)]
     run = lambda side: subprocess.run([*command, side], check=True, input=entries, capture_output=True, text=True)
     return {side: json.loads(run(side).stdout) for side in SIDES}
 
 
-def writers(B: int, n: int, **size) -> dict[str, Run]:
-    """Of each way to decode, what writes n tokens after each of B prompts and returns them, [B, n]."""
-    model = theirs("gpt2", **size).eval()
-    ours = from_huggingface(model)
-    prompt = torch.randint(VOCABULARY, (B, PROMPT), generator=torch.Generator().manual_seed(1))
-    real = torch.ones_like(prompt)
-    options = dict(max_new_tokens=n, do_sample=False, pad_token_id=0)
+def fresh(side: str, entries: dict) -> nn.Module:
+    """A side's model by the entries of config.json, its weights as they are first drawn."""
+    if side == OURS:
+        return Transformer(FAMILIES[entries["model_type"]].config(entries)).train()
+    import transformers
 
-    @torch.no_grad()
-    def loop() -> Tensor:
-        new, cache, written = prompt, None, []
-        for _ in range(n):
-            out = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            new, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-            written.append(new)
-        return torch.cat(written, 1)
-
-    return {
-        OURS: lambda: ours.generate(prompt, n, temperature=0.0)[:, PROMPT:],
-        f"{THEIRS} generate": lambda: model.generate(prompt, attention_mask=real, **options)[:, PROMPT:],
-        f"{THEIRS} loop": loop,
-    }
+    kind = getattr(transformers, *entries["architectures"])
+    model = attending(kind, kind.config_class(**entries)).train()
+    return swapped(model) if side == SWAPPED else model
 
 
-def measure_decoding(B: int, clock: str = "clock", smoke: bool = False, layers: int | None = None, **limits) -> dict:
-    """One row of results: decoding."""
-    n = 4 if smoke else WRITTEN
-    runs = writers(B, n, smoke=smoke, layers=layers)
-    expected = runs[OURS]()
-    for name, run in runs.items():
-        assert torch.equal(run(), expected), f"{name} writes other tokens"
-    row = compare({name: lambda run=run: [run] for name, run in runs.items()}, clock, **limits)
-    return row.row(kind="models", step="decode", model="gpt2", B=B, L=PROMPT, written=n, peak={})
+def peak() -> int:
+    """Bytes of this process so far, at most."""
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def main() -> None:
     name, L, side = sys.argv[1:]
-    entries = json.loads(sys.stdin.read())
-    if side == OURS:
-        model = Transformer(FAMILIES[entries["model_type"]].config(entries))
-    else:
-        import transformers
-
-        kind = getattr(transformers, *entries["architectures"])
-        model = attending(kind, kind.config_class(**entries))
-        model = swapped(model) if side == SWAPPED else model
-    grows = peak_growth(step(name, int(L), side, model.train()))
-    peak = 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
-    print(json.dumps({"peak": peak, "grows": grows}))
+    model = fresh(side, json.loads(sys.stdin.read()))
+    print(json.dumps({"grows": peak_growth(step(name, int(L), side, model)), "peak": peak()}))
 
 
 if __name__ == "__main__":

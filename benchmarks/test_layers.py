@@ -20,9 +20,11 @@ def test_embedding(V, dtype, smoke, limits, copy, record):
     record(*layers.measure_embedding(N, V, D, dtype, "clock", copy, **limits))
 
 
+@pytest.mark.parametrize("targets", [1.0, 0.15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("V", [32000, 50257])
-def test_loss(V, smoke, limits, matmul, record):
+def test_loss(V, dtype, targets, smoke, limits, matmul, record):
     N, V, D = (64, 320, 24) if smoke else (4096, V, 768)
-    x = cross_entropy.Inputs(Loss(N, V, D, torch.float32), torch.device("cpu"))
+    x = cross_entropy.Inputs(Loss(N, V, D, dtype, targets), torch.device("cpu"))
     cross_entropy.check(x)
-    record(cross_entropy.measure(x, "clock", matmul(torch.float32), **limits), cross_entropy.contestants(x)["fastlm"]())
+    record(cross_entropy.measure(x, "clock", matmul(dtype), **limits), cross_entropy.contestants(x)["fastlm"]())

@@ -7,7 +7,6 @@ pair. Here it is read instead: by which function of transformers.masking_utils i
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]  # of queries [1|B, Lq], of keys [1|B, Lk]
@@ -69,11 +68,17 @@ def read(function: Callable, positions: Callable[[], Pair]) -> Seen | None:
     return None
 
 
-@torch.compiler.disable(reason="a mask of more than causality is read from its function; leave out fullgraph=True")
 def _made_from(function: Callable) -> dict[str, object]:
     """What a function took from where it was made, by name."""
     cells = function.__closure__ or ()
     return dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+
+
+# what torch.compiler.disable sets; itself it would import Dynamo with fastlm.interop, which takes longer than PyTorch
+_made_from._torchdynamo_disable = True
+_made_from._torchdynamo_disable_msg = (
+    "a mask of more than causality is read from its function; leave out fullgraph=True"
+)
 
 
 def _smaller(x: int | None, y: int | None) -> int | None:

@@ -206,11 +206,13 @@ def test_what_is_asked_is_answered(bases, tmp_path, capsys):
 # Going on
 
 
-@pytest.mark.parametrize("n, save_every", [(3, "1e9"), (9, "0")], ids=("before-any", "between"))
-def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n, save_every):
+@pytest.mark.parametrize(
+    "n, save_every, order", [(3, "1e9", "random"), (9, "0", "by-length")], ids=("before-any", "between")
+)
+def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n, save_every, order):
     shutil.copytree(bases / "roberta", tmp_path / "base")
     argv = ["finetune", str(tmp_path / "base"), *write(tmp_path / "a.jsonl", labelled()), "--dropout", "0.1",
-            "--steps", "14", "--save-every", save_every, *FAST]  # fmt: skip
+            "--steps", "14", "--save-every", save_every, "--order", order, *FAST]  # fmt: skip
     assert cli.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     killed("fastlm.trainer.outputs.metrics.Metrics.add", n, *argv, "--out", str(tmp_path / "killed"))
     shutil.rmtree(tmp_path / "base")

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastlm.backends.splitmix import mixed
 from fastlm.objectives.noise.draws import Purpose, Samples, draw
 
+GROUP = 50  # batches whose samples are sorted together
 ROUNDS = 16  # from which on every order of a few samples comes equally often
 
 
@@ -53,13 +54,46 @@ class Order:
     def __init__(self, n: int):
         self.n = n
 
+    def of(self, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+        """[B] int64: the samples at these places of an epoch, [B] int."""
+        return permutation(seed, epoch, self.n, indices)
+
     def drawn(self, seed: int, first: int, count: int) -> tuple[Tensor, Samples]:
         """[count] int64: the numbers of samples first … first + count - 1 of the training order; and whose noise they
         have.
         """
         epochs, indices = np.divmod(first + np.arange(count), self.n)
-        numbers = torch.cat([permutation(seed, epoch, self.n, indices[epochs == epoch]) for epoch in distinct(epochs)])
+        numbers = torch.cat([self.of(seed, epoch, indices[epochs == epoch]) for epoch in distinct(epochs)])
         return numbers, Samples(seed, torch.from_numpy(epochs), torch.from_numpy(indices))
+
+
+class ByLength(Order):
+    """The order of samples of which those of a batch are about as long as one another, so that little of it is padding.
+
+    An epoch's random order is cut into groups of GROUP batches. Each is sorted, the longest first, and cut into
+    batches; those of all groups come in a random order of their own (Ott et al. 2019, "fairseq", sec. 3). What the last
+    batch of an epoch lacks is taken from the next one.
+
+    Args:
+        lengths: [n] int, of each sample.
+        batch: how many samples a batch has; the first begins with sample 0 of the training order.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch: int):
+        super().__init__(len(lengths))
+        self.lengths, self.batch, self._made = lengths, batch, lru_cache(maxsize=2)(self._epoch)
+
+    def of(self, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+        return self._made(seed, epoch)[torch.from_numpy(indices)]
+
+    def _epoch(self, seed: int, epoch: int) -> Tensor:
+        random = permutation(seed, epoch, self.n).numpy()
+        lacks = min(-epoch * self.n % self.batch, self.n)  # by the last batch of the epoch before
+        group = np.arange(self.n - lacks) // (GROUP * self.batch)
+        by_length = random[lacks:][np.lexsort((-self.lengths[random[lacks:]], group))]
+        whole = len(by_length) // self.batch
+        batches = by_length[: whole * self.batch].reshape(whole, self.batch)[permutation(seed, epoch, whole, stream=1)]
+        return torch.from_numpy(np.concatenate((random[:lacks], batches.ravel(), by_length[whole * self.batch :])))
 
 
 def distinct(epochs: np.ndarray) -> list[int]:

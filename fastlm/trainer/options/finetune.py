@@ -39,6 +39,9 @@ class Asked:
     """Rows to judge by, of the same columns."""
     epochs: float = 3.0
     """How often each row is learned from."""
+    order: Literal["random", "by-length"] = "random"
+    """How rows come together: as they are drawn, or those of a batch about as long as one another, which saves
+    padding."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class FineTune(Training, Asked):
         self, examples: Sequence, context: int, known: "Vocabulary", streams: int | None = None
     ) -> "Task":
         """The task over one side of the rows. Raises ValueError if there are none."""
-        return self.task_class()(examples, context, known, self.model(known.size), self.head())
+        batch = self.batch if self.order == "by-length" else None
+        return self.task_class()(examples, context, known, self.model(known.size), self.head(), batch)
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Task":
         """The task over one row that is as long as the model reads."""

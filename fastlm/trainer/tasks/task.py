@@ -73,6 +73,8 @@ class Task(Objective):
         vocabulary: the ids' meaning.
         shape: of the model that is fine-tuned.
         head: how its rows are read.
+        batch: how many examples learn together, where those are to be about as long as one another. Default None: they
+            are drawn as they come.
     """
 
     per = "example"
@@ -86,7 +88,13 @@ class Task(Objective):
             TASKS[name] = cls
 
     def __init__(
-        self, examples: Sequence[Example], context: int, vocabulary: Vocabulary, shape: ModelConfig, head: Head
+        self,
+        examples: Sequence[Example],
+        context: int,
+        vocabulary: Vocabulary,
+        shape: ModelConfig,
+        head: Head,
+        batch: int | None = None,
     ):
         super().__init__(examples, context, vocabulary)
         if not len(examples):
@@ -94,7 +102,8 @@ class Task(Objective):
         self.examples, self.head, self.end = examples, head, vocabulary.eos
         self.layout = Layout.of(shape, head.pooling, vocabulary)
         self.both = shape.kind == "encoder-decoder"
-        self.order = noise.Order(len(examples))
+        lengths = self._lengths()
+        self.order = noise.Order(len(lengths)) if batch is None else noise.ByLength(lengths, batch)
 
     @classmethod
     def shape_of(cls, shape: ModelConfig) -> dict:
@@ -147,7 +156,11 @@ class Task(Objective):
 
     @cached_property
     def tokens_per_row(self) -> int:
-        return max(1, round(sum(len(example.row.ids) for example in self.examples) / len(self.examples)))
+        return max(1, round(self._lengths().mean()))
+
+    def _lengths(self) -> np.ndarray:
+        """[examples] int: ids of each row."""
+        return np.array([len(example.row.ids) for example in self.examples])
 
     @property
     def windows(self) -> int:

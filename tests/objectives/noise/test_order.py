@@ -94,3 +94,40 @@ def test_a_billion_windows_take_no_memory():
 def test_order_never_changes():
     """A run begun with one version of fastlm must see the same samples when another resumes it."""
     assert noise.permutation(0, 0, 8).tolist() == [3, 0, 1, 5, 7, 2, 4, 6]
+
+
+def lengths(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 1000, n)
+
+
+@pytest.mark.parametrize("n", (1, 3, 4, 7, 1000, 1003))
+def test_samples_of_a_length_come_together_and_each_once(n):
+    order = noise.ByLength(lengths(n), 4)
+    numbers, samples = order.drawn(1, 0, 5 * n)
+    assert samples.indices.tolist() == 5 * list(range(n))
+    for epoch in numbers.view(5, n):
+        assert torch.equal(epoch.sort().values, torch.arange(n))
+    assert torch.equal(order.drawn(1, 4 * n - 2, 3)[0], numbers[4 * n - 2 : 4 * n + 1])
+
+
+def test_batches_hold_little_padding_in_every_epoch():
+    """1,003 samples in batches of 4: every epoch begins inside a batch of the one before."""
+    of, batch = lengths(1003), 4
+
+    def padding(order: noise.Order) -> np.ndarray:
+        """[batches]: the share of each that is padding."""
+        rows = of[order.drawn(1, 0, 4 * len(of))[0].numpy()].reshape(-1, batch)
+        return 1 - rows.mean(1) / rows.max(1)
+
+    assert padding(noise.Order(len(of))).mean() > 0.3
+    shares = padding(noise.ByLength(of, batch))
+    assert shares.mean() < 0.02 and (shares > 0.3).sum() <= 3 * 4  # where two epochs, or two groups, meet
+
+
+def test_batches_of_a_length_come_in_random_order():
+    of = lengths(10_000)
+    order = noise.ByLength(of, 4)
+    first = of[order.drawn(1, 0, 10_000)[0].numpy()].reshape(-1, 4).max(1)
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 5 / len(first) ** 0.5
+    assert not torch.equal(order.drawn(1, 0, 100)[0], order.drawn(2, 0, 100)[0])
+    assert not torch.equal(order.drawn(1, 0, 100)[0], order.drawn(1, 10_000, 100)[0])
