@@ -18,8 +18,7 @@
     mass.py             hide a fragment, and have it written
 
     rows.py             RowObjective, of rows that are windows of the stream
-    windows.py          which tokens of the stream a sample is
-    mixture.py          the same of several sources, in shares
+    samples/            which tokens a sample is, and in which order they come
     noise/              how rows are spoilt: random draws without a state, masks, gaps, sentences
 
 In go a stream of token ids and sample numbers; out come batches, and sums of loss with their counts of targets. To add

@@ -23,6 +23,7 @@ from fastlm.objectives.masked import filled_in, states_at
 from fastlm.objectives.noise import Samples
 from fastlm.objectives.noise.masking import Hides, Masking
 from fastlm.objectives.noise.sentences import Sentences
+from fastlm.objectives.samples import Order
 
 
 class Texts(NamedTuple):
@@ -72,7 +73,7 @@ class SentencePairs(Hides, Objective):
                 f"0 documents with two sentences that fit into {context - 3} tokens together; give other documents, a "
                 "larger --context, or --objective mlm"
             )
-        self.order = noise.Order(len(self))
+        self.order = Order(len(self))
 
     def __len__(self) -> int:
         return len(self.pieces.begins)

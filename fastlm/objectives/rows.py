@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from fastlm.models.heads import Factors
 from fastlm.objectives.base import Batch, Objective, Shares, Terms, hits, summed_cross_entropy
-from fastlm.objectives.mixture import MixedWindows, Mixture
 from fastlm.objectives.noise import Samples
+from fastlm.objectives.samples import MixedWindows, Mixture, Streams, Windows
 from fastlm.objectives.vocabulary import Vocabulary
-from fastlm.objectives.windows import Streams, Windows
 
 
 class RowObjective(Objective):

@@ -13,8 +13,8 @@ from dying import killed
 from runs import fail, repeatable, stop_before, train
 
 from fastlm.objectives import Causal, Vocabulary
-from fastlm.objectives.mixture import PERIOD, Mixture, apportioned, interleaved
-from fastlm.objectives.windows import Windows
+from fastlm.objectives.samples import Windows
+from fastlm.objectives.samples.mixture import PERIOD, Mixture, apportioned, interleaved
 from fastlm.trainer import cli
 from fastlm.trainer.commands import run
 from fastlm.trainer.data.files import Skipped

@@ -2,7 +2,6 @@
 of workers, and after any interruption.
 
     draws.py        random words without a state, and what is drawn with them: numbers, choices
-    order.py        the order of samples, by index; those of a length together
     masking.py      which tokens are hidden, and what stands in their place
     infilling.py    which spans of words become one <mask>
     sentences.py    where sentences and documents end, and in which order they come
@@ -13,19 +12,14 @@ with stands in this namespace; the kinds of noise are imported from their files.
 """
 
 from fastlm.objectives.noise.draws import WORD, Purpose, Samples, choose, draw, number, pick, ranked
-from fastlm.objectives.noise.order import ByLength, Order, distinct, permutation
 
 __all__ = [
     "WORD",
-    "ByLength",
-    "Order",
     "Purpose",
     "Samples",
     "choose",
-    "distinct",
     "draw",
     "number",
-    "permutation",
     "pick",
     "ranked",
 ]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from fastlm.models import ModelConfig
-from fastlm.objectives import Objective, Vocabulary, noise
+from fastlm.objectives import Objective, Vocabulary
+from fastlm.objectives.samples import permutation
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.tasks.layout import Layout
@@ -118,7 +119,7 @@ def sides_of(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
     on one side.
     """
     groups = list(dict.fromkeys(row.together for row in rows))
-    order = noise.permutation(seed, 0, len(groups)).tolist()
+    order = permutation(seed, 0, len(groups)).tolist()
     held = {groups[i] for i in order[: max(1, round(HELD_OUT * len(groups)))]}
     return [row for row in rows if row.together not in held], [row for row in rows if row.together in held]
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fastlm.models import ModelConfig, Transformer
 from fastlm.models.heads import RowClassifier
-from fastlm.objectives import Batch, Objective, Vocabulary, noise
+from fastlm.objectives import Batch, Objective, Vocabulary
 from fastlm.objectives.base import copy_weights, placed
+from fastlm.objectives.samples import ByLength, Order
 from fastlm.trainer.tasks.layout import Ids, Layout
 from fastlm.trainer.tasks.rows import Row
 
@@ -103,7 +104,7 @@ class Task(Objective):
         self.layout = Layout.of(shape, head.pooling, vocabulary)
         self.both = shape.kind == "encoder-decoder"
         lengths = self._lengths()
-        self.order = noise.Order(len(lengths)) if batch is None else noise.ByLength(lengths, batch)
+        self.order = Order(len(lengths)) if batch is None else ByLength(lengths, batch)
 
     @classmethod
     def shape_of(cls, shape: ModelConfig) -> dict:

@@ -19,7 +19,7 @@ from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.words import Refusal, several
 
 if TYPE_CHECKING:  # torch takes seconds, and packing does without
-    from fastlm.objectives.mixture import Mixture
+    from fastlm.objectives.samples import Mixture
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Packed:
         return Joined(files, dtype_of(self.vocab_size))
 
     def _mixed(self, weights: Sequence[str]) -> "Mixture":
-        from fastlm.objectives.mixture import Mixture
+        from fastlm.objectives.samples import Mixture
 
         shards: dict[str, list[Shard]] = {}
         for shard in self.of_side("train"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlm.objectives import Causal, Vocabulary
-from fastlm.objectives.windows import Streams
+from fastlm.objectives.samples import Streams
 
 VOCABULARY = Vocabulary(2000)
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastlm.objectives import noise
+from fastlm.objectives.samples.order import distinct, permutation
 
 
 class Windows:
@@ -48,7 +49,7 @@ class Windows:
     def numbered(self, seed: int, samples: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The same of samples by their numbers, which rise."""
         epochs, indices = np.divmod(samples, len(self))
-        starts = [self._starts(seed, epoch, indices[epochs == epoch]) for epoch in noise.distinct(epochs)]
+        starts = [self._starts(seed, epoch, indices[epochs == epoch]) for epoch in distinct(epochs)]
         return self._cut(np.concatenate(starts)), torch.from_numpy(epochs), torch.from_numpy(indices)
 
     def begins(self, first: int) -> bool:
@@ -67,7 +68,7 @@ class Windows:
 
     def _ordered(self, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
         """The windows at these places of an epoch, of len(self)."""
-        return noise.permutation(seed, epoch, len(self), indices, self.stream).numpy()
+        return permutation(seed, epoch, len(self), indices, self.stream).numpy()
 
     def _cut(self, starts: np.ndarray) -> Tensor:
         return torch.from_numpy(self.tokens[starts[:, None] + np.arange(self.length)].astype(np.int64))
@@ -103,4 +104,4 @@ class Streams(Windows):
 
     def _ordered(self, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
         step, stream = np.divmod(indices, self.streams)
-        return self.steps * noise.permutation(seed, epoch, self.streams, stream).numpy() + step
+        return self.steps * permutation(seed, epoch, self.streams, stream).numpy() + step

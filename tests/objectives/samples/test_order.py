@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastlm.objectives import noise
-from fastlm.objectives.noise import order
-from fastlm.objectives.windows import Windows
+from fastlm.objectives.samples import ByLength, Order, Windows, order, permutation
 
 BILLION = 10**9
 
@@ -19,7 +17,7 @@ BILLION = 10**9
 def test_it_is_a_permutation(sizes):
     for n in sizes:
         for epoch in range(3):
-            assert torch.equal(noise.permutation(1, epoch, n).sort().values, torch.arange(n))
+            assert torch.equal(permutation(1, epoch, n).sort().values, torch.arange(n))
 
 
 @pytest.mark.parametrize("n, each", ((2, 100), (3, 100), (4, 40), (5, 10)))
@@ -28,7 +26,7 @@ def test_every_permutation_comes_equally_often(n, each, monkeypatch):
     cells, keys = factorial(n), np.random.default_rng(0)
     drawn = lambda *name: list(keys.integers(0, 2**64, 1 + order.ROUNDS, np.uint64))
     monkeypatch.setattr(order, "_keys", drawn)
-    seen = Counter(tuple(noise.permutation(3, epoch, n).tolist()) for epoch in range(each * cells))
+    seen = Counter(tuple(permutation(3, epoch, n).tolist()) for epoch in range(each * cells))
     counts = np.array([*seen.values()] + [0] * (cells - len(seen)))
     statistic = ((counts - each) ** 2 / each).sum()
     assert abs(statistic - (cells - 1)) < 5 * (2 * (cells - 1)) ** 0.5
@@ -40,8 +38,8 @@ def test_a_large_one_looks_drawn(n):
     correlated. Each count within five standard deviations.
     """
     some = 2**16
-    first = noise.permutation(0, 0, n, np.arange(some)).numpy()
-    second = noise.permutation(0, 1, n, np.arange(some)).numpy()
+    first = permutation(0, 0, n, np.arange(some)).numpy()
+    second = permutation(0, 1, n, np.arange(some)).numpy()
     for numbers in (first, (first - np.arange(some)) % n, np.diff(first) % n, (second - first) % n):
         counts = np.bincount(numbers * 64 // n, minlength=64)
         even = len(numbers) / 64
@@ -52,23 +50,23 @@ def test_a_large_one_looks_drawn(n):
 
 
 def test_any_part_is_the_wholes():
-    whole = noise.permutation(5, 2, 1000)
+    whole = permutation(5, 2, 1000)
     for indices in (np.array([999]), np.array([3, 1, 2]), np.arange(500, 600)):
-        assert torch.equal(noise.permutation(5, 2, 1000, indices), whole[indices])
+        assert torch.equal(permutation(5, 2, 1000, indices), whole[indices])
 
 
 def test_orders_differ_by_seed_epoch_and_stream():
     names = [(seed, epoch, stream) for seed in range(3) for epoch in range(3) for stream in range(3)]
-    orders = {tuple(noise.permutation(seed, epoch, 50, stream=stream).tolist()) for seed, epoch, stream in names}
+    orders = {tuple(permutation(seed, epoch, 50, stream=stream).tolist()) for seed, epoch, stream in names}
     assert len(orders) == 27
 
 
 def test_samples_are_numbered_through_all_epochs():
-    order = noise.Order(10)
+    order = Order(10)
     numbers, samples = order.drawn(1, 7, 16)
     assert samples.epochs.tolist() == [0] * 3 + [1] * 10 + [2] * 3
     assert samples.indices.tolist() == [7, 8, 9, *range(10), 0, 1, 2]
-    assert numbers[3:13].tolist() == noise.permutation(1, 1, 10).tolist()
+    assert numbers[3:13].tolist() == permutation(1, 1, 10).tolist()
 
 
 class Endless:
@@ -93,7 +91,7 @@ def test_a_billion_windows_take_no_memory():
 
 def test_order_never_changes():
     """A run begun with one version of fastlm must see the same samples when another resumes it."""
-    assert noise.permutation(0, 0, 8).tolist() == [3, 0, 1, 5, 7, 2, 4, 6]
+    assert permutation(0, 0, 8).tolist() == [3, 0, 1, 5, 7, 2, 4, 6]
 
 
 def lengths(n: int) -> np.ndarray:
@@ -102,7 +100,7 @@ def lengths(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n", (1, 3, 4, 7, 1000, 1003))
 def test_samples_of_a_length_come_together_and_each_once(n):
-    order = noise.ByLength(lengths(n), 4)
+    order = ByLength(lengths(n), 4)
     numbers, samples = order.drawn(1, 0, 5 * n)
     assert samples.indices.tolist() == 5 * list(range(n))
     for epoch in numbers.view(5, n):
@@ -114,19 +112,19 @@ def test_batches_hold_little_padding_in_every_epoch():
     """1,003 samples in batches of 4: every epoch begins inside a batch of the one before."""
     of, batch = lengths(1003), 4
 
-    def padding(order: noise.Order) -> np.ndarray:
+    def padding(order: Order) -> np.ndarray:
         """[batches]: the share of each that is padding."""
         rows = of[order.drawn(1, 0, 4 * len(of))[0].numpy()].reshape(-1, batch)
         return 1 - rows.mean(1) / rows.max(1)
 
-    assert padding(noise.Order(len(of))).mean() > 0.3
-    shares = padding(noise.ByLength(of, batch))
+    assert padding(Order(len(of))).mean() > 0.3
+    shares = padding(ByLength(of, batch))
     assert shares.mean() < 0.02 and (shares > 0.3).sum() <= 3 * 4  # where two epochs, or two groups, meet
 
 
 def test_batches_of_a_length_come_in_random_order():
     of = lengths(10_000)
-    order = noise.ByLength(of, 4)
+    order = ByLength(of, 4)
     first = of[order.drawn(1, 0, 10_000)[0].numpy()].reshape(-1, 4).max(1)
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 5 / len(first) ** 0.5
     assert not torch.equal(order.drawn(1, 0, 100)[0], order.drawn(2, 0, 100)[0])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlm.objectives.windows import Windows
+from fastlm.objectives.samples.windows import Windows
 
 PERIOD = 10_000  # samples in which the shares are met exactly
 
