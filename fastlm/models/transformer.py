@@ -9,13 +9,14 @@ layer uses them, so a T5 table's gradient is summed over layers by autograd. Sch
 layer.
 """
 
+import torch
 from torch import Tensor, nn
 
 from fastlm.models.config import ModelConfig
 from fastlm.models.generation import generate
 from fastlm.models.heads import DetectionHead, LMHead, PairHead
 from fastlm.models.init import init_weights
-from fastlm.models.inputs import Inputs, Memory
+from fastlm.models.inputs import Inputs, Memory, shape_of
 from fastlm.models.recurrence import Recurrence
 from fastlm.models.stack import Stack
 from fastlm.nn import Embedding, KVCache
@@ -134,17 +135,25 @@ class Transformer(nn.Module):
                 attention_mask, segments, token_types, positions, prefix, caches=caches, recurrence=recurrence,
                 ranks=ranks, predicted=predicted,
             )  # fmt: skip
-            return self._run(stack, tokens, inputs)
+            inputs.check(tokens, self.config, stack.depth)
+            (x,) = self._embedded(tokens)
+            return stack(x, inputs)
         if not all(x is None for x in (recurrence, ranks, predicted)):
             raise ValueError("recurrence, ranks and predicted are for a decoder or an encoder that stands alone")
         if memory is None:
-            memory = self.encode(tokens, attention_mask, segments, token_types)
+            given = Inputs(attention_mask, segments, token_types)
+            given.check(tokens, self.config, self.encoder.depth)
+            x, y = self._embedded(tokens, decoder_tokens)
+            memory = self._memory(x, given)
         elif not all(x is None for x in (tokens, attention_mask, segments, token_types)):
             raise ValueError(
                 "memory is given, which is what encode made of tokens, mask, segments and types; leave these out"
             )
+        else:
+            (y,) = self._embedded(decoder_tokens)
         inputs = Inputs(decoder_attention_mask, decoder_segments, None, positions, prefix, memory, caches)
-        return self._run(self.decoder, decoder_tokens, inputs)
+        inputs.check(decoder_tokens, self.config, self.decoder.depth)
+        return self.decoder(y, inputs)
 
     def encode(
         self,
@@ -154,8 +163,10 @@ class Transformer(nn.Module):
         token_types: Tensor | None = None,
     ) -> Memory:
         """The encoder's part of `states`, whose arguments these are: what an encoder–decoder's decoder attends to."""
-        x = self._run(self.encoder, tokens, Inputs(attention_mask, segments, token_types))
-        return Memory(x, None if attention_mask is None else attention_mask.bool(), segments)
+        given = Inputs(attention_mask, segments, token_types)
+        given.check(tokens, self.config, self.encoder.depth)
+        (x,) = self._embedded(tokens)
+        return self._memory(x, given)
 
     def new_caches(self, capacity: int = 0) -> list[KVCache]:
         """Empty caches for the decoder, one a layer, for `states` and `forward`.
@@ -192,7 +203,17 @@ class Transformer(nn.Module):
         """Numbers trained, a tied matrix counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _run(self, stack: Stack, tokens: Tensor, inputs: Inputs) -> Tensor:
-        inputs.check(tokens, self.config, stack.depth)
-        x = self.embedding(tokens)
-        return stack(x * self.config.dim**0.5 if self.config.scale_embedding else x, inputs)
+    def _memory(self, x: Tensor, given: Inputs) -> Memory:
+        """What a decoder attends to, of the encoder's embedded tokens."""
+        return Memory(self.encoder(x, given), None if given.real is None else given.real.bool(), given.segments)
+
+    def _embedded(self, *tokens: Tensor) -> list[Tensor]:
+        """Of each [B, L] the embeddings, [B, L, embedding_dim]; looked up all at once, for then the table, which may be
+        most of a model, has one gradient.
+        """
+        shapes = [shape_of(ids) for ids in tokens]
+        x = self.embedding(tokens[0] if len(tokens) == 1 else torch.cat([ids.flatten() for ids in tokens]))
+        x = x * self.config.dim**0.5 if self.config.scale_embedding else x
+        if len(tokens) == 1:
+            return [x]
+        return [part.view(*shape, -1) for shape, part in zip(shapes, x.split([B * L for B, L in shapes]), strict=True)]
