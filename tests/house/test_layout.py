@@ -187,9 +187,10 @@ def run_python(code: str, **options) -> str:
     return done.stdout
 
 
-def test_import_is_light():
-    heavy = ("tokenizers", "transformers", "tyro", "matplotlib", "triton", "safetensors", "fastlm.kernels")
-    loaded = run_python(f"import fastlm, sys; print([m for m in {heavy} if m in sys.modules])", cwd=ROOT)
+@pytest.mark.parametrize("module, more", [("fastlm", ("safetensors",)), ("fastlm.interop", ())])
+def test_import_is_light(module, more):
+    heavy = ("tokenizers", "transformers", "tyro", "matplotlib", "triton", "torch._dynamo", "fastlm.kernels", *more)
+    loaded = run_python(f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])", cwd=ROOT)
     assert loaded.strip() == "[]"
 
 
