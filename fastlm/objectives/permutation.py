@@ -33,8 +33,8 @@ class Permutation(RowObjective, name="permutation"):
     Args:
         tokens, context, vocabulary: as in `Objective`.
         k: K, of how many tokens one is predicted; at least 2. Default 6.
-        streams: as in `RowObjective`. The rows before, which a model with memory holds, are seen by all, by targets
-            too (sec. 2.5), and are of a row's first document.
+        streams: as in `RowObjective`. The rows before, which a model with memory holds, are seen by all, targets too
+            (sec. 2.5), and count as of the row's first document.
 
     Raises:
         ValueError: if the stream is too short for a single row or for so many streams, or a row for a single target.
@@ -48,7 +48,7 @@ class Permutation(RowObjective, name="permutation"):
         "mask_decoder": False,
         "two_streams": True,
         "token_types": 0,
-        "memory_reuse": None,  # rows do not overlap, as those of the paper's code do
+        "memory_reuse": None,  # all of a row, for the next one begins where it ends
     }
     shares = ("accuracy",)
 

@@ -52,8 +52,11 @@ class Pull:
 
 
 def starts_of(model: nn.Module, anew: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a model by their names, but those that were drawn anew. Of a tied one either name will do."""
-    given = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name not in anew}
+    """The parameters of a model by their names, but those that were drawn anew. One of two names is not new if one of
+    them is not.
+    """
+    new, named = set(anew), model.named_parameters(remove_duplicate=False)
+    given = {id(p) for name, p in named if name not in new}
     return ((name, p.detach()) for name, p in model.named_parameters() if id(p) in given)
 
 
