@@ -156,6 +156,11 @@ class GradScaler(torch.amp.GradScaler):
                 unscale([g for g in grads if g.device == device], inv_scale.to(device), flag)
         return {device: sharding.all_reduce_max(flag, ranks) for device, flag in flags.items()}
 
+    def skipped(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """1 if the optimizer's step since the last `update()` was skipped, else 0, on the device; None if disabled."""
+        flags = self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] if self._enabled else {}
+        return _any(flags.values()) if flags else None
+
     def update(self, new_scale: float | Tensor | None = None) -> None:
         """Grow or back off the scale by what the steps saw, on the device; or set it to new_scale."""
         if not self._enabled or new_scale is not None or (self.hysteresis == 1 and self.min_scale == 0):

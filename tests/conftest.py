@@ -42,10 +42,10 @@ SLOW = [
     "csrc/test_cuda_attention_on_host.py", "house/test_docs.py", "ops/test_attention_threads.py",
     "kernels/test_triton_compile.py", "trainer/test_presets.py", "trainer/test_checkpoint.py",
     "house/test_benchmarks.py", "trainer/test_memory.py", "trainer/test_interruptions.py", "trainer/test_trainer.py",
-    "trainer/test_cli.py", "trainer/test_start.py", "csrc/test_cuda_compile.py", "house/test_examples.py",
-    "optim/test_trainers.py", "house/test_readme.py", "ops/test_combinations.py", "trainer/test_reproduce.py",
-    "trainer/test_patience.py", "house/test_packaging.py", "house/test_types.py", "ops/test_lesser_processors.py",
-    "trainer/test_course.py",
+    "trainer/test_cli.py", "trainer/test_pull.py", "trainer/test_start.py", "csrc/test_cuda_compile.py",
+    "house/test_examples.py", "optim/test_trainers.py", "house/test_readme.py", "ops/test_combinations.py",
+    "trainer/test_reproduce.py", "trainer/test_patience.py", "house/test_packaging.py", "house/test_types.py",
+    "ops/test_lesser_processors.py", "trainer/test_course.py",
 ]  # fmt: skip
 
 

@@ -106,7 +106,7 @@ class Objective:
             trained: of the same shape, but for its heads.
 
         Returns:
-            Names of the parameters and buffers that `trained` lacks, which stay as they were drawn.
+            Names of the model's parameters and buffers that `trained` lacks, which stay as they were drawn.
 
         Raises:
             ValueError: for tensors of other shapes, and for a module whose exported weights are made from several.
@@ -114,7 +114,9 @@ class Objective:
         exported = self.exported(model)
         if not {id(p) for p in exported.parameters()} <= {id(p) for p in model.parameters()}:
             raise ValueError(f"a model of {self.name} holds more than was written; give a run with its state/")
-        return copy_weights(exported, trained)
+        anew, there = copy_weights(exported, trained), exported.state_dict(keep_vars=True)
+        given = {id(there[name]) for name in there.keys() - set(anew)}
+        return [name for name, x in model.state_dict(keep_vars=True).items() if id(x) not in given]
 
     def entries(self) -> dict:
         """More of the config.json that is written beside a trained model; by default none."""
@@ -286,9 +288,7 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def copy_weights(model: nn.Module, trained: nn.Module) -> list[str]:
-    """Copy what two models both have, by name; return the names that the trained one lacks. Raises ValueError for
-    tensors of other shapes.
-    """
+    """Copy by name what both models have; return the names that `trained` lacks. Raises ValueError for other shapes."""
     mine, theirs = model.state_dict(), trained.state_dict()
     shared = mine.keys() & theirs.keys()
     for name in sorted(shared):

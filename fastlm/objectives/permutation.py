@@ -33,23 +33,29 @@ class Permutation(RowObjective, name="permutation"):
     Args:
         tokens, context, vocabulary: as in `Objective`.
         k: K, of how many tokens one is predicted; at least 2. Default 6.
+        streams: as in `RowObjective`. The rows before, which a model with memory holds, are seen by all, targets too
+            (sec. 2.5), and count as of the row's first document.
 
     Raises:
-        ValueError: if the stream is too short for a single row, or a row for a single target.
+        ValueError: if the stream is too short for a single row or for so many streams, or a row for a single target.
     """
 
     kind = "encoder"
+    continues = True
     shape: ClassVar[dict] = {
         "pair_labels": 0,
         "head": "lm",
         "mask_decoder": False,
         "two_streams": True,
         "token_types": 0,
+        "memory_reuse": None,  # all of a row, for the next one begins where it ends
     }
     shares = ("accuracy",)
 
-    def __init__(self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, k: int = 6):
-        super().__init__(tokens, context, vocabulary)
+    def __init__(
+        self, tokens: np.ndarray, context: int, vocabulary: Vocabulary, k: int = 6, streams: int | None = None
+    ):
+        super().__init__(tokens, context, vocabulary, streams=streams)
         whole(1, k=k)
         self.k, self.count = k, round(context / k)
         if self.count < 1:

@@ -52,18 +52,21 @@ class Small(NamedTuple):
         options: of the objective.
         lr: what the trainer's peak learning rate is multiplied by. Models whose norms come after the sum of a branch
             and the stream bear less (Xiong et al. 2020).
+        memory: tokens of the rows before that it sees too; None for the preset's.
     """
 
     context: int | None = None
     options: Mapping[str, object] = MappingProxyType({})
     lr: float = 1.0
+    memory: int | None = None
 
     def shape(self, row: ModelConfig) -> dict[str, object]:
         """Fields of a preset that change: without dropout, for it sees no text often."""
         fields = {name: 0.0 for name in DROPOUTS if getattr(row, name)}
         if "dropout" in row.position_options:
             fields["position_options"] = row.position_options | {"dropout": 0.0}
-        return fields if self.context is None else fields | {"context": self.context}
+        own = {name: value for name in ("context", "memory") if (value := getattr(self, name)) is not None}
+        return fields | own
 
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "final_dropout")
@@ -82,7 +85,8 @@ SMALL: dict[str, Small] = {
     "deberta-v2": _MASKED,
     "deberta-v3": _POST_NORM,
     "deberta-v3-generator": _MASKED,
-    "xlnet": _POST_NORM,
+    # what stands on both sides of a token says more of it than the rows before, which take time
+    "xlnet": _POST_NORM._replace(memory=0),
     "bart": _POST_NORM,
     "mass": _POST_NORM,
     "t5": Small(context=64),

@@ -14,6 +14,7 @@
     disk.py                      files that are whole or not there
     loop.py  signals.py          a run's steps and its end; what stops it
     patience.py                  when no better loss is to be waited for
+    pull.py                      weights that are drawn back to where they began
     distributed/                 several processes that train one model, on torch's engine
     outputs/                     what is said and written
     reproduce/                   papers' tables and figures at a small size

@@ -14,6 +14,7 @@ from fastlm.objectives import Objective
 from fastlm.trainer.data.tokens import Tokens
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.options.training import DTYPES, Training
+from fastlm.trainer.pull import Pull, starts_of
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import processes
 
@@ -78,6 +79,8 @@ def measure(config: Training, tokens: Tokens, ranks: Ranks = ALONE) -> Budget:
     """
     begun = time.perf_counter()
     trainer = Trainer(config.at_its_largest(), tokens, steps=1000, ranks=ranks)
+    if config.pull:
+        trainer.pull = Pull(config.pull, trainer.model, starts_of(trainer.model, ()))
     candidates = _thread_counts(config, trainer.device)
     torch.set_num_threads(candidates[0])
     with record_choices() as backends:

@@ -2,6 +2,7 @@
 
     state/step-1200/  model.safetensors  optimizer.safetensors  state.json  manifest.json
                       recurrence.safetensors    what a model remembers of the rows before, where it does
+    state/start/      model.safetensors  manifest.json      what --pull draws weights back to, for the whole run
 
 A checkpoint is written into a temporary folder, flushed to disk and renamed, so a kill at any moment leaves the last
 one whole. The manifest holds every file's size and SHA-256; what does not match is refused, in words, and the one
@@ -10,11 +11,12 @@ before is used. The last two are kept.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -22,11 +24,14 @@ from fastlm.interop.weights import tensor_file
 from fastlm.models import Recurrence
 from fastlm.trainer.data.tokens import sha256
 from fastlm.trainer.disk import TEMPORARY, flush
+from fastlm.trainer.words import Refusal
 
 KEPT = 2
 MANIFEST = "manifest.json"
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+WEIGHTS = "model.safetensors"
+FILES = (WEIGHTS, "optimizer.safetensors", "state.json")
 RECURRENCE = "recurrence.safetensors"
+START = "start"
 
 
 def save(
@@ -67,7 +72,7 @@ def _write(
     progress: dict,
     recurrences: Sequence[Recurrence],
 ) -> None:
-    with tensor_file(made / "model.safetensors") as file:
+    with tensor_file(made / WEIGHTS) as file:
         save_model(model, str(file))
     with tensor_file(made / "optimizer.safetensors") as file:
         save_file(_joined(states), file)  # configuration and step make the groups
@@ -76,10 +81,36 @@ def _write(
         held = dict(enumerate(recurrence.state_dict() for recurrence in recurrences))
         with tensor_file(made / RECURRENCE) as file:
             save_file(_joined(held), file)
+    _seal(made)
+
+
+def _seal(made: Path) -> None:
+    """Write the manifest, and have all of the folder on disk."""
     manifest = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(made.iterdir())}
     (made / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*made.iterdir(), made):
         flush(path)
+
+
+def save_start(state: Path, starts: dict[str, Tensor]) -> None:
+    """Write state/start, once in a run."""
+    made = state / f"{TEMPORARY}{START}"
+    made.mkdir(parents=True)
+    with tensor_file(made / WEIGHTS) as file:
+        save_file({name: x.contiguous() for name, x in starts.items()}, file)
+    _seal(made)
+    made.rename(state / START)
+    flush(state)
+
+
+def start(state: Path) -> Iterator[tuple[str, Tensor]]:
+    """What `save_start` was given, a tensor at a time. Raises Refusal if it is not whole."""
+    fault = damage(state / START, (WEIGHTS,))
+    if fault is not None:
+        what = f"{state / START}, which --pull draws weights back to, is not whole ({fault})"
+        raise Refusal(f"{what}; restore it, or start a new run")
+    with safe_open(state / START / WEIGHTS, "pt") as file:
+        yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (it is no mapping)
 
 
 def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
@@ -94,7 +125,7 @@ def newest(state: Path, refuse: Callable[[str], None]) -> Path | None:
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Load weights and optimizer state in place; return the saved progress and `step`."""
-    load_model(model, str(folder / "model.safetensors"))
+    load_model(model, str(folder / WEIGHTS))
     state = _apart(load_file(str(folder / "optimizer.safetensors")))
     optimizer.load_state_dict({"state": state, "param_groups": _groups(optimizer)})
     return json.loads((folder / "state.json").read_text())
@@ -118,11 +149,11 @@ def saved(state: Path) -> list[Path]:
     return sorted(state.glob("step-*"), key=lambda p: -int(p.name.removeprefix("step-")))
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def damage(folder: Path, files: Sequence[str] = FILES) -> str | None:
+    """What is wrong with a checkpoint, or a folder of such files, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        for name in sorted({*FILES, *manifest}):
+        for name in sorted({*files, *manifest}):
             size, sha = manifest[name]
             if (folder / name).stat().st_size != size:
                 return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlm.models import Remembering
+from fastlm.models import Recurrence, Remembering
 from fastlm.objectives import Objective
 from fastlm.objectives.base import placed
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
@@ -88,7 +88,8 @@ class Evaluation:
             numbers = np.arange(windows) * there // windows
             yield from ((model, numbers[first : first + batch]) for first in range(0, windows, batch))
             return
-        remembering = Remembering(model, model.new_recurrence())
+        # all of a window is remembered, whatever the model's memory_reuse: the next one begins where it ends
+        remembering = Remembering(model, Recurrence(model.config.memory))
         rows = np.arange(min(batch, windows) + 1)
         begins, lengths = rows[:-1] * there // rows[-1], np.diff(rows * windows // rows[-1])
         order = np.argsort(-lengths, kind="stable")  # those that end first come last

@@ -28,8 +28,8 @@ CGROUPS = [
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes. model: parameters, gradients and the optimizer's states. ids: of all rows of an update. rows: activations
-    of a micro-batch's rows, and what is remembered of those before.
+    """Bytes. model: parameters, gradients, the optimizer's states, what --pull draws back to. ids: of all rows of an
+    update. rows: activations of a micro-batch's rows, and what is remembered of those before.
     """
 
     model: int
@@ -126,7 +126,9 @@ def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Bat
     ids = config.accumulate * sum(x.nbytes for x in batch.values())
     # while the gradient of the largest is made, there are two more of its size
     rows = remembered + sum(sizes) + 2 * max(sizes)
-    return Need(totals.get(config.optimizer, max(totals.values())), ids, rows)  # of a plugin's nobody knows
+    starts = sum(p.nbytes for p in model.parameters()) if config.pull else 0
+    trained = totals.get(config.optimizer, max(totals.values()))  # of a plugin's nobody knows
+    return Need(trained + starts, ids, rows)
 
 
 def available_bytes(device: torch.device) -> int | None:

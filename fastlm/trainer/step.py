@@ -28,6 +28,7 @@ from fastlm.trainer.distributed import shards
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.evaluation import Evaluation, autocast, total
 from fastlm.trainer.options.training import Training
+from fastlm.trainer.pull import Pull
 from fastlm.trainer.schedule import Moment
 from fastlm.trainer.words import Refusal
 
@@ -54,10 +55,10 @@ class Update:
 
 class Trainer:
     """A model in training. step: updates done so far, of `steps`. recurrences: what the model remembers of each
-    micro-batch of the last update, where the rows of the next one go on; none for a model without memory. check: called
-    before each micro-batch and each batch of an evaluation; when it raises, all of this is as the last update left it.
-    ranks: the processes that train it, each of which has a part of every batch's rows and, as --shard says, of the
-    model.
+    micro-batch of the last update, where the rows of the next one go on; none for a model without memory. pull: what
+    draws weights back to those that the run began with; None unless it is given. check: called before each micro-batch
+    and each batch of an evaluation; when it raises, all of this is as the last update left it. ranks: the processes
+    that train it, each of which has a part of every batch's rows and, as --shard says, of the model.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, self.model, self.division)
         self.scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
         self.recurrences: list[Recurrence] = []
+        self.pull: Pull | None = None
         self.evaluation = Evaluation(
             self.held_out, config.batch, self.device, config.dtype,
             bytes_of=torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None,
@@ -187,9 +189,17 @@ class Trainer:
             group["lr"] = lr * group.get("share", 1.0)
         norm = None if clips else self._clip()
         self.scaler.step(self.optimizer)
+        if self.pull is not None:
+            self.pull.step(self.optimizer.param_groups, self._skipped())
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return lr, shards.inner(self.optimizer).grad_norm if clips else norm
+
+    def _skipped(self) -> Tensor | None:
+        """1 if the optimizer's step was skipped, for gradients that are not finite; None if they were not looked at."""
+        flags = [getattr(shards.inner(self.optimizer), "overflow", None), self.scaler.skipped(self.optimizer)]
+        known = [flag for flag in flags if flag is not None]
+        return torch.stack(known).amax() if known else None
 
     def _clip(self) -> Tensor:
         """Clip for an optimizer of a plugin, which does not do it itself. Returns the norm before."""

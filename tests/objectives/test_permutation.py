@@ -64,6 +64,14 @@ def test_a_target_is_predicted_without_itself_and_those_after_it():
         assert torch.equal(moved, ranks[places] > ranks[place]), place
 
 
+def test_rows_of_streams_go_on_where_others_ended():
+    o = Permutation(np.arange(100, 1600).astype(np.uint16), 20, Vocabulary(2000), streams=3)
+    batch = o.batch(1, 0, len(o))
+    assert (batch["inputs"][3:, 0] == batch["inputs"][:-3, -1] + 1).all()
+    assert [o.begins(first) for first in (0, 3, len(o))] == [True, False, True]
+    assert torch.equal(batch["inputs"].gather(1, batch["places"]), batch["labels"])
+
+
 def test_rows_of_specials_have_fewer_targets():
     stream = np.full(1000, VOCABULARY.eos, np.uint16)
     stream[::20] = 7

@@ -45,6 +45,17 @@ def test_published_sequence(kind):
     assert train(scaler, AdamW(net.parameters(), 1e-2), net) == [8, 8, 16, 16, 8, 8, 8, 16, 16, 16, 32, 32]
 
 
+@pytest.mark.parametrize("make", [AdamW, torch.optim.AdamW], ids=["ours", "torchs"])
+def test_whether_a_step_was_skipped_is_known_until_the_update(make):
+    net, found = model(), []
+    scaler, optimizer = GradScaler("cpu", init_scale=8.0), make(net.parameters(), 1e-2)
+    update = scaler.update
+    scaler.update = lambda: (found.append(scaler.skipped(optimizer).item()), update())
+    train(scaler, optimizer, net, steps=4, overflow_at=2)
+    assert found == [0, 1, 0, 0] and scaler.skipped(optimizer) is None
+    assert GradScaler("cpu", enabled=False).skipped(optimizer) is None
+
+
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("manual", [False, True], ids=["in_the_step", "unscale_and_clip_by_hand"])
 @pytest.mark.parametrize("fused", [None, True], ids=["", "fused"])

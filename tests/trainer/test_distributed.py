@@ -26,6 +26,7 @@ from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.distributed.ranks import ALONE, Ranks
 from fastlm.trainer.distributed.shards import bytes_each, inner
 from fastlm.trainer.options.training import SHARDS
+from fastlm.trainer.pull import Pull, starts_of
 from fastlm.trainer.step import Trainer
 
 STEPS = 6
@@ -48,7 +49,11 @@ def make(text: Path, ranks: Ranks, **changes) -> Trainer:
     """On 3 ranks, rows are 1, 1 and 2; micro-batches have other numbers of targets."""
     os.environ["XDG_CACHE_HOME"] = str(text.parent / "cache")  # in processes that other tests use as well
     asked = config(text, **dict(context=32, layers=2, accumulate=2, lr=2e-3) | changes).settled()
-    return Trainer(asked, tokenize(find((text,)), asked.vocab), STEPS, ranks=ranks)
+    trainer = Trainer(asked, tokenize(find((text,)), asked.vocab), STEPS, ranks=ranks)
+    if asked.pull:
+        with trainer.filling() as model:
+            trainer.pull = Pull(asked.pull, trainer.model, starts_of(model, ()))
+    return trainer
 
 
 class Course(NamedTuple):
@@ -130,6 +135,28 @@ def test_every_division_equals_one_process(ranks, text, alone, shard):
 def test_every_optimizer_steps_as_in_one_process(ranks, text, alone):
     asked = [dict(optimizer=name, lr=None) for name in OPTIMIZERS]
     ranks.run(every, text, SHARDS[1:], [(changes, alone(**changes)) for changes in asked])
+
+
+@on(2)
+def test_weights_are_drawn_back_as_in_one_process(ranks, text, alone):
+    asked = [dict(preset="bert", dropout=0.0, pull=100.0, layer_decay=0.7)]
+    ranks.run(every, text, SHARDS, [(changes, alone(**changes)) for changes in asked])
+
+
+def takes_its_part(rank: int, world: int, text: Path, state: Path) -> None:
+    """Of starts that one process saved, as of those that it had itself."""
+    for shard in SHARDS:
+        trainer = make(text, Ranks(rank, world), shard=shard, pull=100.0)
+        again = Pull(100.0, trainer.model, checkpoint.start(state))
+        assert again.starts.keys() == trainer.pull.starts.keys() != set()
+        for p, start in again.starts.items():
+            assert start.equal(trainer.pull.starts[p]) and start.shape == local(p).shape
+
+
+@on(2)
+def test_every_rank_takes_its_part_of_saved_starts(ranks, text, tmp_path):
+    checkpoint.save_start(tmp_path, dict(starts_of(make(text, ALONE).model, ())))
+    ranks.run(takes_its_part, text, tmp_path)
 
 
 def scales(rank: int, world: int, text: Path) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastlm import __version__
-from fastlm.trainer import checkpoint
+from fastlm.trainer import checkpoint, pull
 from fastlm.trainer.budget import dtype_cost, measure
 from fastlm.trainer.commands.start import Start
 from fastlm.trainer.data.tokens import sha256
@@ -64,6 +64,7 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
     start: the weights to begin with, which the run's first checkpoint holds, so that it needs them from nowhere else;
     None for new ones.
     """
+    pull.check(config)
     (console, stops, ranks), where = here, environment(config)
     console.say_all(lines.of_machine(config, where, dtype_cost(config)))
     with ranks.one_first():
@@ -92,7 +93,11 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
     if start is not None:
         with trainer.filling() as model:
             anew = start.give(trainer.train, model)
-        console.say("begins", f"with the weights of {start.folder}", *lines.of_new(anew))
+            if config.pull:
+                trainer.pull = pull.Pull(config.pull, trainer.model, pull.starts_of(model, anew))
+                if ranks.speaks:
+                    checkpoint.save_start(folder / "state", dict(pull.starts_of(model, anew)))
+        console.say("begins", f"with the weights of {start.folder}", *lines.of_start(anew, config.pull))
         run.save()
     if ranks.speaks:
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
@@ -134,6 +139,8 @@ def go_on(folder: Path, plan: Plan, here: Here, read: Read) -> Run:
             f"{folder / 'state'} holds no whole checkpoint, and the weights that the run began with were there; "
             "restore it, or start a new run"
         )
+    if plan.config.pull:
+        trainer.pull = pull.Pull(plan.config.pull, trainer.model, checkpoint.start(folder / "state"))
     console.say("resume", f"{folder} from step {trainer.step} of {plan.steps}", f"threads {plan.threads}, as before")
     with ranks.one_first():
         metrics = _metrics(folder, plan.config, trainer.step, ranks)

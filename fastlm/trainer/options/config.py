@@ -70,8 +70,8 @@ class Pretraining:
     """Heads of keys and values, each for as many of --heads (grouped-query attention)."""
     hidden: Annotated[int | None, unset("INT", "the preset's; 4 times --dim for most")] = None
     """Width of the feed-forward layers."""
-    memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl")] = None
-    """Tokens of the rows before that attention sees too, where the objective is causal; 0 for none."""
+    memory: Annotated[int | None, unset("INT", "the preset's; --context for transformer-xl, 0 for xlnet")] = None
+    """Tokens of the rows before that attention sees too, where the objective is causal or permutation; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Training:
     command: ClassVar[str]
     at_least: ClassVar[dict[str, float]] = {
         "steps": 1, "batch": 1, "accumulate": 1, "threads": 1, "evaluations": 0, "patience": 1, "seed": 0, "dropout": 0,
-        "layer_decay": 0, "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
+        "layer_decay": 0, "pull": 0, "lr": 0, "weight_decay": 0, "clip": 0, "save_every": 0,
     }  # fmt: skip
     # OpenMP dies of far too many threads
     at_most: ClassVar[dict[str, float]] = {"seed": 2**63 - 1, "layer_decay": 1, "threads": 16 * (os.cpu_count() or 1)}
@@ -92,6 +92,9 @@ class Training:
     """Largest norm of the gradient; 0 for no clipping."""
     layer_decay: float = 1.0
     """What the rate is multiplied by from a layer to the one below; 1 lets all layers learn alike."""
+    pull: float = 0.0
+    """How strongly weights are drawn back to those that the run began with (L2-SP), as weight decay draws them to zero;
+    0 for not at all."""
     dropout: Annotated[float | None, unset("FLOAT", "the preset's; 0.0 for llama")] = None
     """Share of activations left out in training; for small models, such as bert, the preset's is 0."""
     dtype: Literal[tuple(DTYPES)] = "fp32"
@@ -113,6 +116,11 @@ class Training:
     """Seconds between checkpoints. Results do not depend on it."""
     shape: Suppress[dict | None] = None
     """No flag: the fields of the `ModelConfig` that was found in the folder whose weights the run begins with."""
+
+    @property
+    def source(self) -> Path | None:
+        """The folder whose weights a run begins with."""
+        raise NotImplementedError
 
     def torch_device(self) -> "torch.device":
         import torch
@@ -153,6 +161,11 @@ class Training:
         self._check_schedule()
         if self.layer_decay == 0:
             raise Refusal("--layer-decay is 0; it must be above 0")
+        if self.pull and self.source is None:
+            raise Refusal(
+                f"--pull {self.pull:g} draws weights back to those that a run begins with, and this one begins with "
+                "none; give --from DIR, or leave it out"
+            )
         if (self.dropout or 0) >= 1:
             raise Refusal(f"--dropout is {self.dropout}; it is a share, from 0 to below 1")
         if not all(0 <= beta < 1 for beta in self.betas):

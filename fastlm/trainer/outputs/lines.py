@@ -24,6 +24,7 @@ from fastlm.trainer.words import clock, command, count, several, size
 
 REPEATED = 0.3  # share of repeated lines from which we warn; the standard library has 0.14
 SLOW = 1.5  # times fp32's time from which we warn
+NAMED = 6  # parts of a model in one line
 
 Line = tuple[str, ...]
 
@@ -77,10 +78,16 @@ def of_model(config: Config, tokens: Tokens) -> Iterator[Line]:
     )
 
 
-def of_new(names: list[str]) -> Iterator[str]:
-    """Of the tensors that a model does not have from elsewhere: the parts that they are of."""
-    if names:
-        yield f"{', '.join(dict.fromkeys(name.rpartition('.')[0] for name in names))} drawn anew"
+def of_start(anew: list[str], pull: float) -> Iterator[str]:
+    """Of a model that begins with another's weights: the parts whose tensors those did not have, and how strongly the
+    others are drawn back.
+    """
+    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in anew))
+    if parts:
+        more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+        yield f"{', '.join(parts[:NAMED])}{more} drawn anew"
+    if pull:
+        yield f"drawn back to them by {pull:g} times the rate"
 
 
 def of_plan(plan: Plan, budget: Budget, trainer: Trainer, material: Material) -> Iterator[Line]:

@@ -150,7 +150,8 @@ class Task(Objective):
         if pooled:
             copy_weights(model.dense, pooler)
         heads = (name for name, _ in model.named_parameters() if not name.startswith("model."))
-        return [*anew, *(name for name in heads if not (pooled and name.startswith("dense.")))]
+        heads = (name for name in heads if not (pooled and name.startswith("dense.")))
+        return [*(f"model.{name}" for name in anew), *heads]
 
     def __len__(self) -> int:
         return len(self.examples)
