@@ -13,7 +13,8 @@ import fastlm
 from fastlm import positions
 from fastlm.backends import native
 from fastlm.backends.philox import dropout_mask
-from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward, without_buckets
+from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward
+from fastlm.ops.attention_backends import without_buckets
 from fastlm.ops.rotary import rotate
 
 CPU = torch.device("cpu")
