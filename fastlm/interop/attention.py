@@ -40,8 +40,8 @@ def register() -> None:
 
     Served are causal and bidirectional attention, sliding windows and chunks, padding anywhere, packed rows (by
     position_ids that start over), grouped heads, values of another width, capped scores, attention sinks, dropout, T5's
-    position bias, and every cache; a static one under torch.compile is not. Before transformers 5 its encoders made their masks
-    themselves and are refused.
+    position bias, and every cache; a static one under torch.compile is not. Before transformers 5 its encoders made
+    their masks themselves and are refused.
 
         fastlm.interop.register()
         model = AutoModel.from_pretrained(name, attn_implementation="fastlm")

@@ -23,7 +23,6 @@ from fastlm.ops.attention import (
 )
 from fastlm.ops.distances import of_each
 
-
 FP32 = torch.finfo(torch.float32)
 
 
