@@ -67,8 +67,8 @@ def in_buckets(a: Arguments, g: torch.Generator) -> Arguments:
 
 MASKS = ["prefix", "segments", "ranks"]
 TERMS = [
-    *MASKS, "dropout", "softcap", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries",
-    "groups",
+    *MASKS, "dropout", "softcap", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys",
+    "bias of queries", "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
     "buckets",  # of the vectors before
 ]  # fmt: skip
