@@ -114,18 +114,12 @@ MANY_TERMS = {  # the same with terms that units share, whose sums are added to 
         ["query vectors", "key vectors", "value vectors", "buckets"],
         dict(B=2, H=4, Hk=2, Lq=620, Lk=500, D=16, right=30),
     ),
-    "softcap": (["softcap", "bias of keys"], dict(B=2, H=2, Hk=1, Lq=530, Lk=400, right=0)),
+    "softcap": (
+        ["softcap", "bias of keys", "query vectors", "key vectors"],
+        dict(B=2, H=2, Hk=1, Lq=530, Lk=400, D=16, right=0),
+    ),
     "all": (
-        [
-            "prefix",
-            "ranks",
-            "dropout",
-            "softcap",
-            "bias",
-            "query vectors and positions",
-            "key vectors",
-            "value vectors",
-        ],
+        ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],
         dict(H=2, Hk=1, Lq=300, Lk=330, right=0),
     ),
 }
