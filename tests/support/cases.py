@@ -215,7 +215,7 @@ ATTENTION = _all(
     softcap=_attention(softcap=1.5),
     softcap_window_gqa=_attention(B=1, H=4, Hk=2, Lq=130, Lk=130, D=32, causal=True, window=(40, 0), softcap=0.5),
     softcap_t5=_attention(Lq=37, Lk=53, D=80, causal=True, scheme="t5", softcap=1.5),
-    softcap_bias=_attention(Lq=37, Lk=53, bias="hqk", lengths=[53, 20], dropout=0.2, softcap=0.7),
+    softcap_bias_dropout=_attention(Lq=37, Lk=53, bias="hqk", lengths=[53, 20], dropout=0.2, softcap=0.7),
     softcap_deberta=_attention(B=1, H=4, Hk=2, Lq=20, Lk=44, D=32, scheme="deberta", softcap=0.7),
     softcap_xlnet=_attention(
         Lq=48, Lk=48, D=32, scheme="transformer-xl", order=True, groups=True, segments=True, softcap=1.0
