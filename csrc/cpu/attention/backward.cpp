@@ -182,12 +182,6 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     if (diagonals) add_diagonals(keys, diagonals);
 }
 
-// n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
-static inline void store_rows(
-    char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
-    narrow_rows(out + first * D * size_of(dtype), D * size_of(dtype), x, pitch, dtype, n, D, scale);
-}
-
 template <class Product, bool TERMS>
 static inline void backward(const AttentionBackward& x, int64_t number, float* workspace) {
     const Attention& a = x.forward;

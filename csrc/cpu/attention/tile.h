@@ -70,6 +70,12 @@ static inline void narrow_rows(
     }
 }
 
+// n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
+static inline void store_rows(
+    char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
+    narrow_rows(out + first * D * size_of(dtype), D * size_of(dtype), x, pitch, dtype, n, D, scale);
+}
+
 // n rows as words, words_in(D) apart.
 template <class Product>
 static inline void load_words(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
