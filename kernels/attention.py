@@ -7,7 +7,8 @@ and meanings: fastlm/ops/attention.py.
 
 Scores have a unit. With 16-bit inputs they are kept in multiples of 1/scale, so that a table can be the product's
 first accumulator, which costs the softmax nothing, and exp is one multiply-add and one exp2. With fp32 inputs they are
-natural, for a large table in the accumulator would cost the product its last bits.
+natural, for a large table in the accumulator would cost the product its last bits; and so they are under a softcap,
+which keeps a table out of the accumulator.
 """
 
 import torch
@@ -40,9 +41,9 @@ def forward_tile(
     j0 = tile * BLOCK_N
     k = load_rows(keys, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
     k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
-    x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
+    x, _ = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
     # the running maximum, and P relative to it (line 9)
-    to_unit, to_log2 = units(q.dtype, n.scale)
+    to_unit, to_log2 = units(q.dtype, n)
     m_new = tl.maximum(m, tl.max(x, 1) * to_unit)
     p = tl.exp2(fma(x, to_unit, -m_new[:, None]) * to_log2)
     # what was summed relative to the old maximum, rescaled; P V added to it (lines 9 and 10)
@@ -60,10 +61,12 @@ def forward_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
     q_rows, k_rows, v_rows, p_out, p_lse, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
+    n = Numbers(
+        H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale
+    )
     # which queries of which head; under a causal mask the last ones have most to do, so they begin
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = tl.program_id(0) // n_tiles
@@ -97,7 +100,7 @@ def forward_kernel(
     o_i = tl.arange(0, BLOCK_M)
     seen = tl.where(l == 0, 1.0, l)
     store_rows(acc * (dropout_scale / seen)[:, None], p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, BLOCK_M, BLOCK_D)
-    _, to_log2 = units(q.dtype, scale)
+    _, to_log2 = units(q.dtype, n)
     lse = tl.where(l == 0, float("-inf"), m * (to_log2 / LOG2E) + tl.log(seen))
     tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
 

@@ -4,9 +4,9 @@
     dk, dv    a program owns keys of a key/value head and walks the queries of every query head that shares it
     table, vectors, bias    kernels/distance_gradients.py, kernels/bias_gradient.py
 
-Every walk recomputes P = exp(score - lse) and dS = P ∘ (dP - δ). Rows past the end and rows that see nothing have
-lse = +inf here, hence P = 0 without a mask. Lines of algorithms are those of FlashAttention-2 (Dao 2023). Shapes and
-meanings: fastlm/ops/attention.py.
+Every walk recomputes P = exp(score - lse) and dS = P ∘ (dP - δ), and with a softcap dX = dS ∘ cap'. Rows past the end
+and rows that see nothing have lse = +inf here, hence P = 0 without a mask. Lines of algorithms are those of
+FlashAttention-2 (Dao 2023). Shapes and meanings: fastlm/ops/attention.py.
 """
 
 import torch
@@ -25,15 +25,15 @@ from fastlm.kernels.terms import (
     apply_dropout,
     by_distance,
     distance_rows,
-    load_vector,
     places,
     probabilities,
     probability_gradient,
     same_group,
     scores,
+    under_cap,
     units,
 )
-from fastlm.kernels.tile import LOG2E, Matrix, cast, dot, head_of, load_position, load_rows, store_rows
+from fastlm.kernels.tile import LOG2E, Matrix, cast, dot, head_of, load_position, load_rows, load_vector, store_rows
 from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -51,16 +51,16 @@ def dq_tile(
     v = load_rows(values, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
     k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
     # P once more from S and L, dP from the output's gradient, dS = P ∘ (dP - δ) (algorithm 2, lines 10 to 14)
-    x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
-    p = probabilities(x, lse[:, None], q.dtype, n.scale)
+    x, slope = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
+    p = probabilities(x, lse[:, None], q.dtype, n)
     dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False)
     ds = p * (dp - delta[:, None])
     # dS is the gradient of what was added to S as it is
     if t.same is not None:
         o_i, o_j = places(BLOCK_M, BLOCK_N, False)
         dsame += tl.sum(tl.where(same_group(t, head, i0, j0, o_i, o_j, n), ds, 0.0), 1)
-    # and times k, or the vectors of each distance, of what met these (line 15)
-    ds = cast(ds, k.dtype)
+    # and under the cap times k, or the vectors of each distance, of what met these (line 15)
+    ds = cast(under_cap(ds, slope, n), k.dtype)
     dq = dot(ds, k, dq)
     if t.query_vectors is not None:
         ds = by_distance(ds, BLOCK_M, False, False)
@@ -83,12 +83,13 @@ def dkdv_tile(
     q_position = load_position(query_positions, q, i0, n.Lq, D, BLOCK_M, BLOCK_D, EDGE)
     grad = load_rows(grads, i0, n.Lq, D, BLOCK_M, BLOCK_D, EDGE)
     # Pᵀ once more from S and L; what was dropped carries nothing to v (algorithm 2, lines 10 to 12)
-    x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, True)
-    p = probabilities(x, load_vector(p_lse, i0, n.Lq, BLOCK_M, float("inf"), EDGE)[None, :], q.dtype, n.scale)
+    x, slope = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, True)
+    p = probabilities(x, load_vector(p_lse, i0, n.Lq, BLOCK_M, float("inf"), EDGE)[None, :], q.dtype, n)
     dv = dot(cast(apply_dropout(p, head, i0, j0, n, BLOCK_M, BLOCK_N, True), grad.dtype), grad, dv)
     # dSᵀ = Pᵀ ∘ (dPᵀ - δ), and dk += dSᵀ q (lines 13, 14 and 16)
     dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True)
-    ds = cast(p * (dp - load_vector(p_delta, i0, n.Lq, BLOCK_M, 0.0, EDGE)[None, :]), q.dtype)
+    ds = p * (dp - load_vector(p_delta, i0, n.Lq, BLOCK_M, 0.0, EDGE)[None, :])
+    ds = cast(under_cap(ds, slope, n), q.dtype)
     dk = dot(ds, q, dk)
     if t.key_vectors is not None:
         ds = by_distance(ds, BLOCK_N, True, True)
@@ -107,10 +108,12 @@ def dkdv_tile(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
+    n = Numbers(
+        H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale
+    )
     # which queries of which head, in the order of the forward pass
     n_tiles = tl.cdiv(Lq, BLOCK_M)
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
@@ -131,7 +134,7 @@ def dq_kernel(
         delta -= load_vector(p_grad_lse + i_bh * Lq, i0, Lq, BLOCK_M, 0.0, True)
     # L in the unit of scores; rows that saw nothing have L = +∞ from here on
     lse = load_vector(p_lse + i_bh * Lq, i0, Lq, BLOCK_M, float("inf"), True)
-    _, to_log2 = units(q.dtype, scale)
+    _, to_log2 = units(q.dtype, n)
     lse = tl.where(lse == float("-inf"), float("inf"), lse) * (LOG2E / to_log2)
     # both for the kernels after this one
     o_i = tl.arange(0, BLOCK_M)
@@ -163,10 +166,12 @@ def dq_kernel(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
+    n = Numbers(
+        H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale
+    )
     # which keys of which key/value head; under a causal mask the first ones have most to do, so they begin
     n_tiles, Hk = tl.cdiv(Lk, BLOCK_N), H // group
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)

@@ -14,12 +14,11 @@ from fastlm.kernels.terms import (
     Head,
     Numbers,
     TermPointers,
-    load_vector,
     probabilities,
     probability_gradient,
     scores,
 )
-from fastlm.kernels.tile import cast, fma, head_of, load_position, load_rows
+from fastlm.kernels.tile import cast, fma, head_of, load_position, load_rows, load_vector
 from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -29,14 +28,16 @@ from fastlm.kernels.tiles import block_d, cdiv
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "walked_b", "walked_h"])
 def bias_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_out, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     walked_b, walked_h, OVER_Q: tl.constexpr, OVER_K: tl.constexpr,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """out, of the bias's shape, = Σ dS over what it is broadcast over: rows of the batch and heads, of which there are
     walked_b and walked_h for each of its own; OVER_Q queries, OVER_K keys.
     """
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
+    n = Numbers(
+        H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale
+    )
     # the tile of the gradient that this program owns
     n_i, n_j, n_h = 1 if OVER_Q else tl.cdiv(Lq, BLOCK_M), 1 if OVER_K else tl.cdiv(Lk, BLOCK_N), H // walked_h
     i_tile, j_tile = tl.program_id(0) // n_j % n_i, tl.program_id(0) % n_j
@@ -65,8 +66,10 @@ def bias_kernel(
                 key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
                 k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, True)
                 # dS = P ∘ (dP - δ), as for dq
-                x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True, False)
-                p = probabilities(x, lse[:, None], q.dtype, scale)
+                x, _ = scores(
+                    q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True, False
+                )  # fmt: skip
+                p = probabilities(x, lse[:, None], q.dtype, n)
                 dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False)
                 acc = fma(p, dp - delta[:, None], acc)
     # summed over what is broadcast within the tile, too

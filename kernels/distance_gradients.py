@@ -22,12 +22,12 @@ from fastlm.kernels.terms import (
     TermPointers,
     apply_dropout,
     by_distance,
-    load_vector,
     probabilities,
     probability_gradient,
     scores,
+    under_cap,
 )
-from fastlm.kernels.tile import Matrix, cast, dot, fma, head_of, load_position, load_rows, store_rows
+from fastlm.kernels.tile import Matrix, cast, dot, fma, head_of, load_position, load_rows, load_vector, store_rows
 from fastlm.kernels.tiles import block_d, cdiv, power_of_two
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -56,14 +56,14 @@ def distance_tile(
         v = load_rows(values, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
         k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
         # P and dP - δ once more, as for dq
-        x = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK, BLOCK_N, BLOCK_D, EDGE, False)
-        p = probabilities(x, lse, q.dtype, n.scale)
+        x, slope = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK, BLOCK_N, BLOCK_D, EDGE, False)
+        p = probabilities(x, lse, q.dtype, n)
         dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK, BLOCK_N, BLOCK_D, False) - delta
         # the table's dS stays by pair until the end
         acc = accs[column]
         summed += (fma(p, dp, acc) if acc.numel > 1 else acc,)
-        # the vectors' is spread over distances, times what met them; the values' share is P̂'s
-        ds = cast(p * dp, q.dtype)
+        # the vectors', under the cap, is spread over distances, times what met them; the values' share is P̂'s
+        ds = cast(under_cap(p * dp, slope, n), q.dtype)
         if dquery.numel > 1:
             dquery = dot(by_distance(ds, BLOCK, False, False).T, q_position, dquery)
         if dkey.numel > 1:
@@ -111,14 +111,16 @@ def wanted_rows(p, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "B", "first", "n_diagonals", "batch_splits", "row_splits"])
 def distances_kernel(
     q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_table, p_query, p_key, p_value, t,
-    H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale,
+    H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     B, first, n_diagonals, batch_splits, row_splits,
     D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Partial sums of this program's tiles: of the table [H, splits, diagonals, columns, rows, 2·BLOCK_N], a column for
     each BLOCK_N keys and a row for as many queries of a tile; of rows by distance [H, splits, diagonals, 2·BLOCK, D].
     """
-    n = Numbers(H, group, Lq, Lk, table_stride, left, right, offset, scale, seed, q0, k0, threshold, dropout_scale)
+    n = Numbers(
+        H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale
+    )
     # which block diagonal of which head, and which share of the batch and of the diagonal's tiles; the longest begin
     split = tl.program_id(0) % (batch_splits * row_splits)
     h = (tl.program_id(0) // (batch_splits * row_splits) % H).to(tl.int64)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlm.kernels.launch import launch, looks
-from fastlm.kernels.tile import cast
+from fastlm.kernels.tile import cast, tanh
 from fastlm.kernels.tiles import Tiles, cdiv
 
 BLOCK = 1024
@@ -25,13 +25,7 @@ def curve(x, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL), tl.where(x > 0.0, 1.0, 0.0)
     elif ACTIVATION == "tanh":
-        # by e^(-2|x|) where no digits cancel, else by the polynomial of csrc/cpu/vector.h
-        square, power = x * x, tl.exp(-2.0 * tl.abs(x))
-        p = -5.704978373e-03 * square + 2.063907874e-02
-        p = (p * square - 5.373971216e-02) * square + 1.333144216e-01
-        near = x + x * square * (p * square - 3.333328194e-01)
-        far = 1.0 - 2.0 * power / (1.0 + power)
-        y = tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
+        y = tanh(x)
         return y, 1.0 - y * y
     elif ACTIVATION == "gelu":
         phi = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)

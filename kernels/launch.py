@@ -44,7 +44,7 @@ def tiles_for(kernel: str, a: tuple) -> Tiles:
     found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
     if kernel != "forward" or found.maxnreg is None:
         return found
-    plain = not a.dropout and all(getattr(a, name, None) is None for name in KINDS if name not in CAPPED)
+    plain = not (a.dropout or a.softcap) and all(getattr(a, name, None) is None for name in KINDS if name not in CAPPED)
     return found if plain else found._replace(maxnreg=None)
 
 
@@ -78,8 +78,8 @@ def numbers(a: tuple) -> Numbers:
     seed, limit = (a.seed, threshold(a.dropout)) if a.dropout else (0, None)
     return Numbers(
         H=H, group=H // Hk, Lq=Lq, Lk=Lk, table_stride=Lq + Lk - 1 + 2 * _margin(a), left=a.left, right=a.right,
-        offset=a.offset, scale=a.scale, seed=seed, q0=a.first_query, k0=a.first_key, threshold=limit,
-        dropout_scale=1 / (1 - a.dropout),
+        offset=a.offset, scale=a.scale, softcap=None if a.softcap is None else float(a.softcap), seed=seed,
+        q0=a.first_query, k0=a.first_key, threshold=limit, dropout_scale=1 / (1 - a.dropout),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fastlm.kernels.masks import of_row, visible
-from fastlm.kernels.tile import LOG2E, Rows, dot, fma, load_readonly
+from fastlm.kernels.tile import LOG2E, Rows, accumulate, dot, fma, load_readonly, tanh
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What kernels are given
@@ -56,8 +56,9 @@ class TermPointers(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """A call's numbers. table_stride: from head to head; threshold: of dropout (fastlm/backends/philox.py), None for
-    none; q0, k0: where it counts queries and keys from; dropout_scale: 1/(1 - dropout).
+    """A call's numbers. table_stride: from head to head; softcap: None for none; threshold: of dropout
+    (fastlm/backends/philox.py), None for none; q0, k0: where it counts queries and keys from; dropout_scale:
+    1/(1 - dropout).
 
     Kernels take the fields one by one, in this order: in a tuple Triton would compile anew for numbers that are 1 or
     multiples of 16, for do_not_specialize goes by parameters' names (3.6 and 3.9, benchmarks/FACTS.md).
@@ -72,6 +73,7 @@ class Numbers(NamedTuple):
     right: Any
     offset: Any
     scale: Any
+    softcap: Any
     seed: Any
     q0: Any
     k0: Any
@@ -101,12 +103,6 @@ def places(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexp
         return tl.arange(0, BLOCK_M)[None, :], tl.arange(0, BLOCK_N)[:, None]
     else:
         return tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-
-
-@triton.jit
-def accumulate(total, x):
-    """total + x, where total is None before the first x."""
-    return x if total is None else total + x
 
 
 @triton.jit
@@ -172,14 +168,17 @@ def same_group(t, head, i0, j0, o_i, o_j, n):
 
 
 @triton.jit
-def product(a, b, related, added, scale):
-    """scale · (a @ b + related) + added, in the unit of their dtype (kernels/attention.py)."""
-    if a.dtype == tl.float32:
+def product(a, b, related, added, n):
+    """(cap(x) + added, cap'(x)) of x = scale · (a @ b + related), in the scores' unit (kernels/attention.py)."""
+    if n.softcap is not None:
+        y = tanh(accumulate(related, dot(a, b)) * (n.scale / n.softcap))
+        return y * n.softcap if added is None else fma(y, n.softcap, added), 1.0 - y * y
+    elif a.dtype == tl.float32:
         x = accumulate(related, dot(a, b))
-        return x * scale if added is None else fma(x, scale, added)
+        return x * n.scale if added is None else fma(x, n.scale, added), 1.0
     else:
         # the product's first accumulator, so that no addition follows
-        return dot(a, b, related if added is None else accumulate(related, added * (1.0 / scale)))
+        return dot(a, b, related if added is None else accumulate(related, added * (1.0 / n.scale))), 1.0
 
 
 @triton.jit
@@ -188,7 +187,8 @@ def scores(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     EDGE: tl.constexpr, KEYS_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, -inf where invisible. q_position, k_position: what meets the rows by distance.
+    """Scores of a tile, -inf where invisible, and cap' there, for `under_cap`. q_position, k_position: what meets the
+    rows by distance.
 
     EDGE: some pairs may be invisible, or not exist; those of queries that do not exist are whatever they are, for
     nobody reads them.
@@ -210,8 +210,14 @@ def scores(
     if t.same is not None:
         added = accumulate(added, same_at(t, head, i0, j0, o_i, o_j, n))
     # S = scale · QKᵀ + all that, masked where the tile may hold invisible pairs
-    x = product(k, q.T, related, added, n.scale) if KEYS_FIRST else product(q, k.T, related, added, n.scale)
-    return tl.where(visible(t, head, i0, j0, o_i, o_j, n), x, float("-inf")) if EDGE else x
+    x, slope = product(k, q.T, related, added, n) if KEYS_FIRST else product(q, k.T, related, added, n)
+    return tl.where(visible(t, head, i0, j0, o_i, o_j, n), x, float("-inf")) if EDGE else x, slope
+
+
+@triton.jit
+def under_cap(ds, slope, n):
+    """dX = dS ∘ cap' of a tile: the gradient of what a softcap bounds."""
+    return ds if n.softcap is None else ds * slope
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,27 +225,18 @@ def scores(
 
 
 @triton.jit
-def units(dtype: tl.constexpr, scale):
+def units(dtype: tl.constexpr, n):
     """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: kernels/attention.py."""
     if dtype == tl.float32:
         return 1.0, LOG2E
-    return scale * LOG2E, 1.0
+    return (n.scale if n.softcap is None else 1.0) * LOG2E, 1.0
 
 
 @triton.jit
-def probabilities(x, lse, dtype: tl.constexpr, scale):
+def probabilities(x, lse, dtype: tl.constexpr, n):
     """P = exp(S - L) of scores x and the log-sum-exp in their dtype's unit (FlashAttention-2, algorithm 2, line 11)."""
-    to_unit, to_log2 = units(dtype, scale)
+    to_unit, to_log2 = units(dtype, n)
     return tl.exp2(fma(x, to_unit, -lse) * to_log2)
-
-
-@triton.jit
-def load_vector(p, i0, Lq, BLOCK: tl.constexpr, other: tl.constexpr, EDGE: tl.constexpr):
-    """Elements i0 … i0 + BLOCK - 1 of the fp32 vector [Lq] at p. EDGE: some may lie past its end, and are `other`."""
-    o_i = tl.arange(0, BLOCK)
-    if EDGE:
-        return tl.where(o_i < Lq - i0, load_readonly(p + i0 + tl.minimum(o_i, Lq - 1 - i0)), other)
-    return load_readonly(p + i0 + o_i)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the kernels share: matrices in memory, a tile of rows, a matrix product, a read through the cache.
+"""What the kernels share: matrices in memory, a tile of rows, a matrix product, tanh, a read through the cache.
 
 A tile is [BLOCK, BLOCK_D], BLOCK_D the power of two that holds D channels; what lies outside the matrix is read as zero
 and never written. The offset of a tile's first row is 64-bit, offsets inside a tile are 32-bit: `launch.rows` sees to
@@ -93,11 +93,28 @@ def dot(a, b, acc=None):
 
 
 @triton.jit
+def accumulate(total, x):
+    """total + x, where total is None before the first x."""
+    return x if total is None else total + x
+
+
+@triton.jit
 def fma(x, y, z):
     """x · y + z, rounded once. The interpreter would round twice, and newer compilers fuse only when told."""
     if INTERPRETED:
         return (x.to(tl.float64) * y + z).to(tl.float32)
     return tl.fma(x, y, z)
+
+
+@triton.jit
+def tanh(x):
+    """By e^(-2|x|) where no digits cancel, else by the polynomial of csrc/cpu/vector.h."""
+    square, power = x * x, tl.exp(-2.0 * tl.abs(x))
+    p = -5.704978373e-03 * square + 2.063907874e-02
+    p = (p * square - 5.373971216e-02) * square + 1.333144216e-01
+    near = x + x * square * (p * square - 3.333328194e-01)
+    far = 1.0 - 2.0 * power / (1.0 + power)
+    return tl.where(tl.abs(x) < 0.625, near, tl.where(x < 0.0, -far, far))
 
 
 @triton.jit
@@ -122,3 +139,12 @@ def load_readonly(p):
         return tl.inline_asm_elementwise(
             "ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1
         )
+
+
+@triton.jit
+def load_vector(p, i0, Lq, BLOCK: tl.constexpr, other: tl.constexpr, EDGE: tl.constexpr):
+    """Elements i0 … i0 + BLOCK - 1 of the fp32 vector [Lq] at p. EDGE: some may lie past its end, and are `other`."""
+    o_i = tl.arange(0, BLOCK)
+    if EDGE:
+        return tl.where(o_i < Lq - i0, load_readonly(p + i0 + tl.minimum(o_i, Lq - 1 - i0)), other)
+    return load_readonly(p + i0 + o_i)

@@ -86,17 +86,17 @@ void launch_logits_gradient(Address x, Address bias, Address labels, const std::
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
 // Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`
 // fp32, both dense, the rest lie as their strides say. Written: out [B, H, Lq, D] in dtype, lse [B, H, Lq] fp32. Dense
-// where no strides are given. D is at most 256.
+// where no strides are given. D is at most 256; softcap is 0 for none.
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
-    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
-    int threads);
+    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, double softcap, Address out,
+    Address lse, int threads);
 
 // The op `attention_backward`: grad like q; grad_lse [B, H, Lq] fp32 or 0; dq, dk, dv dense, in dtype; dtable [H, Lq +
 // Lk - 1] fp32 or 0; term_gradients: dense, by the names of those wanted, in their terms' dtypes and shapes, zeros
 // before.
 void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
     int dtype, Address table, Address key_lengths, const TermViews& terms, const Dropout& dropout, const Band& band,
-    double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
+    double scale, double softcap, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
     const std::map<std::string, Address>& term_gradients, int threads);
 
 }  // namespace fastlm

@@ -29,7 +29,7 @@ from fastlm.nn.torch_forms import of_one_width
 
 NAME = "fastlm"  # attn_implementation=...
 UNSERVED = (  # what some models ask of attention by a keyword
-    "softcap", "sinks", "indices", "block_indices", "head_mask", "cache", "output_attentions",
+    "sinks", "indices", "block_indices", "head_mask", "cache", "output_attentions",
 )  # fmt: skip
 MISUSED = "cannot serve this model, which computes with its mask itself and not by transformers' attention interface"
 
@@ -39,9 +39,9 @@ def register() -> None:
     """Make attn_implementation="fastlm" known to transformers, 4.57 and later; a second call does nothing.
 
     Served are causal and bidirectional attention, sliding windows and chunks, padding anywhere, packed rows (by
-    position_ids that start over), grouped heads, values of another width, attention sinks, dropout, T5's position bias,
-    and every cache; a static one under torch.compile is not. Before transformers 5 its encoders made their masks
-    themselves and are refused.
+    position_ids that start over), grouped heads, values of another width, capped scores, attention sinks, dropout, T5's
+    position bias, and every cache; a static one under torch.compile is not. Before transformers 5 its encoders made
+    their masks themselves and are refused.
 
         fastlm.interop.register()
         model = AutoModel.from_pretrained(name, attn_implementation="fastlm")
@@ -137,8 +137,9 @@ def _mask(
 
 
 def _attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, s_aux=None, **kwargs
-):
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, softcap=None, s_aux=None,
+    **kwargs,
+):  # fmt: skip
     """transformers' attention call: query [B, H, Lq, D], key [B, Hk, Lk, D], value [B, Hk, Lk, Dv] → ([B, Lq, H, Dv],
     no weights). s_aux: [H], a sink's score beside those of the keys.
     """
@@ -161,7 +162,9 @@ def _attention(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     query, key, value, width = of_one_width(query, key, value)
     sinks = s_aux is not None
-    out = attention(query, key, value, bias=bias, dropout=dropout, scale=scale, return_lse=sinks, **seen)
+    out = attention(
+        query, key, value, bias=bias, dropout=dropout, scale=scale, softcap=softcap, return_lse=sinks, **seen
+    )  # fmt: skip
     if sinks:  # a sink takes its share of the probabilities and gives nothing
         out, lse = out
         out = out * (lse - s_aux[:, None]).sigmoid()[..., None].to(out.dtype)

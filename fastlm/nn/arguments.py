@@ -26,6 +26,7 @@ class CommonOptions(TypedDict, total=False):
     dropout: float
     seed: int | None
     scale: float | None
+    softcap: float | None
 
 
 def arguments(
@@ -45,6 +46,7 @@ def arguments(
     dropout: float = 0.0,
     seed: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     offset: int | None = None,
     return_lse: bool = False,
 ) -> Arguments:
@@ -56,7 +58,7 @@ def arguments(
     Lk = key.shape[2]
     at_the_end, offset = offset is None, Lk - Lq if offset is None else offset
     flag(causal=causal, return_lse=return_lse)
-    checks.numbers(scale, dropout, seed, offset, Lq + Lk)
+    checks.numbers(scale, softcap, dropout, seed, offset, Lq + Lk)
     left, right = masks.band(causal, window)
     terms = terms_of(position, Lq, Lk, offset, query)
     if position is not None:
@@ -91,7 +93,7 @@ def arguments(
         k=key, v=value, bias=bias, k_position=None, same=same, q_groups=q_groups, k_groups=k_groups,
         key_lengths=key_lengths, prefix=prefix, q_segments=q_segments, k_segments=k_segments, q_ranks=q_ranks,
         k_ranks=k_ranks, left=left, right=right, offset=offset, dropout=dropout, seed=0 if seed is None else seed,
-        return_lse=return_lse, **by_distance(query, terms, scale),
+        return_lse=return_lse, softcap=softcap, **by_distance(query, terms, scale),
     )  # fmt: skip
 
 

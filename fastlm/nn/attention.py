@@ -5,14 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import masks
-from fastlm.checks import below_one, flag, whole
-from fastlm.nn.cache import KVCache
+from fastlm.checks import below_one, flag, positive, whole
+from fastlm.nn import checks
+from fastlm.nn.cache import KVCache, check_cache
 from fastlm.nn.functional import attention
 from fastlm.positions import SCHEMES, Position, RelativeSegments, SharedTerms, Terms, make
 
 
 class _Heads(nn.Module):
-    """What both kinds of attention are made with: sizes, scale and dropout, checked."""
+    """What both kinds of attention are made with: sizes, dropout, scale and softcap, checked."""
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class _Heads(nn.Module):
         out_bias: bool | None,
         dropout: float,
         scale: float | None,
+        softcap: float | None,
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -37,8 +39,9 @@ class _Heads(nn.Module):
         whole(1, head_dim=head_dim)
         flag(bias=bias)
         below_one(dropout=dropout)
+        positive(**({} if softcap is None else {"softcap": softcap}))
         self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
-        self.dropout, self.scale = dropout, scale
+        self.dropout, self.scale, self.softcap = dropout, scale, softcap
         self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
 
     def split(self, x: Tensor, *heads: int) -> tuple[Tensor, ...]:
@@ -46,11 +49,11 @@ class _Heads(nn.Module):
         return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (-1, self.head_dim)).split(heads, dim=2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None = None, **options) -> Tensor:
-        """`fastlm.attention` with this layer's scale and dropout, and the projection of what it gives: of all queries,
-        or of those at rows [B, P].
+        """`fastlm.attention` with this layer's scale, softcap and dropout, and the projection of what it gives: of all
+        queries, or of those at rows [B, P].
         """
         dropout = self.dropout if self.training else 0.0
-        o = attention(q, k, v, scale=self.scale, dropout=dropout, **options)
+        o = attention(q, k, v, scale=self.scale, softcap=self.softcap, dropout=dropout, **options)
         o = o if rows is None else o.gather(2, _of_heads(rows, o))
         return self.out(o.transpose(1, 2).flatten(2))
 
@@ -78,6 +81,7 @@ class Attention(_Heads):
         window: (left, right) keys visible around each query, or an int for both sides, as in `fastlm.attention`.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
         scale: of the products of queries and keys. None: `fastlm.attention`'s, 1/√D; T5 has 1.
+        softcap: bounds the scaled products x as softcap · tanh(x / softcap); Gemma 2 has 50. None: no bound.
 
     Raises:
         ValueError: where heads do not divide dim or kv_heads heads, for a scheme that adds to token embeddings, and for
@@ -103,8 +107,9 @@ class Attention(_Heads):
         window: tuple[int | None, int | None] | int | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
+        softcap: float | None = None,
     ):
-        super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale)
+        super().__init__(dim, heads, kv_heads, head_dim, bias, out_bias, dropout, scale, softcap)
         flag(causal=causal, key_bias=key_bias, relative_segments=relative_segments)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
         self.causal, self.window = causal, window
@@ -173,10 +178,10 @@ class Attention(_Heads):
         q, *own = self._project(x, self.heads, *(2 * [self.kv_heads] if keys is None else []))
         k, v = own if keys is None else keys
         if cache is not None:
-            _check_cache(cache)
+            check_cache(cache)
             k, v = cache.extend(k, v)
         if rows is not None:
-            _check_rows(rows, x, order)
+            checks.rows(rows, x, order)
             q = q.new_zeros(*q.shape[:2], order[0].shape[1], self.head_dim).scatter(2, _of_heads(rows, q), q)
         return self.attend(
             q, k, v, rows, position=self.terms(position), bias=bias, causal=self.causal, window=self.window,
@@ -222,6 +227,7 @@ class CrossAttention(_Heads):
         bias: whether the linear layers have a bias. Default False.
         dropout: share of the probabilities dropped while training, in [0, 1). Default 0.
         scale: of the products of queries and keys. None: 1/√D; T5 has 1.
+        softcap: bounds the scaled products x as softcap · tanh(x / softcap). None: no bound.
 
     Raises:
         ValueError: where heads do not divide dim or kv_heads heads, and for values out of range.
@@ -239,8 +245,9 @@ class CrossAttention(_Heads):
         bias: bool = False,
         dropout: float = 0.0,
         scale: float | None = None,
+        softcap: float | None = None,
     ):
-        super().__init__(dim, heads, kv_heads, head_dim, bias, None, dropout, scale)
+        super().__init__(dim, heads, kv_heads, head_dim, bias, None, dropout, scale, softcap)
         self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
         self.kv = nn.Linear(dim, 2 * self.kv_heads * self.head_dim, bias=bias)
 
@@ -270,7 +277,7 @@ class CrossAttention(_Heads):
         """
         self.check_input("x", x)
         if cache is not None:
-            _check_cache(cache)
+            check_cache(cache)
         if cache is None or cache.memory is None:
             self.check_input("memory", memory)
             k, v = self.split(self.kv(memory), self.kv_heads, self.kv_heads)
@@ -280,18 +287,6 @@ class CrossAttention(_Heads):
             k, v = cache.memory
         (q,) = self.split(self.q(x), self.heads)
         return self.attend(q, k, v, key_lengths=key_lengths, segments=segments)
-
-
-def _check_cache(cache: object) -> None:
-    if not isinstance(cache, KVCache):
-        raise ValueError(f"cache is of type {type(cache).__name__}; give a fastlm.nn.KVCache() for each layer")
-
-
-def _check_rows(rows: Tensor, x: Tensor, order: tuple[Tensor, Tensor] | None) -> None:
-    if order is None:
-        raise ValueError("rows say where queries stand among those of order; give order=(of queries, of keys)")
-    if rows.shape != x.shape[:2]:
-        raise ValueError(f"rows must be {list(x.shape[:2])}, a place for each of x's rows; got {list(rows.shape)}")
 
 
 def _of_heads(rows: Tensor, x: Tensor) -> Tensor:

@@ -105,3 +105,8 @@ class KVCache:
             self.key, self.value = self.key[rows], self.value[rows]
         if self.memory is not None:
             self.memory = self.memory[0][rows], self.memory[1][rows]
+
+
+def check_cache(given: object) -> None:
+    if not isinstance(given, KVCache):
+        raise ValueError(f"cache is of type {type(given).__name__}; give a fastlm.nn.KVCache() for each layer")

@@ -35,19 +35,20 @@ ELSEWHERE = {  # what other libraries call an argument → what fastlm.attention
     "window_size": "window=(left, right), with None for no bound where others write -1",
     "sliding_window": "window=(sliding_window - 1, 0)",
     "alibi_slopes": "position=fastlm.positions.ALiBi(heads)",
-    "score_mod": "position, a fastlm.positions.Position whose bias(distance) it is, or bias",
+    "score_mod": "position, a fastlm.positions.Position whose bias(distance) it is, bias, or softcap",
     "cu_seqlens": "segments=fastlm.masks.segments_from_cu_seqlens(cu_seqlens, L)",
     "cu_seqlens_q": _DOCUMENTS,
     "cu_seqlens_k": _DOCUMENTS,
     "max_seqlen_q": _DOCUMENTS,
     "max_seqlen_k": _DOCUMENTS,
-    "softcap": "it to torch's flex_attention, for fastlm caps no scores",
+    "logits_soft_cap": "softcap",
+    "attn_logit_softcapping": "softcap",
     "return_attn_probs": "return_lse=True, of which probabilities are exp(score - lse)",
     "deterministic": "nothing: gradients are, on every backend",
 }
 ARGUMENTS = (
     "query", "key", "value", "position", "bias", "causal", "window", "prefix", "segments", "key_lengths", "order",
-    "group_bias", "dropout", "seed", "scale", "offset", "return_lse",
+    "group_bias", "dropout", "seed", "scale", "softcap", "offset", "return_lse",
 )  # fmt: skip
 
 
@@ -100,10 +101,13 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor) -> str:
     return f"query {list(q.shape)}, key {list(k.shape)}, value {list(v.shape)}"
 
 
-def numbers(scale: float | None, dropout: float, seed: int | None, offset: int, length: int) -> None:
-    if scale is not None and not isinstance(scale, torch.SymFloat) and not (finite(scale) and scale > 0):
-        cure = "; to learn it, multiply query by it" if isinstance(scale, Tensor) else ""
-        raise ValueError(f"scale is {scale!r}; it must be a positive, finite number{cure}")
+def numbers(
+    scale: float | None, softcap: float | None, dropout: float, seed: int | None, offset: int, length: int
+) -> None:
+    for name, x in (("scale", scale), ("softcap", softcap)):
+        if x is not None and not isinstance(x, torch.SymFloat) and not (finite(x) and x > 0):
+            cure = "; to learn it, multiply query by it" if name == "scale" and isinstance(x, Tensor) else ""
+            raise ValueError(f"{name} is {x!r}; it must be a positive, finite number{cure}")
     if dropout != 0 and not (finite(dropout) and 0 <= dropout < 1):
         raise ValueError(f"dropout is {dropout!r}; it must be a number in [0, 1)")
     if seed is not None and not (_is_int(seed) and 0 <= seed < 2**63):
@@ -229,6 +233,14 @@ def terms(made: Terms, H: int, D: int, size: tuple[int, int, int]) -> None:
 def _term(name: str, x: Tensor | None, what: str, shape: tuple[int, ...]) -> None:
     if x is not None and x.shape != shape:
         raise ValueError(f"the position's {name} must be {what} = {list(shape)}; got {list(x.shape)}")
+
+
+def rows(given: Tensor, x: Tensor, order: tuple[Tensor, Tensor] | None) -> None:
+    """That a layer's rows say where those of x [B, P, dim] stand."""
+    if order is None:
+        raise ValueError("rows say where queries stand among those of order; give order=(of queries, of keys)")
+    if given.shape != x.shape[:2]:
+        raise ValueError(f"rows must be {list(x.shape[:2])}, a place for each of x's rows; got {list(given.shape)}")
 
 
 def rotation(x: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:

@@ -71,8 +71,8 @@ def context_parallel_attention(
             the sequence. None: one stretch each, in the order of ranks, whose lengths they ask of one another. Under
             causal, `zigzag` gives every rank the same to do.
         return_lse: whether to return log Σ exp(score) too.
-        options: causal, window, prefix, segments, key_lengths, order, group_bias, dropout, seed and scale, as in
-            `fastlm.attention`. What is [B, L] there is of this rank's tokens; key_lengths and prefix [B] are of the
+        options: causal, window, prefix, segments, key_lengths, order, group_bias, dropout, seed, scale and softcap, as
+            in `fastlm.attention`. What is [B, L] there is of this rank's tokens; key_lengths and prefix [B] are of the
             whole sequence. Ranks that give one seed drop what one process with it drops.
 
     Returns:

@@ -51,6 +51,7 @@ def attention(
     dropout: float = 0.0,
     seed: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     offset: int | None = None,
     return_lse: bool = False,
     **unknown: NoReturn,
@@ -83,6 +84,8 @@ def attention(
         seed: 0 … 2⁶³ - 1, of the dropout: the same seed drops the same ones on every backend. None: drawn from torch's
             generator; a captured CUDA graph repeats its own.
         scale: of the products. None: 1/√D, and 1/√(3D) for DeBERTa's three.
+        softcap: bounds the scaled products x, those with a scheme's vectors among them, as softcap · tanh(x / softcap),
+            before a table, a bias and masks come to them (Gemma 2). None: no bound.
         offset: the first query's position among the keys. None: Lk - Lq, so that the last query stands at the last
             key, and a decoding step needs no argument.
         return_lse: whether to return log Σ exp(score) too.
@@ -108,7 +111,7 @@ def attention(
     a = arguments(
         query, key, value, position=position, bias=bias, causal=causal, window=window, prefix=prefix, segments=segments,
         key_lengths=key_lengths, order=order, group_bias=group_bias, dropout=dropout, seed=seed, scale=scale,
-        offset=offset, return_lse=return_lse,
+        softcap=softcap, offset=offset, return_lse=return_lse,
     )  # fmt: skip
     out, lse = attention_op(a)
     _refuse_second_derivatives(out)

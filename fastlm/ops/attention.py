@@ -1,15 +1,16 @@
 """Attention in which everything positional is a function of distance or of position, and nothing is an L×L tensor
 unless the caller brings one.
 
-    score[i, j] = scale · (⟨q[i], k[j]⟩ + ⟨q_position[i], query_vectors[d]⟩ + ⟨k_position[j], key_vectors[d]⟩)
-                + table[d] + bias[i, j] + same[i] · [q_groups[i] = k_groups[j]]
+    x[i, j] = scale · (⟨q[i], k[j]⟩ + ⟨q_position[i], query_vectors[d]⟩ + ⟨k_position[j], key_vectors[d]⟩)
+    score[i, j] = cap(x[i, j]) + table[d] + bias[i, j] + same[i] · [q_groups[i] = k_groups[j]]
     out[i] = Σ over visible j of p̂[i, j] · (v[j] + value_vectors[d])
 
-for each row of the batch and head, where d = j - i + Lq - 1 counts distances from the farthest key before the last
-query on, p = softmax of score over visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0
-elsewhere. A scheme gives its vectors by distance: a row of its own for each (Transformer-XL), or one for a bucket of
-neighbouring distances, buckets[d] (Shaw, DeBERTa), with which kernels may multiply once; autograd carries the rows'
-gradients on. So O(L) memory serves every scheme.
+for each row of the batch and head, where cap(x) = softcap · tanh(x / softcap), or x without a softcap (Gemma Team 2024,
+sec. 2), d = j - i + Lq - 1 counts distances from the farthest key before the last query on, p = softmax of score over
+visible j, and p̂ = p, or p/(1 - dropout) where a Philox word keeps it and 0 elsewhere. A scheme gives its vectors by
+distance: a row of its own for each (Transformer-XL), or one for a bucket of neighbouring distances, buckets[d] (Shaw,
+DeBERTa), with which kernels may multiply once; autograd carries the rows' gradients on. So O(L) memory serves every
+scheme.
 
 Visible: -left ≤ j - (i + offset) ≤ right, or j < prefix; and j < key_lengths, q_segments[i] = k_segments[j], and
 k_ranks[j] ≤ q_ranks[i]. A row that sees no key gives zeros, and zero gradients.
@@ -73,6 +74,7 @@ class Arguments(NamedTuple):
     dropout: float
     seed: int
     return_lse: bool
+    softcap: float | None = None
     # where dropout counts queries and keys from, of a call that is a block of a larger one
     first_query: int = 0
     first_key: int = 0
@@ -124,8 +126,8 @@ def attention_backward(
     needs_grad: which of them; the others come back empty. With p = exp(score - lse) and
     δ[i] = ⟨grad[i], out[i]⟩ - grad_lse[i]:
 
-        dp̂[i, j] = ⟨grad[i], v[j] + value_vectors[d]⟩     dS = p ∘ (dp̂ ∘ keep/(1 - dropout) - δ)
-        dq = scale · dS k    dk = scale · dSᵀ q    dv = p̂ᵀ grad    dtable[d] = Σ over b and (i, j) at d of dS
+        dp̂[i, j] = ⟨grad[i], v[j] + value_vectors[d]⟩     dS = p ∘ (dp̂ ∘ keep/(1 - dropout) - δ)    dX = dS ∘ cap'(x)
+        dq = scale · dX k    dk = scale · dXᵀ q    dv = p̂ᵀ grad    dtable[d] = Σ over b and (i, j) at d of dS
 
     and the vectors' gradients are those of matrices whose rows are gathered by distance. k and v may be some of the
     keys and values that out and lse are of: the gradients of all are then sums over such parts.
@@ -142,6 +144,8 @@ def attention_backward(
     delta = (grad * out).sum(-1) - (0 if grad_lse is None else grad_lse.to(wide))
     ds = p * (_apply_dropout(dp, a) - delta[..., None])
     dropped, ds_scaled = _apply_dropout(p, a), a.scale * ds
+    if a.softcap is not None:
+        ds_scaled = ds_scaled * (1 - (_products(a, wide) / a.softcap).tanh().square())
     made = {"q": ds_scaled @ k, "k": _per_key_head(ds_scaled.mT @ q, a.k), "v": _per_key_head(dropped.mT @ grad, a.v)}
     if a.table is not None:
         made["table"] = by_distance(ds.sum(0)).sum(-2)
@@ -186,8 +190,8 @@ def _without_padding(a: Arguments) -> Arguments:
     return a._replace(**{name: x.where(present, 0) for name, x in of_keys if x is not None})
 
 
-def scores(a: Arguments, wide: torch.dtype) -> Tensor:
-    """[B, H, Lq, Lk] in dtype `wide`, -inf where a key is not visible."""
+def _products(a: Arguments, wide: torch.dtype) -> Tensor:
+    """[B, H, Lq, Lk] in dtype `wide`: x of the formula."""
     Lq, Lk = a.q.shape[2], a.k.shape[2]
     score = a.q.to(wide) @ _per_query_head(a.k, a.q).to(wide).mT
     if a.query_vectors is not None:
@@ -197,7 +201,15 @@ def scores(a: Arguments, wide: torch.dtype) -> Tensor:
         position = _per_query_head(a.k if a.k_position is None else a.k_position, a.q)
         met = position.to(wide).flip(-2) @ of_each(a.key_vectors, a.buckets).to(wide).mT
         score = score + relative_shift(met, Lq).mT.flip(-1, -2)
-    score = a.scale * score
+    return a.scale * score
+
+
+def scores(a: Arguments, wide: torch.dtype) -> Tensor:
+    """[B, H, Lq, Lk] in dtype `wide`, -inf where a key is not visible."""
+    Lq, Lk = a.q.shape[2], a.k.shape[2]
+    score = _products(a, wide)
+    if a.softcap is not None:
+        score = a.softcap * (score / a.softcap).tanh()
     if a.table is not None:
         score = score + relative_shift(a.table.to(wide)[:, None].expand(-1, Lq, -1), Lk)
     if a.bias is not None:
@@ -263,14 +275,6 @@ def _per_query_head(kv: Tensor, q: Tensor) -> Tensor:
 def _per_key_head(x: Tensor, kv: Tensor) -> Tensor:
     """The way back for gradients: sum over each group."""
     return x.unflatten(1, (kv.shape[1], -1)).sum(2)
-
-
-def without_buckets(a: Arguments) -> Arguments:
-    """A vector for each distance, for kernels that know no buckets."""
-    if a.buckets is None:
-        return a
-    given = ((name, getattr(a, name)) for name in VECTORS)
-    return a._replace(buckets=None, **{name: of_each(x, a.buckets) for name, x in given if x is not None})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

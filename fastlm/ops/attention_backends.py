@@ -20,8 +20,10 @@ from fastlm.ops.attention import (
     attention_backward,
     in_order,
     names_needing_grad,
-    without_buckets,
 )
+from fastlm.ops.distances import of_each
+
+FP32 = torch.finfo(torch.float32)
 
 
 def _kernels_refuse(a: Arguments) -> str | None:
@@ -30,6 +32,8 @@ def _kernels_refuse(a: Arguments) -> str | None:
         return f"query is {a.q.dtype}; served are fp32, bf16 and fp16"
     if not 1 <= a.q.shape[3] <= 256:
         return f"the head dimension is {a.q.shape[3]}; served are 1 to 256"
+    if a.softcap is not None and not FP32.tiny <= a.softcap <= FP32.max:
+        return f"softcap is {a.softcap}; served are positive numbers that fp32 holds"
     return None
 
 
@@ -41,8 +45,8 @@ def _sdpa_refuses(a: Arguments) -> str | None:
     used = [name for name in TERMS if getattr(a, name) is not None]
     if used:
         return f"scaled_dot_product_attention takes {used[0]} only as an L×L tensor, if at all"
-    if a.dropout or a.return_lse:
-        return "scaled_dot_product_attention has no dropout from a seed, and returns no lse"
+    if a.dropout or a.return_lse or a.softcap is not None:
+        return "scaled_dot_product_attention has no dropout from a seed and no softcap, and returns no lse"
     causal = (a.left, a.right, a.offset) == (UNBOUNDED, 0, 0) and a.q.shape[2] == a.k.shape[2]
     if not causal and not _sees_all(a):
         return "scaled_dot_product_attention knows no mask, or causal with as many queries as keys"
@@ -138,6 +142,14 @@ def _(grad, grad_lse, out, lse, a, needs_grad):
     return in_order(made if a.buckets is None else _per_bucket(made, a.buckets), a, needs_grad, lse)
 
 
+def without_buckets(a: Arguments) -> Arguments:
+    """A vector for each distance, for kernels that know no buckets."""
+    if a.buckets is None:
+        return a
+    given = ((name, getattr(a, name)) for name in VECTORS)
+    return a._replace(buckets=None, **{name: of_each(x, a.buckets) for name, x in given if x is not None})
+
+
 def _per_bucket(made: dict[str, Tensor], buckets: Tensor) -> dict[str, Tensor]:
     """Gradients of vectors by distance as sums over buckets, whose bits repeat on GPUs too."""
     distances = torch.bincount(buckets)
@@ -186,7 +198,7 @@ def _(a):
     native.cpu().attention(
         *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
         native.address(a.table), native.address(a.key_lengths), *_terms_for_cpp(a),
-        (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
+        (a.left, a.right, a.offset), a.scale, a.softcap or 0.0, out.data_ptr(), lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return out, lse
 
@@ -213,7 +225,7 @@ def _(grad, grad_lse, out, lse, arguments, needs_grad):
     native.cpu().attention_backward(
         native.view(grad), native.address(grad_lse), *map(native.view, (a.q, a.k, a.v)), native.DTYPES[a.q.dtype],
         native.address(a.table), native.address(a.key_lengths),
-        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, out.data_ptr(), lse.data_ptr(),
+        *_terms_for_cpp(a), (a.left, a.right, a.offset), a.scale, a.softcap or 0.0, out.data_ptr(), lse.data_ptr(),
         *(native.address(made.get(name)) for name in ("q", "k", "v", "table")),
         {name: x.data_ptr() for name, x in sums.items()}, torch.get_num_threads(),
     )  # fmt: skip

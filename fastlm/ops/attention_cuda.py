@@ -31,8 +31,9 @@ def _refuses(a: Arguments) -> str | None:
             return f"it does not serve {name}"
     if a.q.shape[2] + a.k.shape[2] + abs(a.offset) >= 2**29:
         return f"the offset is {a.offset} for {a.q.shape[2]} queries and {a.k.shape[2]} keys; served are sums below 2²⁹"
-    if a.dropout:
-        return "it does not serve dropout"
+    for name in ("dropout", "softcap"):
+        if getattr(a, name):
+            return f"it does not serve {name}"
     if a.scale <= 0:
         return f"scale is {a.scale}; served are positive scales, so negate query"
     if a.left + a.right < 0:

@@ -137,6 +137,7 @@ def test_empty_sequences(built, use, B, Lq, Lk):
         (dict(offset=2**29), "the offset is 536870912 for 4 queries and 4 keys; served are sums below 2²⁹"),
         (dict(scale=-1.0), "served are positive scales"),
         (dict(dropout=0.1), "it does not serve dropout"),
+        (dict(softcap=50.0), "it does not serve softcap"),
         (dict(bias=torch.zeros(1, 1, 1, 4)), "it does not serve bias"),
         (dict(left=-3, right=2), "the band from --3 to 2 is empty"),
         (dict(v=torch.zeros(1, 1, 4, 16)), "served are equal dtypes"),

@@ -198,7 +198,10 @@ def test_a_mask_function_of_ones_own_is_refused_by_name():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kind, name", [("causal", "llama"), ("causal", "gpt2"), ("masked", "bert"), ("seq2seq", "t5")])
+@pytest.mark.parametrize(
+    "kind, name",
+    [("causal", "llama"), ("causal", "gpt2"), ("causal", "gemma2"), ("masked", "bert"), ("seq2seq", "t5")],
+)
 def test_gradients_with_padding(kind, name, side):
     mask, gradients = padded(side), []
     for implementation in ("eager", "fastlm"):
@@ -214,7 +217,10 @@ def test_gradients_with_padding(kind, name, side):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4 * largest.item())
 
 
-@pytest.mark.parametrize("kind, name", [("causal", "llama"), ("causal", "opt"), ("seq2seq", "t5"), ("seq2seq", "bart")])
+@pytest.mark.parametrize(
+    "kind, name",
+    [("causal", "llama"), ("causal", "opt"), ("causal", "gemma2"), ("seq2seq", "t5"), ("seq2seq", "bart")],
+)
 def test_prompts_of_several_lengths_are_continued(kind, name):
     given = dict(attention_mask=padded("left"), max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     given |= {"decoder_start_token_id": 1} if kind == "seq2seq" else {}
@@ -225,7 +231,7 @@ def test_prompts_of_several_lengths_are_continued(kind, name):
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "llama4_text"])
 def test_every_cache_goes_on(name, cache):
     """Windows are shorter than the text, so that a cache forgets."""
     given = dict(attention_mask=padded("left"), max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0)

@@ -10,9 +10,9 @@ import fastlm.interop
 from fastlm.interop import attention as door
 
 SERVED = {
-    "causal": "llama gpt2 gpt_neox opt qwen2 qwen3 phi phi3 gemma olmo2 stablelm starcoder2 mixtral granite biogpt "
-    "gpt_bigcode ctrl jetmoe cohere bamba qwen3_next whisper bigbird_pegasus mistral gemma3_text gpt_oss cohere2 "
-    "deepseek_v3 llama4_text",
+    "causal": "llama gpt2 gpt_neox opt qwen2 qwen3 phi phi3 gemma gemma2 olmo2 stablelm starcoder2 mixtral granite "
+    "biogpt gpt_bigcode ctrl jetmoe cohere bamba qwen3_next whisper bigbird_pegasus mistral gemma3_text "
+    "gpt_oss cohere2 deepseek_v3 llama4_text",
     "masked": "bert roberta electra albert distilbert xlm-roberta mobilebert esm eurobert modernbert",
     "seq2seq": "t5 longt5 bart mbart pegasus marian m2m_100 nllb-moe pegasus_x blenderbot",
     "base": "splinter dpr clip_text_model",
@@ -22,7 +22,6 @@ REFUSED = {
     ("causal", "bloom mpt codegen xglm gptj gpt_neo falcon gpt_neox_japanese trocr mvp xlnet roformer git"): COMPUTES,
     ("masked", "deberta deberta-v2 longformer mpnet"): COMPUTES,
     ("seq2seq", "led prophetnet"): COMPUTES,
-    ("causal", "gemma2"): "does not serve softcap",
     ("masked", "layoutlm"): DENSE,
     ("causal", "doge"): "computes with its mask itself",
     ("seq2seq", "bigbird_pegasus"): "(computes with its mask itself|takes no dense mask)",

@@ -97,6 +97,7 @@ SMALL = {
         "odd", "kerple_gqa", "lengths", "more_queries_than_keys", "offset", "shaw_causal_gqa", "transformer_xl",
         "xlnet", "deberta_gqa", "bias_full",
         "bias_keys", "bias_queries", "prefix", "packed", "packed_bidirectional", "order", "every_mask", "dropout_odd",
+        "softcap_window_gqa", "softcap_bias_dropout", "softcap_deberta",
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("overflow_unchecked")
@@ -125,10 +126,13 @@ def test_what_is_drawn_is_accurate(args):
         assert_attention_accurate(args, ulps=64)
 
 
+TWICE = ("every_mask", "bias_keys", "softcap_bias_dropout")
+
+
 @pytest.mark.usefixtures("overflow_unchecked")
-@pytest.mark.parametrize("case", COMBINED if COMPILED else [NAMED["every_mask"], NAMED["bias_keys"]], ids=str)
+@pytest.mark.parametrize("case", COMBINED if COMPILED else [NAMED[name] for name in TWICE], ids=str)
 def test_the_same_bits_every_time(case):
-    """Every term by every mask twenty times on a GPU; two of them twice in the interpreter, which runs one program
+    """Every term by every mask twenty times on a GPU; some of them twice in the interpreter, which runs one program
     after the other.
     """
     with fastlm.use_backend("triton"):
@@ -295,7 +299,7 @@ def test_a_launch_is_known_by_all_that_kernels_are_compiled_for():
     assert launch.signature(first._replace(q=torch.ones_like(q), seed=7)) == known
     changes = [
         dict(q=q.bfloat16()), dict(k=q[:, :, :4]), dict(q=far), dict(q=unaligned), dict(table=table), dict(right=0),
-        dict(seed=2**40), dict(dropout=0.2),
+        dict(seed=2**40), dict(dropout=0.2), dict(softcap=50.0),
     ]  # fmt: skip
     assert all(launch.signature(first._replace(**change)) != known for change in changes)
     assert launch.signature(first, q) != launch.signature(first, far)

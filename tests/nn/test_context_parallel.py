@@ -51,6 +51,7 @@ CASES = {  # name → a scheme's name in cases.py or None, and attention's optio
         dict(order=(integers(L, B, L), integers(L - 1, B, L)), group_bias=(reals(B, H, L), *integers(2, 2, B, L))),
     ),
     "dropout": ("t5", dict(causal=True, dropout=0.3, seed=2**62 + 5)),
+    "softcap": ("t5", dict(causal=True, softcap=0.8)),
     "every mask": (
         "kerple",
         dict(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fastlm import attention
 from fastlm.nn import Attention, KVCache
 from fastlm.positions import ALiBi, RoPE, Sinusoidal, T5Bias
 
@@ -21,6 +22,7 @@ X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
         (dict(kv_heads=True), "kv_heads is True; give a whole number"),
         (dict(dropout="0.1"), r"dropout is '0.1'; give a number in \[0, 1\)"),
         (dict(dropout=math.nan), "dropout is nan"),
+        (dict(softcap=0.0), "softcap is 0.0; give a positive, finite number"),
         (dict(window="3"), "window is '3'"),
         (dict(causal=None), "causal is None; give True or False"),
         (dict(bias="no"), "bias is 'no'; give True or False"),
@@ -32,6 +34,15 @@ X = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
 def test_a_module_is_made_from_what_fits(change, message):
     with pytest.raises(ValueError, match=message):
         Attention(**dict(dim=16, heads=2) | change)
+
+
+def test_a_softcap_bounds_scores():
+    capped, free = (Attention(16, 2, softcap=softcap) for softcap in (0.1, None))
+    free.load_state_dict(capped.state_dict())
+    q, k, v = free.split(free.qkv(X), 2, 2, 2)
+    heads = attention(q, k, v, causal=True, softcap=0.1)
+    torch.testing.assert_close(capped(X), free.out(heads.transpose(1, 2).flatten(2)))
+    assert (capped(X) - free(X)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

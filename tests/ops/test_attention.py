@@ -13,7 +13,8 @@ import fastlm
 from fastlm import positions
 from fastlm.backends import native
 from fastlm.backends.philox import dropout_mask
-from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward, without_buckets
+from fastlm.ops.attention import LEARNED, VECTORS, Arguments, attention, attention_backward
+from fastlm.ops.attention_backends import without_buckets
 from fastlm.ops.rotary import rotate
 
 CPU = torch.device("cpu")
@@ -48,8 +49,8 @@ def random_arguments(**changes) -> Arguments:
 
 @pytest.mark.parametrize(
     "changes, shared",
-    [({}, False), (dict(q_position=None, k_position=None), False), ({}, True)],
-    ids=["apart", "queries_and_keys_themselves", "buckets"],
+    [({}, False), (dict(q_position=None, k_position=None), False), ({}, True), (dict(softcap=0.9), False)],
+    ids=["apart", "queries_and_keys_themselves", "buckets", "softcap"],
 )
 def test_gradients_against_finite_differences(changes, shared):
     args = random_arguments(**changes)
@@ -64,16 +65,18 @@ def test_gradients_against_finite_differences(changes, shared):
         assert torch.autograd.gradcheck(call, tuple(leaves.values()))
 
 
-def test_the_whole_formula_against_einsum():
+@pytest.mark.parametrize("softcap", [None, 0.9])
+def test_the_whole_formula_against_einsum(softcap):
     """The op's formula again, written over a dense [Lq, Lk] grid of distances."""
-    a = random_arguments(dropout=0.0)
+    a = random_arguments(dropout=0.0, softcap=softcap)
     i, j = torch.arange(5)[:, None], torch.arange(7)
     d = j - i + 4
     k, v, k_position = (x.repeat_interleave(2, 1) for x in (a.k, a.v, a.k_position))
     score = torch.einsum("bhid,bhjd->bhij", a.q, k)
     score = score + torch.einsum("bhid,hijd->bhij", a.q_position, a.query_vectors[:, d])
     score = score + torch.einsum("bhjd,hijd->bhij", k_position, a.key_vectors[:, d])
-    score = a.scale * score + a.table[:, d] + a.bias
+    score = a.scale * score if softcap is None else softcap * torch.tanh(a.scale * score / softcap)
+    score = score + a.table[:, d] + a.bias
     score = score + a.same[..., None] * (a.q_groups[:, None, :, None] == a.k_groups[:, None, None])
     band = ((j - i - a.offset >= -a.left) & (j - i - a.offset <= a.right)) | (j < a.prefix[:, None, None, None])
     visible = (
@@ -86,6 +89,36 @@ def test_the_whole_formula_against_einsum():
     expected = torch.einsum("bhij,bhjd->bhid", p, v) + torch.einsum("bhij,hijd->bhid", p, a.value_vectors[:, d])
     with fastlm.use_backend("reference"):
         torch.testing.assert_close(attention(a)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_softcap_is_flex_attention_s(backend):
+    """Whose score_mod bounds scores first and then adds ALiBi; and the bound shows."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = (3 * torch.randn(2, 2, 40, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    alibi = positions.ALiBi(2)
+    table = alibi.bias(torch.arange(-39, 40))
+
+    def tanh_softcap(score, b, h, q_idx, kv_idx):
+        score = 2.5 * torch.tanh(score / 2.5) + table[h, kv_idx - q_idx + 39]
+        return torch.where(kv_idx <= q_idx, score, -torch.inf)
+
+    with torch.no_grad():
+        expected = flex_attention(q, k, v, score_mod=tanh_softcap)
+    got = fastlm.attention(q, k, v, position=alibi, causal=True, softcap=2.5)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert (fastlm.attention(q, k, v, position=alibi, causal=True) - expected).abs().max() > 0.1
+
+
+def test_a_softcap_that_bounds_nothing_or_everything(backend):
+    q, k, v = (torch.randn(1, 2, 40, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    got = fastlm.attention(q, k, v, causal=True, softcap=1e30)
+    torch.testing.assert_close(got, fastlm.attention(q, k, v, causal=True))
+    leaves = [(1e18 * x).requires_grad_() for x in (q, k)]
+    got = fastlm.attention(*leaves, v, softcap=2)
+    torch.testing.assert_close(got, (2 * (q @ k.mT).sign()).softmax(-1) @ v)
+    assert not any(grad.any() for grad in torch.autograd.grad(got.sum(), leaves))
 
 
 def test_only_wanted_gradients_are_made():
@@ -246,6 +279,7 @@ def test_plain_attention_goes_to_torch():
     assert attention.choose(Arguments.of(q, q, q, right=0)).name == "sdpa"
     assert attention.choose(Arguments.of(q, q, q, key_lengths=torch.tensor([3]))).name != "sdpa"
     assert attention.choose(Arguments.of(q, q, q, return_lse=True)).name != "sdpa"
+    assert attention.choose(Arguments.of(q, q, q, softcap=50.0)).name != "sdpa"
     assert attention.choose(Arguments.of(q[:, :, :1], q, q, right=0, offset=7)).name == "sdpa"  # a step of decoding
     assert attention.choose(Arguments.of(q[:, :, :1], q, q, right=0, offset=6)).name != "sdpa"
     torch.testing.assert_close(
@@ -356,6 +390,10 @@ def test_meta_tensors():
         (dict(seed=1.5), "seed is 1.5; it must be an int"),
         (dict(offset=1.0), "offset is 1.0; it must be an int"),
         (dict(scale=float("inf")), "scale is inf; it must be a positive, finite number"),
+        (dict(softcap=0), "softcap is 0; it must be a positive, finite number"),
+        (dict(softcap=-50.0), "softcap is -50.0; it must be a positive, finite number"),
+        (dict(softcap=float("nan")), "softcap is nan; it must be a positive, finite number"),
+        (dict(softcap="50"), "softcap is '50'; it must be a positive, finite number"),
         (dict(causal="no"), "causal is 'no'; give True or False"),
         (dict(position=positions.Sinusoidal(8)), "'sinusoidal' adds to token embeddings"),
         (dict(position=positions.ALiBi(3)), r"\[heads, Lq \+ Lk - 1\] = \[2, 7\]; got \[3, 7\]"),

@@ -140,7 +140,13 @@ def test_cpp_masks_inside_the_table(hidden, isa):
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize(
-    "terms", [[], *([name] for name in (*MASKS, "bias of keys", "groups", "query vectors", "key vectors"))], ids=str
+    "terms",
+    [
+        [],
+        *([name] for name in (*MASKS, "softcap", "bias of keys", "groups", "query vectors", "key vectors")),
+        ["softcap", "ranks", "query vectors", "key vectors"],
+    ],
+    ids=str,
 )
 def test_cpp_hidden_pairs_may_hold_anything(terms, value, isa):
     args = with_terms(arguments(B=2, Lq=140, Lk=140, right=0), terms)
@@ -231,6 +237,8 @@ def test_cpp_agrees_on_drawn_shapes(shape, name, dtype, left, right, offset, tab
         (dict(dtype=torch.float64), "query is torch.float64; served are fp32, bf16 and fp16"),
         (dict(D=257), "the head dimension is 257; served are 1 to 256"),
         (dict(left=-2, right=1), "is empty"),
+        (dict(softcap=0.0), "softcap is 0.0; served are positive numbers that fp32 holds"),
+        (dict(softcap=1e39), "softcap is 1e\\+39; served"),
         (
             dict(dtype=torch.bfloat16, query_vectors=torch.zeros(2, 139, 32), q_position=torch.zeros(1, 2, 70, 32)),
             "q_position is torch.float32",
@@ -259,6 +267,7 @@ def launch(**changes):
             dropout=(0.0, 0, 0, 0, 0),
             band=(0, 0, 0),
             scale=1.0,
+            softcap=0.0,
             out=64,
             lse=64,
         )
@@ -288,6 +297,8 @@ def in_buckets(*numbers: int) -> dict:
         (dict(out=0), "out and lse must be given"),
         (dict(band=(-2, 1, 0)), "band is empty"),
         (dict(dropout=(1.0, 0, 0, 0, 0)), "dropout is 1.0"),
+        (dict(softcap=-1.0), "softcap is -1.0+; give a positive number that fp32 holds, or 0 for none"),
+        (dict(softcap=float("nan")), "softcap is nan"),
         (dict(terms={"prefix": ((64, (2,), (1,)), -1)}), "prefix does not have the shape"),
         (dict(terms={"q_ranks": ((64, (1, 3), (3, 1)), -1)}), "ranks must be given for queries and keys"),
         (dict(terms={"bias": ((64, (1, 2, 2, 3), (12, 6, 3, 1)), 0)}), "bias does not broadcast"),

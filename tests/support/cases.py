@@ -60,7 +60,7 @@ def position(name: str, heads: int, head_dim: int, causal: bool) -> positions.Po
 def _attention(
     B=2, H=2, Hk=2, Lq=64, Lk=64, D=64, scheme=None, bias=None, lengths=None, prefix=None, segments=False, order=False,
     groups=False,
-    causal=False, window=None, offset=None, dropout=0.0,
+    causal=False, window=None, offset=None, dropout=0.0, softcap=None,
 ):  # fmt: skip
     """scheme: a name in positions.SCHEMES whose table or vectors are used. bias: its shape, by which of B, H, Lq, Lk it
     has, such as "hqk". lengths, prefix: a list of B ints. segments: three to a row. order: a random one. groups:
@@ -107,6 +107,7 @@ def _attention(
             dropout=dropout,
             seed=1234567890123,
             return_lse=False,
+            softcap=softcap,
         )
 
     return make
@@ -211,6 +212,14 @@ ATTENTION = _all(
     dropout=_attention(dropout=0.2, causal=True, Lq=70, Lk=70, scheme="t5"),
     dropout_odd=_attention(B=1, dropout=0.5, H=4, Hk=1, Lq=33, Lk=47, D=32),
     d256=_attention(B=1, Lq=40, Lk=40, D=256, causal=True, scheme="t5"),
+    softcap=_attention(softcap=1.5),
+    softcap_window_gqa=_attention(B=1, H=4, Hk=2, Lq=130, Lk=130, D=32, causal=True, window=(40, 0), softcap=0.5),
+    softcap_t5=_attention(Lq=37, Lk=53, D=80, causal=True, scheme="t5", softcap=1.5),
+    softcap_bias_dropout=_attention(Lq=37, Lk=53, bias="hqk", lengths=[53, 20], dropout=0.2, softcap=0.7),
+    softcap_deberta=_attention(B=1, H=4, Hk=2, Lq=20, Lk=44, D=32, scheme="deberta", softcap=0.7),
+    softcap_xlnet=_attention(
+        Lq=48, Lk=48, D=32, scheme="transformer-xl", order=True, groups=True, segments=True, softcap=1.0
+    ),
 )
 
 # Every kind of term beside every mask.
@@ -224,7 +233,7 @@ MASKS = dict(
     dropout=dict(dropout=0.2),
 )
 KINDS = {scheme or "plain": dict(scheme=scheme) for scheme in (None, "t5", "shaw", "transformer-xl", "deberta")}
-KINDS |= dict(bias=dict(bias="hqk"), groups=dict(groups=True))
+KINDS |= dict(bias=dict(bias="hqk"), groups=dict(groups=True), softcap=dict(scheme="t5", softcap=1.5))
 COMBINED = _all(
     "attention",
     **{

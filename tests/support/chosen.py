@@ -30,6 +30,7 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
         "segments": lambda: {name: x.sort(-1).values for name, x in ids("segments", 3).items()},
         "ranks": lambda: ids("ranks", Lk),
         "dropout": lambda: dict(dropout=0.3, seed=2**63 - 9),
+        "softcap": lambda: dict(softcap=1.5),
         "bias": lambda: dict(bias=draw(B, H, Lq, Lk, dtype=dtype, seed=6)),
         "bias of the batch": lambda: dict(bias=draw(1, H, Lq, Lk, dtype=dtype, seed=6)),
         "bias of heads": lambda: dict(bias=draw(B, 1, Lq, Lk, seed=6)),
@@ -66,8 +67,8 @@ def in_buckets(a: Arguments, g: torch.Generator) -> Arguments:
 
 MASKS = ["prefix", "segments", "ranks"]
 TERMS = [
-    *MASKS, "dropout", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys", "bias of queries",
-    "groups",
+    *MASKS, "dropout", "softcap", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys",
+    "bias of queries", "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
     "buckets",  # of the vectors before
 ]  # fmt: skip
@@ -112,6 +113,10 @@ MANY_TERMS = {  # the same with terms that units share, whose sums are added to 
     "vectors in buckets": (
         ["query vectors", "key vectors", "value vectors", "buckets"],
         dict(B=2, H=4, Hk=2, Lq=620, Lk=500, D=16, right=30),
+    ),
+    "softcap": (
+        ["softcap", "bias of keys", "query vectors", "key vectors"],
+        dict(B=2, H=2, Hk=1, Lq=530, Lk=400, D=16, right=0),
     ),
     "all": (
         ["prefix", "ranks", "dropout", "bias", "query vectors and positions", "key vectors", "value vectors"],

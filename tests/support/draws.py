@@ -53,6 +53,7 @@ TERMS = {
     "key positions": lambda m: dict(key_vectors=m.real(m.H, m.n, m.D), k_position=m.real(m.B, m.Hk, m.Lk, m.D)),
     "value vectors": lambda m: dict(value_vectors=m.real(m.H, m.n, m.D)),
     "dropout": lambda m: dict(dropout=0.3, seed=2**62 + m.Lq),
+    "softcap": lambda m: dict(softcap=1.5),
     "key lengths": lambda m: dict(key_lengths=m.ints(m.Lk + 3, m.B)),
     "prefix": lambda m: dict(prefix=m.ints(m.Lk + 3, m.B)),
     "segments": lambda m: dict(q_segments=m.ints(3, m.B, m.Lq), k_segments=m.ints(3, m.B, m.Lk)),

@@ -42,7 +42,7 @@ DROPOUTS = (
 )
 SIZE_OF = {name: size for size, names in SIZES.items() for name in names.split()}
 SIZE_OF |= dict.fromkeys(DROPOUTS.split(), 0.0)
-# What the sizes above do not make fit; None for the config's own.
+# What the sizes above do not make fit, or show; None for the config's own.
 UNFIT = {
     "deepseek_v3": dict(num_key_value_heads=4),
     "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa minicpm3 mistral4 youtu": dict(
@@ -57,6 +57,7 @@ UNFIT = {
     "mpt": dict(attn_config=None),
     "ernie4_5_moe": dict(moe_k=2),
     "xmod": dict(default_language="en_XX"),
+    "gemma2 vaultgemma": dict(attn_logit_softcapping=1.0, query_pre_attn_scalar=8, sliding_window=5),
 }
 
 

@@ -49,6 +49,7 @@ struct Attention {
     const int64_t* key_lengths;  // [B], or null
     int64_t left, right, offset;
     float scale;
+    float softcap;  // x of the scaled products becomes softcap · tanh(x / softcap); 0 for none
     char* out;  // [B, H, Lq, D] dense, in dtype
     float* lse;  // [B, H, Lq], natural logarithm
     const Terms* terms;  // or null
@@ -97,14 +98,15 @@ constexpr int64_t units(const Attention& a) { return a.B * a.H * query_blocks(a.
 constexpr int64_t forward_space(int D) {
     return TILE * (query_tiles(D) * (2 * pad_channels(D) + 2) + 2 * pad_channels(D) + 2 * TILE);
 }
-constexpr int64_t backward_space(int D) {
-    return TILE * (query_tiles(D) * (5 * pad_channels(D) + 2) + 4 * pad_channels(D)) + 5 * TILE * TILE / 2 +
-           (TILE + 1) * (TILE + 16);
+constexpr int64_t backward_space(const Attention& a) {
+    return TILE * (query_tiles(a.D) * (5 * pad_channels(a.D) + 2) + 4 * pad_channels(a.D)) + 5 * TILE * TILE / 2 +
+           (TILE + 1) * (TILE + 16) + (a.softcap != 0.0f ? TILE * (TILE + 16) : 0);
 }
 
 // … and what its terms need on top: tiles of pairs, and what distance vectors meet.
 constexpr int64_t terms_space(const Attention& a) {
-    return a.terms ? TILE * (5 * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D)) : 0;
+    const int tiles = a.softcap != 0.0f ? 6 : 5;
+    return a.terms ? TILE * (tiles * TILE + (query_tiles(a.D) * 3 + 2) * pad_channels(a.D)) : 0;
 }
 
 struct Range {

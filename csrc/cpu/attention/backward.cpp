@@ -4,6 +4,8 @@ Flash attention, backward (Dao et al. 2022, algorithm 4), probabilities recomput
     Pᵀ = exp(Sᵀ - lse)      dSᵀ = Pᵀ ∘ (V gradᵀ - δ)      δ = Σ out ∘ grad - dL/dlse
     dv += Pᵀ grad           dk += dSᵀ q                   dqᵀ += Kᵀ dSᵀ
 
+With a softcap dXᵀ = dSᵀ ∘ (1 - tanh²) takes the place of dSᵀ in dk and dq.
+
 A unit is a few tiles of queries of one head; dq is its own, dk and dv are shared with the other units of the key head
 and are added to in turn (turns.h). The table's gradient sums dS over diagonals.
 */
@@ -35,6 +37,7 @@ struct KeyTile {
     float *k, *v;                 // [TILE, words of D]
     float* k_pairs;               // [words of TILE, D], as channels
     float *p, *ds;                // [TILE, TILE] and [TILE, PITCH]
+    float* dx;                    // like ds, with a softcap: 1 - tanh², then dXᵀ
     float *p_words, *ds_words;    // [TILE, words of TILE]
     float* ds_pairs;              // [words of TILE, TILE]
     float *dk, *dv;               // [n, padded D] in the shared sums
@@ -71,24 +74,25 @@ static inline void begin_queries(const AttentionBackward& x, QueryTile& t, int64
     }
 }
 
-// P and dS as the products after this one take them, for n keys and `lanes` queries.
+// P and dS, or dX, as the products after this one take them, for n keys and `lanes` queries.
 template <class Product>
-static FASTLM_INLINE void narrow_tiles(const KeyTile& keys, int first, int n, int lane, int lanes) {
+static FASTLM_INLINE void narrow_tiles(
+    const KeyTile& keys, const float* gradient, int first, int n, int lane, int lanes) {
 #if defined(__AVX512BF16__)
     if (Product::PAIR == 1) return;
     for (int j = first; j < first + n; j++)
         for (int i = lane; i < lane + lanes; i += 2 * W) {
-            const float *p = keys.p + j * TILE + i, *ds = keys.ds + j * PITCH + i;
+            const float *p = keys.p + j * TILE + i, *ds = gradient + j * PITCH + i;
             store(keys.p_words + (j * TILE + i) / 2, narrow_pair(load(p), load(p + W)));
             store(keys.ds_words + (j * TILE + i) / 2, narrow_pair(load(ds), load(ds + W)));
         }
     for (int j = first; j < first + n; j += 2)
         for (int i = lane; i < lane + lanes; i += W) {
-            const float* ds = keys.ds + j * PITCH + i;
+            const float* ds = gradient + j * PITCH + i;
             store(keys.ds_pairs + j / 2 * TILE + i, interleave(load(ds), j + 1 < first + n ? load(ds + PITCH) : V{}));
         }
 #else
-    (void)keys, (void)first, (void)n, (void)lane, (void)lanes;
+    (void)keys, (void)gradient, (void)first, (void)n, (void)lane, (void)lanes;
 #endif
 }
 
@@ -102,6 +106,18 @@ static inline void add_diagonals(const KeyTile& keys, float* diagonals) {
     }
 }
 
+// p ← P of the products in p, and dx ← 1 - tanh².
+template <bool EDGE, bool TERMS, int LANES>
+static inline void cap(const Scores& scores, const float* lse, float* p, float* dx, int first, int n, int lane) {
+    for (int j = 0; j < n; j++)
+        for (int c = 0; c < LANES; c++) {
+            const V part = scores.capped(load(p + j * TILE + c * W), first + j, lane + c * W);
+            const V score = scores.operator()<EDGE, TERMS>(part, first + j, lane + c * W);
+            store(p + j * TILE + c * W, exp(score - load(lse + lane + c * W)));
+            store(dx + j * PITCH + c * W, 1.0f - part * part);
+        }
+}
+
 // Queries at LANES vectors from `lane` on with the keys seen.begin … seen.end - 1 of the tile.
 template <class Product, bool EDGE, bool TERMS, int LANES>
 static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores,
@@ -110,30 +126,43 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
     constexpr bool WIDE = PAIR == 1;
     const int D = a.D, words = words_in<Product>(D), padded = int(pad_channels(D)), first = int(seen.begin),
               n = int(seen.end) - first;
+    const bool capped = a.softcap != 0.0f;
     float *p = keys.p + first * TILE + lane, *ds = keys.ds + first * PITCH + lane, *dq = t.dq + lane;
-    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words,
-        [&](int j, int c, V product) FASTLM_LAMBDA {
+    float* dx = capped ? keys.dx + first * PITCH + lane : ds;
+    const Left k = {keys.k + first * words, words, 1};
+    const Right q = {t.q + lane, TILE};
+    if (capped) {
+        product<Product>(k, q, n, LANES, words, p, TILE);
+        cap<EDGE, TERMS, LANES>(scores, t.lse, p, dx, first, n, lane);
+    } else {
+        matmul<Product>(k, q, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
             const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
             store(p + j * TILE + c * W, exp(score - load(t.lse + lane + c * W)));
         });
+    }
     matmul<Product>({keys.v + first * words, words, 1}, {t.grad + lane, TILE}, n, LANES, words,
         [&](int j, int c, V product) FASTLM_LAMBDA {
             const V dp = TERMS ? dropped_gradient(a, terms.space, product, j, c * W) : product;
             store(ds + j * PITCH + c * W, load(p + j * TILE + c * W) * (dp - load(t.delta + lane + c * W)));
         });
+    for (int j = 0; capped && j < n; j++)
+        for (int c = 0; c < LANES; c++) {
+            float* at = dx + j * PITCH + c * W;
+            store(at, load(at) * load(ds + j * PITCH + c * W));
+        }
     if (TERMS) drop<Fma>(a, terms.at, terms.space, p);
-    narrow_tiles<Product>(keys, first, n, lane, LANES * W);
+    narrow_tiles<Product>(keys, capped ? keys.dx : keys.ds, first, n, lane, LANES * W);
 
     const Left p_rows = {WIDE ? p : keys.p_words + (first * TILE + lane) / 2, TILE / PAIR, 1};
-    const Left ds_rows = {WIDE ? ds : keys.ds_words + (first * TILE + lane) / 2, WIDE ? PITCH : TILE / 2, 1};
+    const Left dx_rows = {WIDE ? dx : keys.ds_words + (first * TILE + lane) / 2, WIDE ? PITCH : TILE / 2, 1};
     const auto add = [&](const Left& rows, const float* right, float* sum) FASTLM_LAMBDA {
         matmul<Product>(rows, {right + lane / PAIR * padded, padded}, n, padded / W, LANES * W / PAIR,
             [&](int j, int c, V x) FASTLM_LAMBDA { add_to(sum + (first + j) * padded + c * W, x); });
     };
     add(p_rows, t.grad_pairs, keys.dv);
-    add(ds_rows, t.q_pairs, keys.dk);
+    add(dx_rows, t.q_pairs, keys.dk);
     matmul<Product>(channels<Product>(WIDE ? keys.k : keys.k_pairs, first, D),
-        {WIDE ? ds : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE}, D, LANES, words_in<Product>(n),
+        {WIDE ? dx : keys.ds_pairs + first / 2 * TILE + lane, WIDE ? PITCH : TILE}, D, LANES, words_in<Product>(n),
         [&](int d, int c, V x) FASTLM_LAMBDA { add_to(dq + d * TILE + c * W, x); });
 }
 
@@ -151,12 +180,6 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         }
     }
     if (diagonals) add_diagonals(keys, diagonals);
-}
-
-// n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
-static inline void store_rows(
-    char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
-    narrow_rows(out + first * D * size_of(dtype), D * size_of(dtype), x, pitch, dtype, n, D, scale);
 }
 
 template <class Product, bool TERMS>
@@ -179,6 +202,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
     float* ds = space.take((TILE + 1) * PITCH);
     for (int i = 0; i < (TILE + 1) * PITCH; i++) ds[i] = 0.0f;
     keys.ds = ds + 16;
+    if (a.softcap != 0.0f) keys.dx = space.take(TILE * PITCH);
     float* staging = space.take(TILE * padded);
     QueryTile tiles[4];
     int count = 0;
@@ -198,7 +222,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
 
     TermSpace terms = {};
     QueryTerms query[4] = {};
-    if (TERMS) terms = term_space(space, D);
+    if (TERMS) terms = term_space(space, a);
     for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const Range visited = turns.tiles();
     const int64_t n_keys = keys_seen(a, b, {0, a.Lq}).end;
@@ -234,7 +258,7 @@ static inline void backward(const AttentionBackward& x, int64_t number, float* w
             add_bias_gradient(x, at, keys.ds, PITCH);
             if (x.terms.same) add_same_gradient(x, at.at, keys.ds, PITCH);
             if (!has_vectors(*a.terms)) continue;
-            add_vector_gradients(x, at, keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq,
+            add_vector_gradients(x, at, keys.dx ? keys.dx : keys.ds, PITCH, keys.p, tiles[t].grad_pairs, tiles[t].dq,
                 k_position_sum ? k_position_sum : keys.dk);
         }
         if (closes) {

@@ -43,11 +43,6 @@ static inline void load_key_terms(const Attention& a, const Pairs& at, const Ter
     transpose(space.k_columns, TILE, space.k_rows, padded, TILE, D);
 }
 
-static __attribute__((noinline)) void product(
-    const Left& a, const Right& b, int M, int vectors, int K, float* out, int64_t pitch) {
-    matmul<Fma>(a, b, M, vectors, K, [&](int m, int c, V x) FASTLM_LAMBDA { store(out + m * pitch + c * W, x); });
-}
-
 static __attribute__((noinline)) void add_product(
     const Left& a, const Right& b, int M, int vectors, int K, float* out, int64_t pitch) {
     matmul<Fma>(a, b, M, vectors, K, [&](int m, int c, V x) FASTLM_LAMBDA { add_to(out + m * pitch + c * W, x); });
@@ -100,8 +95,8 @@ template <bool OF_KEY>
 static inline void add_met(
     const Attention& a, const TermTile& tile, const float* vectors, const float* columns, float factor, float* to) {
     float* by = tile.space.by_bucket;
-    product({vectors_of(a, tile, vectors), pad_channels(a.D), 1}, {columns, TILE}, tile.buckets.count, LANES, a.D, by,
-        TILE);
+    product<Fma>({vectors_of(a, tile, vectors), pad_channels(a.D), 1}, {columns, TILE}, tile.buckets.count, LANES, a.D,
+        by, TILE);
     if (tile.buckets.count > 1)
         return for_pairs<OF_KEY, false>(
             tile, TILE, [&](int j, int i, int place) FASTLM_LAMBDA { to[j * TILE + i] += factor * by[place]; });
@@ -133,8 +128,9 @@ static inline void add_values(const Attention& a, const TermTile& tile, const fl
         LANES, tile.buckets.count, o, TILE);
 }
 
-// From dS [keys, pitch], and p̂ [keys, TILE] without its scale: what vectors, and what they meet, get.
-static inline void add_vector_gradients(const AttentionBackward& x, const TermTile& tile, const float* ds,
+// From dX [keys, pitch], which is dS without a softcap, and p̂ [keys, TILE] without its scale: what vectors, and what
+// they meet, get.
+static inline void add_vector_gradients(const AttentionBackward& x, const TermTile& tile, const float* dx,
     int64_t pitch, const float* p, const float* grad_rows, float* dq, float* dk) {
     const Attention& a = x.forward;
     const Terms& terms = *a.terms;
@@ -142,13 +138,13 @@ static inline void add_vector_gradients(const AttentionBackward& x, const TermTi
     const int count = tile.buckets.count;
     const float* by = tile.space.by_bucket;
     if (terms.query_vectors) {
-        gather<false>(tile, ds, pitch);
+        gather<false>(tile, dx, pitch);
         add_product({vectors_of(a, tile, terms.query_vectors), 1, padded}, {by, TILE}, a.D, LANES, count,
             terms.q_position.data ? tile.query.gradient : dq, TILE);
         if (x.terms.query_vectors) add_to_sums(a, tile, tile.query.rows, x.terms.query_vectors);
     }
     if (terms.key_vectors) {
-        gather<true>(tile, ds, pitch);
+        gather<true>(tile, dx, pitch);
         add_product({by, 1, TILE}, {vectors_of(a, tile, terms.key_vectors), padded}, tile.at.keys, int(padded) / W,
             count, dk, padded);
         if (x.terms.key_vectors) add_to_sums(a, tile, tile.space.k_rows, x.terms.key_vectors);

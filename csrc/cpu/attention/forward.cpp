@@ -3,7 +3,7 @@ Flash attention, forward (Dao et al. 2022): one pass over the keys with a runnin
 
 A unit is a few tiles of queries of one head. For every tile of keys its rows are laid out once, then each tile of
 queries takes Sᵀ = K Qᵀ with bias and mask on the way out of registers, P = exp(S - maximum), and Oᵀ ← Oᵀ · rescale + Vᵀ
-Pᵀ.
+Pᵀ. A softcap, bias and mask take a pass of their own over Sᵀ.
 */
 #include "terms.h"
 
@@ -66,6 +66,19 @@ static FASTLM_INLINE void probabilities(const float* s, float* out, int n, const
         }
 }
 
+// s ← scores of the products in s, and the maximum of n keys with them.
+template <bool EDGE, bool TERMS, int LANES>
+static inline void cap(const Scores& scores, float* s, int first, int n, int lane, V (&row_max)[LANES]) {
+    for (int j = 0; j < n; j++)
+        for (int c = 0; c < LANES; c++) {
+            float* at = s + j * TILE + c * W;
+            const V part = scores.capped(load(at), first + j, lane + c * W);
+            const V score = scores.operator()<EDGE, TERMS>(part, first + j, lane + c * W);
+            row_max[c] = max(score, row_max[c]);
+            store(at, score);
+        }
+}
+
 // Queries at LANES vectors from `lane` on take in the keys seen.begin … seen.end - 1 of the tile.
 template <class Product, bool EDGE, bool TERMS, int LANES>
 static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys, const Scores& scores,
@@ -77,12 +90,18 @@ static inline void attend(const Attention& a, QueryTile& t, const KeyTile& keys,
         row_max[c] = load(t.row_max + lane + c * W);
         sum[c] = V{};
     }
-    matmul<Product>({keys.k + first * words, words, 1}, {t.q + lane, TILE}, n, LANES, words,
-        [&](int j, int c, V product) FASTLM_LAMBDA {
+    const Left k = {keys.k + first * words, words, 1};
+    const Right q = {t.q + lane, TILE};
+    if (a.softcap != 0.0f) {
+        product<Product>(k, q, n, LANES, words, s, TILE);
+        cap<EDGE, TERMS>(scores, s, first, n, lane, row_max);
+    } else {
+        matmul<Product>(k, q, n, LANES, words, [&](int j, int c, V product) FASTLM_LAMBDA {
             const V score = scores.operator()<EDGE, TERMS>(product, first + j, lane + c * W);
             row_max[c] = max(score, row_max[c]);
             store(s + j * TILE + c * W, score);
         });
+    }
     for (int c = 0; c < LANES; c++) {
         rescale[c] = exp(load(t.row_max + lane + c * W) - row_max[c]);
         store(t.row_max + lane + c * W, row_max[c]);
@@ -138,7 +157,7 @@ static inline void forward(const Attention& a, int64_t unit, float* workspace) {
     }
     TermSpace terms = {};
     QueryTerms query[4] = {};
-    if (TERMS) terms = term_space(space, D);
+    if (TERMS) terms = term_space(space, a);
     for (int t = 0; TERMS && t < count; t++) query[t] = query_terms(a, {b, h, tiles[t].i0, 0, tiles[t].n, 0}, space);
     const int64_t h_kv = h / (a.H / a.Hk);
     const Range seen = keys_seen(a, b, {start, tiles[count - 1].i0 + tiles[count - 1].n});

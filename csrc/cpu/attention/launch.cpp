@@ -5,7 +5,7 @@
 namespace fastlm {
 
 static Attention attention(const View& q, const View& k, const View& v, int dtype, Address key_lengths,
-    const Band& band, double scale, Address out, Address lse) {
+    const Band& band, double scale, double softcap, Address out, Address lse) {
     const auto& q_shape = std::get<1>(q);
     const auto& k_shape = std::get<1>(k);
     check(q_shape.size() == 4 && k_shape.size() == 4, "q and k must have four dimensions");
@@ -19,6 +19,8 @@ static Attention attention(const View& q, const View& k, const View& v, int dtyp
     check(B * H * Lq == 0 || (out && lse), "out and lse must be given");
     const auto [left, right, offset] = band;
     check(left + right >= 0, "the band is empty: left + right must be at least 0");
+    check(softcap == 0 || (softcap >= double(__FLT_MIN__) && softcap <= double(__FLT_MAX__)),
+        "softcap is " + std::to_string(softcap) + "; give a positive number that fp32 holds, or 0 for none");
     const int64_t size = dtype == F32 ? 4 : 2;
     Attention a = {};
     a.q = rows("q", q, q_shape, size), a.k = rows("k", k, {B, Hk, Lk, D}, size),
@@ -36,6 +38,7 @@ static Attention attention(const View& q, const View& k, const View& v, int dtyp
     a.right = right;
     a.offset = offset;
     a.scale = float(scale);
+    a.softcap = float(softcap);
     a.out = reinterpret_cast<char*>(out);
     a.lse = reinterpret_cast<float*>(lse);
     return a;
@@ -56,9 +59,9 @@ static std::unique_ptr<float[]> make_diagonals(Attention& a, Address table) {
 }
 
 void launch_attention(const View& q, const View& k, const View& v, int dtype, Address table, Address key_lengths,
-    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, Address out, Address lse,
-    int threads) {
-    Attention a = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    const TermViews& terms, const Dropout& dropout, const Band& band, double scale, double softcap, Address out,
+    Address lse, int threads) {
+    Attention a = attention(q, k, v, dtype, key_lengths, band, scale, softcap, out, lse);
     const TermArguments arguments(a, terms, dropout);
     if (a.B * a.H * a.Lq == 0) return;
     const auto diagonals = make_diagonals(a, table);
@@ -87,10 +90,10 @@ static void clear_unseen(const AttentionBackward& x) {
 
 void launch_attention_backward(const View& grad, Address grad_lse, const View& q, const View& k, const View& v,
     int dtype, Address table, Address key_lengths, const TermViews& terms, const Dropout& dropout, const Band& band,
-    double scale, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
+    double scale, double softcap, Address out, Address lse, Address dq, Address dk, Address dv, Address dtable,
     const std::map<std::string, Address>& term_gradients, int threads) {
     AttentionBackward x = {};
-    Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, out, lse);
+    Attention& a = x.forward = attention(q, k, v, dtype, key_lengths, band, scale, softcap, out, lse);
     const TermArguments arguments(a, terms, dropout);
     TermSums term_sums(x, terms, term_gradients);
     x.grad_lse = reinterpret_cast<const float*>(grad_lse);
@@ -110,7 +113,7 @@ void launch_attention_backward(const View& grad, Address grad_lse, const View& q
     x.ddiagonals = ddiagonals.get();
     x.finished = finished.get();
     const Kernels& kernels = active();
-    share(units(a), backward_space(a.D) + terms_space(a), threads,
+    share(units(a), backward_space(a) + terms_space(a), threads,
         [&](int64_t unit, float* space) { kernels.attention_backward(x, unit, space); });
     term_sums.finish(threads);
     if (!dtable) return;

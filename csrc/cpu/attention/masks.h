@@ -13,9 +13,11 @@ struct TermSpace {              // a thread's tiles
     float* kept;                // the same: all bits where dropout keeps
     float* by_bucket;           // [2 TILE, TILE]: what a term meets at each bucket of distances
     float *k_columns, *k_rows;  // [D, TILE], [TILE, padded D]: what key_vectors meet
+    float* met;                 // like addend, with a softcap: what vectors add under it
 };
 
-static inline TermSpace term_space(Space& space, int D) {
+static inline TermSpace term_space(Space& space, const Attention& a) {
+    const int D = a.D;
     TermSpace s = {};
     s.addend = space.take(TILE * TILE);
     s.value = space.take(TILE * TILE);
@@ -23,6 +25,7 @@ static inline TermSpace term_space(Space& space, int D) {
     s.by_bucket = space.take(2 * TILE * TILE);
     s.k_columns = space.take(TILE * D);
     s.k_rows = space.take(TILE * pad_channels(D));
+    if (a.softcap != 0.0f) s.met = space.take(TILE * TILE);
     return s;
 }
 

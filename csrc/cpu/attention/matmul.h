@@ -107,5 +107,12 @@ static FASTLM_INLINE void matmul(const Left& a, const Right& b, int M, int vecto
     if (column < vectors) columns<Product, 1>(a, b, row, column, M, K, end);
 }
 
+// The product as it is, for what cannot be done in registers.
+template <class Product>
+static __attribute__((noinline)) void product(
+    const Left& a, const Right& b, int M, int vectors, int K, float* out, int64_t pitch) {
+    matmul<Product>(a, b, M, vectors, K, [&](int m, int c, V x) FASTLM_LAMBDA { store(out + m * pitch + c * W, x); });
+}
+
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

@@ -105,8 +105,15 @@ static inline bool with_terms(const Attention& a, TermTile& tile, Scores& scores
     if (terms.bias.data) add_bias(terms, at, space.by_bucket, space.by_bucket + TILE * TILE, space.addend);
     if (terms.same) add_same(a, at, space.addend);
     if (has_vectors(terms)) find_buckets(a, at, tile.buckets);
-    if (terms.query_vectors) add_met<false>(a, tile, terms.query_vectors, query.columns, a.scale, space.addend);
-    if (terms.key_vectors) add_met<true>(a, tile, terms.key_vectors, space.k_columns, a.scale, space.addend);
+    float *met = space.addend, factor = a.scale;
+    if (space.met && (terms.query_vectors || terms.key_vectors)) {
+        met = space.met, factor = scores.within;
+        for (int e = 0; e < TILE * TILE; e++) met[e] = 0.0f;
+        scores.met = met;
+        scores.met_step = -TILE;
+    }
+    if (terms.query_vectors) add_met<false>(a, tile, terms.query_vectors, query.columns, factor, met);
+    if (terms.key_vectors) add_met<true>(a, tile, terms.key_vectors, space.k_columns, factor, met);
     if (!hide(a, at, scores, space.addend)) return false;
     if (terms.threshold) draw_kept(a, at, space.kept);
     scores.first_bias = space.addend;

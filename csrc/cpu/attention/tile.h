@@ -70,6 +70,12 @@ static inline void narrow_rows(
     }
 }
 
+// n rows times scale into the dense [.., D] tensor at out, from its row `first` on.
+static inline void store_rows(
+    char* out, int64_t first, const float* x, int64_t pitch, int dtype, int n, int D, float scale) {
+    narrow_rows(out + first * D * size_of(dtype), D * size_of(dtype), x, pitch, dtype, n, D, scale);
+}
+
 // n rows as words, words_in(D) apart.
 template <class Product>
 static inline void load_words(float* out, const char* x, int64_t stride, int dtype, int n, int D) {
@@ -146,6 +152,10 @@ struct Scores {
     int64_t step;
     int first, last;  // lanes that see the tile's first key; one more for each further key
     bool full;  // every lane sees every key: nothing to hide
+    // with a softcap, which then stands in scale's place: what a product is scaled by under it, and what is added there
+    float within;
+    const float* met;
+    int64_t met_step;
 
     // Keys, out of n, that any of `lanes` lanes from `lane` on sees; the first one even, so that pairs stay pairs.
     FASTLM_INLINE Range keys_seen(int lane, int lanes, int n) const {
@@ -154,6 +164,11 @@ struct Scores {
     }
 
     FASTLM_INLINE V bias(int key, int lane) const { return load(first_bias - key * step + lane); }
+
+    // What takes a product's place in a score where there is a softcap: the part of it that is reached, in [-1, 1].
+    FASTLM_INLINE V capped(V product, int key, int lane) const {
+        return tanh(fma(product, broadcast(within), load(met - key * met_step + lane)));
+    }
 
     // -∞ where key j of the tile is hidden from the queries at lanes `lane` …
     FASTLM_INLINE V hide(V score, int key, int lane) const {
@@ -180,7 +195,9 @@ static inline Scores scores_of(const Attention& a, int64_t h, int64_t i0, int64_
     const auto clamp = [](int64_t x) { return int(x < -4 * TILE ? -4 * TILE : x > 4 * TILE ? 4 * TILE : x); };
     const bool full = first + n - 1 <= 0 && last >= i_last - i0;
     const float* first_bias = a.diagonals ? a.diagonals + h * a.diagonals_size + PAD + i0 - j0 + a.Lk - 1 : NO_BIAS;
-    return {a.scale, first_bias, a.diagonals ? 1 : 0, clamp(first), clamp(last), full};
+    const bool capped = a.softcap != 0.0f;
+    return {capped ? a.softcap : a.scale, first_bias, a.diagonals ? 1 : 0, clamp(first), clamp(last), full,
+        capped ? a.scale / a.softcap : 0.0f, NO_BIAS, 0};
 }
 
 }  // namespace FASTLM_ISA

@@ -27,7 +27,6 @@ FAMILIES: tuple[type[Served], ...] = (
 BY_NAME = {name: served for served in FAMILIES for name in served.names}
 INSIDE = {part for served in FAMILIES for part in served.parts}  # who is swapped with what stands around it alone
 BEFORE = "_attention_before_swap"  # of a model whose config was changed: the implementation that it named
-SOFTCAP = "attn_logit_softcapping"  # Gemma 2's name for it
 # What sources call that make a mask of each pair themselves, and what those call that ask the attention interface.
 DENSE = re.compile(r"_prepare_4d_\w*mask|get_extended_attention_mask|_update_causal_mask")
 ASKING = re.compile(r"create_\w*causal_mask\w*\(")
@@ -200,8 +199,6 @@ def _swap_interfaces(names: dict[nn.Module, str], report: Report) -> None:
         try:
             if before_5() and (makes := next(filter(_makes_masks, models), None)):
                 raise NotImplementedError(f"{type(makes).__name__} makes a mask of each pair itself")
-            if any(getattr(part, SOFTCAP, None) for part in (*parts, *(part.config for part in models))):
-                raise NotImplementedError(f"it bounds its scores ({SOFTCAP}), which fastlm.attention does not")
             model.set_attn_implementation(NAME)
         except (NotImplementedError, ValueError) as refusal:
             for part, implementation in before.items():

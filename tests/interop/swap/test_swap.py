@@ -49,11 +49,19 @@ def test_models_of_the_attention_interface(kind, name):
 
 
 def test_scores_that_are_bounded():
-    model = make("causal", "gemma2", "eager")
-    report = fastlm.swap(model, norms=False, rotary=False, loss=False)
-    why = "it bounds its scores (attn_logit_softcapping), which fastlm.attention does not"
-    assert report == fastlm.interop.swap.Report(kept=[("", why)])
-    assert model.config._attn_implementation == "eager" and model(tokens()).logits.isfinite().all()
+    model, real = make("causal", "gemma2", "eager"), padded("left").bool()
+    parameters = list(model.parameters())
+
+    def made() -> tuple[torch.Tensor, ...]:
+        logits = model(tokens(), attention_mask=padded("left"), use_cache=False).logits[real]
+        return logits.detach(), *torch.autograd.grad(logits.square().mean(), parameters)
+
+    want, report = made(), fastlm.swap(model, loss=False)
+    assert ("", "attn_implementation='fastlm'") in report.swapped and report.kept == []
+    for mine, theirs in zip(made(), want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+    fastlm.unswap(model)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(made(), want, strict=True))
 
 
 def test_a_part_of_another_model():
