@@ -292,6 +292,22 @@ def free_port() -> int:
 
 
 @on(2)
+def test_a_run_that_draws_weights_back_goes_on_without_its_folder(ranks, text, tmp_path):
+    small = flags(config(text, tmp_path / "base", context=32, steps=2))
+    assert command("pretrain", *small).returncode == 0
+    more = ["--steps", "8", "--batch", "4", "--save-every", "0", "--lr", "5e-3", "--pull", "50", "--evaluations", "0"]
+    more += ["--shard", "parameters", "--data", str(text)]
+    begins = ["pretrain", "--from", str(tmp_path / "base"), *more, "--out"]
+    ranks.run(whole_run, free_port(), str(tmp_path / "store"), [*begins, str(tmp_path / "whole")])
+    status, _, _ = run(2, "1", "5", *begins, tmp_path / "parts", code=KILLED)
+    assert status == 1
+    shutil.rmtree(tmp_path / "base")
+    status, out, said = run(2, "resume", tmp_path / "parts")
+    assert (status, said) == (0, "") and "from step 5 of 8" in out
+    assert repeatable(tmp_path / "parts") == repeatable(tmp_path / "whole")
+
+
+@on(2)
 @pytest.mark.parametrize("shard, killed", [("none", 1), ("parameters", 0)])
 def test_a_run_that_lost_a_rank_goes_on(ranks, text, tmp_path, shard, killed):
     """Its weights end as those of a run that lost none, bit for bit; other numbers of ranks go on from it too."""
