@@ -31,13 +31,11 @@ class BatchSize(Experiment, name="batch-size"):
         for rule, power in RULES.items():
             for rows in ROWS[1:]:
                 needed[rule][rows] = self._needed(setting, rows, LR * (rows / smallest) ** power, goal)
-        times, base = largest // smallest, mean(least)
-        rows = [
-            (f"{n}", *(_words(needed[rule][n]) for rule in RULES), f"{base * smallest / n:.0f}" if base < 1e9 else "-")
-            for n in ROWS
-        ]
+        times, alone = largest // smallest, mean(least)
+        in_proportion = lambda n: f"{alone * smallest / n:.0f}" if math.isfinite(alone) else "-"
+        rows = [(f"{n}", *(_words(needed[rule][n]) for rule in RULES), in_proportion(n)) for n in ROWS]
         claims = [claim for rule in RULES for claim in _claims(rule, needed[rule], times)]
-        columns = ("rows of a batch", *(f"updates, {rule} rate" for rule in RULES), "if updates fell as batches grow")
+        columns = ("rows of a batch", *(f"updates, {rule} rate" for rule in RULES), "if they fell as batches grow")
         draw = lambda figure: _draw(figure, needed, goal)
         return Finding(columns, rows, claims, draw, {"needed": needed, "goal": goal})
 

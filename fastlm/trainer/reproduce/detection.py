@@ -97,7 +97,7 @@ def accuracy(setting: Setting, trained: Transformer, rows: list[Row], seed: int)
     known = vocabulary(tokenizer)
     sides = [encoded(side, config, known, encoding_of(tokenizer), skipped.add) for side in (train, held_out)]
     examples = Examples(
-        library.NAME, config.task_class(), config.head(), *sides, "", library.SPLIT, skipped, tokens.tokenizer_file,
+        "", config.task_class(), config.head(), *sides, "", library.SPLIT, skipped, tokens.tokenizer_file,
         Facts(known.size),
     )  # fmt: skip
     trainer = Trainer(config, examples, steps)
