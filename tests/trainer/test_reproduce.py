@@ -194,7 +194,10 @@ def test_memory_is_asked_in_every_length(tokens, monkeypatch):
     monkeypatch.setattr(memory_length, "LOOKED_AT", 1024)
     finding = found(tokens, "memory-length", 0.01)
     losses = finding.values["losses"]
-    of = lambda trained, asked: losses[trained][0][memory_length.ASKED.index(asked)]
+    of = lambda trained, asked: losses[f"{trained}"][0][memory_length.ASKED.index(asked)]
+    starts = {name: memory_length.begun(setting(tokens, 0.01), name, 0).train.rows for name in losses}
+    in_order = [hasattr(rows, "streams") for rows in starts.values()]
+    assert in_order == [False, True, True, True] and losses["0"] != losses[memory_length.SHUFFLED]
     assert all(len(set(each[0])) == len(memory_length.ASKED) for each in losses.values())  # memory says something
     assert [claim.holds for claim in finding.claims] == [
         of(64, 64) < of(16, 16) < of(0, 0),

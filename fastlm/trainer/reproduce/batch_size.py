@@ -91,7 +91,9 @@ def _draw(figure, needed: dict[str, dict[int, list[float]]], goal: float) -> Non
     first = mean(next(iter(needed.values()))[ROWS[0]])
     if math.isfinite(first):
         axes.plot(ROWS, [first * ROWS[0] / rows for rows in ROWS], "--", color="0.7", label="as batches grow")
-    axes.set(xscale="log", yscale="log", xlabel="rows of a batch", ylabel=f"updates to {goal:.2f} nats per token")
-    axes.minorticks_off()
-    axes.set(xticks=ROWS, xticklabels=ROWS)
+    axes.set(xlabel="rows of a batch", ylabel=f"updates to {goal:.2f} nats per token")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.legend()
