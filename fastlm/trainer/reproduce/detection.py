@@ -16,7 +16,7 @@ from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of,
 from fastlm.trainer.tasks.rows import Row, labels_of
 
 STEPS, ROW, BATCH = 400, 64, 8  # updates of who learns hidden tokens; the others' are as much work
-TUNED = 120  # updates of 16 labelled rows
+TUNED, LR = 120, 1e-3  # updates of 16 labelled rows, and their peak rate
 RATE = 0.25  # of tokens that are hidden or replaced
 HIDDEN, LEARNED, UNIFORM, ANEW = "hidden tokens", "replaced, by a generator", "replaced, evenly", "drawn anew"
 WAYS = {
@@ -91,7 +91,7 @@ def accuracy(setting: Setting, trained: Transformer, rows: list[Row], seed: int)
     tokens, steps = setting.tokens, setting.steps(TUNED)
     config = FineTune(
         tokens.folder, kind="classification", labels=labels_of(train), shape=asdict(trained.config), steps=steps,
-        seed=seed, threads=1,
+        seed=seed, threads=1, lr=LR,
     ).settled()  # fmt: skip
     tokenizer, skipped = load_tokenizer(tokens.tokenizer_file), Skipped()
     known = vocabulary(tokenizer)
