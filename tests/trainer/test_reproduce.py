@@ -201,6 +201,7 @@ def test_memory_is_asked_in_every_length(tokens, monkeypatch):
     assert all(len(set(each[0])) == len(memory_length.ASKED) for each in losses.values())  # memory says something
     assert [claim.holds for claim in finding.claims] == [
         of(64, 64) < of(16, 16) < of(0, 0),
+        of(16, 16) < of(0, 0),
         of(64, 64) < of(0, 0),
         of(64, 64) < of(64, 32) < of(64, 16) < of(64, 0),
         of(16, 64) < of(16, 16),
