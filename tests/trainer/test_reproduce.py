@@ -185,9 +185,13 @@ def test_updates_to_a_loss_are_counted(tokens, monkeypatch, goal):
 
 
 def test_a_goal_is_looked_at_every_few_updates(tokens):
-    trainer = learner(setting(tokens, 1), 12, 0)
-    assert batch_size.updates_to(trainer, 1e9) == batch_size.EVERY == trainer.step
-    assert held_out(trainer) > 0 and batch_size.updates_to(trainer, 0.0) == math.inf
+    seen, trainer = [], learner(setting(tokens, 1), 3 * batch_size.EVERY, 0)
+    while trainer.step < trainer.steps:
+        trainer.update()
+        seen += [held_out(trainer)] if trainer.step % batch_size.EVERY == 0 else []
+    assert seen[0] > seen[1] > seen[2]
+    again = lambda goal: batch_size.updates_to(learner(setting(tokens, 1), 3 * batch_size.EVERY, 0), goal)
+    assert again(seen[1]) == 2 * batch_size.EVERY and again(seen[2] - 1e-3) == math.inf
 
 
 def test_memory_is_asked_in_every_length(tokens, monkeypatch):
@@ -276,12 +280,15 @@ def test_detection_is_as_much_work_as_hidden_tokens(tokens, monkeypatch):
     ]  # fmt: skip
 
 
-def test_a_model_is_fine_tuned_from_what_it_learned(tokens):
+def test_a_model_is_fine_tuned_from_what_it_learned(tokens, monkeypatch):
     """Rows that one token tells apart are told apart; the trained model itself stays as it was."""
     rows = [Row(f"{word} {i}", None, word, group=str(i)) for i in range(60) for word in ("Ada", "Grace")]
     trained = detection.begun(setting(tokens, 1), detection.HIDDEN, 2, 0).model
-    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    copy = lambda model: {name: value.clone() for name, value in model.state_dict().items()}
+    before, first = copy(trained), {}
+    monkeypatch.setattr(detection, "learned", lambda made: first.update(copy(made.model.model)) or learned(made))
     assert detection.accuracy(setting(tokens, 0.5), trained, rows, 0) == 1.0
+    assert first and all(torch.equal(value, before[name]) for name, value in first.items())
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
