@@ -3,24 +3,40 @@ exact hold, and what an experiment says comes from what it measured.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from runs import fail, write_text
 
+from fastlm.objectives import Masked
 from fastlm.trainer import cli
 from fastlm.trainer.commands import reproducing
 from fastlm.trainer.data.corpus import find
+from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.data.tokens import tokenize
 from fastlm.trainer.options.choices import choices
-from fastlm.trainer.reproduce import EXPERIMENTS, Claim, Setting, optimizers
+from fastlm.trainer.reproduce import (
+    EXPERIMENTS,
+    Claim,
+    Setting,
+    batch_size,
+    clean_text,
+    detection,
+    memory_length,
+    optimizers,
+)  # fmt: skip
 from fastlm.trainer.reproduce.accumulation import gradient, of_means, of_sums
 from fastlm.trainer.reproduce.albert_sizes import PAPER
+from fastlm.trainer.reproduce.clean_text import ABOVE, AGAIN, BELOW, cleaned, cut, encoded, lines_of, spoilt
 from fastlm.trainer.reproduce.extrapolation import at_length
-from fastlm.trainer.reproduce.learning import clearly_below, learned, learner, spread
+from fastlm.trainer.reproduce.learning import clearly_below, held_out, learned, learner, lower_in_mean, shape, spread
 from fastlm.trainer.reproduce.loss_scaling import LEAST, activations
+from fastlm.trainer.reproduce.memory_length import with_memory
+from fastlm.trainer.reproduce.next_sentence import FULL, LABEL, PAIRS, begun, of_full_rows
 from fastlm.trainer.reproduce.rope_decay import decay
+from fastlm.trainer.tasks.rows import Row
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +165,160 @@ def test_the_others_are_done(tokens, name):
     assert all(math.isfinite(x) for values in finding.values["losses"].values() for x in values)
 
 
+@pytest.mark.parametrize("goal", (1.0, 0.0))
+def test_updates_to_a_loss_are_counted(tokens, monkeypatch, goal):
+    """The loss of guessing by frequency is reached soon; a loss of 0 never is, and then no claim holds."""
+    monkeypatch.setattr(batch_size, "GOAL", goal)
+    monkeypatch.setattr(batch_size, "ROWS", (4, 8, 16))
+    finding = found(tokens, "batch-size", 0.04 if goal else 0.01)
+    needed = finding.values["needed"]
+    assert needed["linear"][4] is needed["square root"][4] and list(needed["linear"]) == [4, 8, 16]
+    means = [needed["linear"][rows][0] for rows in (4, 8, 16)]
+    if goal:
+        assert all(n % batch_size.EVERY == 0 and n <= 24 for n in means)
+        falls, less, diminish = (claim.holds for claim in finding.claims[3:])
+        assert falls == (means[2] < means[1] < means[0]) and less == (4 * means[2] > means[0])
+        assert diminish == (means[1] * means[1] < means[0] * means[2])
+    else:
+        assert means == [math.inf] * 3 and not any(claim.holds for claim in finding.claims)
+        assert finding.rows[0][1] == "not there in 1 of 1"
+
+
+def test_a_goal_is_looked_at_every_few_updates(tokens):
+    seen, trainer = [], learner(setting(tokens, 1), 3 * batch_size.EVERY, 0)
+    while trainer.step < trainer.steps:
+        trainer.update()
+        seen += [held_out(trainer)] if trainer.step % batch_size.EVERY == 0 else []
+    assert seen[0] > seen[1] > seen[2]
+    again = lambda goal: batch_size.updates_to(learner(setting(tokens, 1), 3 * batch_size.EVERY, 0), goal)
+    assert again(seen[1]) == 2 * batch_size.EVERY and again(seen[2] - 1e-3) == math.inf
+
+
+def test_memory_is_asked_in_every_length(tokens, monkeypatch):
+    monkeypatch.setattr(memory_length, "LOOKED_AT", 1024)
+    finding = found(tokens, "memory-length", 0.01)
+    losses = finding.values["losses"]
+    of = lambda trained, asked: losses[f"{trained}"][0][memory_length.ASKED.index(asked)]
+    starts = {name: memory_length.begun(setting(tokens, 0.01), name, 0).train.rows for name in losses}
+    in_order = [hasattr(rows, "streams") for rows in starts.values()]
+    assert in_order == [False, True, True, True] and losses["0"] != losses[memory_length.SHUFFLED]
+    assert all(len(set(each[0])) == len(memory_length.ASKED) for each in losses.values())  # memory says something
+    assert [claim.holds for claim in finding.claims] == [
+        of(64, 64) < of(16, 16) < of(0, 0),
+        of(16, 16) < of(0, 0),
+        of(64, 64) < of(0, 0),
+        of(64, 64) < of(64, 32) < of(64, 16) < of(64, 0),
+        of(16, 64) < of(16, 16),
+    ]
+
+
+def test_a_memory_as_long_as_the_text_is_one_long_row(tokens, monkeypatch):
+    """A model that remembers all rows before says what it says of one row that holds them all."""
+    monkeypatch.setattr(memory_length, "LOOKED_AT", 128)
+    monkeypatch.setattr(memory_length, "SIDE_BY_SIDE", 1)
+    sizes = shape(setting(tokens, 1), position="transformer-xl", context=16)
+    trainer = learner(setting(tokens, 1), 2, 0, shape=sizes)
+    monkeypatch.setattr(memory_length, "ROW", 16)
+    remembered, none = with_memory(trainer, 128), with_memory(trainer, 0)
+    monkeypatch.setattr(memory_length, "ROW", 128)
+    at_once = with_memory(trainer, 0)
+    assert remembered == pytest.approx(at_once, abs=1e-5) and none != pytest.approx(at_once, abs=1e-5)
+
+
+def test_pairs_are_learned_with_and_without_their_label(tokens):
+    finding = found(tokens, "next-sentence", 0.01)
+    pairs, rows = finding.values["pairs"], finding.values["rows"]
+    assert pairs.keys() == {LABEL, PAIRS} and rows.keys() == {LABEL, PAIRS, FULL}
+    assert [c.holds for c in finding.claims] == [pairs[PAIRS] <= pairs[LABEL], rows[FULL] <= rows[LABEL]]
+    trainers = {name: begun(setting(tokens, 0.01), name, 0) for name in (LABEL, PAIRS)}
+    gradients = {}
+    for name, trainer in trainers.items():
+        batch = trainer.train.batch(0, 0, 4)
+        trainer.train.means(trainer.train.loss(trainer.model, batch), trainer.train.targets(batch))["loss"].backward()
+        gradients[name] = trainer.model.pair_head.out.weight.grad.abs().max().item()
+    assert gradients[LABEL] > 0 == gradients[PAIRS]
+
+
+def test_full_rows_are_asked_of_a_model_of_pairs(tokens):
+    """As the objective of full rows asks them, of the same text."""
+    trainer = begun(setting(tokens, 0.01), FULL, 0)
+    assert of_full_rows(trainer) == held_out(trainer)
+    known = vocabulary(trainer.tokenizer)
+    assert of_full_rows(trainer) != held_out(trainer, Masked(trainer.held_out.tokens, 64, known, rate=0.1))
+
+
+def test_noises_are_followed_by_one_task(tokens):
+    finding = found(tokens, "bart-noises", 0.01)
+    tuned = finding.values["tuned"]
+    anew, mask, delete, infill, permute, rotate, both = (losses[0] for losses in tuned.values())
+    assert len({anew, mask, delete, infill, permute, rotate, both}) == 7  # each has learned something else
+    assert [claim.holds for claim in finding.claims] == [
+        max(mask, delete, infill, permute, rotate, both) < anew,
+        max(mask, delete, infill) < min(permute, rotate),
+        delete <= mask,
+        infill <= min(mask, delete, permute, rotate),
+    ]
+
+
+def test_detection_is_as_much_work_as_hidden_tokens(tokens, monkeypatch):
+    texts = {"odd": "Ada writes {} lines of code, and", "even": "and {} proofs are what Grace reads;"}
+    rows = [Row(text.format(i), None, label, group=str(i)) for i in range(40) for label, text in texts.items()]
+    monkeypatch.setattr(detection.library, "rows", lambda: ("rows", rows))
+    finding = found(tokens, "detection", 0.02)
+    work, updates = finding.values["work"], finding.values["updates"]
+    layers, head, V, D, H = 2 * 12 * 64 * 64, 64 * 64, tokens.facts.vocab_size, 64, 16
+    assert work[detection.HIDDEN] == layers + 0.25 * (head + V * D)
+    assert work[detection.UNIFORM] == layers + head + D
+    generator = D * H + 2 * 12 * H * H + 0.25 * (H * D + V * D)
+    assert work[detection.LEARNED] == work[detection.UNIFORM] + generator
+    spent = [work[name] * updates[name] for name in work]
+    assert max(spent) - min(spent) <= max(work.values())
+    of, ways = finding.values["right"], (detection.LEARNED, detection.HIDDEN, detection.UNIFORM, detection.ANEW)
+    learned_, hidden, even, anew = (of[name][0] for name in ways)
+    assert [c.holds for c in finding.claims] == [
+        learned_ >= hidden, hidden >= even, learned_ >= even, min(learned_, hidden, even) > anew,
+    ]  # fmt: skip
+
+
+def test_a_model_is_fine_tuned_from_what_it_learned(tokens, monkeypatch):
+    """Rows that one token tells apart are told apart; the trained model itself stays as it was."""
+    rows = [Row(f"{word} {i}", None, word, group=str(i)) for i in range(60) for word in ("Ada", "Grace")]
+    trained = detection.begun(setting(tokens, 1), detection.HIDDEN, 2, 0).model
+    copy = lambda model: {name: value.clone() for name, value in model.state_dict().items()}
+    before, first = copy(trained), {}
+    monkeypatch.setattr(detection, "learned", lambda made: first.update(copy(made.model.model)) or learned(made))
+    assert detection.accuracy(setting(tokens, 0.5), trained, rows, 0) == 1.0
+    assert first and all(torch.equal(value, before[name]) for name, value in first.items())
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_rules_find_what_a_text_was_spoilt_with(tokens, monkeypatch):
+    """Pages of a grammar are much alike, so that only here they are not compared by what is nearly the same."""
+    monkeypatch.setattr(clean_text, "RULES", replace(clean_text.RULES, without=(*clean_text.PROSE, "near")))
+    tokenizer = load_tokenizer(tokens.tokenizer_file)
+    documents = lines_of(tokens.train[:4000], tokenizer)
+    pages = [page for lines in documents for page in cut(lines)]
+    noisy = spoilt(pages)
+    assert len(noisy) == len(pages) + -(-len(pages) // AGAIN)
+    assert all(page.startswith(ABOVE[0]) and page.endswith(BELOW[-1]) for page in noisy)
+    # of what repeats the first stays, but for the lines that fall under a rule
+    once = [line for line in (*ABOVE, *BELOW) if not any(word in line for word in ("JavaScript", "cookies", "terms"))]
+    left = cleaned(noisy)
+    assert left[0] == "\n".join((*ABOVE, pages[0], *once[len(ABOVE) :])) and left[1:] == pages[1:]
+    decoded = lines_of(encoded(pages, tokenizer), tokenizer)
+    assert ["\n".join(lines) for lines in decoded] == pages
+
+
+def test_clean_text_is_beside_noisy_text(tokens):
+    finding = found(tokens, "clean-text", 0.02)
+    clean, noisy, again = (losses[0] for losses in finding.values["losses"].values())
+    assert [claim.holds for claim in finding.claims] == [
+        clean < noisy, again < noisy, clean < noisy and again - clean <= (noisy - clean) / 2,
+    ]  # fmt: skip
+    sizes = [int(row[2].replace(",", "")) for row in finding.rows]
+    assert max(sizes[0], sizes[2]) < sizes[1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is said
 
@@ -159,6 +329,7 @@ def test_names_are_known_before_torch_is():
 
 def test_seeds_are_compared_as_they_lie():
     assert clearly_below([1.0, 2.0], [2.1, 3.0]) and not clearly_below([1.0, 2.2], [2.1, 3.0])
+    assert lower_in_mean([1.0, 3.0], [2.0, 2.0]) and not lower_in_mean([1.0, 3.1], [2.0, 2.0])
     assert spread([1.0, 2.0]) == "1.500 ± 0.707" and spread([1.0]) == "1.000"
     assert spread([1.0, math.inf]) == "diverged in 1 of 2"
 

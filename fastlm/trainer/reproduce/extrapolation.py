@@ -9,7 +9,16 @@ from fastlm.objectives import Causal
 from fastlm.trainer.data.tokenizer import vocabulary
 from fastlm.trainer.evaluation import Evaluation
 from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
-from fastlm.trainer.reproduce.learning import SMALL, Learned, learned, learner, of_seeds, shape, spread
+from fastlm.trainer.reproduce.learning import (
+    SMALL,
+    Learned,
+    draw_lines,
+    learned,
+    learner,
+    of_seeds,
+    shape,
+    spread,
+)
 from fastlm.trainer.step import Trainer
 
 STEPS, TRAINED = 300, SMALL["context"]
@@ -106,10 +115,7 @@ def at_length(trainer: Trainer, length: int, scaling: int = 1) -> float:
 def _draw(figure, losses: dict[str, list[list[float]]]) -> None:
     axes = figure.subplots()
     lengths = [TRAINED * n for n in TIMES]
-    for i, (name, several) in enumerate(losses.items()):
-        columns = list(zip(*several, strict=True))
-        axes.plot(lengths, [sum(c) / len(c) for c in columns], "o-", color=f"C{i}", label=name)
-        axes.fill_between(lengths, [*map(min, columns)], [*map(max, columns)], color=f"C{i}", alpha=0.2, linewidth=0)
+    draw_lines(axes, lengths, losses)
     axes.axvline(TRAINED, color="0.7", linestyle="--")
     axes.set_xscale("log")
     axes.minorticks_off()  # which a logarithmic axis labels

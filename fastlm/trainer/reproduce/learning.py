@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import mean, stdev
 
 from fastlm.models.presets import FAMILIES
+from fastlm.objectives import Objective
 from fastlm.trainer.options.config import Config
 from fastlm.trainer.outputs.artefacts import smooth
 from fastlm.trainer.reproduce.experiment import Setting
@@ -47,9 +48,23 @@ def learned(trainer: Trainer) -> Learned:
         result.losses.append(trainer.update().losses["loss"].item())
         if not math.isfinite(result.losses[-1]):
             return result
-    found = trainer.evaluate(min(LOOKED_AT, trainer.held_out.windows))[trainer.held_out.compared]
-    result.held_out = found if math.isfinite(found) else math.inf
+    result.held_out = held_out(trainer)
     return result
+
+
+def held_out(trainer: Trainer, objective: Objective | None = None) -> float:
+    """A model's loss over a part of the held-out text, inf where it is no number. objective: over that text, where it
+    is not the trainer's.
+    """
+    asked = trainer.held_out if objective is None else objective
+    found = looked_at(trainer, asked)[asked.compared]
+    return found if math.isfinite(found) else math.inf
+
+
+def looked_at(trainer: Trainer, objective: Objective) -> dict[str, float]:
+    """What `Evaluation` finds over a part of an objective's text."""
+    evaluation = replace(trainer.evaluation, objective=objective, bytes_of=None)
+    return evaluation.of(trainer.model, min(LOOKED_AT, objective.windows))
 
 
 def of_seeds(setting: Setting, steps: int, what: str, **flags: object) -> list[Learned]:
@@ -76,6 +91,28 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def clearly_below(lower: Sequence[float], upper: Sequence[float]) -> bool:
     """Whether every seed's value is below every one of the others'."""
     return max(lower) < min(upper)
+
+
+def lower_in_mean(lower: Sequence[float], upper: Sequence[float]) -> bool:
+    """Whether the mean over the seeds is no higher than the others'."""
+    return mean(lower) <= mean(upper)
+
+
+def draw_lines(axes, places: Sequence[float], several: dict[str, list[Sequence[float]]]) -> None:
+    """The mean of each at some places, with what lies between its seeds; several: name → the values of each seed."""
+    for i, (name, seeds) in enumerate(several.items()):
+        columns = list(zip(*seeds, strict=True))
+        axes.plot(places, [*map(mean, columns)], "o-", color=f"C{i}", label=name)
+        axes.fill_between(places, [*map(min, columns)], [*map(max, columns)], color=f"C{i}", alpha=0.2, linewidth=0)
+
+
+def draw_dots(axes, several: dict[str, Sequence[float]], label: str) -> None:
+    """A line for each name, with a dot for each seed and a stroke at the mean."""
+    for i, values in enumerate(several.values()):
+        axes.plot(values, [i] * len(values), "o", color=f"C{i}")
+        axes.plot([mean(values)] * 2, [i - 0.3, i + 0.3], color=f"C{i}")
+    axes.set(xlabel=label, yticks=range(len(several)), yticklabels=list(several))
+    axes.invert_yaxis()
 
 
 def draw_curves(axes, runs: dict[str, list[Learned]], label: str = "nats per token") -> None:
