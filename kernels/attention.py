@@ -41,7 +41,7 @@ def forward_tile(
     j0 = tile * BLOCK_N
     k = load_rows(keys, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
     k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
-    x, _ = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
+    x, _slope = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
     # the running maximum, and P relative to it (line 9)
     to_unit, to_log2 = units(q.dtype, n)
     m_new = tl.maximum(m, tl.max(x, 1) * to_unit)

@@ -66,7 +66,7 @@ def bias_kernel(
                 key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
                 k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, True)
                 # dS = P ∘ (dP - δ), as for dq
-                x, _ = scores(
+                x, _slope = scores(
                     q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True, False
                 )  # fmt: skip
                 p = probabilities(x, lse[:, None], q.dtype, n)
