@@ -112,6 +112,18 @@ def theirs(name: str, **size) -> nn.Module:
     return model.train()
 
 
+def in_fp64(model: nn.Module) -> nn.Module:
+    """A copy, each module of which widens what it is given: XLNet's positions are fp32 whatever its weights are."""
+    wide = lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    copied = copy.deepcopy(model).double()
+    for module in copied.modules():
+        module.register_forward_pre_hook(
+            lambda _, args, options: (tuple(map(wide, args)), {name: wide(x) for name, x in options.items()}),
+            with_kwargs=True,
+        )
+    return copied
+
+
 def batch(name: str, L: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """transformers' arguments, ours, and the labels. T5 writes a quarter of what it reads; XLNet's query stream guesses
     a sixth of the tokens.
@@ -153,10 +165,6 @@ def loss(name: str, L: int, side: str, model: nn.Module, by_logits: bool = False
         hidden, weight, bias = model.head.factors(scored)
         return fastlm.linear_cross_entropy(hidden.flatten(0, 1), weight, words.flatten(), bias)
 
-    dtype = next(model.parameters()).dtype
-    of_theirs = {
-        key: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for key, x in of_theirs.items()
-    }
     return of_states if side == OURS else lambda: model(**of_theirs, labels=labels)[0]
 
 
@@ -236,7 +244,7 @@ def measure(name: str, L: int, clock: str = "clock", smoke: bool = False, layers
     models = {OURS: from_huggingface(other).train(), THEIRS: other, SWAPPED: swapped(copy.deepcopy(other))}
     runs = {side: step(name, L, side, model) for side, model in models.items()}
     losses = {side: run() for side, run in runs.items()}
-    exact = copy.deepcopy(other).double()
+    exact = in_fp64(other)
     step(name, L, THEIRS, exact)()
     found = {OURS: gradients_of_ours(models[OURS], other)}
     found |= {side: gradients(models[side]) for side in (THEIRS, SWAPPED)}
