@@ -199,7 +199,9 @@ def test_gradient_checkpoints_and_dropout(checkpoint: Checkpoint, reentrant):
 
 @one_each
 def test_autocast(checkpoint: Checkpoint):
-    """In bf16, as near to fp64 as the model's own forward is."""
+    """In bf16, as near to fp64 as the model's own forward is, within the rule's factor of two: over weights that differ
+    a little, the ratio of these small models' errors is anything from 0.6 to 1.9.
+    """
     model = checkpoint.make()
     batch = batches(model)["right"]
     with fastlm.use_backend("reference"):  # for what of it is swapped
@@ -211,7 +213,7 @@ def test_autocast(checkpoint: Checkpoint):
         return (squares(made[name].double() - x for name, x in truth.items()) / squares(truth.values())) ** 0.5
 
     if family_of(checkpoint) != "deberta":  # whose own overflows there
-        bound = 1.5 * far(model)
+        bound = 2 * far(model)
     assert far(swapped(model)) <= bound
 
 
