@@ -36,16 +36,18 @@ def pytest_addoption(parser):
 
 # in the order of their time; left out by -m "not slow"
 SLOW = [
-    "csrc/test_sanitizers.py", "optim/test_sharded.py", "optim/test_sharded_models.py",
-    "optim/test_sharded_checkpoints.py", "trainer/test_distributed.py", "kernels/test_triton.py",
-    "trainer/test_finetune.py", "interop/test_transformers_4.py", "csrc/test_cuda_on_host.py", "ops/test_transforms.py",
-    "csrc/test_cuda_attention_on_host.py", "house/test_docs.py", "ops/test_attention_threads.py",
-    "kernels/test_triton_compile.py", "trainer/test_presets.py", "trainer/test_checkpoint.py",
-    "house/test_benchmarks.py", "trainer/test_memory.py", "trainer/test_interruptions.py", "trainer/test_trainer.py",
-    "trainer/test_cli.py", "trainer/test_pull.py", "trainer/test_start.py", "csrc/test_cuda_compile.py",
-    "house/test_examples.py", "optim/test_trainers.py", "house/test_readme.py", "ops/test_combinations.py",
-    "trainer/test_reproduce.py", "trainer/test_patience.py", "house/test_packaging.py", "house/test_types.py",
-    "ops/test_lesser_processors.py", "trainer/test_course.py",
+    "kernels/test_triton_compile.py", "optim/test_sharded.py", "optim/test_sharded_models.py",
+    "optim/test_sharded_checkpoints.py", "trainer/test_distributed.py", "csrc/test_sanitizers.py",
+    "house/test_benchmarks.py", "interop/test_transformers_4.py", "kernels/test_triton.py",
+    "trainer/test_finetune.py", "interop/swap/test_swap_families.py", "trainer/test_cli.py",
+    "ops/test_transforms.py", "house/test_docs.py", "ops/test_attention_threads.py",
+    "csrc/test_cuda_attention_on_host.py", "trainer/test_checkpoint.py", "trainer/test_presets.py",
+    "nn/test_context_parallel.py", "trainer/test_interruptions.py", "trainer/test_memory.py",
+    "csrc/test_cuda_on_host.py", "kernels/test_triton_launch.py", "optim/test_trainers.py",
+    "trainer/test_trainer.py", "csrc/test_cuda_compile.py", "trainer/test_start.py", "house/test_readme.py",
+    "trainer/test_reproduce.py", "trainer/test_pull.py", "models/test_transformer_xl.py", "house/test_examples.py",
+    "ops/test_combinations.py", "ops/test_lesser_processors.py", "trainer/test_patience.py",
+    "house/test_packaging.py", "house/test_types.py", "trainer/test_course.py",
 ]  # fmt: skip
 
 
