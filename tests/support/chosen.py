@@ -49,8 +49,8 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
         "value vectors": lambda: dict(value_vectors=vectors(12)),
     }
     for name in names:
-        args = args._replace(**drawn[name]()) if name in drawn else in_buckets(args, torch.Generator().manual_seed(13))
-    return args
+        args = args._replace(**drawn[name]()) if name in drawn else args
+    return in_buckets(args, torch.Generator().manual_seed(13)) if "buckets" in names else args
 
 
 def in_buckets(a: Arguments, g: torch.Generator) -> Arguments:
@@ -70,7 +70,7 @@ TERMS = [
     *MASKS, "dropout", "softcap", "bias", "bias of the batch", "bias of heads", "one bias", "bias of keys",
     "bias of queries", "groups",
     "query vectors", "query vectors and positions", "key vectors", "key vectors and positions", "value vectors",
-    "buckets",  # of the vectors before
+    "buckets",  # of all vectors, whatever the order of these names
 ]  # fmt: skip
 
 
