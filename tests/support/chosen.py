@@ -47,9 +47,10 @@ def with_terms(args: Arguments, names: list[str]) -> Arguments:
             key_vectors=vectors(10), k_position=draw(B, Hk, Lk, D, dtype=dtype, seed=11)
         ),
         "value vectors": lambda: dict(value_vectors=vectors(12)),
+        "buckets": dict,
     }
     for name in names:
-        args = args._replace(**drawn[name]()) if name in drawn else args
+        args = args._replace(**drawn[name]())
     return in_buckets(args, torch.Generator().manual_seed(13)) if "buckets" in names else args
 
 
