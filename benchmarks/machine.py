@@ -65,16 +65,20 @@ def peak_growth(work) -> int | None:
     """Bytes by which the process's resident memory grows at most while work runs, what was freed before having gone
     back to the system; None where Linux's /proc and the GNU C library are not there to tell.
     """
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    reset = Path("/proc/self/clear_refs")
     if not os.access(reset, os.W_OK) or platform.libc_ver()[0] != "glibc":
         return None
-    resident = lambda key: 1024 * int(re.search(rf"{key}:\s*(\d+) kB", status.read_text()).group(1))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     reset.write_text("5")
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
+
+
+def resident(key: str) -> int:
+    """Bytes of this process: VmRSS, which it has now, or VmHWM, the most that it had."""
+    return 1024 * int(re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def rate(work, amount: float, device: torch.device) -> float:

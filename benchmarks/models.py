@@ -14,7 +14,6 @@ cost nothing. transformers' ratio over that one is therefore the most that any m
 
 import copy
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import peak_growth
+from machine import peak_growth, resident
 from timing import compare
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -280,15 +279,10 @@ def fresh(side: str, entries: dict) -> nn.Module:
     return swapped(model) if side == SWAPPED else model
 
 
-def peak() -> int:
-    """Bytes of this process so far, at most."""
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()).group(1))
-
-
 def main() -> None:
     name, L, side = sys.argv[1:]
     model = fresh(side, json.loads(sys.stdin.read()))
-    print(json.dumps({"grows": peak_growth(step(name, int(L), side, model)), "peak": peak()}))
+    print(json.dumps({"grows": peak_growth(step(name, int(L), side, model)), "peak": resident("VmHWM")}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from functools import partial
 
 import models
 import torch
-from machine import peak_growth
+from machine import peak_growth, resident
 from models import OURS, THEIRS
 from timing import compare
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def main() -> None:
     run = update(name, int(L), getattr(torch, dtype), side, model)
     run()
     model.zero_grad(set_to_none=True)
-    print(json.dumps({"grows": peak_growth(run), "peak": models.peak()}))
+    print(json.dumps({"grows": peak_growth(run), "peak": resident("VmHWM")}))
 
 
 if __name__ == "__main__":

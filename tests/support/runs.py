@@ -68,6 +68,16 @@ def train(text: Path, out: Path, **changes) -> int:
         torch.set_num_threads(before)
 
 
+def train_in(folder: Path, **runs: dict) -> Path:
+    """Runs over a text of their own, folder/text.txt, each in a folder of its name there, as is their cache."""
+    write_text(folder / "text.txt", seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name, changes in runs.items():
+            assert train(folder / "text.txt", folder / name, **changes) == 0
+    return folder
+
+
 def repeatable(folder: Path) -> tuple[bytes, list[dict]]:
     """The final weights' bytes, and the rows of metrics.jsonl without what a clock made."""
     rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(folder / "metrics.jsonl")]

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from dying import killed
-from runs import TINY, config, flags, repeatable, train, write_text
+from runs import TINY, config, flags, repeatable, train, train_in, write_text
 from safetensors import safe_open
 
 from fastlm.models import Recurrence
@@ -24,12 +24,7 @@ LONG = dict(steps=16, dropout=0.1, accumulate=2, save_every=0.0)  # a checkpoint
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run to compare with, on a text equal to every test's own."""
-    folder = tmp_path_factory.mktemp("whole")
-    write_text(folder / "text.txt", seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert train(folder / "text.txt", folder / "run", **LONG) == 0
-    return folder / "run"
+    return train_in(tmp_path_factory.mktemp("whole"), run=LONG) / "run"
 
 
 @pytest.mark.parametrize("moment, n, save_every", [

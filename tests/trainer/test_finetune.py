@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from dying import killed
-from runs import fail, repeatable, train, write_text
+from runs import fail, repeatable, train_in
 
 from fastlm.trainer import cli
 from fastlm.trainer.commands import run
@@ -22,13 +22,8 @@ FAST = ["--threads", "1", "--batch", "8", "--lr", "3e-3"]
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """A small run of each kind of model."""
-    folder = tmp_path_factory.mktemp("bases")
-    write_text(folder / "text.txt", seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        for preset in PRESETS:
-            train(folder / "text.txt", folder / preset, preset=preset, context=32, steps=20)
-    return folder
+    runs = {preset: dict(preset=preset, context=32, steps=20) for preset in PRESETS}
+    return train_in(tmp_path_factory.mktemp("bases"), **runs)
 
 
 def write(path, made) -> list[str]:

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from dying import killed
-from runs import TINY, config, fail, repeatable, train, write_text
+from runs import TINY, config, fail, repeatable, train_in
 from safetensors.torch import load_file
 
 from fastlm.models.presets import preset
@@ -32,13 +32,8 @@ ANEW = ("head.bias",)  # stands for a head that was not there
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Small runs to begin with, and their text."""
-    folder = tmp_path_factory.mktemp("bases")
-    write_text(folder / "text.txt", seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        for preset in ("llama", "roberta"):
-            assert train(folder / "text.txt", folder / preset, preset=preset, steps=4) == 0
-    return folder
+    runs = {preset: dict(preset=preset, steps=4) for preset in ("llama", "roberta")}
+    return train_in(tmp_path_factory.mktemp("bases"), **runs)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from dying import killed
-from runs import TINY, config, fail, flags, repeatable, stop_before, train, write_text
+from runs import TINY, config, fail, flags, repeatable, stop_before, train, train_in
 from safetensors.torch import load_file
 
 from fastlm.interop import from_huggingface, to_huggingface
@@ -38,12 +38,7 @@ def held_out(folder) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run, on a text equal to every test's own."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_text(folder / "text.txt", seed=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert train(folder / "text.txt", folder / "run", position="t5", steps=40) == 0
-    return folder / "run"
+    return train_in(tmp_path_factory.mktemp("trained"), run=dict(position="t5", steps=40)) / "run"
 
 
 def test_it_begins_where_the_other_ended_and_goes_on(text, tmp_path, trained, capsys):

@@ -94,9 +94,10 @@ def begin(folder: Path, config: Training, argv: list[str], here: Here, read: Rea
         with trainer.filling() as model:
             anew = start.give(trainer.train, model)
             if config.pull:
-                trainer.pull = pull.Pull(config.pull, trainer.model, pull.starts_of(model, anew))
+                starts = dict(pull.starts_of(model, anew))
+                trainer.pull = pull.Pull(config.pull, trainer.model, starts.items())
                 if ranks.speaks:
-                    checkpoint.save_start(folder / "state", dict(pull.starts_of(model, anew)))
+                    checkpoint.save_start(folder / "state", starts)
         console.say("begins", f"with the weights of {start.folder}", *lines.of_start(anew, config.pull))
         run.save()
     if ranks.speaks:

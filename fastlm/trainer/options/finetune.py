@@ -110,8 +110,10 @@ class FineTune(Training, Asked):
         self, examples: Sequence, context: int, known: "Vocabulary", streams: int | None = None
     ) -> "Task":
         """The task over one side of the rows. Raises ValueError if there are none."""
-        batch = self.batch if self.order == "by-length" else None
-        return self.task_class()(examples, context, known, self.model(known.size), self.head(), batch)
+        task = self.task_class()(examples, context, known, self.model(known.size), self.head())
+        if self.order == "by-length":
+            task.order_by_length(self.batch)
+        return task
 
     def objective_on_rows(self, context: int, vocab_size: int) -> "Task":
         """The task over one row that is as long as the model reads."""

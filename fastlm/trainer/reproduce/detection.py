@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from statistics import mean
 
 from fastlm.models import Electra, Transformer
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.tokenizer import load_tokenizer, vocabulary
 from fastlm.trainer.options.finetune import FineTune
 from fastlm.trainer.reproduce.experiment import Claim, Experiment, Finding, Setting
-from fastlm.trainer.reproduce.learning import draw_dots, learned, learner, looked_at, shape, spread
+from fastlm.trainer.reproduce.learning import draw_dots, learned, learner, looked_at, lower_in_mean, shape, spread
 from fastlm.trainer.step import Trainer
 from fastlm.trainer.tasks import library
 from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, sides_of
@@ -107,7 +106,7 @@ def accuracy(setting: Setting, trained: Transformer, rows: list[Row], seed: int)
 
 
 def _claims(right: dict[str, Sequence[float]]) -> list[Claim]:
-    least = lambda name, other: mean(right[name]) >= mean(right[other])
+    least = lambda name, other: lower_in_mean(right[other], right[name])
     return [
         Claim(
             "Replaced tokens of a generator are worth no less than hidden ones, in the mean.", least(LEARNED, HIDDEN)

@@ -23,19 +23,13 @@ class Classification(Task, name="classification"):
     second one is counted besides.
 
     Args:
-        examples, context, vocabulary, shape, head, batch: as in `Task`.
+        examples, context, vocabulary, shape, head: as in `Task`.
     """
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        context: int,
-        vocabulary: Vocabulary,
-        shape: ModelConfig,
-        head: Head,
-        batch: int | None = None,
+        self, examples: Sequence[Example], context: int, vocabulary: Vocabulary, shape: ModelConfig, head: Head
     ):
-        super().__init__(examples, context, vocabulary, shape, head, batch)
+        super().__init__(examples, context, vocabulary, shape, head)
         self.shares = ("accuracy", *(("f1",) if len(head.labels) == 2 else ()))
 
     @staticmethod

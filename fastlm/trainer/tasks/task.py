@@ -74,8 +74,6 @@ class Task(Objective):
         vocabulary: the ids' meaning.
         shape: of the model that is fine-tuned.
         head: how its rows are read.
-        batch: how many examples learn together, where those are to be about as long as one another. Default None: they
-            are drawn as they come.
     """
 
     per = "example"
@@ -89,13 +87,7 @@ class Task(Objective):
             TASKS[name] = cls
 
     def __init__(
-        self,
-        examples: Sequence[Example],
-        context: int,
-        vocabulary: Vocabulary,
-        shape: ModelConfig,
-        head: Head,
-        batch: int | None = None,
+        self, examples: Sequence[Example], context: int, vocabulary: Vocabulary, shape: ModelConfig, head: Head
     ):
         super().__init__(examples, context, vocabulary)
         if not len(examples):
@@ -103,8 +95,7 @@ class Task(Objective):
         self.examples, self.head, self.end = examples, head, vocabulary.eos
         self.layout = Layout.of(shape, head.pooling, vocabulary)
         self.both = shape.kind == "encoder-decoder"
-        lengths = self._lengths()
-        self.order = Order(len(lengths)) if batch is None else ByLength(lengths, batch)
+        self.order = Order(len(examples))
 
     @classmethod
     def shape_of(cls, shape: ModelConfig) -> dict:
@@ -159,6 +150,10 @@ class Task(Objective):
     @cached_property
     def tokens_per_row(self) -> int:
         return max(1, round(self._lengths().mean()))
+
+    def order_by_length(self, batch: int) -> None:
+        """Have examples that learn together, `batch` at a time, be about as long as one another."""
+        self.order = ByLength(self._lengths(), batch)
 
     def _lengths(self) -> np.ndarray:
         """[examples] int: ids of each row."""
