@@ -36,8 +36,8 @@ ISA_FLAGS = {"portable": []} | ({"avx2": AVX2, "avx512": AVX512, "avx512_bf16": 
 # compiled once per instruction set, the second kind not for AMX, which multiplies matrices; the rest of csrc/cpu once
 PER_ISA = ("table", "attention/forward", "attention/backward")
 ELEMENTWISE = (
-    "attention/rotary", "layers/embedding", "layers/gate", "layers/loss", "layers/norm", "optim/adafactor",
-    "optim/adam", "optim/sgd", "optim/unscale",
+    "attention/rotary", "layers/embedding", "layers/gate", "layers/linear", "layers/loss", "layers/norm",
+    "optim/adafactor", "optim/adam", "optim/sgd", "optim/unscale",
 )  # fmt: skip
 CUDA_TARGETS = ("80", "90a", "100", "120")  # and PTX of the last, for what comes after
 

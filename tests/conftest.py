@@ -122,7 +122,7 @@ def as_on_a_gpu(monkeypatch) -> list[tuple[torch.dtype, torch.dtype]]:
             return addmm(to, x, y, out_dtype=out_dtype, out=out)
         return addmm(to, x.to(out_dtype), y.to(out_dtype), out=out)
 
-    monkeypatch.setattr(logits, "multiplies_16_bits", lambda device: True)
+    monkeypatch.setattr(logits, "on_gpu", lambda device: True)
     monkeypatch.setattr(torch, "addmm", added)
     return seen
 

@@ -50,8 +50,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gate", &launch_gate, unlocked());
     m.def("gate_backward", &launch_gate_backward, unlocked());
     m.def("embedding_backward", &launch_embedding_backward, unlocked());
+    m.def("linear", &launch_linear, unlocked());
     m.def("logits_measure", &launch_logits_measure, unlocked());
     m.def("logits_gradient", &launch_logits_gradient, unlocked());
+    m.def("logits_lose", &launch_logits_lose, unlocked());
     m.def(
         "attention_exp",
         [](Address x, Address out, int64_t n) {

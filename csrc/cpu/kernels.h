@@ -85,10 +85,20 @@ struct Embedding {  // of rows [D]: dy, and its sum for each token, over places[
     int64_t D;
 };
 
-struct Logits {  // rows [V] of fp32, of `words` in all; bias [V] or null; softcap 0: none
+struct Logits {  // rows [V] of dtype, of `words` in all; bias [V] or null; softcap 0: none
     int64_t V, words;
+    int dtype;
     const float* bias;
     float softcap, temperature, label_smoothing;
+};
+
+constexpr int64_t FEW_ROWS = 8;      // fastlm/ops/linear.py: FEW
+constexpr int64_t FEW_OUTPUTS = 64;  // made at a time
+
+struct Linear {  // y [rows, N] = x [rows, K] weight [N, K]ᵀ + bias, all dense; rows ≤ FEW_ROWS; bias [N] or null
+    Span weight, y;
+    const float *x, *bias;
+    int64_t rows, K, N;
 };
 
 struct RowLoss {
@@ -127,10 +137,12 @@ struct Kernels {
     void (*gate_backward)(const Gate& a, int64_t begin, int64_t end);
     // tokens begin … end - 1; workspace: 5 D
     void (*embedding_backward)(const Embedding& a, int64_t begin, int64_t end, float* workspace);
+    // outputs begin … end - 1, at most FEW_OUTPUTS
+    void (*linear)(const Linear& a, int64_t begin, int64_t end);
     // of one row of products; then, in its place, the gradient of scale · lse - g · wanted. A label outside of it is no
     // word here
-    RowLoss (*logits_measure)(const Logits& c, const float* x, int64_t label);
-    void (*logits_gradient)(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
+    RowLoss (*logits_measure)(const Logits& c, void* x, int64_t label);
+    void (*logits_gradient)(const Logits& c, void* x, int64_t label, float lse, float scale, float g);
     // one unit of work, of units(attention); workspace: forward_space, backward_space
     void (*attention_forward)(const Attention& a, int64_t unit, float* workspace);
     void (*attention_backward)(const AttentionBackward& x, int64_t unit, float* workspace);

@@ -75,13 +75,19 @@ void launch_gate_backward(const Operands& tensors, int64_t rows, int64_t H, int 
 void launch_embedding_backward(
     const Operands& tensors, Address ids, int64_t n, int64_t tokens, int64_t D, int64_t padding, int threads);
 
-// What fastlm/ops/linear_cross_entropy.py needs of products x [rows, V] fp32: lse and wanted; then, in their place, the
-// gradient of scale · lse - g · wanted. bias [V] fp32 or 0; labels [rows] int64; of_rows [rows] fp32 each: lse and
-// wanted; lse, scale and g. words: V of all ranks. options: softcap, temperature, smoothing.
-void launch_logits_measure(Address x, Address bias, Address labels, const std::array<Address, 2>& of_rows, int64_t rows,
-    int64_t V, int64_t words, const std::array<double, 3>& options, int threads);
-void launch_logits_gradient(Address x, Address bias, Address labels, const std::array<Address, 3>& of_rows,
-    int64_t rows, int64_t V, int64_t words, const std::array<double, 3>& options, int threads);
+// The op of fastlm/ops/linear.py: x [rows, K], weight [N, K], bias [N] or not, and y [rows, N], by name.
+void launch_linear(const Operands& tensors, int64_t rows, int64_t K, int64_t N, int threads);
+
+// What fastlm/ops/linear_cross_entropy.py needs of products x [rows, V], each row's side by side: lse and wanted; then,
+// in their place, the gradient of scale · lse - g · wanted; or both at once for the loss of each row, all of which have
+// a label. bias [V] fp32 or 0; labels [rows] int64; made: lse and wanted, given: lse, scale and g, loss [rows] fp32
+// each. words: V of all ranks. options: softcap, temperature, smoothing.
+void launch_logits_measure(const View& x, int dtype, Address bias, Address labels, const std::array<Address, 2>& made,
+    int64_t words, const std::array<double, 3>& options, int threads);
+void launch_logits_gradient(const View& x, int dtype, Address bias, Address labels, const std::array<Address, 3>& given,
+    int64_t words, const std::array<double, 3>& options, int threads);
+void launch_logits_lose(const View& x, int dtype, Address bias, Address labels, Address loss, int64_t words,
+    const std::array<double, 3>& options, double z_loss, int threads);
 
 // The op `attention` of fastlm/ops/attention.py. q [B, H, Lq, D]; k, v [B, Hk, Lk, D]: channels side by side. table [H,
 // Lq + Lk - 1] fp32 or 0; key_lengths [B] int64 or 0. terms: the op's other tensors by name; ids are int64 and `same`

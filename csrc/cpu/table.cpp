@@ -33,8 +33,9 @@ void norm_backward_rows(
 void gate_rows(const Gate& a, int64_t begin, int64_t end);
 void gate_backward_rows(const Gate& a, int64_t begin, int64_t end);
 void embedding_backward_rows(const Embedding& a, int64_t begin, int64_t end, float* workspace);
-RowLoss logits_measure(const Logits& c, const float* x, int64_t label);
-void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g);
+void linear_outputs(const Linear& a, int64_t begin, int64_t end);
+RowLoss logits_measure(const Logits& c, void* x, int64_t label);
+void logits_gradient(const Logits& c, void* x, int64_t label, float lse, float scale, float g);
 
 }  // namespace FASTLM_ELEMENTWISE
 
@@ -49,7 +50,8 @@ void attention_exp(const float* x, float* out, int64_t n);
 extern const Kernels kernels = {FASTLM_NAME(FASTLM_ISA), adamw_chunk, lamb_moments_chunk, lamb_apply_chunk, sgd_chunk,
     adafactor_measure_panel, adafactor_bounded_panel, adafactor_apply_panel, adafactor_measure_run, adafactor_apply_run,
     sum_of_squares_chunk, unscale_chunk, rotate_row, norm_rows, norm_backward_rows, gate_rows, gate_backward_rows,
-    embedding_backward_rows, logits_measure, logits_gradient, attention_forward, attention_backward, attention_exp};
+    embedding_backward_rows, linear_outputs, logits_measure, logits_gradient, attention_forward, attention_backward,
+    attention_exp};
 
 }  // namespace FASTLM_ISA
 }  // namespace fastlm

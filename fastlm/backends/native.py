@@ -67,6 +67,11 @@ def cpp_is_built() -> bool:
     return cpp_missing(torch.device("cpu")) is None
 
 
+def cpp_multiplies_bf16() -> bool:
+    """Whether the instruction set in use multiplies pairs of bf16."""
+    return cpp_is_built() and cpu().active() in ("avx512_bf16", "amx")
+
+
 # torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
 cpp_is_built._dynamo_marked_constant = True
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastlm.checks import below_one, one_of, whole
 from fastlm.models.config import ModelConfig
 from fastlm.models.stack import make_norm
-from fastlm.nn import ACTIVATIONS
+from fastlm.nn import ACTIVATIONS, Linear
+from fastlm.nn.linear import linear
 
 if TYPE_CHECKING:
     from fastlm.models.transformer import Transformer
@@ -25,7 +26,7 @@ class Transform(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.activation = config.activation
-        self.linear = nn.Linear(config.dim, config.embedding_width)
+        self.linear = Linear(config.dim, config.embedding_width)
         self.norm = make_norm(config, config.embedding_width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class Factors(NamedTuple):
 
     def logits(self) -> Tensor:
         """[..., V]"""
-        return F.linear(self.hidden, self.weight, self.bias)
+        return linear(self.hidden, self.weight, self.bias)
 
 
 class LMHead(nn.Module):

@@ -6,6 +6,7 @@ context_parallel.py  context_parallel_attention, over a sequence that ranks hold
                  blocks.py: what they compute; exchange.py: what they hand one another
 torch_forms.py   those of torch's masks, widths and dimensions in our terms
 multihead.py     MultiheadAttention, by torch's arguments and state dict, with any scheme
+linear.py        linear, of few rows too; Linear, torch's
 loss.py          linear_cross_entropy, without a tensor of logits
 attention.py     Attention, multi-head self-attention with any scheme; CrossAttention, to another sequence
 cache.py         keys and values of the tokens a layer has seen
@@ -20,11 +21,12 @@ norm.py          LayerNorm, RMSNorm: torch's, that add a residual in the same pa
 from fastlm.nn.attention import Attention, CrossAttention
 from fastlm.nn.cache import KVCache
 from fastlm.nn.embedding import Embedding
+from fastlm.nn.linear import Linear
 from fastlm.nn.mlp import ACTIVATIONS, MLP
 from fastlm.nn.multihead import MultiheadAttention
 from fastlm.nn.norm import NORMS, LayerNorm, RMSNorm
 
 __all__ = [
-    "ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "Embedding", "KVCache", "LayerNorm",
+    "ACTIVATIONS", "MLP", "NORMS", "Attention", "CrossAttention", "Embedding", "KVCache", "LayerNorm", "Linear",
     "MultiheadAttention", "RMSNorm",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Multi-head attention with any positional scheme: of a sequence to itself, and to another one."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm import masks
@@ -9,6 +8,7 @@ from fastlm.checks import below_one, flag, positive, whole
 from fastlm.nn import checks
 from fastlm.nn.cache import KVCache, check_cache
 from fastlm.nn.functional import attention
+from fastlm.nn.linear import Linear, linear
 from fastlm.positions import SCHEMES, Position, RelativeSegments, SharedTerms, Terms, make
 
 
@@ -42,7 +42,7 @@ class _Heads(nn.Module):
         positive(**({} if softcap is None else {"softcap": softcap}))
         self.dim, self.heads, self.kv_heads, self.head_dim = dim, heads, kv_heads, head_dim
         self.dropout, self.scale, self.softcap = dropout, scale, softcap
-        self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
+        self.out = Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
 
     def split(self, x: Tensor, *heads: int) -> tuple[Tensor, ...]:
         """[B, L, n · head_dim] → [B, h, L, head_dim] for each h of heads; gradients are put together in one pass."""
@@ -113,7 +113,7 @@ class Attention(_Heads):
         flag(causal=causal, key_bias=key_bias, relative_segments=relative_segments)
         masks.band(causal, window)  # says what is wrong with a window before a model is built around it
         self.causal, self.window = causal, window
-        self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias and key_bias)
+        self.qkv = Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias and key_bias)
         no_key = bias and not key_bias
         self.qv_bias = nn.Parameter(torch.zeros((heads + self.kv_heads) * self.head_dim)) if no_key else None
         if isinstance(position, str):
@@ -202,7 +202,7 @@ class Attention(_Heads):
             bias = torch.cat((of_queries, torch.zeros_like(of_values), of_values))
         rows = slice(first * D, (first + sum(heads)) * D)
         whole = bias is self.qkv.bias and rows == slice(0, len(weight))
-        made = self.qkv(x) if whole else F.linear(x, weight[rows], None if bias is None else bias[rows])
+        made = self.qkv(x) if whole else linear(x, weight[rows], None if bias is None else bias[rows])
         return self.split(made, *heads)
 
     def terms(self, position: Position | Terms | SharedTerms | None) -> Position | Terms | None:
@@ -248,8 +248,8 @@ class CrossAttention(_Heads):
         softcap: float | None = None,
     ):
         super().__init__(dim, heads, kv_heads, head_dim, bias, None, dropout, scale, softcap)
-        self.q = nn.Linear(dim, heads * self.head_dim, bias=bias)
-        self.kv = nn.Linear(dim, 2 * self.kv_heads * self.head_dim, bias=bias)
+        self.q = Linear(dim, heads * self.head_dim, bias=bias)
+        self.kv = Linear(dim, 2 * self.kv_heads * self.head_dim, bias=bias)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastlm.checks import at_least_zero, below_one, each, one_of, positive
 from fastlm.nn import checks, vocabulary
 from fastlm.ops import linear_cross_entropy as ops
-from fastlm.ops.logits import has_target, multiplies_16_bits
+from fastlm.ops.logits import has_target, multiplies
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -51,10 +51,11 @@ def linear_cross_entropy(
     "mean" and "sum" make their gradients on the way forward, which costs three products as plain logits do, and keeps
     them, as large as hidden and weight; "none" costs four. Differentiable once.
 
-    On a CPU, which multiplies fp32 faster than 16 bits, logits and sums are fp32 whatever dtype weight has, and
-    autocast changes nothing. On a GPU 16 bits are multiplied as such and logits are rounded to them, as F.linear's are;
-    sums are fp32, and autocast makes hidden and weight 16 bits as it does for F.linear. A chunk of logits takes half a
-    GiB there, or 1,024 rows. The formula and its sources: fastlm/ops/linear_cross_entropy.py.
+    On a GPU 16 bits are multiplied as such and logits are rounded to them, as F.linear's are; sums are fp32, and
+    autocast makes hidden and weight 16 bits as it does for F.linear. So are two of bf16 on a CPU with AVX512_BF16 or
+    AMX; all else is multiplied in fp32 on a CPU, where that is faster, whatever dtype weight has, and autocast changes
+    nothing. A chunk of logits takes half a GiB on a GPU, or 1,024 rows. The formula and its sources:
+    fastlm/ops/linear_cross_entropy.py.
 
     Where ranks hold parts of weight, each is given the same hidden and labels, as plain tensors or Replicate, and gets
     the same loss and hidden's whole gradient, both summed in the order of ranks; weight's stays divided.
@@ -72,8 +73,9 @@ def linear_cross_entropy(
     states, labels = vocabulary.whole(weight, hidden=hidden), vocabulary.whole(weight, labels=labels).long()
     _check_labels(labels, here.words, ignore_index)
     weight, device = here.weight, states.device.type
-    if multiplies_16_bits(states.device) and torch.is_autocast_enabled(device) and states.dtype != torch.float64:
-        states, weight = (x.to(torch.get_autocast_dtype(device)) for x in (states, weight))
+    if torch.is_autocast_enabled(device) and states.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        states, weight = (x.to(dtype) if multiplies(dtype, x.device) else x for x in (states, weight))
     cap = 0.0 if softcap is None else float(softcap)
     a = ops.Arguments(
         states, weight, here.bias, labels, ignore_index, float(label_smoothing), float(z_loss), cap, float(temperature),

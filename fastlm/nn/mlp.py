@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlm.checks import below_one, flag, one_of, whole
+from fastlm.nn.linear import Linear
 from fastlm.nn.recompute import recomputed
 from fastlm.ops import gate
 
@@ -52,8 +53,8 @@ class MLP(nn.Module):
         flag(gated=gated, bias=bias)
         below_one(dropout=dropout)
         self.activation, self.gated, self.dropout = activation, gated, dropout
-        self.inner = nn.Linear(dim, (1 + gated) * hidden, bias=bias)
-        self.out = nn.Linear(hidden, dim, bias=bias)
+        self.inner = Linear(dim, (1 + gated) * hidden, bias=bias)
+        self.out = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         between = partial(gate.gated if self.gated else gate.activated, self.inner(x), self.activation)

@@ -7,6 +7,7 @@
     norm.py                    layer norm and RMS norm, of a sum with a residual too
     gate.py                    activations, gated or not
     embedding.py               rows of a table by token
+    linear.py                  a linear layer of few rows
     linear_cross_entropy.py    the loss of a linear layer's logits that are never there as a whole
     logits.py                  its products, in chunks of rows
     ranks.py                   what ranks that hold parts of a tensor make together

@@ -66,7 +66,8 @@ class Rows(NamedTuple):
 
     measure(x, labels, a) → (lse [rows], (1 - ε) z_label + ε / words Σ_j z_j [rows], of the words here)
     gradient(x, labels, lse, scale, g, a) → the gradient of scale · lse - g · the second one, in x's place
-    lose(x, labels, a) → (loss [rows], its gradient in x's place), where all words are here; None: by the two above
+    lose(x, labels, a) → (loss [rows], its gradient in x's place), where all words are here, and all rows have a target
+        but while a CUDA graph is captured; None: by the two above
     """
 
     measure: Callable[..., tuple[Tensor, Tensor]]
@@ -176,22 +177,29 @@ summed_linear_cross_entropy.torch_op.register_fake(
 
 
 def _measure_by_cpp(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
-    lse, wanted = x.new_empty(len(x)), x.new_empty(len(x))
-    _run_cpp(native.cpu().logits_measure, x, labels, (lse, wanted), a)
+    lse, wanted = (x.new_empty(len(x), dtype=torch.float32) for _ in range(2))
+    _run_cpp(native.cpu().logits_measure, x, labels, (lse.data_ptr(), wanted.data_ptr()), a)
     return lse, wanted
 
 
 def _gradient_by_cpp(x: Tensor, labels: Tensor, lse: Tensor, scale: Tensor, g: Tensor, a: Arguments) -> Tensor:
-    _run_cpp(native.cpu().logits_gradient, x, labels, (lse, scale, g), a)
+    given = [values.contiguous() for values in (lse, scale, g)]
+    _run_cpp(native.cpu().logits_gradient, x, labels, [values.data_ptr() for values in given], a)
     return x
 
 
-def _run_cpp(launch: Callable, x: Tensor, labels: Tensor, of_rows: tuple[Tensor, ...], a: Arguments) -> None:
-    bias = None if a.bias is None else a.bias.to(x.dtype).contiguous()
-    labels, of_rows = labels.contiguous(), [values.contiguous() for values in of_rows]
+def _lose_by_cpp(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
+    loss = x.new_empty(len(x), dtype=torch.float32)
+    _run_cpp(native.cpu().logits_lose, x, labels, loss.data_ptr(), a, a.z_loss)
+    return loss, x
+
+
+def _run_cpp(launch: Callable, x: Tensor, labels: Tensor, of_rows, a: Arguments, *others: float) -> None:
+    bias = None if a.bias is None else a.bias.float().contiguous()
+    labels = labels.contiguous()
     launch(
-        x.data_ptr(), native.address(bias), labels.data_ptr(), [values.data_ptr() for values in of_rows], *x.shape,
-        a.words, (a.softcap, a.temperature, a.label_smoothing), torch.get_num_threads(),
+        native.view(x), native.DTYPES[x.dtype], native.address(bias), labels.data_ptr(), of_rows, a.words,
+        (a.softcap, a.temperature, a.label_smoothing), *others, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -213,7 +221,7 @@ def _lose_by_triton(x: Tensor, labels: Tensor, a: Arguments) -> tuple[Tensor, Te
     return lose(x, labels, a)
 
 
-CPP = Rows(_measure_by_cpp, _gradient_by_cpp)
+CPP = Rows(_measure_by_cpp, _gradient_by_cpp, _lose_by_cpp)
 TRITON = Rows(_measure_by_triton, _gradient_by_triton, _lose_by_triton)
 
 

@@ -1,8 +1,8 @@
 """Logits in chunks of rows, and the gradients that chunks add up to: the products of linear_cross_entropy.py.
 
-On a CPU all is fp32 (fp64 for fp64 hidden), which it multiplies faster than 16 bits; a weight of 16 bits is then there
-in fp32 a tile at a time. On a GPU 16 bits are multiplied as they are, and a chunk's logits and their gradient have 16
-bits too, as F.linear's have; what chunks add up to is fp32.
+Where 16 bits are multiplied faster than fp32, on GPUs and, in bf16, on CPUs with instructions for it, they are
+multiplied as they are, and a chunk's logits and their gradient have 16 bits too, as F.linear's have; what chunks add up
+to is fp32. Elsewhere all is fp32 (fp64 for fp64 hidden), and a weight of 16 bits is there in fp32 a tile at a time.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlm.backends import pages
+from fastlm.backends import native, pages
 from fastlm.ops import ranks
 
-TILE = 4 * 2**20  # bytes of a 16-bit weight that are there in fp32 at a time
-ALIGNED = 64  # words by which rows lie apart on a GPU, whose products and kernels take whole vectors
+TILE = 4 * 2**20  # bytes of weight that are multiplied at a time, or of a product that is then added to fp32
+ALIGNED = 64  # words by which rows lie apart, for products and kernels take whole vectors
 
 
 class Chunk(NamedTuple):
@@ -110,10 +110,9 @@ def chunks(a: Arguments) -> Iterator[tuple[Tensor, Tensor]]:
     rows on every rank.
     """
     targets, V, dtype = _targets(a), len(a.weight), operands(a)
-    on_gpu = multiplies_16_bits(a.hidden.device)
     most = -(-a.words // ranks.size(a.group))  # words of the rank that has most
-    together = (GPU if on_gpu else CPU).size(most, dtype.itemsize, len(targets))
-    apart = -(-V // ALIGNED) * ALIGNED if on_gpu else V
+    together = (GPU if on_gpu(a.hidden.device) else CPU).size(most, dtype.itemsize, len(targets))
+    apart = -(-V // ALIGNED) * ALIGNED
     buffer = a.hidden.new_empty(min(together, len(targets)), apart, dtype=dtype)[:, :V]
     for rows in targets.split(together):
         if len(rows) == 0:
@@ -141,24 +140,39 @@ def has_target(a: Arguments, labels: Tensor) -> Tensor:
     return labels != a.ignore_index
 
 
-def multiplies_16_bits(device: torch.device) -> bool:
-    """Whether 16 bits are multiplied faster than fp32, and added up in fp32."""
+def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether these 16 bits are multiplied faster than fp32, and added up in fp32."""
+    return on_gpu(device) or (dtype == torch.bfloat16 and native.cpp_multiplies_bf16())
 
 
 def operands(a: Arguments) -> torch.dtype:
     """Of what is multiplied, and of a chunk's logits."""
-    as_it_is = a.hidden.dtype == a.weight.dtype and multiplies_16_bits(a.hidden.device)
+    as_it_is = a.hidden.dtype == a.weight.dtype and multiplies(a.hidden.dtype, a.hidden.device)
     return a.hidden.dtype if as_it_is else torch.promote_types(a.hidden.dtype, torch.float32)
 
 
 def _tiles(a: Arguments) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows of weight as an operand): the weight itself where it is one."""
+    """(first row, rows of weight as an operand): all at once where they need no copy, but for fp32 on a CPU, of which
+    tiles that stay in the cache are multiplied faster.
+    """
     dtype = operands(a)
-    size = len(a.weight) if a.weight.dtype == dtype else max(1, TILE // (a.weight.shape[1] * dtype.itemsize))
+    whole = a.weight.dtype == dtype and (on_gpu(a.hidden.device) or dtype.itemsize == 2)
+    size = len(a.weight) if whole else max(1, TILE // (a.weight.shape[1] * dtype.itemsize))
     for begin in range(0, len(a.weight), size):
         yield begin, a.weight[begin : begin + size].to(dtype)
 
 
 def _add_product(x: Tensor, y: Tensor, to: Tensor) -> None:
-    torch.addmm(to, x, y, out=to) if x.dtype == to.dtype else torch.addmm(to, x, y, out_dtype=to.dtype, out=to)
+    """to += x y. On a CPU a product of 16 bits is rounded to them before it is added, a tile at a time."""
+    if x.dtype == to.dtype:
+        torch.addmm(to, x, y, out=to)
+    elif on_gpu(to.device):
+        torch.addmm(to, x, y, out_dtype=to.dtype, out=to)
+    else:
+        size = max(1, TILE // (to.shape[1] * x.dtype.itemsize))
+        for sums, rows in zip(to.split(size), x.split(size), strict=True):
+            sums += rows @ y

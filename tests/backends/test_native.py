@@ -18,6 +18,11 @@ CPU = torch.device("cpu")
 F32 = 0
 
 
+def logits(address=8, V=4):
+    """The view of two rows of logits."""
+    return address, (2, V), (4, 1)
+
+
 def test_it_is_built_and_chosen():
     assert native.cpp_missing(CPU) is None, native.cpp_missing(CPU)
     assert native.cpu().active() in native.cpu().available()
@@ -93,12 +98,25 @@ def test_unknown_instruction_sets_are_refused():
         (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, 2, 4, 5, True, 1), "the activation's number is unknown"),
         (lambda m: m.gate({"x": (8, F32), "y": (8, F32)}, -2, 4, 0, True, 1), "a size is negative"),
         (lambda m: m.gate_backward({"x": (8, F32), "dy": (8, F32)}, 2, 4, 0, True, 1), "dx must be given"),
-        (lambda m: m.logits_measure(0, 0, 8, (8, 8), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
-        (lambda m: m.logits_measure(8, 0, 8, (8, 0), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
-        (lambda m: m.logits_measure(8, 0, 8, (8, 8), 2, 0, 4, (0.0, 1.0, 0.0), 1), "at least one logit"),
-        (lambda m: m.logits_measure(8, 0, 8, (8, 8), 2, 4, 3, (0.0, 1.0, 0.0), 1), "no more than words"),
-        (lambda m: m.logits_gradient(8, 0, 8, (8, 8, 8), 2, 4, 4, (0.0, 0.0, 0.0), 1), "temperature must be positive"),
-        (lambda m: m.logits_gradient(8, 0, 8, (8, 8, 0), 2, 4, 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.linear({}, 9, 4, 4, 1), "at most 8 rows"),
+        (lambda m: m.linear({}, 2, -4, 4, 1), "a size is negative"),
+        (lambda m: m.linear({"y": (8, F32), "x": (8, F32)}, 2, 4, 4, 1), "weight must be given"),
+        (lambda m: m.logits_measure((8, (2, 4), (3, 1)), F32, 0, 8, (8, 8), 4, (0.0, 1.0, 0.0), 1), "must not overlap"),
+        (lambda m: m.logits_measure((8, (2, 4), (8, 2)), F32, 0, 8, (8, 8), 4, (0.0, 1.0, 0.0), 1), "side by side"),
+        (lambda m: m.logits_lose(logits(), 5, 0, 8, 8, 4, (0.0, 1.0, 0.0), 0.0, 1), "x has a dtype that is not"),
+        (lambda m: m.logits_lose(logits(), F32, 0, 8, 0, 4, (0.0, 1.0, 0.0), 0.0, 1), "an address is null"),
+        (lambda m: m.logits_measure(logits(address=0), F32, 0, 8, (8, 8), 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(logits(), F32, 0, 8, (8, 0), 4, (0.0, 1.0, 0.0), 1), "an address is null"),
+        (lambda m: m.logits_measure(logits(V=0), F32, 0, 8, (8, 8), 4, (0.0, 1.0, 0.0), 1), "at least one logit"),
+        (lambda m: m.logits_measure(logits(), F32, 0, 8, (8, 8), 3, (0.0, 1.0, 0.0), 1), "no more than words"),
+        (
+            lambda m: m.logits_gradient(logits(), F32, 0, 8, (8, 8, 8), 4, (0.0, 0.0, 0.0), 1),
+            "temperature must be positive",
+        ),
+        (
+            lambda m: m.logits_gradient(logits(), F32, 0, 8, (8, 8, 0), 4, (0.0, 1.0, 0.0), 1),
+            "an address is null",
+        ),
     ],
 )
 def test_launchers_check_what_they_are_given(call, message):

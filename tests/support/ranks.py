@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 PATIENCE = 300.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
+# seconds, and times, to become a group: gloo, which connects each two ranks, was seen to lose a connection
+TOGETHER_IN, TRIES = 150.0, 3
 
 
 MOST = 4
@@ -44,15 +46,30 @@ class Ranks:
 
     def run(self, function, *args) -> None:
         """Assertions that fail on a rank fail here, with that rank's traceback."""
+        for attempt in range(TRIES):
+            failed = self._ask(TOGETHER_IN, None)
+            if not failed:
+                failed = self._ask(PATIENCE, function, *args)
+                break
+            if attempt < TRIES - 1:
+                self._start_again()
+        if failed:
+            self._start_again()
+            raise AssertionError("\n".join(failed))
+
+    def _ask(self, patience: float, function, *args) -> list[str]:
+        """Have each rank call a function, or for None become one of the group; what went wrong, on whatever rank."""
         pipes = self._pipes[: self.world]
         for pipe in pipes:
             pipe.send((self.world, self._group, function, args))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else f"no answer in {PATIENCE:g} s" for pipe in pipes]
-        failed = [f"rank {rank} of {self.world}:\n{answer}" for rank, answer in enumerate(answers) if answer]
-        if failed:  # the others may be anywhere
-            self.stop()
-            self._start()
-            raise AssertionError("\n".join(failed))
+        answers = [pipe.recv() if pipe.poll(patience) else f"no answer in {patience:g} s" for pipe in pipes]
+        return [f"rank {rank} of {self.world}:\n{answer}" for rank, answer in enumerate(answers) if answer]
+
+    def _start_again(self) -> None:
+        """For ranks may be anywhere after one of them failed."""
+        self.stop()
+        self._start()
+        self.of(self.world)
 
     def stop(self) -> None:
         for process in self._processes:
@@ -68,11 +85,12 @@ def _serve(rank: int, pipe) -> None:
     while True:
         world, group, function, args = pipe.recv()
         try:
-            if group != here:
+            if function is not None:
+                function(rank, world, *args)
+                dist.barrier()
+            elif group != here:
                 _join(rank, world, group)
                 here = group
-            function(rank, world, *args)
-            dist.barrier()
             pipe.send("")
         except Exception:
             pipe.send(traceback.format_exc())

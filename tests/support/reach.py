@@ -19,6 +19,7 @@ import fastlm
 from fastlm.backends import native
 from fastlm.backends.dispatch import OPS
 from fastlm.ops.attention import attention
+from fastlm.ops.linear import FEW, linear_of_few_rows
 from fastlm.ops.optim.unscale import grad_stats, unscale
 from fastlm.ops.rotary import rotate
 
@@ -128,6 +129,16 @@ def losses(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
         yield f"{V} words {' '.join(options)}", call
 
 
+def linears(dtype: torch.dtype) -> Iterator[tuple[str, Callable]]:
+    """Outputs and channels that leave a rest, for any number of rows."""
+    for rows, (N, K) in product(range(1, FEW + 1), ((5, 3), (131, 259))):
+
+        def call(rows=rows, N=N, K=K) -> None:
+            linear_of_few_rows(draw(rows, K, dtype=dtype), draw(N, K, dtype=dtype), draw(N, dtype=dtype))
+
+        yield f"{rows} rows, {N} outputs of {K}", call
+
+
 def tensors_of(args) -> dict[str, torch.Tensor]:
     return {name: x for name, x in args._asdict().items() if isinstance(x, torch.Tensor)}
 
@@ -146,7 +157,7 @@ def memory() -> None:
     for isa in sets:
         native.cpu().use(isa)
         for dtype in DTYPES:
-            for calls in (attentions, rotations, norms, gates, embeddings, losses, optimizers):
+            for calls in (attentions, rotations, norms, gates, embeddings, linears, losses, optimizers):
                 for name, call in calls(dtype):
                     if (isa, dtype) == (sets[0], DTYPES[0]) or not name.endswith(BY_LAUNCHERS):
                         print(isa, dtype, calls.__name__, name, flush=True)
@@ -169,6 +180,7 @@ def threads() -> None:
         *norms(torch.float32),
         *gates(torch.float32),
         *embeddings(torch.float32),
+        *linears(torch.float32),
         *losses(torch.float32),
         *optimizers(torch.float32),
     ):

@@ -165,38 +165,95 @@ void launch_embedding_backward(
     });
 }
 
-static Logits logits(Address x, Address bias, Address labels, int64_t rows, int64_t V, int64_t words,
-    const std::array<double, 3>& options) {
-    const auto [softcap, temperature, label_smoothing] = options;
-    check(rows >= 0 && V >= 1 && words >= V, "there must be at least one logit in a row, and no more than words");
-    check(rows == 0 || (x && labels), "an address is null");
-    check(temperature > 0 && softcap >= 0, "temperature must be positive, and softcap at least 0");
-    return {V, words, reinterpret_cast<const float*>(bias), float(softcap), float(temperature), float(label_smoothing)};
+void launch_linear(const Operands& tensors, int64_t rows, int64_t K, int64_t N, int threads) {
+    check(rows >= 0 && rows <= FEW_ROWS, "there must be at most " + std::to_string(FEW_ROWS) + " rows");
+    check(K >= 0 && N >= 0, "a size is negative");
+    if (rows == 0 || N == 0) return;
+    Linear a = {};
+    a.weight = span(tensors, "weight", K > 0), a.y = span(tensors, "y", true);
+    const Span bias = span(tensors, "bias", false);
+    const auto x = vector_of(span(tensors, "x", K > 0), rows * K, 0.0f, 0.0f), b = vector_of(bias, N, 0.0f, 0.0f);
+    a.x = x.get(), a.bias = bias.data ? b.get() : nullptr;
+    a.rows = rows, a.K = K, a.N = N;
+    const Kernels& k = active();
+    const auto unit = [&](int64_t i) { k.linear(a, i * FEW_OUTPUTS, std::min(N, (i + 1) * FEW_OUTPUTS)); };
+    parallel_for(ceil_div(N, FEW_OUTPUTS), rows * K * N < WORTH ? 1 : threads, unit);
 }
 
-void launch_logits_measure(Address x, Address bias, Address labels, const std::array<Address, 2>& of_rows, int64_t rows,
-    int64_t V, int64_t words, const std::array<double, 3>& options, int threads) {
-    const Logits c = logits(x, bias, labels, rows, V, words, options);
-    check(rows == 0 || (of_rows[0] && of_rows[1]), "an address is null");
-    const auto to = [&](int which, int64_t row) -> float& { return reinterpret_cast<float*>(of_rows[which])[row]; };
+// Rows of logits, and what is done to each of them.
+struct LogitRows {
+    Logits c;
+    char* x;
+    int64_t rows, pitch;  // in bytes
+    const int64_t* labels;
+
+    LogitRows(
+        const View& view, int dtype, Address bias, Address labels, int64_t words, const std::array<double, 3>& options)
+        : labels(reinterpret_cast<const int64_t*>(labels)) {
+        const auto& [address, shape, strides] = view;
+        const auto [softcap, temperature, label_smoothing] = options;
+        check(shape.size() == 2 && strides.size() == 2, "x must be [rows, V]");
+        const int64_t V = shape[1];
+        check(
+            shape[0] >= 0 && V >= 1 && words >= V, "there must be at least one logit in a row, and no more than words");
+        check(V == 1 || strides[1] == 1, "a row's logits must lie side by side");
+        check(shape[0] <= 1 || strides[0] >= V, "rows must not overlap");
+        check(dtype >= F32 && dtype <= F16, "x has a dtype that is not fp32, bf16 or fp16");
+        check(shape[0] == 0 || (address && labels), "an address is null");
+        check(temperature > 0 && softcap >= 0, "temperature must be positive, and softcap at least 0");
+        c = {V, words, dtype, reinterpret_cast<const float*>(bias), float(softcap), float(temperature),
+            float(label_smoothing)};
+        x = reinterpret_cast<char*>(address), rows = shape[0], pitch = strides[0] * element_size(dtype);
+    }
+
+    // work(row, its logits, its label)
+    template <typename Work>
+    void each(int threads, const Work& work) const {
+        parallel_for(rows, threads, [&](int64_t row) { work(row, x + row * pitch, labels[row]); });
+    }
+};
+
+template <size_t N>
+static std::array<float*, N> of_rows(const std::array<Address, N>& addresses, int64_t rows) {
+    std::array<float*, N> made;
+    for (size_t i = 0; i < N; i++) {
+        check(rows == 0 || addresses[i], "an address is null");
+        made[i] = reinterpret_cast<float*>(addresses[i]);
+    }
+    return made;
+}
+
+void launch_logits_measure(const View& x, int dtype, Address bias, Address labels, const std::array<Address, 2>& made,
+    int64_t words, const std::array<double, 3>& options, int threads) {
+    const LogitRows logits(x, dtype, bias, labels, words, options);
+    const auto [lse, wanted] = of_rows(made, logits.rows);
     const Kernels& k = active();
-    parallel_for(rows, threads, [&](int64_t row) {
-        const RowLoss r = k.logits_measure(
-            c, reinterpret_cast<const float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row]);
-        to(0, row) = r.lse;
-        to(1, row) = r.wanted;
+    logits.each(threads, [&, lse = lse, wanted = wanted](int64_t row, void* x, int64_t label) {
+        const RowLoss r = k.logits_measure(logits.c, x, label);
+        lse[row] = r.lse, wanted[row] = r.wanted;
     });
 }
 
-void launch_logits_gradient(Address x, Address bias, Address labels, const std::array<Address, 3>& of_rows,
-    int64_t rows, int64_t V, int64_t words, const std::array<double, 3>& options, int threads) {
-    const Logits c = logits(x, bias, labels, rows, V, words, options);
-    check(rows == 0 || (of_rows[0] && of_rows[1] && of_rows[2]), "an address is null");
-    const auto of_row = [&](int which, int64_t row) { return reinterpret_cast<const float*>(of_rows[which])[row]; };
+void launch_logits_gradient(const View& x, int dtype, Address bias, Address labels, const std::array<Address, 3>& given,
+    int64_t words, const std::array<double, 3>& options, int threads) {
+    const LogitRows logits(x, dtype, bias, labels, words, options);
+    const auto [lse, scale, g] = of_rows(given, logits.rows);
     const Kernels& k = active();
-    parallel_for(rows, threads, [&](int64_t row) {
-        k.logits_gradient(c, reinterpret_cast<float*>(x) + row * V, reinterpret_cast<const int64_t*>(labels)[row],
-            of_row(0, row), of_row(1, row), of_row(2, row));
+    logits.each(threads, [&, lse = lse, scale = scale, g = g](int64_t row, void* x, int64_t label) {
+        k.logits_gradient(logits.c, x, label, lse[row], scale[row], g[row]);
+    });
+}
+
+void launch_logits_lose(const View& x, int dtype, Address bias, Address labels, Address loss, int64_t words,
+    const std::array<double, 3>& options, double z_loss, int threads) {
+    const LogitRows logits(x, dtype, bias, labels, words, options);
+    const auto [losses] = of_rows(std::array<Address, 1>{loss}, logits.rows);
+    const float zeta = float(z_loss);
+    const Kernels& k = active();
+    logits.each(threads, [&, losses = losses](int64_t row, void* x, int64_t label) {
+        const RowLoss r = k.logits_measure(logits.c, x, label);
+        k.logits_gradient(logits.c, x, label, r.lse, 1.0f + 2.0f * zeta * r.lse, 1.0f);
+        losses[row] = r.lse - r.wanted + zeta * r.lse * r.lse;
     });
 }
 

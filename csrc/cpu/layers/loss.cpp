@@ -8,9 +8,9 @@ namespace FASTLM_ISA {
 
 constexpr float INFINITE = __builtin_inff();
 
-// z of n ≤ BLOCK logits, of words o, o + 1, …: the products x themselves, or made in buffer.
-static const float* scores(const Logits& c, const float* x, int64_t o, float* buffer, int n) {
-    x += o;
+// z of n ≤ BLOCK logits, of words o, o + 1, …: the products row themselves, or made in buffer.
+static const float* scores(const Logits& c, void* row, int64_t o, float* buffer, int n) {
+    const float* x = load(Span{row, c.dtype}, o, buffer, n);
     if (c.bias) {
         each(n, [&](auto lane, int64_t i) { put(buffer + i, take(lane, x + i) + take(lane, c.bias + o + i)); });
         x = buffer;
@@ -49,7 +49,7 @@ static float powers(const float* z, int n, float top) {
     return total;
 }
 
-RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
+RowLoss logits_measure(const Logits& c, void* x, int64_t label) {
     float buffer[BLOCK], top = -INFINITE, at_label = 0.0f;
     double shares = 0.0, total = 0.0;  // Σ exp(z - top), Σ z
     for (int64_t o = 0; o < c.V; o += BLOCK) {
@@ -67,7 +67,7 @@ RowLoss logits_measure(const Logits& c, const float* x, int64_t label) {
     return {float(double(top) + __builtin_log(shares)), float((1.0 - smoothing) * double(at_label) + smoothing * mean)};
 }
 
-void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float scale, float g) {
+void logits_gradient(const Logits& c, void* x, int64_t label, float lse, float scale, float g) {
     float buffer[BLOCK];
     const float even = g * (c.label_smoothing / float(c.words)), of_label = g * (1.0f - c.label_smoothing),
                 inverse = 1.0f / c.temperature, back = c.temperature / c.softcap;
@@ -78,12 +78,14 @@ void logits_gradient(const Logits& c, float* x, int64_t label, float lse, float 
     for (int64_t o = 0; o < c.V; o += BLOCK) {
         const int n = c.V - o < BLOCK ? int(c.V - o) : BLOCK;
         const float* z = scores(c, x, o, buffer, n);
+        float* dx = c.dtype == F32 ? static_cast<float*>(x) + o : buffer;
         const bool here = o <= label && label < o + n;
         const float of_wanted = here ? of_label * slope(V{} + z[label - o])[0] : 0.0f;
         int i = 0;
-        for (; i + W <= n; i += W) store(x + o + i, gradient(load(z + i)));
-        store(x + o + i, gradient(load(z + i, n - i, 0.0f)), n - i);
-        if (here) x[label] -= of_wanted;
+        for (; i + W <= n; i += W) store(dx + i, gradient(load(z + i)));
+        store(dx + i, gradient(load(z + i, n - i, 0.0f)), n - i);
+        if (here) dx[label - o] -= of_wanted;
+        store(dx, Span{x, c.dtype}, o, n);
     }
 }
 
