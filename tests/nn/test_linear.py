@@ -60,8 +60,8 @@ def calls(monkeypatch) -> list:
 
 def test_few_rows_without_gradients_are_ours(monkeypatch):
     seen, (x, weight, bias) = calls(monkeypatch), draw(FEW, 5, 4, torch.float32)
-    linear(x, weight, bias), linear(x[:2, None], weight), linear(x[0], weight)
-    assert seen == [(8, 4), (2, 1, 4), (4,)]
+    linear(x, weight, bias), linear(x[:2, None], weight), linear(x[0], weight), linear(x[:2].half(), weight.half())
+    assert seen == [(8, 4), (2, 1, 4), (4,), (2, 4)]
 
 
 @torch.no_grad()
@@ -72,13 +72,24 @@ def test_layers_of_a_model_take_it_while_it_writes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "why", ["more rows", "a gradient", "autocast", "another dtype", "compiled", "a tensor of a class of its own"]
+    "why",
+    [
+        "more rows",
+        "one of fp16",
+        "a gradient",
+        "autocast",
+        "another dtype",
+        "compiled",
+        "a tensor of a class of its own",
+    ],
 )
 def test_all_else_is_pytorchs(why, monkeypatch):
     seen, (x, weight, bias) = calls(monkeypatch), draw(FEW, 5, 4, torch.float32)
     expected = F.linear(x, weight, bias)
     if why == "more rows":
         linear(torch.cat((x, x)), weight, bias)
+    elif why == "one of fp16":
+        linear(x[:1].half(), weight.half(), bias.half())
     elif why == "a gradient":
         weight.requires_grad_()
         got = torch.autograd.grad(linear(x, weight, bias).sum(), weight)[0]
