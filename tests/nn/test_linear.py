@@ -9,6 +9,8 @@ from tolerance import Yardstick, assert_accurate, max_and_rms
 
 import fastlm
 from fastlm.backends import native
+from fastlm.models import Transformer
+from fastlm.models.presets import preset
 from fastlm.nn.linear import linear
 from fastlm.ops.linear import FEW, linear_of_few_rows
 
@@ -66,7 +68,7 @@ def test_few_rows_without_gradients_are_ours(monkeypatch):
 
 @torch.no_grad()
 def test_layers_of_a_model_take_it_while_it_writes(monkeypatch):
-    seen, model = calls(monkeypatch), fastlm.models.Transformer(fastlm.models.presets.preset("gpt", layers=1)).eval()
+    seen, model = calls(monkeypatch), Transformer(preset("gpt", layers=1)).eval()
     model.generate(torch.zeros(1, 3, dtype=torch.int64), 2)
     assert len(seen) == 2 * (4 + 1)  # for each token: qkv, out, two of the MLP, and the head
 
