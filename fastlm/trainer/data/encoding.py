@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastlm.trainer.data.known import Known
-from fastlm.trainer.data.splitting import STOP, common, starts
+from fastlm.trainer.data.splitting import STOP, Found, apart, common, joined, starts
 
 KEPT = 50_000_000  # bytes of words that have been met, at most
 TOGETHER = 64  # words that the tokenizer is given as one text
@@ -29,27 +29,20 @@ class Encoder:
         self.tokenizer, self.sizes, self.dtype = tokenizer, sizes, dtype
         self._forget()
 
-    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, texts: Sequence[str]) -> Found:
         """The ids of all texts, one after the other, and how many each text has, int64."""
         if self.known.size > KEPT:
             self._forget()
         plain = np.array([common(text) for text in texts], bool)
-        choose = lambda those: [text for text, taken in zip(texts, those, strict=True) if taken]
-        ids, counts = self._by_words(choose(plain))
-        if plain.all():
-            return ids, counts
-        rare, rare_counts = self._asked(choose(~plain))
-        lengths = np.empty(len(texts), np.int64)
-        lengths[plain], lengths[~plain] = counts, rare_counts
-        made, here = np.empty(lengths.sum(), self.dtype), np.repeat(plain, lengths)
-        made[here], made[~here] = ids, rare
-        return made, lengths
+        ours, rare = apart(texts, plain)
+        found = self._by_words(ours)
+        return joined(plain, found, self._asked(rare)) if rare else found
 
     def _forget(self) -> None:
         self.known = Known(self.dtype)
         self.known.add([STOP], np.zeros(0, self.dtype), np.zeros(1, np.int64))
 
-    def _by_words(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _by_words(self, texts: list[str]) -> Found:
         data = b"".join([text.encode() + STOP for text in texts])
         codes = np.frombuffer(data, np.uint8)
         begins = starts(codes)
@@ -75,6 +68,6 @@ class Encoder:
                 raise ValueError(f"the tokenizer splits {b''.join(some)[:100]!r} into other words than GPT-2's does")
             self.known.add(some, ids, np.diff(last + 1, prepend=0))
 
-    def _asked(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(self, texts: list[str]) -> Found:
         found = [np.array(each.ids, self.dtype) for each in self.tokenizer.encode_batch_fast(texts)]
         return np.concatenate([np.zeros(0, self.dtype), *found]), np.array([len(ids) for ids in found], np.int64)

@@ -9,6 +9,7 @@ are letters, numbers and white space, in every version of Unicode that either ha
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -17,12 +18,28 @@ COMMON = "\0-\u036f\u0391-\u03a1\u03a3-\u0481\u2010-\u2027\u2030-\u205e\u20a0-\u
 RARE = re.compile(f"[^{COMMON}]")
 LETTER, NUMBER, OTHER, SPACE, END = range(5)  # kinds of characters
 WHITE = "\t\n\v\f\r \x85\xa0"
+Found = tuple[np.ndarray, np.ndarray]  # in texts, one after the other; and how many in each, [D] int64
 STOP = b"\xff"  # ends a text; no byte of UTF-8
 
 
 def common(text: str) -> bool:
     """Whether all characters are of COMMON."""
     return text.isascii() or not RARE.search(text)
+
+
+def apart(texts: Sequence[str], these: np.ndarray) -> tuple[list[str], list[str]]:
+    """Texts for which these, [D] bool, holds, and the others."""
+    ones, others = ([text for text, it in zip(texts, these, strict=True) if it == wanted] for wanted in (True, False))
+    return ones, others
+
+
+def joined(these: np.ndarray, ones: Found, others: Found) -> Found:
+    """What was found in texts that `apart` divided, in the order of the texts."""
+    counts = np.empty(len(these), np.int64)
+    counts[these], counts[~these] = ones[1], others[1]
+    values, here = np.empty(counts.sum(), ones[0].dtype), np.repeat(these, counts)
+    values[here], values[~here] = ones[0], others[0]
+    return values, counts
 
 
 def starts(codes: np.ndarray) -> np.ndarray:

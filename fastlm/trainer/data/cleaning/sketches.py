@@ -16,7 +16,7 @@ import numpy as np
 
 from fastlm.backends.splitmix import mixed
 from fastlm.trainer.data.cleaning.rules import sentences
-from fastlm.trainer.data.splitting import STOP
+from fastlm.trainer.data.splitting import STOP, Found, apart, joined
 
 SHINGLE, BANDS, ROWS = 5, 14, 8
 BINS = BANDS * ROWS
@@ -27,6 +27,7 @@ WHITE, MARKS, CLOSES = (
     np.array([of(chr(i)) for i in range(256)])
     for of in (lambda c: c.isspace() and c.isascii(), lambda c: c in ".!?", lambda c: c in "\"')]")
 )
+LINE = ord("\n")
 NONE = np.uint64(2**64 - 1)
 
 
@@ -38,55 +39,54 @@ def keys(texts: Sequence[str]) -> np.ndarray:
 def span_keys(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of each three sentences in a row of a text: [n] uint64, text by text; and [D], how many each text has."""
     plain = np.array([text.isascii() for text in texts], bool)
-    choose = lambda those: [text for text, taken in zip(texts, those, strict=True) if taken]
-    each, counts = _sentence_hashes(choose(plain))
-    if not plain.all():
-        rest = [sentences(text) for text in choose(~plain)]
-        data = [sentence.strip().encode() for sentence in chain.from_iterable(rest)]
-        ends = np.cumsum([len(some) for some in data], dtype=np.int64)
-        made = _polynomials(b"".join(data), np.concatenate([[0], ends[:-1]]) if len(ends) else ends, ends)
-        lengths = np.empty(len(texts), np.int64)
-        lengths[plain], lengths[~plain] = counts, [len(some) for some in rest]
-        hashes, here = np.empty(lengths.sum(), np.uint64), np.repeat(plain, lengths)
-        hashes[here], hashes[~here] = each, made
-        each, counts = hashes, lengths
+    ours, others = apart(texts, plain)
+    each, counts = joined(plain, _ascii_sentences(ours), _sentences(others))
     of_text = np.repeat(np.arange(len(texts)), counts)
     spans = max(0, len(each) - SPAN + 1)
     inside = of_text[:spans] == of_text[SPAN - 1 :][:spans]
     return _folded(_shifted(each, SPAN))[inside], np.maximum(counts - SPAN + 1, 0)
 
 
-def _sentence_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Of the sentences of texts in ASCII, as `sentences` cuts them, without the white space around: [n] uint64, text by
-    text; and [D], how many each text has.
-    """
+def _sentences(texts: list[str]) -> Found:
+    """Of each sentence of a text, without the white space around."""
+    each = [sentences(text) for text in texts]
+    data = [sentence.strip().encode() for sentence in chain.from_iterable(each)]
+    lengths = np.array([len(some) for some in data], np.int64)
+    ends = np.cumsum(lengths)
+    return _polynomials(b"".join(data), ends - lengths, ends), np.array([len(some) for some in each], np.int64)
+
+
+def _ascii_sentences(texts: list[str]) -> Found:
+    """The same of texts in ASCII, cut all at once."""
+    if not texts:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     data = b"".join([text.encode() + STOP for text in texts])
     codes = np.frombuffer(data, np.uint8)
-    if not len(codes):
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    stops = np.flatnonzero(codes == STOP[0])
-    white = WHITE[codes]
-    edges = np.flatnonzero(white[1:] != white[:-1]) + 1
-    edges = edges if not white[0] else np.concatenate([[0], edges])
-    begins, ends = edges[::2], edges[1::2]  # of white space
-    mark = np.flatnonzero(MARKS[codes]) + 1
-    while len(more := np.flatnonzero(CLOSES[codes[mark]])):
-        mark[more] += 1
-    closed = np.zeros(len(ends) + 1, bool)  # whether what is before white space ends a sentence
-    closed[np.searchsorted(begins, mark[white[mark]])] = True
-    line = np.flatnonzero((codes[1:] != 10) & (codes[:-1] == 10)) + 1
-    line = line[~closed[np.searchsorted(ends, line)]]
-    cuts = np.unique(np.concatenate([ends[closed[:-1]], line, stops, stops[:-1] + 1, [0]]))
+    white, stops = WHITE[codes], np.flatnonzero(codes == STOP[0])
+    edges = np.flatnonzero(np.diff(white, prepend=False))
+    begins, ends = edges[::2], edges[1::2]  # of stretches of white space
+    cuts = np.unique(np.concatenate([[0], _ends(codes, begins, ends), stops, stops[:-1] + 1]))
     first, last = cuts[:-1], cuts[1:]
-    real = codes[first] != STOP[0]
-    first, last = first[real], last[real]
+    inside = codes[first] != STOP[0]
+    first, last = first[inside], last[inside]
     counts = np.diff(np.searchsorted(first, stops), prepend=0)
-    if len(ends):
-        at = np.minimum(np.searchsorted(ends, first, side="right"), len(ends) - 1)
-        first = np.where(white[first], np.minimum(ends[at], last), first)
-        at = np.maximum(np.searchsorted(begins, last, side="left") - 1, 0)
-        last = np.where(white[last - 1], np.maximum(begins[at], first), last)
+    if len(ends):  # what is white at a sentence's beginning and end is no part of it
+        after = ends[np.minimum(np.searchsorted(ends, first, side="right"), len(ends) - 1)]
+        first = np.where(white[first], np.minimum(after, last), first)
+        before = begins[np.maximum(np.searchsorted(begins, last) - 1, 0)]
+        last = np.where(white[last - 1], np.maximum(before, first), last)
     return _polynomials(data, first, last), counts
+
+
+def _ends(codes: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Where SENTENCE ends in bytes of ASCII of which white space begins and ends in these places."""
+    marks = np.flatnonzero(MARKS[codes]) + 1
+    while len(more := np.flatnonzero(CLOSES[codes[marks]])):
+        marks[more] += 1
+    closed = np.zeros(len(ends) + 1, bool)  # whether what is before the white space ends a sentence
+    closed[np.searchsorted(begins, marks[WHITE[codes[marks]]])] = True
+    lines = np.flatnonzero((codes[1:] != LINE) & (codes[:-1] == LINE)) + 1
+    return np.concatenate([ends[closed[:-1]], lines[~closed[np.searchsorted(ends, lines)]]])
 
 
 def band_keys(texts: Sequence[str]) -> np.ndarray:
