@@ -61,7 +61,8 @@ def check_fits(config: Training, vocab_size: int) -> None:
     except RuntimeError:  # a plugin looks at numbers, which a reckoning has not
         return
     if room is not None and need.total > room:
-        one = reckon(replace(config, batch=1), vocab_size)
+        accumulate = config.accumulate if config.tokens_at_once is None else 1
+        one = reckon(replace(config, batch=1, accumulate=accumulate), vocab_size)
         raise Refusal(_cure(config, config.sketch(vocab_size), need, room, one))
 
 
@@ -77,11 +78,15 @@ def _cure(config: Training, shape: ModelConfig, need: Need, room: int, one: Need
         flags = f"--batch {config.batch} times --accumulate {config.accumulate}"
         return f"{flags} are rows whose ids take {size(need.ids)}, {there}; give a smaller one of them"
     context = f"rows of {shape.context} ids" if config.shape is not None else f"of --context {shape.context}"
-    asked = f"--batch {config.batch} {context} takes {size(need.total)}, {there}"
-    fitting = int((room - need.model - need.ids) / max(one.rows, need.rows / config.batch))
+    said = f"--batch {config.batch}" if config.tokens_at_once is None else f"--max-tokens {config.tokens_at_once} in"
+    asked = f"{said} {context} takes {size(need.total)}, {there}"
+    at_once = config.rows_at_once(shape.context)
+    fitting = int((room - need.model - need.ids) / max(one.rows, need.rows / at_once))
     if fitting < 1:
         cure = "a smaller model" if config.shape is not None else "a smaller --context, --dim or --vocab"
         return f"{asked}; give {cure}"
+    if config.tokens_at_once is not None:
+        return f"{asked}; give --max-tokens {fitting * shape.context}"
     rows = config.batch * config.accumulate
     return f"{asked}; --batch {fitting} --accumulate {-(-rows // fitting)} makes an update of as many rows"
 
@@ -111,7 +116,8 @@ def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Bat
         return x
 
     model = objective.model(shape)
-    batch = {name: torch.empty(config.batch, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
+    at_once = config.rows_at_once(shape.context)
+    batch = {name: torch.empty(at_once, *ids.shape[1:], dtype=ids.dtype) for name, ids in row.items()}
     remembered = 0
     if config.remembers(shape):
         model = Remembering(model, model.new_recurrence())
@@ -123,7 +129,7 @@ def _reckon(config: Training, shape: ModelConfig, objective: Objective, row: Bat
     totals = {row.optimizer: row.total for row in memory_table(model)}
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [storage.nbytes() for key, storage in kept.items() if key not in parameters]
-    ids = config.accumulate * sum(x.nbytes for x in batch.values())
+    ids = config.batch * config.accumulate * sum(x.nbytes for x in batch.values()) // at_once
     # while the gradient of the largest is made, there are two more of its size
     rows = remembered + sum(sizes) + 2 * max(sizes)
     starts = sum(p.nbytes for p in model.parameters()) if config.pull else 0

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastlm.amp import GradScaler
 from fastlm.models import Recurrence, Remembering, Transformer
 from fastlm.models.heads import Headed
-from fastlm.objectives import Objective, Vocabulary, noise
+from fastlm.objectives import Batch, Objective, Vocabulary, noise
 from fastlm.objectives.base import placed
 from fastlm.optim import OPTIMIZERS, Optimizer, decay_groups, layer_groups
 from fastlm.optim.sharding import is_dtensor, local
@@ -30,6 +30,7 @@ from fastlm.trainer.evaluation import Evaluation, autocast, total
 from fastlm.trainer.options.training import Training
 from fastlm.trainer.pull import Pull
 from fastlm.trainer.schedule import Moment
+from fastlm.trainer.tasks import Task
 from fastlm.trainer.words import Refusal
 
 MOMENTUM = 0.9  # of SGD
@@ -90,7 +91,7 @@ class Trainer:
         self.recurrences: list[Recurrence] = []
         self.pull: Pull | None = None
         self.evaluation = Evaluation(
-            self.held_out, config.batch, self.device, config.dtype,
+            self.held_out, config.rows_at_once(shape.context), self.device, config.dtype,
             bytes_of=torch.from_numpy(tokens.bytes_of()) if self.held_out.reports_bits_per_byte else None,
             remembers=self.remembers, check=check, ask=self.division.ask_alone, ranks=ranks,
         )  # fmt: skip
@@ -142,14 +143,12 @@ class Trainer:
         return config.lr * self.curve(Moment(done, after, total, round(config.warmup * total), config.min_lr_ratio))
 
     def update(self) -> Update:
-        """One step of the optimizer over `accumulate` micro-batches, each term divided by its targets in all of
+        """One step of the optimizer over the micro-batches of its rows, each term divided by its targets in all of
         them.
         """
         config = self.config
         objective, first, after = self.objective(), *map(self.course.rows_before, (self.step, self.step + 1))
-        part = self.ranks.part(config.batch)
-        begins = range(first + part.start, after, config.batch)
-        batches = [objective.batch(config.seed, begin, part.stop - part.start) for begin in begins]
+        batches = self._batches(objective, first, after - first)
         counts = self.ranks.total(total([objective.targets(batch) for batch in batches]))
         torch.manual_seed(noise.number(config.seed, noise.Purpose.DROPOUT, self.ranks.rank, self.step))
         self.model.train()
@@ -171,6 +170,15 @@ class Trainer:
         clipped = None if norm is None or not config.clip else (norm > config.clip) & norm.isfinite()
         tokens, seen = (after - first) * objective.tokens_per_row, self.tokens_before(self.step)
         return Update(self.ranks.sums(losses), norm, clipped, overflow, scale, lr, tokens, seen, targets)
+
+    def _batches(self, objective: Objective, first: int, count: int) -> list[Batch]:
+        """Micro-batches of `count` samples from `first` on, this rank's part of each."""
+        config, ranks = self.config, self.ranks
+        if isinstance(objective, Task) and config.tokens_at_once is not None:
+            return objective.batches_of(config.seed, first, count, config.tokens_at_once, ranks.rank, ranks.world)
+        part = ranks.part(config.batch)
+        begins = range(first + part.start, first + count, config.batch)
+        return [objective.batch(config.seed, begin, part.stop - part.start) for begin in begins]
 
     def _remembering(self, first: int, count: int) -> tuple[list[nn.Module], list[Recurrence]]:
         """The model as each of `count` micro-batches from sample `first` on sees it, and what it then remembers."""

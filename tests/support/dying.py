@@ -26,9 +26,28 @@ sys.exit(cli.main(argv))
 """
 
 
+WORN = """
+import signal, sys
+from fastlm.trainer import cli
+from fastlm.trainer.commands import cleaning, packing
+seconds, *argv = sys.argv[1:]
+signal.setitimer(signal.ITIMER_PROF, float(seconds))
+sys.exit(cli.main(argv))
+"""
+
+
 def command(*argv: str) -> subprocess.CompletedProcess:
     """`fastlm ARGV`, run to its end."""
     return imported().run(COMMAND, *argv)
+
+
+def outlived(seconds: float, *argv: str) -> bool:
+    """Whether `fastlm data …` came to its end within so many seconds of the processor; if not, the system has ended it
+    then and there, wherever it was.
+    """
+    died = imported().run(WORN, str(seconds), *argv)
+    assert died.returncode in (0, -signal.SIGPROF), died.stderr
+    return died.returncode == 0
 
 
 def killed(where: str, n: int, *argv: str) -> None:

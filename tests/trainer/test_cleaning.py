@@ -12,6 +12,7 @@ from runs import fail
 from fastlm.trainer import cli
 from fastlm.trainer.data.cleaning import passes, rules, sketches
 from fastlm.trainer.data.cleaning.rules import Rules
+from fastlm.trainer.data.shards import reading
 
 GOOD = "This is a line of words. Here is another one of them.\nAnd a third one ends it all."
 
@@ -45,9 +46,27 @@ def test_marks_of_citations_are_taken_out():
     assert (text, reason) == (GOOD, None) and dropped == {"citations": 2}
 
 
+def test_a_word_around_a_mark_of_a_citation_is_found():
+    for line, rule in (("Please turn on Java[1]Script in it.", "javascript"), ("Our terms[2] of use hold.", "policy")):
+        assert Rules().applied(f"{line}\n{GOOD}", dropped := Counter()) == (GOOD, None)
+        assert dropped == {"citations": 1, rule: 1}
+
+
 def test_sentences_are_the_text():
     text = 'One. "Two!" Three? four 3.5 five\n\nSix.'
     assert rules.sentences(text) == ["One. ", '"Two!" ', "Three? ", "four 3.5 five\n\n", "Six."]
+
+
+def test_sentences_are_cut_alike_one_by_one_and_many_at_once():
+    """Each sentence's hash, found in a block of texts, is that of the same sentence alone."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choice("ab.!?\n\n \x1c\t\"')]") for _ in range(draw.randrange(30))) for _ in range(3000)]
+    for found, wanted in zip(sketches._ascii_sentences(texts), sketches._sentences(texts), strict=True):
+        assert found.tolist() == wanted.tolist()
+    mixed = [text + "é" * (i % 3 == 0) for i, text in enumerate(texts)]
+    spans, counts = sketches.span_keys(mixed)
+    one = [sketches.span_keys([text]) for text in mixed]
+    assert spans.tolist() == [key for found, _ in one for key in found] and counts.tolist() == [n[0] for _, n in one]
 
 
 def alike(shared: int, words: int, draw: random.Random) -> tuple[str, str]:
@@ -124,8 +143,11 @@ def tree(folder) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_repeats_goes_and_the_first_stays(web, capsys):
+def test_what_repeats_goes_and_the_first_stays(web, capsys, monkeypatch):
     path, pages = web
+    read: list = []  # what is before a part is read for what the report shows, and not for each document
+    real = reading._lines_before
+    monkeypatch.setattr(reading, "_lines_before", lambda *where: read.append(where) or real(*where))
     out = path.with_name("out")
     assert clean(path, out) == 0
     wanted = [page for i, page in enumerate(pages) if i not in (20, 30, 40, 41)]
@@ -137,6 +159,7 @@ def test_what_repeats_goes_and_the_first_stays(web, capsys):
     assert counts == {"punctuation": 1, "sentences": 1, "exact": 1, "near": 1, "spans": 3}
     assert source["documents"] == 60 and source["kept documents"] == 57
     assert source["dropped"]["exact"]["examples"][0].startswith("web.jsonl:21 ")
+    assert 0 < len(read) <= 7
     said = capsys.readouterr().out
     assert "57 of 60 documents" in said and "web.jsonl:31" in said
     assert clean(path, out.with_name("all"), "--without", *passes.REPEATS, *rules.RULES) == 0

@@ -13,6 +13,7 @@ from fastlm.trainer import cli
 from fastlm.trainer.commands import run
 from fastlm.trainer.data.tokenizer import load_tokenizer
 from fastlm.trainer.outputs.metrics import read_rows
+from fastlm.trainer.step import Trainer
 from fastlm.trainer.words import Refusal
 
 PRESETS = {"roberta": {}, "llama": {}, "bart": {}, "xlnet": {}}
@@ -163,8 +164,6 @@ def test_a_head_is_no_hindrance_to_another_task(bases, tmp_path, capsys):
 
 
 def test_lower_layers_may_learn_more_slowly(bases, tmp_path, monkeypatch):
-    from fastlm.trainer.step import Trainer
-
     made = []
     monkeypatch.setattr(Trainer, "update", lambda self, update=Trainer.update: (made.append(self), update(self))[1])
     task = write(tmp_path / "a.jsonl", labelled())
@@ -172,6 +171,30 @@ def test_lower_layers_may_learn_more_slowly(bases, tmp_path, monkeypatch):
                      "--layer-decay", "0.5", "--warmup", "0", "--schedule", "constant", *FAST]) == 0  # fmt: skip
     rates = {group["lr"] for group in made[-1].optimizer.param_groups}
     assert rates == {3e-3, 1.5e-3, 0.75e-3}  # the head, one layer, embeddings
+
+
+def test_a_budget_of_tokens_saves_padding_and_changes_no_more_than_rounding(bases, tmp_path, monkeypatch):
+    """Rows of 9 to 31 ids, by updates of 16; in two processes each has its half of every micro-batch."""
+    draw, made = random.Random(0), []
+    rows = [row | {"text": row["text"] + " and more" * draw.choice((0, 1, 5))} for row in labelled()]
+    task = write(tmp_path / "a.jsonl", rows)
+    monkeypatch.setattr(Trainer, "update", lambda self, update=Trainer.update: (made.append(self), update(self))[1])
+    argv = ["finetune", str(bases / "roberta"), *task, "--steps", "4", *FAST, "--accumulate", "2"]
+    assert cli.main([*argv, "--out", str(tmp_path / "one")]) == 0
+    one = made[-1]
+    assert cli.main([*argv, "--out", str(tmp_path / "two"), "--max-tokens", "64"]) == 0
+    two = made[-1]
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-5
+    plain, cut = (trainer._batches(trainer.train, 16, 16) for trainer in (one, two))
+    ids = lambda batches: sum(batch["inputs"].numel() for batch in batches)
+    there = sum(int(batch["real"].sum()) for batch in plain)
+    assert all(batch["inputs"].numel() <= 64 for batch in cut) and len(cut) > 2
+    assert ids(cut) < (ids(plain) + there) / 2 and there == sum(int(batch["real"].sum()) for batch in cut)
+    parts = [two.train.batches_of(0, 16, 16, 64, rank, 2) for rank in range(2)]
+    examples = sorted(i for part in parts for batch in part for i in batch["examples"].tolist())
+    assert examples == sorted(i for batch in plain for i in batch["examples"].tolist())
+    assert [len(batch["examples"]) for batch in parts[0]] == [len(batch["examples"]) for batch in parts[1]]
 
 
 def test_what_is_asked_is_answered(bases, tmp_path, capsys):
@@ -202,12 +225,14 @@ def test_what_is_asked_is_answered(bases, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "n, save_every, order", [(3, "1e9", "random"), (9, "0", "by-length")], ids=("before-any", "between")
+    "n, save_every, more",
+    [(3, "1e9", ()), (9, "0", ("--max-tokens", "60", "--order", "by-length"))],
+    ids=("before-any", "between"),
 )
-def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n, save_every, order):
+def test_killed_and_resumed_it_is_the_same_without_the_folder(bases, tmp_path, n, save_every, more):
     shutil.copytree(bases / "roberta", tmp_path / "base")
     argv = ["finetune", str(tmp_path / "base"), *write(tmp_path / "a.jsonl", labelled()), "--dropout", "0.1",
-            "--steps", "14", "--save-every", save_every, "--order", order, *FAST]  # fmt: skip
+            "--steps", "14", "--save-every", save_every, *more, *FAST]  # fmt: skip
     assert cli.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     killed("fastlm.trainer.outputs.metrics.Metrics.add", n, *argv, "--out", str(tmp_path / "killed"))
     shutil.rmtree(tmp_path / "base")
@@ -250,6 +275,8 @@ def one_label():
     (labelled(), ["--epochs", "0"], "--epochs is 0; it must be above 0"),
     (labelled(), ["--held-out", "nowhere.csv"], "--held-out nowhere.csv does not exist"),
     (labelled(), ["--layer-decay", "2"], "--layer-decay is 2.0; it must be at most 1"),
+    (labelled(), ["--max-tokens", "0"], "--max-tokens is 0; it must be at least 1"),
+    (labelled(), ["--max-tokens", "5"], "--max-tokens 5 is less than the "),
     (labelled(), ["--dim", "64"], "finetune has no flag --dim"),
 ], ids=lambda x: None if isinstance(x, list) else x[:30])  # fmt: skip
 def test_what_cannot_be_learned_is_said_in_one_line(bases, tmp_path, capsys, made, argv, words):

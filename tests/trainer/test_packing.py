@@ -20,7 +20,7 @@ from fastlm.trainer.commands import run
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.shards import packing
 from fastlm.trainer.data.shards.packed import checked
-from fastlm.trainer.data.shards.reading import documents
+from fastlm.trainer.data.shards.reading import documents, placed
 from fastlm.trainer.data.shards.sources import named
 from fastlm.trainer.data.tokenizer import EOS, load_tokenizer
 from fastlm.trainer.words import Refusal
@@ -122,13 +122,18 @@ def test_a_damaged_shard_is_named(sources, capsys, harm, words):
     assert f"{path} {words}" in capsys.readouterr().err
 
 
+def places(found, parts) -> list[str]:
+    return placed({"": [len(found), [document.mark for document in found]]}, parts)[""][1]
+
+
 @pytest.mark.parametrize("size", (1, 7, 100, 10**6))
 def test_parts_of_any_size_have_every_line_once_and_in_its_place(tmp_path, size):
     texts = rows(tmp_path / "some.jsonl", 20)
     (source,) = named([f"mine={tmp_path / 'some.jsonl'}"], Skipped())
-    found = [document for part in source.parts(size) for document in documents(part, "text", Skipped().add)]
+    parts = source.parts(size)
+    found = [document for part in parts for document in documents(part, "text", Skipped().add)]
     assert [document.text for document in found] == texts
-    assert [document.place for document in found] == [f"some.jsonl:{i}" for i in range(1, 21)]
+    assert places(found, parts) == [f"some.jsonl:{i}" for i in range(1, 21)]
 
 
 def test_tables_of_columns(tmp_path):
@@ -151,7 +156,7 @@ def test_tables_of_columns(tmp_path):
         for size in (1, 10**6):
             parts = source.parts(size)
             found = [document for part in parts for document in documents(part, "text", Skipped().add)]
-            assert [document.text for document in found] == texts and found[-1].place.endswith(":50")
+            assert [document.text for document in found] == texts and places(found, parts)[-1].endswith(":50")
 
 
 def test_what_cannot_be_a_source_is_refused(tmp_path):

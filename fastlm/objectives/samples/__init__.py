@@ -1,6 +1,6 @@
 """Which tokens a sample is, and in which order samples come: each computed from its number, be there a billion.
 
-    order.py     the order of samples; those of a length together
+    order.py     the order of samples; those of a length together, and under a budget
     windows.py   samples that are windows of a stream, in random order, or going on where others ended
     mixture.py   windows of several streams, in shares
 
@@ -8,7 +8,7 @@ To add a way of cutting, subclass `Windows`; a new order is a class beside `Orde
 """
 
 from fastlm.objectives.samples.mixture import MixedWindows, Mixture
-from fastlm.objectives.samples.order import ByLength, Order, permutation
+from fastlm.objectives.samples.order import ByLength, Order, micro_batches, permutation
 from fastlm.objectives.samples.windows import Streams, Windows
 
-__all__ = ["ByLength", "MixedWindows", "Mixture", "Order", "Streams", "Windows", "permutation"]
+__all__ = ["ByLength", "MixedWindows", "Mixture", "Order", "Streams", "Windows", "micro_batches", "permutation"]

@@ -96,6 +96,25 @@ class ByLength(Order):
         return torch.from_numpy(np.concatenate((random[:lacks], batches.ravel(), by_length[whole * self.batch :])))
 
 
+def micro_batches(lengths: np.ndarray, most: int, world: int = 1) -> list[np.ndarray]:
+    """Samples that learn together, cut into micro-batches of about one length, the longest first.
+
+    Args:
+        lengths: [n] int, of each; n a multiple of world.
+        most: padded tokens of a micro-batch in each process, as many as the longest sample has or more.
+        world: how many processes there are, of which each takes the same number of samples. Default 1.
+
+    Returns:
+        [B] int64 of each micro-batch, which samples; the process of rank r takes every world-th from r on.
+    """
+    by_length, made = np.argsort(-lengths, kind="stable"), []
+    while len(by_length):
+        rows = max(1, most // lengths[by_length[0]]) * world
+        made.append(by_length[:rows])
+        by_length = by_length[rows:]
+    return made
+
+
 def distinct(epochs: np.ndarray) -> list[int]:
     """The epochs of consecutive samples, each once, in order."""
     return list(range(epochs[0], epochs[-1] + 1)) if len(epochs) else []

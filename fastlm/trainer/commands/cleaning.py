@@ -8,6 +8,7 @@ from fastlm.trainer.commands.packing import begun, request_of, told, watched
 from fastlm.trainer.data.cleaning import passes
 from fastlm.trainer.data.cleaning.rules import OF_LINES
 from fastlm.trainer.data.files import Skipped
+from fastlm.trainer.data.shards.reading import placed
 from fastlm.trainer.data.shards.sources import Part, named
 from fastlm.trainer.data.shards.work import Work
 from fastlm.trainer.options.data import Clean
@@ -15,7 +16,7 @@ from fastlm.trainer.words import command, several, size
 
 Say = Callable[..., None]
 REPORT = "report.json"
-FORMAT = 1  # raise it when another version drops something else
+FORMAT = 2  # raise it when another version drops something else
 
 
 def clean(asked: Clean, say: Say) -> None:
@@ -65,6 +66,9 @@ def _report(work: Work, request: dict, parts: list[Part]) -> dict:
             source["counts"].update(found["counts"])
             for name in ("examples", "skipped"):
                 source[name] = Skipped.merged(source[name], found.get(name, {})).to_json()
+    for name, source in sources.items():
+        those = [part for part in parts if part.source == name]
+        source.update({kind: placed(source[kind], those) for kind in ("examples", "skipped")})
     return {"asked": request, "sources": {name: _worded(source) for name, source in sources.items()}}
 
 

@@ -18,6 +18,7 @@ from fastlm.trainer.plan import new_folder
 from fastlm.trainer.tasks import library, rows
 from fastlm.trainer.tasks.examples import Examples, Facts, encoded, encoding_of, fingerprint, sides_of
 from fastlm.trainer.tasks.rows import Row
+from fastlm.trainer.tasks.task import Example
 from fastlm.trainer.words import Refusal, several
 
 KINDS = {"text-to-text": ("decoder", "encoder-decoder")}  # of models that can learn it, where not all can
@@ -52,6 +53,7 @@ def read(config: FineTune, console: Console, tokenizer_file: Path, began: str | 
     if not all(sides):
         lines = "; ".join(skipped.lines())
         raise Refusal(f"{name} leaves no row {'held out' if sides[0] else 'to train on'} ({lines}); give other rows")
+    _check_budget(config, name, sides[0])
     material = Examples(
         name, config.task_class(), config.head(), *sides, mark, split, skipped, tokenizer_file, Facts(known.size)
     )
@@ -88,6 +90,15 @@ def _check(config: FineTune, name: str, train: list[Row], held_out: list[Row]) -
         raise Refusal(
             f"--kind {config.kind} writes text, and {config.folder} holds an {kind}, which writes none; give a run of "
             "another --preset, such as t5 or llama"
+        )
+
+
+def _check_budget(config: FineTune, name: str, train: list[Example]) -> None:
+    longest = max(len(example.row.ids) for example in train)
+    if config.max_tokens is not None and config.max_tokens < longest:
+        raise Refusal(
+            f"--max-tokens {config.max_tokens} is less than the {longest} ids of the longest row of {name}; "
+            f"give at least {longest}"
         )
 
 

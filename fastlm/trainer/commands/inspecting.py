@@ -9,7 +9,7 @@ import numpy as np
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.shards.folders import is_packed
 from fastlm.trainer.data.shards.packed import Packed, Shard, open_packed
-from fastlm.trainer.data.shards.reading import documents
+from fastlm.trainer.data.shards.reading import documents, placed
 from fastlm.trainer.data.shards.sources import PART, named
 from fastlm.trainer.data.tokenizer import EOS, dtype_of, load_tokenizer
 from fastlm.trainer.options.data import Inspect
@@ -109,13 +109,15 @@ def _text(asked: Inspect, say: Say) -> None:
     skipped = Skipped()
     (source,) = named((str(asked.path),), skipped)
     lengths, draw, sample = Lengths(), random.Random(asked.seed), None
-    for part in source.parts(PART):
+    parts = source.parts(PART)
+    for part in parts:
         for number, document in enumerate(documents(part, asked.text_key, skipped.add), 1):
             lengths.add(np.array([len(document.text)]))
             if draw.random() * number < 1:  # each is as likely to be the last that is kept
                 sample = document
     say("text", str(asked.path), several(len(source.files), "file"), *lengths.said("characters"))
-    for line in skipped.lines():
+    for line in Skipped.merged(placed(skipped.to_json(), parts)).lines():
         say("skipped", line)
     if sample is not None:
-        say("sample", sample.place, repr(sample.text[:SHOWN]))
+        ((_, (place,)),) = placed({"sample": (1, [sample.mark])}, parts).values()
+        say("sample", place, repr(sample.text[:SHOWN]))

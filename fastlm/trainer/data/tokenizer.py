@@ -151,7 +151,6 @@ class Ids:
     def __init__(self, tokenizer, file: BinaryIO):
         self.encoder = tokenizer if isinstance(tokenizer, Encoder) else encoder_of(tokenizer)
         self.file, self.digest = file, hashlib.sha256()
-        self.eos = np.array(EOS, self.encoder.dtype).tobytes()
         self.documents, self.size = 0, 0
         self.counts = np.zeros(self.encoder.tokenizer.get_vocab_size(), np.int64)
         self._waiting: list[tuple[str, bool]] = []
@@ -167,17 +166,17 @@ class Ids:
 
     def flush(self) -> None:
         """Write what waits."""
-        encoded = self.encoder([piece for piece, _ in self._waiting])
-        ids = b"".join(ids + self.eos * ends for ids, (_, ends) in zip(encoded, self._waiting, strict=True))
+        ids, counts = self.encoder([piece for piece, _ in self._waiting])
+        ids = np.insert(ids, np.cumsum(counts)[[is_last for _, is_last in self._waiting]], EOS)
         self._waiting = []
         self.file.write(ids)
         self.digest.update(ids)
-        self.counts += np.bincount(np.frombuffer(ids, self.encoder.dtype), minlength=len(self.counts))
+        self.counts += np.bincount(ids, minlength=len(self.counts))
 
 
 def encoder_of(tokenizer) -> Encoder:
     """What encodes by a tokenizer, in as few bits as its ids fit in."""
-    return Encoder(tokenizer, dtype_of(tokenizer.get_vocab_size()))
+    return Encoder(tokenizer, bytes_of(tokenizer), dtype_of(tokenizer.get_vocab_size()))
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -33,6 +33,11 @@ def check(config: Training, shape: ModelConfig, ranks: Ranks) -> None:
     world = ranks.world
     if config.batch < world:
         raise Refusal(f"--batch {config.batch} has no row for each of {world} processes; give at least {world}")
+    if config.tokens_at_once is not None and (rows := config.batch * config.accumulate) % world:
+        raise Refusal(
+            f"--max-tokens cuts {rows} rows of an update, --batch {config.batch} times --accumulate "
+            f"{config.accumulate}, which {world} processes cannot share evenly; give a multiple of {world}"
+        )
     if world > 1 and config.remembers(shape):
         cure = "give --memory 0, or train in one process"
         raise Refusal(f"--memory is of rows before, which {world} processes do not share; {cure}")

@@ -42,6 +42,9 @@ class Asked:
     order: Literal["random", "by-length"] = "random"
     """How rows come together: as they are drawn, or those of a batch about as long as one another, which saves
     padding."""
+    max_tokens: Annotated[int | None, unset("INT", "--batch rows, however long")] = None
+    """Ids of a micro-batch with its padding, at most: the rows of an update are sorted by length and cut into as many
+    micro-batches as that takes, which saves padding and memory and leaves what is learned as it is."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class FineTune(Training, Asked):
     comment or a docstring."""
 
     command: ClassVar[str] = "finetune"
-    at_least: ClassVar[dict[str, float]] = Training.at_least | {"epochs": 0}
+    at_least: ClassVar[dict[str, float]] = Training.at_least | {"epochs": 0, "max_tokens": 1}
 
     steps: Annotated[int | None, unset("INT", "as many as the epochs take")] = None
     """Train for exactly this many updates, whatever the epochs."""
@@ -79,6 +82,10 @@ class FineTune(Training, Asked):
     def source(self) -> Path:
         """The folder whose weights a run begins with."""
         return self.folder
+
+    @property
+    def tokens_at_once(self) -> int | None:
+        return self.max_tokens
 
     @property
     def named(self) -> str:

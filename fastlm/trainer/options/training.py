@@ -122,6 +122,17 @@ class Training:
         """The folder whose weights a run begins with."""
         raise NotImplementedError
 
+    @property
+    def tokens_at_once(self) -> int | None:
+        """Ids of a micro-batch with its padding, at most; None where it has `batch` rows."""
+        return None
+
+    def rows_at_once(self, context: int) -> int:
+        """How many of the longest rows a micro-batch has, at most."""
+        if self.tokens_at_once is None:
+            return self.batch
+        return min(self.batch * self.accumulate, max(1, self.tokens_at_once // context))
+
     def torch_device(self) -> "torch.device":
         import torch
 

@@ -12,7 +12,7 @@ from fastlm.models import ModelConfig, Transformer
 from fastlm.models.heads import RowClassifier
 from fastlm.objectives import Batch, Objective, Vocabulary
 from fastlm.objectives.base import copy_weights, placed
-from fastlm.objectives.samples import ByLength, Order
+from fastlm.objectives.samples import ByLength, Order, micro_batches
 from fastlm.trainer.tasks.layout import Ids, Layout
 from fastlm.trainer.tasks.rows import Row
 
@@ -149,13 +149,14 @@ class Task(Objective):
 
     @cached_property
     def tokens_per_row(self) -> int:
-        return max(1, round(self._lengths().mean()))
+        return max(1, round(self.lengths.mean()))
 
     def order_by_length(self, batch: int) -> None:
         """Have examples that learn together, `batch` at a time, be about as long as one another."""
-        self.order = ByLength(self._lengths(), batch)
+        self.order = ByLength(self.lengths, batch)
 
-    def _lengths(self) -> np.ndarray:
+    @cached_property
+    def lengths(self) -> np.ndarray:
         """[examples] int: ids of each row."""
         return np.array([len(example.row.ids) for example in self.examples])
 
@@ -166,6 +167,25 @@ class Task(Objective):
     def batch(self, seed: int, first: int, count: int) -> Batch:
         numbers, _ = self.order.drawn(seed, first, count)
         return self._made(numbers)
+
+    def batches_of(
+        self, seed: int, first: int, count: int, max_tokens: int, rank: int = 0, world: int = 1
+    ) -> list[Batch]:
+        """Samples first … first + count - 1 of the training order, in micro-batches of about one length.
+
+        Args:
+            seed: of the order.
+            first, count: which samples; count is a multiple of world.
+            max_tokens: ids of a micro-batch with its padding, at most.
+            rank: this process's number. Default 0.
+            world: how many there are. Default 1.
+
+        Returns:
+            This process's part of each micro-batch; as many in every process, none of them empty.
+        """
+        numbers, _ = self.order.drawn(seed, first, count)
+        cut = micro_batches(self.lengths[numbers.numpy()], max_tokens, world)
+        return [self._made(numbers[torch.from_numpy(some[rank::world])]) for some in cut]
 
     def fixed(self, numbers: np.ndarray) -> Batch:
         numbers = np.asarray(numbers)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastlm.objectives.samples import ByLength, Order, Windows, order, permutation
+from fastlm.objectives.samples import ByLength, Order, Windows, micro_batches, order, permutation
 
 BILLION = 10**9
 
@@ -120,6 +120,22 @@ def test_batches_hold_little_padding_in_every_epoch():
     assert padding(Order(len(of))).mean() > 0.3
     shares = padding(ByLength(of, batch))
     assert shares.mean() < 0.05
+
+
+@pytest.mark.parametrize("world", (1, 2, 4))
+def test_micro_batches_keep_to_a_budget_and_have_each_sample_once(world):
+    of, most = lengths(64), 4000
+    cut = micro_batches(of, most, world)
+    assert sorted(np.concatenate(cut).tolist()) == list(range(64)) and len(cut) > 64 * 500 // (world * most)
+    parts = [[of[some[rank::world]] for some in cut] for rank in range(world)]
+    for part in parts:
+        assert [len(some) for some in part] == [len(some) for some in parts[0]]
+        assert all(len(some) and len(some) * some.max() <= most for some in part)
+    longest = [some.max() for some in parts[0]]
+    assert longest == sorted(longest, reverse=True) and longest[0] == of.max()
+    padded = sum(len(some) * some.max() for part in parts for some in part)
+    assert padded < 0.7 * 64 * of.max()  # of one batch of all
+    assert [some.tolist() for some in micro_batches(np.array([5, 9, 5]), 4)] == [[1], [0], [2]]
 
 
 def test_batches_of_a_length_come_in_random_order():

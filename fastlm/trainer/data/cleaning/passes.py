@@ -1,6 +1,7 @@
 """Three passes over the documents: each by itself, all by their keys, and what is kept.
 
-    OUT/.work/<part>.jsonl  <part>.keys.npz     after the first: what is left of its documents, and their keys
+    OUT/.work/<part>.rows  <part>.keys.npz      after the first: what is left of its documents, two lines each: where it
+                                                was and the bytes of its text, and the row; and their keys
     OUT/.work/<part>.repeats.npz                after the second: which repeat an earlier one
     OUT/<source>/00000.jsonl                    after the third: rows {"text": ...}, with "quality" if it is asked for
 
@@ -12,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from fastlm.trainer.options.plugins import hook
 LIMIT = 1 << 24  # keys compared at a time
 TOGETHER = 1 << 18  # characters whose keys are made at a time
 EXCERPT = 120  # characters of an example
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 REPEATS = {
     "exact": "a document that is another's text, but for case and white space",
     "near": "a document that is nearly another's text (MinHash)",
@@ -61,9 +64,9 @@ class Report:
         self.counts: Counter[str] = Counter()
         self.examples = Skipped()
 
-    def add(self, reason: str, place: str, text: str) -> None:
+    def add(self, reason: str, mark: str, text: str) -> None:
         self.counts[reason] += 1
-        self.examples.add(reason, f"{place} {text[:EXCERPT]!r}")
+        self.examples.add(reason, f"{mark} {text[:EXCERPT]!r}")
 
     def to_json(self) -> dict:
         return {"counts": dict(self.counts), "examples": self.examples.to_json()}
@@ -73,7 +76,7 @@ def judge(work: Work, part: Part, asked: Cleaning) -> dict:
     """The first pass over a part: what is left of each document by itself."""
     report, skipped, made = Report(), Skipped(), _Keys(asked.without)
     rules = asked.rules
-    with work.file(work.folder / f"{part.name}.jsonl") as file:
+    with work.file(rows_file(work, part)) as file:
         for document in documents(part, asked.text_key, skipped.add):
             report.counts["documents"] += 1
             report.counts["bytes"] += len(document.text.encode())
@@ -82,13 +85,18 @@ def judge(work: Work, part: Part, asked: Cleaning) -> dict:
             if reason is None:
                 reason = _hooked(asked, row)
             if reason is not None:
-                report.add(reason, document.place, document.text)
+                report.add(reason, document.mark, document.text)
                 continue
             made.add(text)
-            file.write((json.dumps([document.place, row], ensure_ascii=False) + "\n").encode())
+            file.write(f"{ENCODER.encode([document.mark, len(text.encode())])}\n{ENCODER.encode(row)}\n".encode())
     with work.file(work.folder / f"{part.name}.keys.npz") as file:
         np.savez(file, **made.arrays())
     return report.to_json() | {"skipped": skipped.to_json()}
+
+
+def rows_file(work: Work, part: Part) -> Path:
+    """What is left of its documents after the first pass."""
+    return work.folder / f"{part.name}.rows"
 
 
 def _hooked(asked: Cleaning, row: dict) -> str | None:
@@ -194,33 +202,32 @@ def keep(work: Work, part: Part, asked: Cleaning) -> dict:
     lengths = np.load(work.folder / f"{part.name}.keys.npz")["spans_of"]
     ends = np.cumsum(lengths)
     with (
-        (work.folder / f"{part.name}.jsonl").open(encoding="utf-8") as rows,
+        rows_file(work, part).open("rb") as rows,
         work.file(work.out / part.source / f"{part.number:05}.jsonl") as file,
     ):
-        for number, line in enumerate(rows):
-            place, row = json.loads(line)
-            if len(exact) and exact[number]:
-                report.add("exact", place, row["text"])
+        for number, (where, line) in enumerate(zip(rows, rows, strict=True)):
+            mark, size = json.loads(where)
+            repeated = len(exact) and exact[number], len(near) and near[number]
+            if any(repeated):
+                report.add("exact" if repeated[0] else "near", mark, json.loads(line)["text"])
                 continue
-            if len(near) and near[number]:
-                report.add("near", place, row["text"])
-                continue
-            if len(lengths):
-                again = spans[ends[number] - lengths[number] : ends[number]]
-                if again.any():
-                    row["text"] = _without_spans(row["text"], again, place, report)
-                    if asked.rules.too_short(row["text"]):
-                        report.add("sentences", place, row["text"])
-                        continue
+            again = spans[ends[number] - lengths[number] : ends[number]] if len(lengths) else spans
+            if again.any():
+                row = json.loads(line)
+                row["text"] = _without_spans(row["text"], again, mark, report)
+                if asked.rules.too_short(row["text"]):
+                    report.add("sentences", mark, row["text"])
+                    continue
+                line, size = f"{ENCODER.encode(row)}\n".encode(), len(row["text"].encode())
             report.counts["kept documents"] += 1
-            report.counts["kept bytes"] += len(row["text"].encode())
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+            report.counts["kept bytes"] += size
+            file.write(line)
     return report.to_json()
 
 
-def _without_spans(text: str, again: np.ndarray, place: str, report: Report) -> str:
+def _without_spans(text: str, again: np.ndarray, mark: str, report: Report) -> str:
     each = sentences(text)
     gone = np.convolve(again, np.ones(SPAN), "full") > 0
     for sentence in (sentence for sentence, out in zip(each, gone, strict=True) if out):
-        report.add("spans", place, sentence)
+        report.add("spans", mark, sentence)
     return "".join(sentence for sentence, out in zip(each, gone, strict=True) if not out).strip()

@@ -15,7 +15,7 @@ SENTENCES = 3  # of a document, at least
 ENDS = (".", "!", "?", '"', "”", "’")
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 CITATION = re.compile(r"\[(?:\d+|edit|citation needed)\]")
-SENTENCE = re.compile(r"[.!?][\"'”’)\]]*\s+|\n+")
+SENTENCE = re.compile(r"[.!?\n](?:(?<=\n)\n*|(?<!\n)[\"'”’)\]]*\s+)")  # what ends one
 OF_LINES = {
     "citations": "a mark as Wikipedia's [1], [edit] or [citation needed], taken out of a line",
     "punctuation": f"a line that ends with none of {' '.join(ENDS[:4])}",
@@ -49,7 +49,7 @@ class Rules:
                 return document, name
         if self.bad_words and "vulgar" not in self.without and self.bad_words.intersection(re.findall(r"\w+", low)):
             return document, "vulgar"
-        text = "\n".join(self._lines(document, dropped))
+        text = "\n".join(self._lines(document, self._of_lines(document, low), dropped))
         return text, "sentences" if self.too_short(text) else None
 
     def too_short(self, text: str) -> bool:
@@ -59,29 +59,37 @@ class Rules:
             return not text
         return len(list(islice(SENTENCE.finditer(text), SENTENCES - 1))) < SENTENCES - 1
 
-    def _lines(self, document: str, dropped: Counter[str]) -> Iterator[str]:
+    def _of_lines(self, document: str, low: str) -> set[str]:
+        """The rules that some line of the document can fall under. low: it in lower case."""
+        on = set(OF_LINES).difference(self.without)
+        if "[" in document:  # a word may stand around a mark that is taken out
+            return on
+        there = {"javascript": "javascript" in low, "policy": any(words in low for words in POLICY), "citations": False}
+        return {name for name in on if there.get(name, True)}
+
+    def _lines(self, document: str, on: Collection[str], dropped: Counter[str]) -> Iterator[str]:
         for line in document.split("\n"):
             line = line.strip()
             if not line:
                 continue
-            if "citations" not in self.without and "[" in line:
+            if "citations" in on and "[" in line:
                 line, found = CITATION.subn("", line)
                 dropped["citations"] += found
-            rule = self._fault(line)
+            rule = _fault(line, on)
             if rule is None:
                 yield line
             else:
                 dropped[rule] += 1
 
-    def _fault(self, line: str) -> str | None:
-        low, on = line.lower(), self.without.__contains__
-        if not on("punctuation") and (not line.endswith(ENDS) or line.endswith("...")):
-            return "punctuation"
-        if not on("words") and len(line.split()) < WORDS:
-            return "words"
-        if not on("javascript") and "javascript" in low:
-            return "javascript"
-        return "policy" if not on("policy") and any(words in low for words in POLICY) else None
+
+def _fault(line: str, on: Collection[str]) -> str | None:
+    if "punctuation" in on and (not line.endswith(ENDS) or line.endswith("...")):
+        return "punctuation"
+    if "words" in on and len(line.split(None, WORDS - 1)) < WORDS:
+        return "words"
+    if "javascript" in on and "javascript" in line.lower():
+        return "javascript"
+    return "policy" if "policy" in on and any(words in line.lower() for words in POLICY) else None
 
 
 def sentences(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from fastlm.trainer.data.corpus import chosen, tail
 from fastlm.trainer.data.encoding import Encoder
 from fastlm.trainer.data.files import Skipped
 from fastlm.trainer.data.shards.folders import MANIFEST
-from fastlm.trainer.data.shards.reading import documents
+from fastlm.trainer.data.shards.reading import documents, placed
 from fastlm.trainer.data.shards.sources import Part
 from fastlm.trainer.data.shards.work import Work
 from fastlm.trainer.data.tokens import sha256
@@ -119,6 +119,8 @@ def finish(work: Work, asked: dict, parts: Sequence[Part]) -> dict:
         source["shards"] += found["shards"]
         source["skipped"] = Skipped.merged(source["skipped"], found["skipped"]).to_json()
         counts, zlib_bytes = counts + np.load(counts_file(work, part)), zlib_bytes + found["zlib_bytes"]
+    for name, source in sources.items():
+        source["skipped"] = placed(source["skipped"], [part for part in parts if part.source == name])
     for side, row in zip(SIDES, counts, strict=True):
         if not row.sum():
             raise Refusal(_nothing(work, side, sources))

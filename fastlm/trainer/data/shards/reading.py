@@ -5,8 +5,9 @@ one.
 import codecs
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from fastlm.trainer.words import Refusal
 BLOCK = 1 << 20  # bytes read at once
 ROWS = 1024  # rows of a .parquet decoded at once
 LONGEST = 1 << 30  # bytes of a file that is one document
+MARK = re.compile("([^\0]*)\0(\\d+):(\\d+)")  # FILE, where a piece of it begins, a row of that
 
 
 class Document(NamedTuple):
@@ -28,8 +30,9 @@ class Document(NamedTuple):
     row: int
 
     @property
-    def place(self) -> str:
-        return _place(self.piece, self.row)
+    def mark(self) -> str:
+        """Where it stands, as `placed` understands it: of a piece it takes no reading of what is before."""
+        return _mark(self.piece, self.row)
 
 
 def documents(part: Part, text_key: str, tell: Tell) -> Iterator[Document]:
@@ -38,7 +41,7 @@ def documents(part: Part, text_key: str, tell: Tell) -> Iterator[Document]:
     Args:
         part: which.
         text_key: the field of a row that holds its text.
-        tell: is told of each row and file without text the reason, and the place.
+        tell: is told of each row and file without text the reason, and its mark.
 
     Raises:
         Refusal: naming the file, for one that cannot be read.
@@ -49,7 +52,7 @@ def documents(part: Part, text_key: str, tell: Tell) -> Iterator[Document]:
 
 
 def _numbered(piece: Piece, key: str, tell: Tell) -> Iterator[tuple[int, str]]:
-    rows = _rows(piece, key, lambda reason, row: tell(reason, _place(piece, int(row))))
+    rows = _rows(piece, key, lambda reason, row: tell(reason, _mark(piece, int(row))))
     if rows is None:
         if (size := piece.path.stat().st_size) > LONGEST:
             raise Refusal(
@@ -64,7 +67,7 @@ def _numbered(piece: Piece, key: str, tell: Tell) -> Iterator[tuple[int, str]]:
         return
     with _readable(piece.path):
         for number, row in rows:
-            where = lambda reason, what, number=number: tell(reason, f"{_place(piece, number)}{what}")
+            where = lambda reason, what, number=number: tell(reason, f"{_mark(piece, number)}{what}")
             text = text_of(row, key, where)
             if text is not None:
                 yield number, text
@@ -140,26 +143,39 @@ def _readable(path: Path) -> Iterator[None]:
         raise Refusal(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
 
 
-def _place(piece: Piece, row: int) -> str:
-    """Where a row stands: FILE:LINE, or FILE:ROW where rows are no lines."""
-    if piece.path.suffix.lower() == ".jsonl" and piece.begin:
-        row += _lines_before(piece)
-    if piece.path.suffix.lower() == ".parquet" and piece.begin:
-        row += _rows_before(piece)
-    return f"{piece.name}:{row}"
+def _mark(piece: Piece, row: int) -> str:
+    return f"{piece.name}\0{piece.begin}:{row}" if piece.begin else f"{piece.name}:{row}"
 
 
-def _lines_before(piece: Piece) -> int:
-    with piece.path.open("rb") as file:
-        blocks, left, lines = iter(lambda: file.read(min(BLOCK, left)), b""), piece.begin, 0
+def placed(found: dict, parts: Sequence[Part]) -> dict:
+    """What `Skipped.to_json` says of parts of one source, with a place for each mark: FILE:LINE, or FILE:ROW where rows
+    are no lines.
+    """
+    paths = {piece.name: piece.path for part in parts for piece in part.pieces}
+    return {reason: [count, [_place(mark, paths) for mark in marks]] for reason, (count, marks) in found.items()}
+
+
+def _place(mark: str, paths: Mapping[str, Path]) -> str:
+    """What begins with a mark, with the place there instead."""
+    found = MARK.match(mark)
+    if found is None:
+        return mark
+    name, begin, row = found[1], int(found[2]), int(found[3])
+    before = _rows_before if name.lower().endswith(".parquet") else _lines_before
+    return f"{name}:{row + before(paths[name], begin)}{mark[found.end() :]}"
+
+
+def _lines_before(path: Path, begin: int) -> int:
+    with path.open("rb") as file:
+        blocks, left, lines = iter(lambda: file.read(min(BLOCK, left)), b""), begin, 0
         for block in blocks:
             lines, left = lines + block.count(b"\n"), left - len(block)
-        file.seek(piece.begin - 1)
+        file.seek(begin - 1)
         return lines + (file.read(1) != b"\n")  # the one that goes on here is read there
 
 
-def _rows_before(piece: Piece) -> int:
+def _rows_before(path: Path, begin: int) -> int:
     import pyarrow.parquet as pq
 
-    found = pq.read_metadata(piece.path)
-    return sum(found.row_group(i).num_rows for i in range(piece.begin))
+    found = pq.read_metadata(path)
+    return sum(found.row_group(i).num_rows for i in range(begin))
