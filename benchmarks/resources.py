@@ -137,8 +137,10 @@ def integers(*names: str) -> Callable:
     return lambda dtype, D: {name: empty(B, L, dtype=torch.int32) for name in names}
 
 
-def bias(*shape: int) -> Callable:
-    return lambda dtype, D: {"bias": empty(*shape, dtype=dtype)}
+def bias(sides: str) -> Callable:
+    """One that differs along these of batch, heads, queries and keys."""
+    shape = lambda: (n if side in sides else 1 for side, n in zip("bhqk", (B, H, L, L), strict=True))
+    return lambda dtype, D: {"bias": empty(*shape(), dtype=dtype)}
 
 
 def rows_beside(name: str, heads: int) -> Callable:
@@ -155,8 +157,8 @@ def softcap(dtype: torch.dtype, D: int) -> dict:
 
 TERMS = {  # name → what gives the arguments beside q, k, v
     "table": [lambda dtype, D: {"table": empty(H, 2 * L - 1, dtype=torch.float32)}],
-    "bias of keys": [bias(B, 1, 1, L)],
-    "bias": [bias(1, H, L, L)],
+    "bias of keys": [bias("bk")],
+    "bias": [bias("hqk")],
     "dropout": [dropout],
     "softcap": [softcap],
     "lengths, prefix": [lambda dtype, D: {name: empty(B, dtype=torch.int32) for name in ("key_lengths", "prefix")}],

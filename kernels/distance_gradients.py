@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fastlm.kernels.launch import VECTORS, Saved, launch, numbers, tiles_for, with_bounds
 from fastlm.kernels.masks import key_count, tiles_meet
+from fastlm.kernels.rows_by_distance import by_distance
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
     Head,
     Numbers,
     TermPointers,
     apply_dropout,
-    by_distance,
     probabilities,
     probability_gradient,
     scores,
