@@ -195,6 +195,17 @@ def attention_case(dtype: torch.dtype, D: int, term: str | None = None, wanted: 
     return launch
 
 
+def decoding_case(dtype: torch.dtype, D: int, term: str) -> Callable:
+    """Launch the forward pass of one query for each of 32 heads, on 8 key heads of 8192 positions. term: names."""
+
+    def launch() -> None:
+        q, k, v = (empty(1, *shape, D, dtype=dtype) for shape in ((32, 1), (8, 8192), (8, 8192)))
+        given = {"table": empty(32, 8192, dtype=torch.float32), "key_lengths": empty(1, dtype=torch.int32)}
+        attention.forward(Arguments.of(q, k, v, **{name: x for name, x in given.items() if name in term}))
+
+    return launch
+
+
 def rotate_case(dtype: torch.dtype, D: int, R: int, layout: str) -> Callable:
     def launch() -> None:
         x, angle = torch.empty(2, 8, 4096, D, dtype=dtype, device="meta"), torch.empty(4096, R // 2, device="meta")
@@ -266,6 +277,8 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
             )
             for term in terms:
                 yield f"{name} D={D}{f' {term}' if term else ''}", attention_case(dtype, D, term)
+            for term in ("", "table", "table, key_lengths") if everything else ("table",):
+                yield f"{name} D={D}{f' {term}' if term else ''} decoding", decoding_case(dtype, D, term)
         for layout in ("half", "interleaved"):
             for R in (128, 32) if everything else (128,):
                 yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)

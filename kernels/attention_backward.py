@@ -136,7 +136,7 @@ def dq_kernel(
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
     i0 = (n_tiles - 1 - tl.program_id(0) % n_tiles) * BLOCK_M
     b, h = i_bh // H, i_bh % H
-    head = Head(b, h, key_count(t, b, Lk))
+    head = Head(b, h, key_count(t, b, Lk), None)
     keys, values = head_of(k_rows, b, h // group), head_of(v_rows, b, h // group)
     key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
     query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
@@ -208,10 +208,10 @@ def dkdv_kernel(
     dk_position = tl.zeros([1, 1] if t.k_position is None else [BLOCK_N, BLOCK_D], tl.float32)
 
     # the queries of every head that shares them: full tiles, then the edges
-    begin, full_begin, full_end, end = tiles_of_queries(t, Head(b, h_k, n_keys), j0, n, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, end = tiles_of_queries(t, Head(b, h_k, n_keys, None), j0, n, BLOCK_M, BLOCK_N)
     o_j = tl.arange(0, BLOCK_N)
     for h in range(h_k * group, (h_k + 1) * group):
-        head, i_row = Head(b, h, n_keys), (b * H + h) * Lq
+        head, i_row = Head(b, h, n_keys, None), (b * H + h) * Lq
         queries, grads = head_of(q_rows, b, h), head_of(grad_rows, b, h)
         query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
         dbias = tl.zeros([1] if p_dbias is None else [BLOCK_N], tl.float32)

@@ -53,7 +53,7 @@ def bias_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(split, walked_b * walked_h, splits):
         b, h = tl.cast(i_b + step // walked_h, tl.int64), tl.cast(i_h + step % walked_h, tl.int64)
-        head, i_row = Head(b, h, key_count(t, b, Lk)), (b * H + h) * Lq
+        head, i_row = Head(b, h, key_count(t, b, Lk), None), (b * H + h) * Lq
         # where some of these queries see some of these keys
         begin, _, _, end = tiles_of_keys(t, head, i0, n, BLOCK_M, BLOCK_N)
         if (begin <= j_tile) & (j_tile < end):

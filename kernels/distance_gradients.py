@@ -141,7 +141,7 @@ def distances_kernel(
     dvalue = wanted_rows(p_value, BLOCK, BLOCK_D)
     for b_ in range(split % batch_splits, B, batch_splits):
         b = tl.cast(b_, tl.int64)
-        head = Head(b, h, key_count(t, b, Lk))
+        head = Head(b, h, key_count(t, b, Lk), None)
         # the tiles that exist, those ahead that are whole, and this program's share of each
         n_tiles = tl.cdiv(tl.maximum(head.n_keys, 0), BLOCK)
         end = tl.minimum(tl.cdiv(Lq, BLOCK), n_tiles - diagonal)

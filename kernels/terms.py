@@ -88,11 +88,16 @@ class Numbers(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a program works on: a row of the batch, a query head, and how many keys that row has."""
+    """What a program works on: a row of the batch, a query head, and how many keys that row has.
+
+    Where rows of a tile are queries of several heads (kernels/decoding.py), h and o_i [BLOCK_M, 1] are each one's head
+    and place; else o_i is None.
+    """
 
     b: Any
     h: Any
     n_keys: Any
+    o_i: Any
 
 
 # compiled kernels do not depend on these numbers, which change from call to call and from model to model
@@ -148,7 +153,7 @@ def same_group(t, head, i0, j0, o_i, o_j, n):
 
 @triton.jit
 def product(a, b, related, added, n):
-    """(cap(x) + added, cap'(x)) of x = scale · (a @ b + related), in the scores' unit (kernels/attention.py)."""
+    """(cap(x) + added, cap'(x)) of x = scale · (a @ b + related), in the scores' unit (kernels/online_softmax.py)."""
     if n.softcap is not None:
         y = tanh(accumulate(related, dot(a, b)) * (n.scale / n.softcap))
         return y * n.softcap if added is None else fma(y, n.softcap, added), 1.0 - y * y
@@ -173,6 +178,8 @@ def scores(
     nobody reads them.
     """
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
+    if head.o_i is not None:
+        o_i = head.o_i
     # what is scaled with the product: queries and keys with the vectors of their distance
     related, added = None, None
     if t.query_vectors is not None:
@@ -205,7 +212,7 @@ def under_cap(ds, slope, n):
 
 @triton.jit
 def units(dtype: tl.constexpr, n):
-    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: kernels/attention.py."""
+    """(score → unit of the running maximum and of lse, that unit → log₂); one is 1: kernels/online_softmax.py."""
     if dtype == tl.float32:
         return 1.0, LOG2E
     return (n.scale if n.softcap is None else 1.0) * LOG2E, 1.0
@@ -226,8 +233,9 @@ def apply_dropout(p, head, i0, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constex
     else:
         # one counter for four keys of a query, whose four words are theirs in order
         row = (head.b * n.H + head.h).to(tl.int32)
-        i, block = n.q0 + i0 + tl.arange(0, BLOCK_M), (n.k0 + j0) // 4 + tl.arange(0, BLOCK_N // 4)
-        i, block = tl.broadcast(i[:, None], block[None, :])
+        o_i = tl.arange(0, BLOCK_M)[:, None] if head.o_i is None else head.o_i
+        i, block = n.q0 + i0 + o_i, (n.k0 + j0) // 4 + tl.arange(0, BLOCK_N // 4)[None, :]
+        i, block = tl.broadcast(i, block)
         w0, w1, w2, w3 = tl.philox(n.seed, block, i, tl.zeros_like(i) + row, tl.zeros_like(i))
         words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
         keep = (words >= n.threshold.to(tl.uint32)).to(tl.int8)  # bytes, for they cross threads
