@@ -137,8 +137,10 @@ def integers(*names: str) -> Callable:
     return lambda dtype, D: {name: empty(B, L, dtype=torch.int32) for name in names}
 
 
-def bias(*shape: int) -> Callable:
-    return lambda dtype, D: {"bias": empty(*shape, dtype=dtype)}
+def bias(sides: str) -> Callable:
+    """One that differs along these of batch, heads, queries and keys."""
+    shape = lambda: (n if side in sides else 1 for side, n in zip("bhqk", (B, H, L, L), strict=True))
+    return lambda dtype, D: {"bias": empty(*shape(), dtype=dtype)}
 
 
 def rows_beside(name: str, heads: int) -> Callable:
@@ -155,8 +157,8 @@ def softcap(dtype: torch.dtype, D: int) -> dict:
 
 TERMS = {  # name → what gives the arguments beside q, k, v
     "table": [lambda dtype, D: {"table": empty(H, 2 * L - 1, dtype=torch.float32)}],
-    "bias of keys": [bias(B, 1, 1, L)],
-    "bias": [bias(1, H, L, L)],
+    "bias of keys": [bias("bk")],
+    "bias": [bias("hqk")],
     "dropout": [dropout],
     "softcap": [softcap],
     "lengths, prefix": [lambda dtype, D: {name: empty(B, dtype=torch.int32) for name in ("key_lengths", "prefix")}],
@@ -189,6 +191,17 @@ def attention_case(dtype: torch.dtype, D: int, term: str | None = None, wanted: 
         out, lse = attention.forward(a)
         given = {name for name in LEARNED if getattr(a, name) is not None}
         attention_backward.backward(out, None, out, lse, a, given if wanted is None else wanted)
+
+    return launch
+
+
+def decoding_case(dtype: torch.dtype, D: int, term: str) -> Callable:
+    """Launch the forward pass of one query for each of 32 heads, on 8 key heads of 8192 positions. term: names."""
+
+    def launch() -> None:
+        q, k, v = (empty(1, *shape, D, dtype=dtype) for shape in ((32, 1), (8, 8192), (8, 8192)))
+        given = {"table": empty(32, 8192, dtype=torch.float32), "key_lengths": empty(1, dtype=torch.int32)}
+        attention.forward(Arguments.of(q, k, v, **{name: x for name, x in given.items() if name in term}))
 
     return launch
 
@@ -264,6 +277,8 @@ def cases(everything: bool) -> Iterator[tuple[str, Callable]]:
             )
             for term in terms:
                 yield f"{name} D={D}{f' {term}' if term else ''}", attention_case(dtype, D, term)
+            for term in ("", "table", "table, key_lengths") if everything else ("table",):
+                yield f"{name} D={D}{f' {term}' if term else ''} decoding", decoding_case(dtype, D, term)
         for layout in ("half", "interleaved"):
             for R in (128, 32) if everything else (128,):
                 yield f"{name} D=128 R={R} {layout}", rotate_case(dtype, 128, R, layout)

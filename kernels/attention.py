@@ -2,13 +2,8 @@
 Milakov & Gimelshein 2018; lines of algorithms are those of FlashAttention-2, Dao 2023).
 
 A program owns BLOCK_M queries of one head and walks the tiles of keys that they see: first the full tiles, without any
-mask arithmetic, then the edges. What is added to scores and what is hidden: kernels/terms.py, kernels/masks.py. Shapes
-and meanings: fastlm/ops/attention.py.
-
-Scores have a unit. With 16-bit inputs they are kept in multiples of 1/scale, so that a table can be the product's
-first accumulator, which costs the softmax nothing, and exp is one multiply-add and one exp2. With fp32 inputs they are
-natural, for a large table in the accumulator would cost the product its last bits; and so they are under a softcap,
-which keeps a table out of the accumulator.
+mask arithmetic, then the edges. Few queries of long rows: kernels/decoding.py. What is added to scores and what is
+hidden: kernels/terms.py, kernels/masks.py. Shapes and meanings: fastlm/ops/attention.py.
 """
 
 import torch
@@ -16,43 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastlm.kernels.decoding import decode, has_few_queries
 from fastlm.kernels.launch import launch, numbers, signature, strided, terms, tiles_for, with_bounds
 from fastlm.kernels.masks import edge_tile, key_count, tiles_of_keys
-from fastlm.kernels.terms import UNSPECIALIZED, Head, Numbers, add_values, apply_dropout, scores, units
-from fastlm.kernels.tile import LOG2E, cast, fma, head_of, load_position, load_rows, store_rows
+from fastlm.kernels.online_softmax import NOTHING, finished, forward_tile
+from fastlm.kernels.terms import UNSPECIALIZED, Head, Numbers
+from fastlm.kernels.tile import head_of, load_position, load_rows, store_rows
 from fastlm.kernels.tiles import block_d, cdiv
-
-# running maximum before any key: finite, so that a row seeing nothing never meets -inf - -inf
-NOTHING = tl.constexpr(-3.4028234663852886e38)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Device
-
-
-@triton.jit
-def forward_tile(
-    q, q_position, acc, m, l, keys, values, key_positions, t, head, i0, tile, n,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys into the running softmax: acc [M, D] = Σ p̂ v, l [M] = Σ p, both relative to the maximum m
-    [M].
-    """
-    # S of the tile (FlashAttention-2, algorithm 1, line 8)
-    j0 = tile * BLOCK_N
-    k = load_rows(keys, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
-    k_position = load_position(key_positions, k, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
-    x, _slope = scores(q, k, q_position, k_position, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, EDGE, False)
-    # the running maximum, and P relative to it (line 9)
-    to_unit, to_log2 = units(q.dtype, n)
-    m_new = tl.maximum(m, tl.max(x, 1) * to_unit)
-    p = tl.exp2(fma(x, to_unit, -m_new[:, None]) * to_log2)
-    # what was summed relative to the old maximum, rescaled; P V added to it (lines 9 and 10)
-    rescale = tl.exp2((m - m_new) * to_log2)
-    v = load_rows(values, j0, head.n_keys, D, BLOCK_N, BLOCK_D, EDGE)
-    p_dropped = cast(apply_dropout(p, head, i0, j0, n, BLOCK_M, BLOCK_N, False), v.dtype)
-    acc = add_values(acc * rescale[:, None], p_dropped, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_D)
-    return acc, m_new, fma(l, rescale, tl.sum(p, 1))
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernel
@@ -72,7 +37,7 @@ def forward_kernel(
     i_bh = tl.program_id(0) // n_tiles
     i0 = (n_tiles - 1 - tl.program_id(0) % n_tiles) * BLOCK_M
     b, h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
-    head = Head(b, h, key_count(t, b, Lk))
+    head = Head(b, h, key_count(t, b, Lk), None)
     keys, values = head_of(k_rows, b, h // group), head_of(v_rows, b, h // group)
     key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
     query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
@@ -96,12 +61,9 @@ def forward_kernel(
             edge_tile(step, begin, full_begin, full_end), n, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
         )  # fmt: skip
 
-    # O = acc / l and L = m + ln l (lines 12 and 13); rows that saw nothing are zeros, and L = -∞
+    out, lse = finished(acc, m, l, q.dtype, n)
+    store_rows(out, p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, BLOCK_M, BLOCK_D)
     o_i = tl.arange(0, BLOCK_M)
-    seen = tl.where(l == 0, 1.0, l)
-    store_rows(acc * (dropout_scale / seen)[:, None], p_out + i_bh.to(tl.int64) * Lq * D, i0, Lq, D, BLOCK_M, BLOCK_D)
-    _, to_log2 = units(q.dtype, n)
-    lse = tl.where(l == 0, float("-inf"), m * (to_log2 / LOG2E) + tl.log(seen))
     tl.store(p_lse + i_bh.to(tl.int64) * Lq + i0 + o_i, lse, mask=o_i < Lq - i0)
 
 
@@ -111,14 +73,18 @@ def forward_kernel(
 
 def forward(a: tuple) -> tuple[Tensor, Tensor]:
     """(out, lse) of the op `attention`."""
+    with torch.cuda.device_of(a.q):
+        return decode(a) if has_few_queries(a) else _forward(a)
+
+
+def _forward(a: tuple) -> tuple[Tensor, Tensor]:
     B, H, Lq, D = a.q.shape
     q, k, v = strided(a.q), strided(a.k), strided(a.v)
     out, lse = a.q.new_empty(a.q.shape), a.q.new_empty(B, H, Lq, dtype=torch.float32)
-    with torch.cuda.device_of(a.q):
-        chosen = tiles_for("forward", a)
-        t = with_bounds(terms(a), chosen)
-        launch(
-            forward_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, signature(a),
-            q, k, v, out, lse, t, *numbers(a), D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
-        )  # fmt: skip
+    chosen = tiles_for("forward", a)
+    t = with_bounds(terms(a), chosen)
+    launch(
+        forward_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, signature(a),
+        q, k, v, out, lse, t, *numbers(a), D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
+    )  # fmt: skip
     return out, lse

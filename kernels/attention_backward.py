@@ -4,6 +4,9 @@
     dk, dv    a program owns keys of a key/value head and walks the queries of every query head that shares it
     table, vectors, bias    kernels/distance_gradients.py, kernels/bias_gradient.py
 
+A bias with one element for all keys of a query, or all queries of a key, has Σ dS of its row for gradient, which the
+walks above have in hand.
+
 Every walk recomputes P = exp(score - lse) and dS = P ∘ (dP - δ), and with a softcap dX = dS ∘ cap'. Rows past the end
 and rows that see nothing have lse = +inf here, hence P = 0 without a mask. Lines of algorithms are those of
 FlashAttention-2 (Dao 2023). Shapes and meanings: fastlm/ops/attention.py.
@@ -14,18 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlm.kernels.bias_gradient import bias_gradient
+from fastlm.kernels.bias_gradient import bias_gradient, sums_of_rows
 from fastlm.kernels.distance_gradients import distance_gradients
 from fastlm.kernels.launch import Saved, launch, numbers, signature, strided, terms, tiles_for, with_bounds
 from fastlm.kernels.masks import edge_tile, key_count, tiles_of_keys, tiles_of_queries
+from fastlm.kernels.rows_by_distance import by_distance, distance_rows
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
     Head,
     Numbers,
     apply_dropout,
-    by_distance,
-    distance_rows,
-    places,
     probabilities,
     probability_gradient,
     same_group,
@@ -33,7 +34,18 @@ from fastlm.kernels.terms import (
     under_cap,
     units,
 )
-from fastlm.kernels.tile import LOG2E, Matrix, cast, dot, head_of, load_position, load_rows, load_vector, store_rows
+from fastlm.kernels.tile import (
+    LOG2E,
+    Matrix,
+    cast,
+    dot,
+    head_of,
+    load_position,
+    load_rows,
+    load_vector,
+    places,
+    store_rows,
+)
 from fastlm.kernels.tiles import block_d, cdiv
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -42,7 +54,7 @@ from fastlm.kernels.tiles import block_d, cdiv
 
 @triton.jit
 def dq_tile(
-    dq, dq_position, dsame, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0, tile, n,
+    dq, dq_position, dsame, dbias, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0, tile, n,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """dq [M, D] += dS k over one tile of keys, and its share of the other gradients that queries own."""
@@ -56,6 +68,8 @@ def dq_tile(
     dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False)
     ds = p * (dp - delta[:, None])
     # dS is the gradient of what was added to S as it is
+    if dbias.numel > 1:
+        dbias += tl.sum(ds, 1)
     if t.same is not None:
         o_i, o_j = places(BLOCK_M, BLOCK_N, False)
         dsame += tl.sum(tl.where(same_group(t, head, i0, j0, o_i, o_j, n), ds, 0.0), 1)
@@ -69,12 +83,12 @@ def dq_tile(
             dq = dot(ds, vectors, dq)
         else:
             dq_position = dot(ds, vectors, dq_position)
-    return dq, dq_position, dsame
+    return dq, dq_position, dsame, dbias
 
 
 @triton.jit
 def dkdv_tile(
-    dk, dv, dk_position, k, v, k_position, queries, query_positions, grads, p_lse, p_delta, t, head, tile, j0, n,
+    dk, dv, dk_position, dbias, k, v, k_position, queries, query_positions, grads, p_lse, p_delta, t, head, tile, j0, n,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """dv [N, D] += P̂ᵀ grad and dk [N, D] += dSᵀ q over one tile of queries; everything is held keys × queries."""
@@ -89,6 +103,8 @@ def dkdv_tile(
     # dSᵀ = Pᵀ ∘ (dPᵀ - δ), and dk += dSᵀ q (lines 13, 14 and 16)
     dp = probability_gradient(grad, v, t, head, i0, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True)
     ds = p * (dp - load_vector(p_delta, i0, n.Lq, BLOCK_M, 0.0, EDGE)[None, :])
+    if dbias.numel > 1:
+        dbias += tl.sum(ds, 1)
     ds = cast(under_cap(ds, slope, n), q.dtype)
     dk = dot(ds, q, dk)
     if t.key_vectors is not None:
@@ -98,7 +114,7 @@ def dkdv_tile(
             dk = dot(ds, vectors, dk)
         else:
             dk_position = dot(ds, vectors, dk_position)
-    return dk, dv, dk_position
+    return dk, dv, dk_position, dbias
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,7 +123,8 @@ def dkdv_tile(
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dq_kernel(
-    q_rows, k_rows, v_rows, grad_rows, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame, t,
+    q_rows, k_rows, v_rows, grad_rows, p_grad_lse, p_out, p_lse, p_lse_unit, p_delta, p_dq, p_dq_position, p_dsame,
+    p_dbias, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -119,7 +136,7 @@ def dq_kernel(
     i_bh = (tl.program_id(0) // n_tiles).to(tl.int64)
     i0 = (n_tiles - 1 - tl.program_id(0) % n_tiles) * BLOCK_M
     b, h = i_bh // H, i_bh % H
-    head = Head(b, h, key_count(t, b, Lk))
+    head = Head(b, h, key_count(t, b, Lk), None)
     keys, values = head_of(k_rows, b, h // group), head_of(v_rows, b, h // group)
     key_positions = None if t.k_position is None else head_of(t.k_position, b, h // group)
     query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
@@ -145,15 +162,16 @@ def dq_kernel(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dq_position = tl.zeros([1, 1] if t.q_position is None else [BLOCK_M, BLOCK_D], tl.float32)
     dsame = tl.zeros([1] if t.same is None else [BLOCK_M], tl.float32)
+    dbias = tl.zeros([1] if p_dbias is None else [BLOCK_M], tl.float32)
     begin, full_begin, full_end, end = tiles_of_keys(t, head, i0, n, BLOCK_M, BLOCK_N)
     for tile in tl.range(full_begin, full_end, disable_licm=True):
-        dq, dq_position, dsame = dq_tile(
-            dq, dq_position, dsame, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0, tile, n,
-            D, BLOCK_M, BLOCK_N, BLOCK_D, False,
+        dq, dq_position, dsame, dbias = dq_tile(
+            dq, dq_position, dsame, dbias, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0,
+            tile, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False,
         )  # fmt: skip
     for step in tl.range(end - begin - (full_end - full_begin), disable_licm=True):
-        dq, dq_position, dsame = dq_tile(
-            dq, dq_position, dsame, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0,
+        dq, dq_position, dsame, dbias = dq_tile(
+            dq, dq_position, dsame, dbias, q, q_position, grad, lse, delta, keys, values, key_positions, t, head, i0,
             edge_tile(step, begin, full_begin, full_end), n, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
         )  # fmt: skip
     store_rows(dq * scale, p_dq + i_bh * Lq * D, i0, Lq, D, BLOCK_M, BLOCK_D)
@@ -161,11 +179,13 @@ def dq_kernel(
         store_rows(dq_position * scale, p_dq_position + i_bh * Lq * D, i0, Lq, D, BLOCK_M, BLOCK_D)
     if t.same is not None:
         tl.store(p_dsame + i_bh * Lq + i0 + o_i, dsame, mask=o_i < Lq - i0)
+    if p_dbias is not None:
+        tl.store(p_dbias + i_bh * Lq + i0 + o_i, dbias, mask=o_i < Lq - i0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dkdv_kernel(
-    q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_dk, p_dv, p_dk_position, t,
+    q_rows, k_rows, v_rows, grad_rows, p_lse, p_delta, p_dk, p_dv, p_dk_position, p_dbias, t,
     H, group, Lq, Lk, table_stride, left, right, offset, scale, softcap, seed, q0, k0, threshold, dropout_scale,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -188,23 +208,28 @@ def dkdv_kernel(
     dk_position = tl.zeros([1, 1] if t.k_position is None else [BLOCK_N, BLOCK_D], tl.float32)
 
     # the queries of every head that shares them: full tiles, then the edges
-    begin, full_begin, full_end, end = tiles_of_queries(t, Head(b, h_k, n_keys), j0, n, BLOCK_M, BLOCK_N)
+    begin, full_begin, full_end, end = tiles_of_queries(t, Head(b, h_k, n_keys, None), j0, n, BLOCK_M, BLOCK_N)
+    o_j = tl.arange(0, BLOCK_N)
     for h in range(h_k * group, (h_k + 1) * group):
-        head, i_row = Head(b, h, n_keys), (b * H + h) * Lq
+        head, i_row = Head(b, h, n_keys, None), (b * H + h) * Lq
         queries, grads = head_of(q_rows, b, h), head_of(grad_rows, b, h)
         query_positions = None if t.q_position is None else head_of(t.q_position, b, h)
+        dbias = tl.zeros([1] if p_dbias is None else [BLOCK_N], tl.float32)
         for tile in tl.range(full_begin, full_end, disable_licm=True):
-            dk, dv, dk_position = dkdv_tile(
-                dk, dv, dk_position, k, v, k_position, queries, query_positions, grads, p_lse + i_row, p_delta + i_row,
-                t, head, tile, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False,
+            dk, dv, dk_position, dbias = dkdv_tile(
+                dk, dv, dk_position, dbias, k, v, k_position, queries, query_positions, grads, p_lse + i_row,
+                p_delta + i_row, t, head, tile, j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, False,
             )  # fmt: skip
         for step in tl.range(end - begin - (full_end - full_begin), disable_licm=True):
-            dk, dv, dk_position = dkdv_tile(
-                dk, dv, dk_position, k, v, k_position, queries, query_positions, grads, p_lse + i_row, p_delta + i_row,
-                t, head, edge_tile(step, begin, full_begin, full_end), j0, n, D, BLOCK_M, BLOCK_N, BLOCK_D, True,
+            dk, dv, dk_position, dbias = dkdv_tile(
+                dk, dv, dk_position, dbias, k, v, k_position, queries, query_positions, grads, p_lse + i_row,
+                p_delta + i_row, t, head, edge_tile(step, begin, full_begin, full_end), j0, n,
+                D, BLOCK_M, BLOCK_N, BLOCK_D, True,
             )  # fmt: skip
+        if p_dbias is not None:
+            tl.store(p_dbias + (b * H + h) * Lk + j0 + o_j, tl.where(o_j < n_keys - j0, dbias, 0.0), mask=o_j < Lk - j0)
     # keys that do not exist were never masked: no other row saw them
-    m_j = (tl.arange(0, BLOCK_N) < n_keys - j0)[:, None]
+    m_j = (o_j < n_keys - j0)[:, None]
     o_head = i_bh * Lk * D
     store_rows(tl.where(m_j, dk * scale, 0.0), p_dk + o_head, j0, Lk, D, BLOCK_N, BLOCK_D)
     store_rows(tl.where(m_j, dv * dropout_scale, 0.0), p_dv + o_head, j0, Lk, D, BLOCK_N, BLOCK_D)
@@ -232,21 +257,22 @@ def backward(
         if getattr(a, name) is not None
     }
     lse_unit, delta = torch.empty_like(lse), torch.empty_like(lse)
-    t, n, seen = terms(a), numbers(a), signature(a, grad.p, grad_lse, out, lse)
+    of_queries, of_keys = sums_of_rows(a, wanted)
+    t, n, seen = terms(a), numbers(a), (*signature(a, grad.p, grad_lse, out, lse), "bias" in wanted)
     with torch.cuda.device_of(out):
         chosen = tiles_for("dq", a)
         launch(
             dq_kernel, cdiv(Lq, chosen.BLOCK_M) * H * B, chosen, seen,
             q, k, v, grad, grad_lse, out, lse, lse_unit, delta, made["q"], made.get("q_position"), made.get("same"),
-            with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
+            of_queries, with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         chosen = tiles_for("dkdv", a)
         launch(
             dkdv_kernel, cdiv(Lk, chosen.BLOCK_N) * Hk * B, chosen, seen,
-            q, k, v, grad, lse_unit, delta, made["k"], made["v"], made.get("k_position"),
+            q, k, v, grad, lse_unit, delta, made["k"], made["v"], made.get("k_position"), of_keys,
             with_bounds(t, chosen), *n, D, chosen.BLOCK_M, chosen.BLOCK_N, block_d(D),
         )  # fmt: skip
         saved = Saved(q, k, v, grad, lse_unit, delta)
         if "bias" in wanted:
-            made["bias"] = bias_gradient(saved, t, a, seen)
+            made["bias"] = bias_gradient(saved, of_queries if of_keys is None else of_keys, t, a, seen)
         return made | distance_gradients(saved, t, a, wanted, seen)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fastlm.kernels.launch import VECTORS, Saved, launch, numbers, tiles_for, with_bounds
 from fastlm.kernels.masks import key_count, tiles_meet
+from fastlm.kernels.rows_by_distance import by_distance
 from fastlm.kernels.terms import (
     UNSPECIALIZED,
     Head,
     Numbers,
     TermPointers,
     apply_dropout,
-    by_distance,
     probabilities,
     probability_gradient,
     scores,
@@ -141,7 +141,7 @@ def distances_kernel(
     dvalue = wanted_rows(p_value, BLOCK, BLOCK_D)
     for b_ in range(split % batch_splits, B, batch_splits):
         b = tl.cast(b_, tl.int64)
-        head = Head(b, h, key_count(t, b, Lk))
+        head = Head(b, h, key_count(t, b, Lk), None)
         # the tiles that exist, those ahead that are whole, and this program's share of each
         n_tiles = tl.cdiv(tl.maximum(head.n_keys, 0), BLOCK)
         end = tl.minimum(tl.cdiv(Lq, BLOCK), n_tiles - diagonal)

@@ -6,6 +6,7 @@
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
@@ -39,7 +40,7 @@ def tiles_for(kernel: str, a: tuple) -> Tiles:
     """
     if any(getattr(a, name) is not None for name in VECTORS):
         kernel = {"table": "vector_sums", "bias": "bias"}.get(kernel, "vectors")
-    elif kernel == "forward" and a.bias is not None:
+    elif kernel == "forward" and a.bias is not None and 1 not in a.bias.shape[2:]:
         kernel = "forward_bias"
     found = tiles(kernel, a.q.shape[3], a.q.dtype, architecture())
     if kernel != "forward" or found.maxnreg is None:
@@ -57,6 +58,12 @@ def strided(x: Tensor) -> Rows:
     """x [B, H, L, D] as kernels take it."""
     x = rows(x)
     return Rows(x, x.stride()[:3])
+
+
+def bias(x: Tensor) -> Bias:
+    """x [1|B, 1|H, 1|Lq, 1|Lk] as kernels take it."""
+    strides = tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return Bias(x, strides, *(tl.constexpr(size != 1) for size in x.shape[2:]))
 
 
 def terms(a: tuple) -> TermPointers:
@@ -81,11 +88,6 @@ def numbers(a: tuple) -> Numbers:
         offset=a.offset, scale=a.scale, softcap=None if a.softcap is None else float(a.softcap), seed=seed,
         q0=a.first_query, k0=a.first_key, threshold=limit, dropout_scale=1 / (1 - a.dropout),
     )  # fmt: skip
-
-
-def broadcast_strides(x: Tensor) -> tuple[int, ...]:
-    """x's strides, 0 where it has one element for all."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def signature(a: tuple, *others: Tensor | None) -> tuple:
@@ -149,7 +151,7 @@ _LAYOUT_OF = {
     Vectors: lambda x, a: x.to(a.q.dtype).contiguous(),
     Integers: lambda x, a: (x if x.dtype in (torch.int32, torch.int64) else x.int()).contiguous(),
     Table: lambda x, a: _with_margins(x.float(), _margin(a)),
-    Bias: lambda x, a: Rows(x, broadcast_strides(x)),
+    Bias: lambda x, a: bias(x),
     Floats: lambda x, a: x.float().contiguous(),
 }
 # name of what is given with a call → how kernels are given it

@@ -2,12 +2,7 @@
 
 A tile holds scores of BLOCK_M queries from i0 on with BLOCK_N keys from j0 on, either way up: queries × keys, or keys ×
 queries (KEYS_FIRST) where a program owns keys. o_i and o_j are the places of queries and keys in it, the one a row, the
-other a column.
-
-Rows by distance (query_vectors and its kin) take square tiles: BLOCK × BLOCK pairs meet 2·BLOCK - 1 distances, so the
-product of the tile's queries with the rows of those distances, [BLOCK, 2·BLOCK], holds every score once, on a slant
-that `tl.gather` straightens (Dai et al. 2019, appendix B, do it to the whole L × 2L). Nothing here is larger than that,
-however long the sequence. Meanings and shapes: fastlm/ops/attention.py.
+other a column. Meanings and shapes: fastlm/ops/attention.py.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -16,7 +11,8 @@ import triton
 import triton.language as tl
 
 from fastlm.kernels.masks import of_row, visible
-from fastlm.kernels.tile import LOG2E, Rows, accumulate, dot, fma, load_readonly, tanh
+from fastlm.kernels.rows_by_distance import by_distance, distance_rows, relative_shift
+from fastlm.kernels.tile import LOG2E, Rows, accumulate, dot, fma, load_readonly, places, tanh
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What kernels are given
@@ -26,7 +22,17 @@ Vectors = Annotated[Any, "[H, Lq + Lk - 1, D] in q's dtype, without gaps"]
 Integers = Annotated[Any, "int32 or int64, without gaps"]
 Floats = Annotated[Any, "fp32, without gaps"]
 Table = Annotated[Any, "[H, Lq + Lk - 1] fp32, rows Numbers.table_stride apart"]
-Bias = Annotated[Rows, "with a stride of keys as well, 0 where one element serves all"]
+
+
+class Bias(NamedTuple):
+    """[1|B, 1|H, 1|Lq, 1|Lk] in memory: a pointer, strides, 0 where one element serves all, and constexprs that say
+    whether queries, and whether keys, have elements of their own.
+    """
+
+    p: Any
+    strides: Any
+    by_query: Any
+    by_key: Any
 
 
 class TermPointers(NamedTuple):
@@ -82,11 +88,16 @@ class Numbers(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a program works on: a row of the batch, a query head, and how many keys that row has."""
+    """What a program works on: a row of the batch, a query head, and how many keys that row has.
+
+    Where rows of a tile are queries of several heads (kernels/decoding.py), h and o_i [BLOCK_M, 1] are each one's head
+    and place; else o_i is None.
+    """
 
     b: Any
     h: Any
     n_keys: Any
+    o_i: Any
 
 
 # compiled kernels do not depend on these numbers, which change from call to call and from model to model
@@ -97,42 +108,6 @@ UNSPECIALIZED = ["H", "group", "Lq", "Lk", "table_stride", "left", "right", "off
 
 
 @triton.jit
-def places(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
-    """(o_i, o_j) of a tile."""
-    if KEYS_FIRST:
-        return tl.arange(0, BLOCK_M)[None, :], tl.arange(0, BLOCK_N)[:, None]
-    else:
-        return tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
-
-
-@triton.jit
-def distance_rows(p, head, i0, j0, n, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The rows [2·BLOCK, BLOCK_D] of p [H, Lq + Lk - 1, D] of a tile; key j and query i meet row j - i + BLOCK."""
-    o_row, o_d = tl.arange(0, 2 * BLOCK), tl.arange(0, BLOCK_D)
-    first = j0 - i0 + n.Lq - 1 - BLOCK
-    m_row = (first + o_row >= 0) & (first + o_row < n.Lq + n.Lk - 1)
-    p_rows = p + (head.h * (n.Lq + n.Lk - 1) + first) * D
-    return tl.load(p_rows + (o_row[:, None] * D + o_d[None, :]), mask=m_row[:, None] & (o_d < D)[None, :], other=0.0)
-
-
-@triton.jit
-def relative_shift(
-    x, p_vectors, head, i0, j0, n,
-    D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr,
-):  # fmt: skip
-    """⟨x, row⟩ of each pair of a square tile, with x [BLOCK, BLOCK_D] its queries' or (OF_KEYS) its keys' and the row
-    that of their distance.
-    """
-    o_i, o_j = places(BLOCK, BLOCK, KEYS_FIRST)
-    vectors = distance_rows(p_vectors, head, i0, j0, n, D, BLOCK, BLOCK_D)
-    # every query with every distance, then the one distance of each pair
-    if KEYS_FIRST == OF_KEYS:
-        return tl.gather(dot(x, vectors.T), o_j - o_i + BLOCK, axis=1)
-    else:
-        return tl.gather(dot(vectors, x.T), o_j - o_i + BLOCK, axis=0)
-
-
-@triton.jit
 def table_at(t, h, first, o_i, o_j, n):
     """The table's score of each pair of a tile, given j0 - i0."""
     return load_readonly(t.table + (h * n.table_stride + (first + n.Lq - 1)) + (o_j - o_i))
@@ -140,12 +115,21 @@ def table_at(t, h, first, o_i, o_j, n):
 
 @triton.jit
 def bias_at(t, head, i0, j0, o_i, o_j, n, EDGE: tl.constexpr):
-    """The bias of each pair of a tile. EDGE: past the ends the last one's, by limits, which keep wide loads away."""
+    """The bias of each pair of a tile. EDGE: past the ends the last one's, by limits, which keep wide loads away.
+
+    One of a tile's queries, or keys, is loaded once for all, and not by a tl.load, whose buffer would be in shared
+    memory.
+    """
     i, j = i0 + o_i, j0 + o_j
     if EDGE:
         i, j = tl.minimum(i, n.Lq - 1), tl.minimum(j, n.Lk - 1)
     p_bias = t.bias.p + (head.b * t.bias.strides[0] + head.h * t.bias.strides[1])
-    return tl.load(p_bias + (i.to(tl.int64) * t.bias.strides[2] + j.to(tl.int64) * t.bias.strides[3])).to(tl.float32)
+    if t.bias.by_query:
+        p_bias += i.to(tl.int64) * t.bias.strides[2]
+    if t.bias.by_key:
+        p_bias += j.to(tl.int64) * t.bias.strides[3]
+    x = tl.load(p_bias) if t.bias.by_query and t.bias.by_key else load_readonly(p_bias)
+    return tl.broadcast_to(x.to(tl.float32), (o_i + o_j).shape)
 
 
 @triton.jit
@@ -169,7 +153,7 @@ def same_group(t, head, i0, j0, o_i, o_j, n):
 
 @triton.jit
 def product(a, b, related, added, n):
-    """(cap(x) + added, cap'(x)) of x = scale · (a @ b + related), in the scores' unit (kernels/attention.py)."""
+    """(cap(x) + added, cap'(x)) of x = scale · (a @ b + related), in the scores' unit (kernels/online_softmax.py)."""
     if n.softcap is not None:
         y = tanh(accumulate(related, dot(a, b)) * (n.scale / n.softcap))
         return y * n.softcap if added is None else fma(y, n.softcap, added), 1.0 - y * y
@@ -194,6 +178,8 @@ def scores(
     nobody reads them.
     """
     o_i, o_j = places(BLOCK_M, BLOCK_N, KEYS_FIRST)
+    if head.o_i is not None:
+        o_i = head.o_i
     # what is scaled with the product: queries and keys with the vectors of their distance
     related, added = None, None
     if t.query_vectors is not None:
@@ -226,7 +212,7 @@ def under_cap(ds, slope, n):
 
 @triton.jit
 def units(dtype: tl.constexpr, n):
-    """(score → unit of the running maximum and of lse, that unit → log₂). One of them is 1: kernels/attention.py."""
+    """(score → unit of the running maximum and of lse, that unit → log₂); one is 1: kernels/online_softmax.py."""
     if dtype == tl.float32:
         return 1.0, LOG2E
     return (n.scale if n.softcap is None else 1.0) * LOG2E, 1.0
@@ -247,8 +233,9 @@ def apply_dropout(p, head, i0, j0, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constex
     else:
         # one counter for four keys of a query, whose four words are theirs in order
         row = (head.b * n.H + head.h).to(tl.int32)
-        i, block = n.q0 + i0 + tl.arange(0, BLOCK_M), (n.k0 + j0) // 4 + tl.arange(0, BLOCK_N // 4)
-        i, block = tl.broadcast(i[:, None], block[None, :])
+        o_i = tl.arange(0, BLOCK_M)[:, None] if head.o_i is None else head.o_i
+        i, block = n.q0 + i0 + o_i, (n.k0 + j0) // 4 + tl.arange(0, BLOCK_N // 4)[None, :]
+        i, block = tl.broadcast(i, block)
         w0, w1, w2, w3 = tl.philox(n.seed, block, i, tl.zeros_like(i) + row, tl.zeros_like(i))
         words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
         keep = (words >= n.threshold.to(tl.uint32)).to(tl.int8)  # bytes, for they cross threads
@@ -278,20 +265,3 @@ def probability_gradient(
         return dp
     else:
         return apply_dropout(dp, head, i0, j0, n, BLOCK_M, BLOCK_N, KEYS_FIRST) * n.dropout_scale
-
-
-@triton.jit
-def by_distance(x, BLOCK: tl.constexpr, KEYS_FIRST: tl.constexpr, OF_KEYS: tl.constexpr):
-    """A square tile x of pairs by distance, the pair of key j and query i at j - i + BLOCK, zeros where there is none.
-
-    [BLOCK, 2·BLOCK], a row for each query, or (OF_KEYS) key; transposed, [2·BLOCK, BLOCK], unless those are x's own
-    rows.
-    """
-    if KEYS_FIRST == OF_KEYS:
-        o_own, o_distance = tl.arange(0, BLOCK)[:, None], tl.arange(0, 2 * BLOCK)[None, :]
-    else:
-        o_own, o_distance = tl.arange(0, BLOCK)[None, :], tl.arange(0, 2 * BLOCK)[:, None]
-    # of the other side's member of the pair
-    place = o_own + BLOCK - o_distance if OF_KEYS else o_own + o_distance - BLOCK
-    inside = (place >= 0) & (place < BLOCK)
-    return tl.where(inside, tl.gather(x, tl.where(inside, place, 0), axis=1 if KEYS_FIRST == OF_KEYS else 0), 0.0)

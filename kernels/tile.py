@@ -45,6 +45,15 @@ def cast(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def places(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """(o_i, o_j) of a tile."""
+    if KEYS_FIRST:
+        return tl.arange(0, BLOCK_M)[None, :], tl.arange(0, BLOCK_N)[:, None]
+    else:
+        return tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+
+
+@triton.jit
 def head_of(x, b, h):
     """The Matrix of one head of x, Rows."""
     return Matrix(x.p + (b * x.strides[0] + h * x.strides[1]), x.strides[2])
@@ -119,26 +128,24 @@ def tanh(x):
 
 @triton.jit
 def load_readonly(p):
-    """Values (fp32, int32 or int64) at the pointers p [M, N], through the read-only cache.
+    """Values of 16, 32 or 64 bits at the pointers p [M, N], through the read-only cache.
 
     A tl.load here is pipelined: one [M, N] buffer of shared memory for each stage, more than the tile has. Through
     assembly the compiler does not see a load, but does see that pointers which are equal for elements of one thread
     need one.
     """
+    dtype: tl.constexpr = p.dtype.element_ty
     if INTERPRETED:
         return tl.load(p)
-    elif p.dtype.element_ty == tl.float32:
-        return tl.inline_asm_elementwise(
-            "ld.global.nc.f32 $0, [$1];", "=f,l", [p], dtype=tl.float32, is_pure=True, pack=1
-        )
-    elif p.dtype.element_ty == tl.int32:
-        return tl.inline_asm_elementwise(
-            "ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1
-        )
+    elif dtype.primitive_bitwidth == 16:
+        x = tl.inline_asm_elementwise("ld.global.nc.b16 $0, [$1];", "=h,l", [p], dtype=tl.int16, is_pure=True, pack=1)
+        return x.to(dtype, bitcast=True)
+    elif dtype.primitive_bitwidth == 32:
+        x = tl.inline_asm_elementwise("ld.global.nc.b32 $0, [$1];", "=r,l", [p], dtype=tl.int32, is_pure=True, pack=1)
+        return x.to(dtype, bitcast=True)
     else:
-        return tl.inline_asm_elementwise(
-            "ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1
-        )
+        x = tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [p], dtype=tl.int64, is_pure=True, pack=1)
+        return x.to(dtype, bitcast=True)
 
 
 @triton.jit

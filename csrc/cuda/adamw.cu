@@ -37,7 +37,10 @@ void launch_adamw(const Update& update, const Sizes& sizes, const Tensors& m, co
     const auto now = reinterpret_cast<Now<Adam>*>(workspace);
     const Flags flags = flags_of(update);
     launch_advance(update, options, now, queue);
-    launch_kept<ApplyAdamW>("adamw", update, {&update.grads, &m, &v}, sizes, queue, now, flags);
+    using Bf16 = Known<packed(BF16, BF16, BF16, BF16)>;
+    using Own = Known<packed(F32, F32, F32, F32), packed(BF16, BF16, BF16, BF16)>;
+    using Master = Known<packed(BF16, F32, BF16, F32, F32)>;  // and gradients as the model makes them
+    launch_kept<ApplyAdamW, Own, Bf16, Master>("adamw", update, {&update.grads, &m, &v}, sizes, queue, now, flags);
 }
 
 }  // namespace fastlm

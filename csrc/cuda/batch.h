@@ -70,6 +70,33 @@ FASTLM_RULE Chunk<LISTS> chunk_at(const Batch<LISTS>& batch, uint32_t chunk) {
     return c;
 }
 
+constexpr unsigned ANY = ~0u;  // dtypes that tensors do not share, or that are not known when a kernel is compiled
+
+// dtypes, list by list, as a batch has them.
+template <typename... Dtypes>
+constexpr unsigned packed(Dtypes... dtypes) {
+    unsigned all = 0;
+    int list = 0;
+    ((all |= unsigned(dtypes) << 2 * list++), ...);
+    return all;
+}
+
+// The dtypes of all tensors of a batch, or ANY.
+template <int LISTS>
+unsigned dtypes_of(const Batch<LISTS>& batch) {
+    const auto end = batch.dtypes + batch.tensors;
+    return std::all_of(batch.dtypes, end, [&](uint16_t dtypes) { return dtypes == batch.dtypes[0]; }) ? batch.dtypes[0]
+                                                                                                      : ANY;
+}
+
+// The chunk, with dtypes that are constants unless they are ANY.
+template <unsigned DTYPES, int LISTS>
+FASTLM_RULE Chunk<LISTS> with_dtypes(Chunk<LISTS> c) {
+    if constexpr (DTYPES != ANY)
+        for (int l = 0; l < LISTS; l++) c.dtype[l] = (DTYPES >> 2 * l) & 3;
+    return c;
+}
+
 // Whether every list can be read VECTOR elements at a time from the chunk's start.
 template <int LISTS>
 FASTLM_RULE bool aligned(const Chunk<LISTS>& c) {

@@ -3,6 +3,10 @@ One launcher for "apply this rule to lists of tensors", after apex's multi_tenso
 
 A rule is a small struct whose call operator does one chunk (batch.h) on one block of threads, mostly through `map`
 (map.h). To add an op: a rule, and a launcher that checks what came from Python and calls `launch`.
+
+The dtypes of a list travel with each chunk, and a kernel serves every mix of them. For mixes that training meets most,
+`Known` ones, there are kernels of their own, in which dtypes are constants: loads, conversions and branches of the
+others are then not there.
 */
 #pragma once
 
@@ -16,10 +20,11 @@ namespace fastlm {
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel
 
-template <int LISTS, typename Rule>
+// DTYPES: as in a batch, of all its tensors, or ANY.
+template <unsigned DTYPES, int LISTS, typename Rule>
 __global__ void __launch_bounds__(THREADS)
     each_chunk(const __grid_constant__ Batch<LISTS> batch, const __grid_constant__ Rule rule) {
-    rule(chunk_at(batch, blockIdx.x));
+    rule(with_dtypes<DTYPES>(chunk_at(batch, blockIdx.x)));
 }
 
 struct Plus {
@@ -57,13 +62,25 @@ static __device__ double block_sum(double x) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Launcher
 
-template <int LISTS, typename Rule>
-void launch(
-    const char* name, const Tensors* const (&lists)[LISTS], const Sizes& sizes, const Rule& rule, cudaStream_t stream) {
+// Dtypes of all tensors of a batch that have kernels of their own.
+template <unsigned... DTYPES>
+struct Known {};
+
+template <unsigned DTYPES, int LISTS, typename Rule>
+bool launch_chunks(const Batch<LISTS>& batch, uint32_t chunks, const Rule& rule, cudaStream_t stream) {
+    each_chunk<DTYPES><<<chunks, THREADS, 0, stream>>>(batch, rule);
+    return true;
+}
+
+template <int LISTS, typename Rule, unsigned... DTYPES>
+void launch(const char* name, const Tensors* const (&lists)[LISTS], const Sizes& sizes, const Rule& rule,
+    cudaStream_t stream, Known<DTYPES...> = {}) {
     static_assert(sizeof(Batch<LISTS>) + sizeof(Rule) + alignof(Rule) <= ARGUMENT_BYTES,
         "the rule does not fit beside the lists");
     for_each_batch(lists, sizes, [&](const Batch<LISTS>& batch, uint32_t chunks) {
-        each_chunk<<<chunks, THREADS, 0, stream>>>(batch, rule);
+        const unsigned all = dtypes_of(batch);
+        ((all == DTYPES && launch_chunks<DTYPES>(batch, chunks, rule, stream)) || ... ||
+            launch_chunks<ANY>(batch, chunks, rule, stream));
         check(cudaGetLastError(), std::string("launch ") + name);
     });
 }

@@ -72,18 +72,20 @@ void launch_advance(const Update& update, const Options& options, Now<Rule>* now
 }
 
 // Launch RULE<how parameters are kept>{arguments…} over parameters, their masters if they have any, and other lists.
-template <template <Precision> class RULE, int OTHERS, typename... Arguments>
+// OWN_DTYPES and so on: mixes that have kernels of their own.
+template <template <Precision> class RULE, typename OWN_DTYPES = Known<>, typename STOCHASTIC_DTYPES = Known<>,
+    typename MASTER_DTYPES = Known<>, int OTHERS, typename... Arguments>
 void launch_kept(const char* name, const Update& update, const Tensors* const (&others)[OTHERS], const Sizes& sizes,
     cudaStream_t stream, const Arguments&... arguments) {
     if (update.masters.empty()) {
         const Tensors* lists[1 + OTHERS] = {&update.params};
         std::copy(others, others + OTHERS, lists + 1);
-        if (update.keys.empty()) launch(name, lists, sizes, RULE<OWN>{arguments...}, stream);
-        else launch(name, lists, sizes, RULE<STOCHASTIC>{arguments...}, stream);
+        if (update.keys.empty()) launch(name, lists, sizes, RULE<OWN>{arguments...}, stream, OWN_DTYPES());
+        else launch(name, lists, sizes, RULE<STOCHASTIC>{arguments...}, stream, STOCHASTIC_DTYPES());
     } else {
         const Tensors* lists[2 + OTHERS] = {&update.params, &update.masters};
         std::copy(others, others + OTHERS, lists + 2);
-        launch(name, lists, sizes, RULE<MASTER>{arguments...}, stream);
+        launch(name, lists, sizes, RULE<MASTER>{arguments...}, stream, MASTER_DTYPES());
     }
 }
 

@@ -63,6 +63,19 @@ static void cover() {
     }
 }
 
+// A batch says which dtypes all of its tensors have, and a kernel for these has them as constants.
+static void known_dtypes() {
+    for (int odd : {-1, 0, 1, 2}) {
+        Tensors p(3, {BASE, BF16}), m(3, {BASE, F32});
+        if (odd >= 0) m[odd].second = F16;
+        for_each_batch({&p, &m}, {1, 2, 3}, [&](const Batch<2>& batch, uint32_t) {
+            REQUIRE(dtypes_of(batch) == (odd < 0 ? packed(BF16, F32) : ANY));
+            const Chunk<2> c = chunk_at(batch, 1), other = with_dtypes<packed(F16, BF16)>(c);
+            REQUIRE(with_dtypes<ANY>(c).dtype[1] == c.dtype[1] && other.dtype[0] == F16 && other.dtype[1] == BF16);
+        });
+    }
+}
+
 static void alignment() {
     Chunk<2> c{};
     c.dtype[0] = F32;
@@ -241,6 +254,7 @@ static void stats() {
 
 int main() {
     cover();
+    known_dtypes();
     alignment();
     mapping();
     order();

@@ -109,22 +109,26 @@ def test_attention_on_tensor_cores(library):
 
 
 def test_vector_loads_and_stores(library):
-    """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v; Adafactor's last pass
-    has them for two vectors of p and g at a time; no generic or local access.
+    """On sm_90a AdamW's loop has a 16-byte load for each of p, g, m, v and a store for p, m, v, of 8 bytes where all
+    are bf16; Adafactor's last pass has them for two vectors of p and g at a time; no generic or local access.
     """
     functions = re.split(r"Function : ", cuobjdump("-sass", "-arch", "sm_90a", library))
     names = (
-        "ApplyAdamWILNS_9PrecisionE0E",
+        *(f"each_chunkILj{dtypes}ELi4ENS_10ApplyAdamWILNS_9PrecisionE0E" for dtypes in (0, 0b01_01_01_01, 2**32 - 1)),
         "SumOfSquares",
         "adafactor_measureILNS_9PrecisionE0E",
         "adafactor_applyILNS_9PrecisionE0ELb0E",
     )
-    adamw, squares, measure, apply = (next(f for f in functions if name in f.splitlines()[0]) for name in names)
+    codes = [next(f for f in functions if name in f.splitlines()[0]) for name in names]
+    adamw, bf16, any_mix, squares, _measure, apply = codes
     count = lambda code, name: len(re.findall(rf"\b{re.escape(name)}\b", code))
-    assert (count(adamw, "LDG.E.128"), count(adamw, "STG.E.128")) == (4, 3)
+    for code in (adamw, any_mix):
+        assert (count(code, "LDG.E.128"), count(code, "STG.E.128")) == (4, 3)
+    for name, more in (("LDG.E.64", 4), ("STG.E.64", 3), ("LDG.E.128", -4), ("STG.E.128", -3)):
+        assert count(bf16, name) - count(adamw, name) == more, name
     assert (count(apply, "LDG.E.128"), count(apply, "STG.E.128")) == (4, 2)
     assert count(squares, "LDG.E.128") == 4
-    for code in (adamw, squares, measure, apply):
+    for code in codes:
         assert not re.search(r"\b(LDL|STL|LD\.E|ST\.E)\b", code)
 
 

@@ -28,7 +28,7 @@ import interpreting
 
 from fastlm.kernels import attention as forward_file
 from fastlm.kernels import attention_backward as backward_file
-from fastlm.kernels import bias_gradient, distance_gradients, launch
+from fastlm.kernels import bias_gradient, decoding, distance_gradients, launch
 from fastlm.kernels.terms import UNSPECIALIZED, Numbers
 from fastlm.kernels.tiles import Tiles
 
@@ -85,7 +85,7 @@ def test_lengths_without_end():
 
 SMALL = {
     "forward": Tiles(16, 32, 4, 2), "forward_bias": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
-    "dkdv": Tiles(16, 32, 4, 2),
+    "dkdv": Tiles(16, 32, 4, 2), "split": Tiles(64, 16, 4, 2),
     "table": Tiles(32, 16, 4, 2), "bias": Tiles(16, 32, 4, 1), "vectors": Tiles(16, 16, 4, 1),
     "vector_sums": Tiles(16, 16, 4, 1),
 }  # fmt: skip
@@ -164,6 +164,7 @@ class Unlaunched:
 KERNELS = {
     forward_file: ["forward_kernel"], backward_file: ["dq_kernel", "dkdv_kernel"],
     distance_gradients: ["distances_kernel", "distances_sum_kernel"], bias_gradient: ["bias_kernel"],
+    decoding: ["split_kernel", "merge_kernel"],
 }  # fmt: skip
 B, H, HK, D = 1, 12, 4, 64
 
@@ -171,9 +172,12 @@ B, H, HK, D = 1, 12, 4, 64
 def test_kernels_take_a_call_s_numbers_in_one_order():
     """The launchers' `*numbers(a)` lands where each kernel says, and what must not be compiled in is among them."""
     taking = [
-        getattr(file, name) for file, names in KERNELS.items() for name in names if name != "distances_sum_kernel"
+        getattr(file, name)
+        for file, names in KERNELS.items()
+        for name in names
+        if name not in ("distances_sum_kernel", "merge_kernel")
     ]
-    assert len(taking) == 5
+    assert len(taking) == 6
     for kernel in taking:
         at = kernel.arg_names.index(Numbers._fields[0])
         assert tuple(kernel.arg_names[at : at + len(Numbers._fields)]) == Numbers._fields, kernel

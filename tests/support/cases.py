@@ -200,7 +200,7 @@ ATTENTION = _all(
     deberta_gqa=_attention(B=1, H=4, Hk=2, Lq=20, Lk=44, D=32, scheme="deberta"),
     bias_full=_attention(bias="bhqk", causal=True),
     bias_heads=_attention(bias="hqk", Lq=37, Lk=53),
-    bias_keys=_attention(bias="bk", Lq=37, Lk=53),
+    bias_keys=_attention(H=4, bias="hk", Lq=37, Lk=53, lengths=[53, 30]),
     bias_queries=_attention(bias="q", Lq=37, Lk=53),
     prefix=_attention(prefix=[9, 0], causal=True, Lq=70, Lk=70, scheme="t5"),
     packed=_attention(segments=True, causal=True, Lq=130, Lk=130, scheme="alibi"),

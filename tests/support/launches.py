@@ -104,6 +104,7 @@ def main() -> None:
     for _ in range(2):  # through Triton's own launcher, and as a launch that was seen before
         for term in (None, "table", *resources.FEW):
             resources.attention_case(torch.bfloat16, 64, term)()
+        resources.decoding_case(torch.bfloat16, 64, "table")()
         rotary.rotate(x, angle, angle, "half")
         resources.norm_case(torch.bfloat16, 768)()
         resources.gate_case(torch.bfloat16, "silu")()
