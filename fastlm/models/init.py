@@ -1,4 +1,5 @@
-"""How a model's weights are drawn, by name. A scheme of positions draws its own parameters, whatever the name.
+"""How a model's weights are drawn, by name. A scheme of positions draws its own parameters, whatever the name, but for
+learned positions that begin as sines ("bert-sines", "xavier-sines").
 
 A way draws one matrix at a time, knowing its name and the model's config; biases start as zeros and norms as ones. To
 add one, register a function here.
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from fastlm.positions import Sinusoidal
 
 if TYPE_CHECKING:
     from fastlm.models.config import ModelConfig
@@ -36,7 +39,9 @@ def init_weights(model: nn.Module, config: "ModelConfig") -> None:
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.is_meta or "position." in name or ".relative_segments." in name:  # schemes have drawn their own
+            sines = config.init.endswith("-sines") and config.position == "learned" and name.endswith("position.weight")
+            scheme = "position." in name or ".relative_segments." in name
+            if p.is_meta or (scheme and not sines):  # schemes have drawn their own
                 continue
             if p.ndim >= 2:
                 INITS[config.init](name, p, config)
@@ -84,6 +89,26 @@ def _xavier(name: str, p: Tensor, config: "ModelConfig") -> None:
         return
     for part in _parts(name, p, config):
         nn.init.xavier_uniform_(part)
+
+
+@init("bert-sines")
+def _bert_sines(name: str, p: Tensor, config: "ModelConfig") -> None:
+    """As "bert"; learned positions begin as sines and cosines (Vaswani et al. 2017) as large as the other embeddings.
+    A distance is then one product for all places, and need not be learned place by place (compare Trockman and Kolter
+    2023).
+    """
+    _sines(p, 0.02) if name.endswith("position.weight") else _bert(name, p, config)
+
+
+@init("xavier-sines")
+def _xavier_sines(name: str, p: Tensor, config: "ModelConfig") -> None:
+    """As "xavier"; learned positions as in "bert-sines"."""
+    _sines(p, p.shape[1] ** -0.5) if name.endswith("position.weight") else _xavier(name, p, config)
+
+
+def _sines(p: Tensor, size: float) -> None:
+    """Sinusoidal positions in p [positions, width], whose root mean square is `size`."""
+    p.copy_(Sinusoidal(p.shape[1]).embed(torch.arange(len(p), device=p.device)) * size * math.sqrt(2))
 
 
 @init("lecun")

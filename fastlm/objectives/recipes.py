@@ -53,12 +53,19 @@ class Small(NamedTuple):
         lr: what the trainer's peak learning rate is multiplied by. Models whose norms come after the sum of a branch
             and the stream bear less (Xiong et al. 2020).
         memory: tokens of the rows before that it sees too; None for the preset's.
+        batch: rows of a micro-batch; None for the trainer's. A label of a pair is one bit a row, and what tells it lies
+            in two texts together: with 8 rows its gradient is noise.
+        fields: more of a `ModelConfig` that changes. Two layers take half of the time of four, and norms after a branch
+            let them learn in fewer updates; positions that begin as sines say a distance for all places at once; and
+            matrices as small as those of models six times as wide copy no token ("xavier-sines").
     """
 
     context: int | None = None
     options: Mapping[str, object] = MappingProxyType({})
     lr: float = 1.0
     memory: int | None = None
+    batch: int | None = None
+    fields: Mapping[str, object] = MappingProxyType({})
 
     def shape(self, row: ModelConfig) -> dict[str, object]:
         """Fields of a preset that change: without dropout, for it sees no text often."""
@@ -66,20 +73,29 @@ class Small(NamedTuple):
         if "dropout" in row.position_options:
             fields["position_options"] = row.position_options | {"dropout": 0.0}
         own = {name: value for name in ("context", "memory") if (value := getattr(self, name)) is not None}
-        return fields | own
+        return fields | own | self.fields
 
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "final_dropout")
 _POST_NORM = Small(context=64, lr=0.4)
 # each row teaches more where 40 % of its tokens are hidden (Wettig et al. 2023)
 _MASKED = _POST_NORM._replace(options={"rate": 0.4})
+_BERT_SINES, _XAVIER_SINES = ({"layers": 2, "init": f"{name}-sines"} for name in ("bert", "xavier"))
 SMALL: dict[str, Small] = {
     "transformer-xl": Small(lr=0.4),
-    "bert": _MASKED,
+    # what two texts have in common is seen where little is hidden
+    "bert": _POST_NORM._replace(batch=32, fields=_BERT_SINES),
     "roberta": _MASKED,
-    "albert": _MASKED,
-    # as in Clark et al.'s large model; the generator is narrow, and bears more
-    "electra": Small(context=64, options={"rate": 0.25}, lr=0.8),
+    "albert": _POST_NORM._replace(lr=0.6, batch=32, fields=_BERT_SINES),
+    # a quarter hidden, as in Clark et al.'s large model; tokens drawn at a higher temperature are rarer, which tells
+    # some of them before what stands beside them does
+    "electra": Small(
+        context=64,
+        options={"rate": 0.25, "temperature": 2.0, "weight": 5.0},
+        lr=0.8,
+        batch=16,
+        fields=_XAVIER_SINES | {"embedding_dim": None},
+    ),
     "electra-generator": _MASKED,
     "deberta": _MASKED,
     "deberta-v2": _MASKED,
@@ -87,7 +103,9 @@ SMALL: dict[str, Small] = {
     "deberta-v3-generator": _MASKED,
     # what stands on both sides of a token says more of it than the rows before, which take time
     "xlnet": _POST_NORM._replace(memory=0),
-    "bart": _POST_NORM,
+    # one <mask> for each token that is hidden, so that a token stands where it stood: gaps of unknown length and
+    # sentences in disorder take longer
+    "bart": Small(context=32, options={"spoil": "mask", "permute": False}, lr=0.6, fields=_XAVIER_SINES),
     "mass": _POST_NORM,
     "t5": Small(context=64),
     "t5-v1.1": Small(context=64),

@@ -94,7 +94,7 @@ def test_accumulation_equals_one_large_batch(text, monkeypatch, name):
             "--objective causal trains a model of kind decoder, and --preset bert",
         ),
         (dict(preset="gpt", objective="mlm"), "give --objective causal, or another --preset"),
-        (dict(preset="bert", context=1), "rows of 1, of which 0.4 are not one target; give a larger --context"),
+        (dict(preset="bert", context=1), "rows of 1, of which 0.15 are not one target; give a larger --context"),
         (dict(preset="bert", objective="permutation"), "two_streams tell places apart in attention"),
     ],
 )

@@ -14,7 +14,7 @@ from fastlm.trainer.data.tokenizer import EOS, LEAST, PAD, bare_vocabulary
 from fastlm.trainer.options.assigned import assigned
 from fastlm.trainer.options.choices import choices
 from fastlm.trainer.options.folders import check_folder
-from fastlm.trainer.options.training import DECAY, LR, OTHER_DECAY, OTHER_LR, TUPLES, Training, unset
+from fastlm.trainer.options.training import BATCH, DECAY, LR, OTHER_DECAY, OTHER_LR, TUPLES, Training, unset
 from fastlm.trainer.words import Refusal, flag
 
 if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wait
@@ -80,6 +80,9 @@ class Config(Training, Pretraining):
     source code, on the machine at hand. --config FILE takes flags from a .toml or .json file, from a run.json, or from
     a recipe by its name, such as gpt3.
     """
+
+    batch: Annotated[int | None, unset("INT", f"{BATCH}; more for bert, albert and electra")] = None
+    """Rows in a micro-batch."""
 
     command: ClassVar[str] = "pretrain"
     at_least: ClassVar[dict[str, float]] = Training.at_least | {
@@ -196,9 +199,10 @@ class Config(Training, Pretraining):
         paths |= {"from_": self.from_ and self.from_.resolve()}
         own = small(self.preset)
         lr = LR.get(self.optimizer, OTHER_LR) * (1.0 if own is None else own.lr)
-        optimizer = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY)}
-        optimizer = {name: value for name, value in optimizer.items() if getattr(self, name) is None}
-        return replace(self, **self.settled_paths(), **paths, **optimizer)
+        batch = BATCH if own is None or own.batch is None else own.batch
+        unsaid = {"lr": lr, "weight_decay": DECAY.get(self.optimizer, OTHER_DECAY), "batch": batch}
+        unsaid = {name: value for name, value in unsaid.items() if getattr(self, name) is None}
+        return replace(self, **self.settled_paths(), **paths, **unsaid)
 
     def check(self) -> None:
         """Raises Refusal, naming the flag and the cure, for values no run can have."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which a mistyped flag need not wai
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what torch calls them
 SHARDS = ("none", "optimizer", "gradients", "parameters")  # what several processes divide
+BATCH = 8  # rows of a micro-batch
 LR = {"adamw": 2.5e-3, "adam": 2.5e-3, "adafactor": 6e-2, "lamb": 3e-2, "sgd": 0.1}  # peak rates for a small model
 OTHER_LR = 1e-3  # of a plugin's optimizer
 DECAY = {"adam": 0.0, "sgd": 0.0}  # which add it to the gradient, where 0.1 drowns the rest
@@ -68,7 +69,7 @@ class Training:
     """Folder to write."""
     steps: Annotated[int | None, unset("INT", "what fits in the minutes")] = None
     """Train for exactly this many updates, whatever time that takes."""
-    batch: int = 8
+    batch: int = BATCH
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in an update."""

@@ -21,9 +21,9 @@ NOISES = {
     "token masking": ("spoil=mask", "permute=false"),
     "token deletion": ("spoil=delete", "permute=false"),
     "text infilling": ("spoil=infill", "permute=false"),
-    "sentence permutation": ("spoil=none",),
+    "sentence permutation": ("spoil=none", "permute=true"),
     "document rotation": ("spoil=none", "permute=false", "rotate=1"),
-    "infilling and permutation": ("spoil=infill",),
+    "infilling and permutation": ("spoil=infill", "permute=true"),
 }
 ANEW = "none, drawn anew"
 TOKENS, ORDERS = tuple(NOISES)[:3], tuple(NOISES)[3:5]
