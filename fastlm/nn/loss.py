@@ -72,16 +72,23 @@ def linear_cross_entropy(
     here = vocabulary.part(weight, bias)
     states, labels = vocabulary.whole(weight, hidden=hidden), vocabulary.whole(weight, labels=labels).long()
     _check_labels(labels, here.words, ignore_index)
-    weight, device = here.weight, states.device.type
-    if torch.is_autocast_enabled(device) and states.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        states, weight = (x.to(dtype) if multiplies(dtype, x.device) else x for x in (states, weight))
+    weight = here.weight
+    if (dtype := _asked_by_autocast(states)) is not None and multiplies(dtype, states.device):
+        states, weight = states.to(dtype), weight.to(dtype)
     cap = 0.0 if softcap is None else float(softcap)
     a = ops.Arguments(
         states, weight, here.bias, labels, ignore_index, float(label_smoothing), float(z_loss), cap, float(temperature),
         here.first, here.words, here.group,
     )  # fmt: skip
     return vocabulary.like(hidden, _reduced(a, reduction))
+
+
+def _asked_by_autocast(x: Tensor) -> torch.dtype | None:
+    """In what x would be multiplied by F.linear instead of its own dtype."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _reduced(a: ops.Arguments, reduction: str) -> Tensor:

@@ -146,7 +146,7 @@ def on_gpu(device: torch.device) -> bool:
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether these 16 bits are multiplied faster than fp32, and added up in fp32."""
-    return on_gpu(device) or (dtype == torch.bfloat16 and native.cpp_multiplies_bf16())
+    return on_gpu(device) or (device.type == "cpu" and dtype == torch.bfloat16 and native.cpp_multiplies_bf16())
 
 
 def operands(a: Arguments) -> torch.dtype:

@@ -19,6 +19,7 @@ A family is a file: the classes of transformers that it answers for, by name, an
     norms.py             RMS norms of any class
     rotary.py            rotary embedding, whatever function computes it
     embeddings.py        embeddings whose gradients are large
+    linears.py           linear layers, of few rows
     losses.py            the loss of models that predict words
     logits.py            Logits, which are made where they are looked at
 

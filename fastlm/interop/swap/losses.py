@@ -7,7 +7,9 @@ Their head then answers with `Logits`, which the model hands on to its loss as i
 from torch import Tensor, nn
 
 from fastlm.interop.swap.logits import Logits
-from fastlm.interop.swap.served import Served, exchange, is_served, is_wrapped
+from fastlm.interop.swap.report import Report
+from fastlm.interop.swap.served import WRAPPED, Served, exchange, is_served, is_wrapped
+from fastlm.nn.linear import linear
 
 
 class Head(Served):
@@ -18,7 +20,7 @@ class Head(Served):
     notes = ("deferred",)
 
     def forward(self, input: Tensor) -> Tensor | Logits:
-        return Logits.of(self, input) if self.deferred else super().forward(input)
+        return Logits.of(self, input) if self.deferred else linear(input, self.weight, self.bias)
 
 
 class WithLoss(Served):
@@ -52,13 +54,18 @@ def _looked_at(x):
     return x.made if isinstance(x, Logits) else x
 
 
-def serve_loss(model: nn.Module) -> None:
-    """Of a model that `WithLoss` does not refuse. The head may be that of a model inside it, which is served too."""
-    if not is_served(model.get_output_embeddings()):
-        exchange(model.get_output_embeddings(), Head)
-    exchange(model, WithLoss)
-
-
-def predicts_words(model: nn.Module) -> bool:
-    """Whether a model of transformers has a head over its vocabulary."""
-    return model.get_output_embeddings() is not None
+def swap_losses(names: dict[nn.Module, str], report: Report) -> None:
+    """Those of models of transformers that predict words, and say so. A head may be that of a model inside it too."""
+    for model, name in names.items():
+        head = model.get_output_embeddings()
+        if head is None:
+            continue
+        if is_served(model):
+            report.swapped.append((name, WithLoss.how))
+        elif why := WRAPPED if is_wrapped(model) else WithLoss.refusal(model):
+            report.kept.append((name, why))
+        else:
+            if not is_served(head):
+                exchange(head, Head)
+            exchange(model, WithLoss)
+            report.swapped.append((name, WithLoss.how))

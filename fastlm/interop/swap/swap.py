@@ -11,7 +11,8 @@ from fastlm.checks import flag
 from fastlm.interop.attention import NAME, register
 from fastlm.interop.swap import bert, bloom, deberta, mpt, t5, torch_attention, xlnet
 from fastlm.interop.swap.embeddings import swap_embeddings
-from fastlm.interop.swap.losses import WithLoss, predicts_words, serve_loss
+from fastlm.interop.swap.linears import swap_linears
+from fastlm.interop.swap.losses import swap_losses
 from fastlm.interop.swap.masks import before_5
 from fastlm.interop.swap.norms import PlainNorm, is_norm, kind_of
 from fastlm.interop.swap.report import Report
@@ -40,6 +41,7 @@ def swap(
     rotary: bool = True,
     embeddings: bool = True,
     loss: bool = True,
+    linears: bool = False,
 ) -> Report:
     """Let fastlm answer for what it knows in a model of transformers, in place, with the model's own parameters.
 
@@ -62,6 +64,8 @@ def swap(
         loss: whether models that predict words compute their loss without logits while they train with labels=; their
             output has None for logits then. It saves memory, and time where few positions have a label. A model or a
             loss function that looks at the logits gets them. Default True.
+        linears: whether linear layers are swapped, which pays where a text is written on a CPU: fastlm.nn.linear. Their
+            class is then another, which tools that replace torch.nn.Linear by its type do not know. Default False.
 
     Returns:
         `Report`, to be printed: what was swapped, what was not, and why.
@@ -74,7 +78,7 @@ def swap(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    flag(attention=attention, norms=norms, rotary=rotary, embeddings=embeddings, loss=loss)
+    flag(attention=attention, norms=norms, rotary=rotary, embeddings=embeddings, loss=loss, linears=linears)
     report = Report()
     names = {module: name for name, module in model.named_modules()}
     if attention:
@@ -88,7 +92,9 @@ def swap(
     if embeddings:
         swap_embeddings(names, report)
     if loss:
-        _swap_losses(names, report)
+        swap_losses({model: name for model, name in names.items() if _is_model(model)}, report)
+    if linears:
+        swap_linears(names, report)
     return report
 
 
@@ -277,20 +283,3 @@ def _swap_rotary(names: dict[nn.Module, str], report: Report) -> None:
         else:
             exchange(module, Rotating)
             report.swapped.append((name, Rotating.how))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses
-
-
-def _swap_losses(names: dict[nn.Module, str], report: Report) -> None:
-    for model, name in names.items():
-        if not _is_model(model) or not predicts_words(model):
-            continue
-        if is_served(model):
-            report.swapped.append((name, WithLoss.how))
-        elif why := _refusal(model, WithLoss):
-            report.kept.append((name, why))
-        else:
-            serve_loss(model)
-            report.swapped.append((name, WithLoss.how))
