@@ -81,7 +81,7 @@ class Config(Training, Pretraining):
     a recipe by its name, such as gpt3.
     """
 
-    batch: Annotated[int | None, unset("INT", f"{BATCH}; more for bert, albert and electra")] = None
+    batch: Annotated[int | None, unset("INT", f"{BATCH}; more for bert and albert")] = None
     """Rows in a micro-batch."""
 
     command: ClassVar[str] = "pretrain"
