@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PATIENCE = 40.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
+PATIENCE = 300.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
 # seconds, and times, to become a group: gloo, which connects each two ranks, was seen to lose a connection
 TOGETHER_IN, TRIES = 150.0, 3
 
