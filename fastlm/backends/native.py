@@ -73,7 +73,7 @@ def cpp_multiplies_bf16() -> bool:
 
 
 # torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, with fastlm
-cpp_is_built._dynamo_marked_constant = True
+cpp_is_built._dynamo_marked_constant = cpp_multiplies_bf16._dynamo_marked_constant = True
 
 
 def cuda_missing(device: torch.device) -> str | None:

@@ -225,3 +225,13 @@ def test_what_is_no_call_is_refused(change, message):
     call = dict(hidden=torch.zeros(2, 4), weight=torch.zeros(10, 4), labels=torch.tensor([0, -100]))
     with pytest.raises(ValueError, match=message):
         fastlm.linear_cross_entropy(**call | change)
+
+
+def test_it_compiles_whole_under_autocast():
+    hidden, weight, _, labels = draw(torch.float32)
+    loss = lambda *given: fastlm.linear_cross_entropy(*given)
+    with torch.autocast("cpu"):
+        expected, got = (
+            f(hidden, weight, labels) for f in (loss, torch.compile(loss, backend="eager", fullgraph=True))
+        )
+    torch.testing.assert_close(got, expected)
