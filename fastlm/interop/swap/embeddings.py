@@ -5,7 +5,7 @@
 from torch import Tensor, nn
 
 from fastlm.interop.swap.report import Report
-from fastlm.interop.swap.served import WRAPPED, Served, exchange, is_wrapped
+from fastlm.interop.swap.served import WRAPPED, Served, exchange_all, is_wrapped
 from fastlm.nn.embedding import embedding
 from fastlm.ops.embedding import gains
 
@@ -28,12 +28,4 @@ class Words(Served):
 
 def swap_embeddings(names: dict[nn.Module, str], report: Report) -> None:
     """Those among a model's modules, and say so."""
-    for module, name in names.items():
-        if isinstance(module, Words):
-            report.swapped.append((name, Words.how))
-        elif type(module) is nn.Embedding and gains(module.weight):
-            if why := Words.refusal(module):
-                report.kept.append((name, why))
-                continue
-            exchange(module, Words)
-            report.swapped.append((name, Words.how))
+    exchange_all(Words, lambda module: type(module) is nn.Embedding and gains(module.weight), names, report)

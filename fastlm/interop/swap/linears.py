@@ -5,7 +5,7 @@
 from torch import Tensor, nn
 
 from fastlm.interop.swap.report import Report
-from fastlm.interop.swap.served import WRAPPED, Served, exchange, is_wrapped
+from fastlm.interop.swap.served import WRAPPED, Served, exchange_all, is_wrapped
 from fastlm.nn.linear import linear
 
 
@@ -14,18 +14,14 @@ class FewRows(Served):
 
     how = "fastlm.nn.linear: of few rows it reads its weight once, on all threads"
 
+    @classmethod
+    def refusal(cls, module: nn.Linear) -> str | None:
+        return WRAPPED if is_wrapped(module) else None
+
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
 def swap_linears(names: dict[nn.Module, str], report: Report) -> None:
     """Those among a model's modules, and say so."""
-    for module, name in names.items():
-        if isinstance(module, FewRows):
-            report.swapped.append((name, FewRows.how))
-        elif type(module) is nn.Linear:
-            if is_wrapped(module):
-                report.kept.append((name, WRAPPED))
-                continue
-            exchange(module, FewRows)
-            report.swapped.append((name, FewRows.how))
+    exchange_all(FewRows, lambda module: type(module) is nn.Linear, names, report)

@@ -6,6 +6,8 @@ from typing import ClassVar, NoReturn
 
 from torch import nn
 
+from fastlm.interop.swap.report import Report
+
 WRAPPED = "its forward was wrapped, as by accelerate; swap first"
 
 
@@ -68,6 +70,21 @@ def exchange(module: nn.Module, served: type[Served]) -> None:
     """Let `served` answer for the module."""
     vars(module).pop("forward", None)
     module.__class__ = _class(type(module), served)
+
+
+def exchange_all(
+    served: type[Served], wanted: Callable[[nn.Module], bool], names: Mapping[nn.Module, str], report: Report
+) -> None:
+    """Let `served` answer for those of a model's modules that are wanted, and say so."""
+    for module, name in names.items():
+        if not isinstance(module, served):
+            if not wanted(module):
+                continue
+            if why := served.refusal(module):
+                report.kept.append((name, why))
+                continue
+            exchange(module, served)
+        report.swapped.append((name, served.how))
 
 
 def restore(module: nn.Module) -> None:
