@@ -6,6 +6,8 @@ import os
 import tempfile
 import traceback
 from datetime import timedelta
+from multiprocessing.connection import wait
+from time import monotonic
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch.multiprocessing as mp
 PATIENCE = 300.0  # seconds for one function; a rank that waits for a collective no other calls waits no longer
 # seconds, and times, to become a group: gloo, which connects each two ranks, was seen to lose a connection
 TOGETHER_IN, TRIES = 150.0, 3
+PATIENCE_AFTER = 5.0  # seconds for the others after one has failed, which may wait for it
 
 
 MOST = 4
@@ -62,8 +65,14 @@ class Ranks:
         pipes = self._pipes[: self.world]
         for pipe in pipes:
             pipe.send((self.world, self._group, function, args))
-        answers = [pipe.recv() if pipe.poll(patience) else f"no answer in {patience:g} s" for pipe in pipes]
-        return [f"rank {rank} of {self.world}:\n{answer}" for rank, answer in enumerate(answers) if answer]
+        waiting, failed, until = {pipe: rank for rank, pipe in enumerate(pipes)}, {}, monotonic() + patience
+        while waiting and (ready := wait(list(waiting), max(0, until - monotonic()))):
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                if answer := pipe.recv():
+                    failed[rank], until = answer, min(until, monotonic() + PATIENCE_AFTER)
+        failed |= dict.fromkeys(waiting.values(), "no answer")
+        return [f"rank {rank} of {self.world}:\n{failed[rank]}" for rank in sorted(failed)]
 
     def _start_again(self) -> None:
         """For ranks may be anywhere after one of them failed."""
